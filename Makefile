@@ -1,0 +1,45 @@
+# Everything a fresh machine needs: `make quickstart` and `make test` create .venv and install by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+OUT := build/quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lab check bench clean
+
+help:  ## show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
+	@echo "Installing into .venv (PyTorch alone is a few GB: one to five minutes) …"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+quickstart: $(INSTALLED)  ## train the networks on real images, measure their landscapes, print the table (minutes)
+	@mkdir -p $(OUT)
+	@echo "Executing notebooks/00_quickstart.ipynb …"
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute notebooks/00_quickstart.ipynb --output-dir $(OUT)
+	@cat $(OUT)/table.txt
+	@echo
+	@echo "Executed notebook: $(OUT)/00_quickstart.ipynb   (open it: make lab)"
+	@echo "Figures and data:  $$(cd $(OUT) && ls *.png *.pdf *.html *.nc | tr '\n' ' ') in $(OUT)/"
+
+test: $(INSTALLED)  ## run the tests, then every notebook from top to bottom
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
+lab: $(INSTALLED)  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir .
+
+check: $(INSTALLED)  ## lint and check types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## print speeds as ratios measured in one run
+	$(BIN)/python tests/benchmarks/speed.py
+
+clean:  ## delete what was built, the environment included
+	rm -rf .venv build *.egg-info
