@@ -1,0 +1,79 @@
+"""Saving a network with everything that is needed to go on, and loading it without executing anything."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from . import files
+from .layers import copy_model, quantize
+from .models import make
+from .training import History, Recipe
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write weights, quantizer settings, recipe, history, probe and versions to `path`, whole or not at all.
+
+    Args:
+        model: Any network; what `build_model`, `quantize` and `train` left on it goes along.
+        path: Folders are made.
+    """
+    recipe, history = getattr(model, "recipe", None), getattr(model, "history", None)
+    content = {
+        "state": model.state_dict(),
+        "architecture": getattr(model, "architecture", None),
+        "quantization": getattr(model, "quantization", None),
+        "recipe": None if recipe is None else asdict(recipe),
+        "history": None if history is None else history.state(),
+        "probe": getattr(model, "probe", None),
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+    }
+    files.write(path, "model", content)
+
+
+def load(path: str | Path, model: nn.Module | None = None, *, map_location: Any = "cpu") -> nn.Module:
+    """Return the network that `save` wrote, in evaluation mode, with its recipe, history and probe.
+
+    Args:
+        path: The file.
+        model: Needed for networks that `build_model` did not make: one of the same kind, float or quantized. It is
+            left as it is.
+        map_location: Device of the weights; the probe stays on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is cut short or not ours, or holds another network than `model`.
+    """
+    content = files.read(path, "model", map_location)
+    network = _instance(content, model, path)
+    files.check_same_network(network, content["state"], path)
+    network.load_state_dict(content["state"])
+    attributes = cast(Any, network)
+    if content["architecture"] is not None:
+        attributes.architecture = content["architecture"]
+    if content["probe"] is not None:
+        attributes.probe = tuple(part.cpu() for part in content["probe"])
+    if content["recipe"] is not None:
+        attributes.recipe = Recipe.from_dict(content["recipe"])
+    if content["history"] is not None:
+        attributes.history = History.from_state(content["history"])
+    return network.to(map_location).eval()
+
+
+def _instance(content: dict[str, Any], model: nn.Module | None, path: str | Path) -> nn.Module:
+    if model is not None:
+        network = copy_model(model)
+    elif content["architecture"] is not None:
+        network = make(content["architecture"])
+    else:
+        raise ValueError(f"model must be given for {path}, got None: its network is not one of build_model's")
+    quantized = any(getattr(module, "is_quantizer", False) for module in network.modules())
+    settings = content["quantization"]
+    if settings is None or quantized:
+        return network
+    return quantize(network, settings["bits"], **{k: v for k, v in settings.items() if k != "bits"})

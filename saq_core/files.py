@@ -1,0 +1,77 @@
+"""Files that are written whole or not at all, and read without executing anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORMAT = "saq_core checkpoint 1"
+
+
+def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
+    """Write tensors and primitives to `path`: a temporary file beside it, renamed when complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        torch.save({"format": FORMAT, "kind": kind, **content}, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(path: str | Path, kind: str, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read what `write` wrote; nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is cut short, is not one of ours, or is of another kind.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on a foreign file; the error below says it
+            content = torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is cut short or not a saq_core checkpoint: {reason}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a saq_core checkpoint: it was written by something else")
+    if content["kind"] != kind:
+        raise ValueError(f"{path} must hold a {kind}, got a {content['kind']}")
+    return content
+
+
+def storable(value: Any) -> Any:
+    """Return `value` if a checkpoint can hold it (tensors, primitives, lists and dicts of them), else its text."""
+    if value is None or isinstance(value, bool | int | float | str | Tensor):
+        return value.detach().cpu() if isinstance(value, Tensor) else value
+    if isinstance(value, list | tuple):
+        return [storable(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): storable(item) for key, item in value.items()}
+    return repr(value)
+
+
+def check_same_network(model: nn.Module, state: dict[str, Any], path: str | Path) -> None:
+    """Raise, before anything is changed, if the stored state does not fit the model."""
+    own = model.state_dict()
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in own]
+    for name in own.keys() & state.keys():
+        mine, theirs = own[name], state[name]
+        if isinstance(mine, Tensor) and mine.shape != theirs.shape:
+            problems.append(f"{name} has shape {tuple(theirs.shape)} there, {tuple(mine.shape)} here")
+        elif isinstance(mine, dict) and mine.get("bits") != theirs.get("bits"):
+            problems.append(f"{name} has {theirs.get('bits')} bits there, {mine.get('bits')} here")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"{path} holds another network: {'; '.join(problems[:3])}{more}")

@@ -1,0 +1,206 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from saq_core import Data, Recipe, build_model, calibrate, dequantize, evaluate, load_data, quantize, train
+from saq_core.layers import QConv2d, QLinear
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    model = build_model("resnet8", digits)
+    train(model, digits, Recipe(epochs=4, lr=0.1, batch_size=64))
+    return model
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5)
+    )
+
+
+X = torch.randn(7, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("quantizer", ["lsq", "liq"])
+def test_float_bits_are_the_float_network_bit_for_bit(quantizer):
+    model = small().eval()
+    assert torch.equal(quantize(model, "W32A32", quantizer=quantizer)(X), model(X))
+
+
+@pytest.mark.parametrize("quantizer", ["lsq", "liq"])
+def test_eight_bits_after_calibration_alone_keep_the_accuracy(trained, digits, quantizer):
+    both = [torch.cat([a, b]) for a, b in zip(digits.test, digits.val, strict=True)]
+    exact = evaluate(trained, tuple(both)).accuracy
+    found = evaluate(calibrate(quantize(trained, "W8A8", quantizer=quantizer), digits), tuple(both)).accuracy
+    assert abs(found - exact) <= 0.005
+
+
+def test_names_shapes_and_values_of_the_float_network_stay(trained):
+    quantized = quantize(trained, "W4A4", per_channel=True)
+    state = quantized.state_dict()
+    for name, value in trained.state_dict().items():
+        assert torch.equal(state[name], value)
+    assert not any("delta" in name for name in state)
+    assert quantized.load_state_dict(trained.state_dict(), strict=False).unexpected_keys == []
+
+
+def test_the_original_is_left_alone_and_shares_no_weights():
+    model = small()
+    before = copy.deepcopy(model.state_dict())
+    twin = quantize(model)
+    twin[0].weight.data.zero_()
+    assert type(model[0]) is nn.Conv2d and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_probe_and_architecture_are_handed_on(trained):
+    twin = quantize(trained, "W4A4")
+    assert all(a is b for a, b in zip(twin.probe, trained.probe, strict=True))
+    assert twin.architecture == trained.architecture and not hasattr(twin, "history")
+    assert twin.quantization["bits"] == "W4A4"
+
+
+def test_layers_tell_their_quantized_weights():
+    twin = quantize(small(), "W4A32")
+    q, delta, step = twin[3].quantized_weights()["weight"]
+    assert delta is twin[3].delta and not delta.any() and not q.requires_grad
+    assert q.shape == twin[3].weight.shape and torch.equal(q, twin[3].used_weight())
+    torch.testing.assert_close((q / step).round() * step, q)
+
+
+def test_delta_is_added_after_the_quantizer_and_gets_the_gradient_of_the_quantized_weight():
+    twin = quantize(small(), "W4A32").double().eval()
+    layer = twin[3]
+    e = torch.randn_like(layer.weight) * 0.1
+    expected = dequantize(twin)
+    expected[3].weight.data += e
+    layer.delta.copy_(e)
+    torch.testing.assert_close(twin(X.double()), expected(X.double()))
+    layer.delta.requires_grad_(True)
+    twin(X.double()).square().sum().backward()
+    expected(X.double()).square().sum().backward()
+    torch.testing.assert_close(layer.delta.grad, expected[3].weight.grad)
+
+
+@pytest.mark.parametrize("quantizer", ["lsq", "liq"])
+def test_dequantized_network_computes_the_same(quantizer):
+    twin = quantize(small(), "W3A32", quantizer=quantizer).eval()
+    plain = dequantize(twin)
+    assert torch.equal(plain(X), twin(X))
+    assert {type(m) for m in plain} == {type(m) for m in small()}
+
+
+def test_first_and_last_layers_get_their_own_bits():
+    twin = quantize(small(), "W4A3")
+    bits = [(m.weight_quantizer.bits, m.input_quantizer.bits) for m in (twin[0], twin[3], twin[6])]
+    assert bits == [(8, 32), (4, 3), (8, 8)]
+    twin = quantize(small(), "W4A3", first_last_bits=None, input_bits=6)
+    bits = [(m.weight_quantizer.bits, m.input_quantizer.bits) for m in (twin[0], twin[3], twin[6])]
+    assert bits == [(4, 6), (4, 3), (4, 3)]
+    twin = quantize(small(), "W4A32")
+    assert twin[6].input_quantizer.bits == 32
+    twin = quantize(small(), {"3": "W2A5", "6": 4})
+    bits = [(m.weight_quantizer.bits, m.input_quantizer.bits) for m in (twin[0], twin[3], twin[6])]
+    assert bits == [(8, 32), (2, 5), (4, 4)]
+
+
+def test_float_weights_with_quantized_activations_work():
+    twin = calibrate(quantize(small(), "W32A4"), X).eval()
+    assert twin(X).isfinite().all() and not torch.equal(twin(X), small().eval()(X))
+
+
+def test_calibration_chooses_the_sign_of_activations():
+    twin = calibrate(quantize(small(), "W4A4", input_bits=8), (X, torch.zeros(7)))
+    assert twin[0].input_quantizer.signed is True and twin[3].input_quantizer.signed is False
+    assert type(twin[0]) is QConv2d and type(twin[6]) is QLinear
+
+
+def test_uncalibrated_network_raises_and_calibration_restores_the_mode():
+    twin = quantize(small(), "W4A4").train()
+    with pytest.raises(RuntimeError, match="calibrate"):
+        twin(X)
+    statistics = twin[1].running_mean.clone()
+    assert calibrate(twin, [X[:3], (X[3:], None)]) is twin
+    assert twin.training and torch.equal(twin[1].running_mean, statistics)
+    twin(X)
+
+
+def test_failed_calibration_leaves_the_network_uncalibrated():
+    twin = quantize(small(), "W4A4")
+    for empty in ([], (X[:0], torch.zeros(0)), X[:0]):
+        with pytest.raises(ValueError, match="at least one sample"):
+            calibrate(twin, empty)
+    with pytest.raises(RuntimeError):
+        calibrate(twin, [X, torch.randn(2, 5)])
+    with pytest.raises(RuntimeError, match="calibrate"):
+        twin(X)
+    with pytest.raises(ValueError, match="data must be"):
+        calibrate(twin, 3)
+
+
+@pytest.mark.parametrize("bits", ["W4A", "4", "W4A4x", "", "A4W4", "W0A4", "W4A33", 0, 33, 2.5])
+def test_malformed_bits_are_refused(bits):
+    with pytest.raises(ValueError, match="bits must"):
+        quantize(small(), bits)
+
+
+def test_other_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"close are \['3'"):
+        quantize(small(), {"33": 4})
+    with pytest.raises(ValueError, match="quantizer must be one of .*'lsq'"):
+        quantize(small(), quantizer="lqs")
+    with pytest.raises(ValueError, match="first_last_bits must"):
+        quantize(small(), first_last_bits=40)
+    with pytest.raises(ValueError, match="input_bits must"):
+        quantize(small(), input_bits=0)
+    with pytest.raises(ValueError, match="needs >= 2 weights per filter"):
+        quantize(nn.Sequential(nn.Conv2d(1, 3, 1)), quantizer="liq", per_channel=True)
+    with pytest.raises(ValueError, match="quantized already"):
+        quantize(quantize(small()))
+    with pytest.raises(ValueError, match="got none"):
+        quantize(nn.Sequential(nn.ReLU()))
+
+
+def test_layers_that_cannot_be_quantized_are_named():
+    with pytest.warns(UserWarning, match=r"0 \(Conv1d\), 1\.attention \(MultiheadAttention\)") as caught:
+        block = nn.Module()
+        block.attention, block.linear = nn.MultiheadAttention(4, 2), nn.Linear(4, 4)
+        twin = quantize(nn.Sequential(nn.Conv1d(2, 2, 3), block))
+    assert len(caught) == 1 and type(twin[1].linear) is QLinear
+
+
+def test_encoder_layers_are_left_whole_because_their_fused_path_reads_the_weights():
+    with pytest.warns(UserWarning, match="TransformerEncoderLayer"):
+        twin = quantize(nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8), nn.Linear(4, 2)))
+    assert type(twin[0].linear1) is nn.Linear and type(twin[1]) is QLinear
+
+
+def test_custom_data_can_be_calibrated_on():
+    data = Data((X, torch.zeros(7, dtype=torch.long)), (X, torch.zeros(7).long()), (X, torch.zeros(7).long()), 5)
+    calibrate(quantize(small()), data)(X)
+
+
+def test_the_authors_liq_keeps_weights_in_normalised_units_and_says_so():
+    literal, plain = (quantize(small(), "W4A32", quantizer=name) for name in ("liq-authors", "liq"))
+    units = [m[3].weight_quantizer.weight_units for m in (literal, plain)]
+    assert units == ["normalised", "plain"] and literal[6].weight_quantizer.weight_units == "plain"
+    w = plain[3].weight.detach()
+    torch.testing.assert_close(plain[3].used_weight(), literal[3].used_weight() * w.std() + w.mean())
+
+
+def test_signed_one_bit_input_is_refused_and_leaves_no_quantizer_observing():
+    twin = quantize(small(), "W4A1", first_last_bits=None, input_bits=1)
+    with pytest.raises(ValueError, match='quantizer="liq"'):
+        calibrate(twin.train(), X)
+    assert twin.training
+    twin[0].input_quantizer = nn.Identity()
+    with pytest.raises(RuntimeError, match="calibrate"):
+        twin(X)

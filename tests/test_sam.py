@@ -1,0 +1,331 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from saq_core import SAM, SAQ, quantize
+from saq_core.sam import CASES
+
+GENERATOR = torch.Generator().manual_seed(3)
+X, Y = torch.randn(7, 2, 4, 4, generator=GENERATOR), torch.randint(0, 5, (7,), generator=GENERATOR)
+
+
+class Net(nn.Module):
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3)
+        self.dropout, self.fc = nn.Dropout(dropout), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.dropout(F.relu(self.bn2(self.conv2(x)))).flatten(1))
+
+
+def build(bits=None, quantizer="lsq", dropout=0.0, dtype=torch.float64):
+    torch.manual_seed(0)
+    model = Net(dropout).to(dtype)
+    return model if bits is None else quantize(model, bits, quantizer=quantizer)
+
+
+def setup(model, rho=0.05, case=None, lr=0.1, **options):
+    base = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    if case:
+        options["measured_at"], options["applied_to"] = CASES[case]
+    return SAM(model, base, rho=rho, **options)
+
+
+def closure_for(model, optimizer, seen=None):
+    x = X.to(next(model.parameters()).dtype)
+
+    def closure():
+        optimizer.zero_grad()
+        if seen is not None:
+            seen.append({k: v.detach().clone() for k, v in positions(model).items()})
+        loss = F.cross_entropy(model(x), Y)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def positions(model):
+    """Everything a perturbation can move, by name; the deltas among them."""
+    deltas = {k: b for k, b in model.named_buffers() if k.endswith("delta")}
+    return dict(model.named_parameters()) | deltas
+
+
+def perturbation(model, optimizer):
+    """ε of one step, as the closure sees it."""
+    seen = []
+    optimizer.step(closure_for(model, optimizer, seen))
+    return {k: seen[1][k] - v for k, v in seen[0].items()}
+
+
+def norm(tensors):
+    return torch.cat([t.flatten() for t in tensors]).norm()
+
+
+@pytest.mark.parametrize("metric", ["plain", "adaptive", "normalised"])
+@pytest.mark.parametrize("case", [1, 2, 3])
+@pytest.mark.parametrize("quantizer", ["lsq", "liq"])
+def test_epsilon_has_norm_rho_in_the_metric(metric, case, quantizer):
+    model = build("W3A32", quantizer, dtype=torch.float64)
+    start = copy.deepcopy(model)
+    epsilon = perturbation(model, setup(model, 0.3, case, metric=metric))
+    scaled = []
+    for name, e in epsilon.items():
+        layer, _, last = name.rpartition(".")
+        w = e.new_ones(())
+        if e.ndim >= 2 and metric != "plain":
+            weight = start.get_submodule(layer).weight.detach()
+            at = start.get_submodule(layer).quantized_weights()["weight"][0] if case == 3 else weight
+            w = at.abs() + 0.01 if metric == "adaptive" else weight.std()
+        scaled.append(e / w)
+    assert float(norm(scaled)) == pytest.approx(0.3, rel=1e-6)
+    moved = {name.rpartition(".")[2] for name, e in epsilon.items() if e.any() and e.ndim >= 2}
+    assert moved == ({"weight"} if case == 2 else {"delta"})
+
+
+def test_sam_equals_its_definition_on_a_quadratic():
+    a = torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)
+    layer = nn.Linear(3, 1, bias=False).double()
+    layer.weight.data = torch.tensor([[1.0, -2.0, 0.7]], dtype=torch.float64)
+    w = layer.weight.detach().clone().flatten()
+    optimizer = SAM(layer, torch.optim.SGD(layer.parameters(), lr=0.1), rho=0.2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (a * layer.weight.flatten() ** 2).sum() / 2
+        loss.backward()
+        return loss
+
+    loss = optimizer.step(closure)
+    expected = w - 0.1 * a * (w + 0.2 * a * w / (a * w).norm())
+    torch.testing.assert_close(layer.weight.detach().flatten(), expected, atol=1e-14, rtol=0)
+    assert loss.item() == pytest.approx(float((a * w**2).sum() / 2))
+
+
+def test_adaptive_and_normalised_epsilon_on_a_quadratic():
+    g = torch.tensor([3.0, -1.0, 0.5], dtype=torch.float64)
+    w = torch.tensor([1.0, -2.0, 0.7], dtype=torch.float64)
+    for metric, t in (("adaptive", w.abs() + 0.01), ("normalised", w.std().expand(3))):
+        layer = nn.Linear(3, 1, bias=False).double()
+        layer.weight.data = w[None].clone()
+        optimizer = SAM(layer, torch.optim.SGD(layer.parameters(), lr=0.0), rho=0.2, metric=metric)
+        seen = []
+
+        def closure(layer=layer, optimizer=optimizer, seen=seen):
+            optimizer.zero_grad()
+            seen.append(layer.weight.detach().clone())
+            (g * layer.weight).sum().backward()
+
+        optimizer.step(closure)
+        expected = 0.2 * t**2 * g / (t * g).norm()
+        torch.testing.assert_close((seen[1] - seen[0]).flatten(), expected, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("case", [1, 2, 3])
+@pytest.mark.parametrize("bits, quantizer", [("W4A32", "lsq"), ("W2A32", "liq"), (None, "")])
+def test_rho_zero_is_the_base_optimizer_bit_for_bit_with_dropout(case, bits, quantizer):
+    plain, sharp = (build(bits, quantizer, dropout=0.5, dtype=torch.float32) for _ in range(2))
+    base, sam = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), setup(sharp, 0.0, case)
+    for model, optimizer in ((plain, base), (sharp, sam)):
+        torch.manual_seed(5)
+        losses = [optimizer.step(closure_for(model, optimizer)).item() for _ in range(4)]
+        model.losses, model.next_random = losses, torch.rand(1).item()
+    assert plain.losses == sharp.losses and plain.next_random == sharp.next_random
+    for name, value in plain.state_dict().items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, sharp.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("quantizer, settings", [("lsq", "step"), ("liq", "clip")])
+def test_case_3_equals_case_1_exactly_where_nothing_is_clipped(quantizer, settings):
+    def epsilon(case, widen):
+        model = build("W4A32", quantizer)
+        for name, parameter in model.named_parameters():
+            if name.endswith(settings):
+                parameter.data *= widen
+        return torch.cat([e.flatten() for e in perturbation(model, setup(model, 0.1, case)).values()])
+
+    torch.testing.assert_close(epsilon(1, 4.0), epsilon(3, 4.0), atol=1e-12, rtol=0)
+    assert (epsilon(1, 0.3) - epsilon(3, 0.3)).norm() > 1e-3
+
+
+@pytest.mark.parametrize("case", [1, 3])
+def test_gradient_used_is_the_straight_through_one_at_the_perturbed_point(case):
+    model = build("W3A32")
+    twin = copy.deepcopy(model)
+    seen = []
+    optimizer = setup(model, 0.3, case, lr=0.0)
+    optimizer.step(closure_for(model, optimizer, seen))
+    with torch.no_grad():
+        for name, value in positions(twin).items():
+            value.copy_(seen[1][name])
+    F.cross_entropy(twin(X.double()), Y).backward()
+    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+@pytest.mark.parametrize("case", [1, 2, 3])
+def test_batchnorm_moves_once_and_nothing_of_epsilon_stays(case):
+    model = build("W4A32")
+    reference = copy.deepcopy(model)
+    reference(X.double())
+    optimizer = setup(model, 0.5, case, lr=0.0)
+    optimizer.step(closure_for(model, optimizer))
+    for name, value in model.state_dict().items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, reference.state_dict()[name]), name
+    for layer in (model.conv1, model.conv2, model.fc):
+        assert not layer.delta.any() and not layer.delta.requires_grad and layer.delta.grad is None
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("failing", [1, 2])
+def test_an_exception_leaves_the_weights_as_they_were(error, failing):
+    model = build("W4A32")
+    before = {k: v.detach().clone() for k, v in positions(model).items()}
+    optimizer = setup(model, 0.5, 3)
+    closure, calls = closure_for(model, optimizer), []
+
+    def fails():
+        calls.append(1)
+        loss = closure()
+        if len(calls) == failing:
+            raise error
+        return loss
+
+    with pytest.raises(error):
+        optimizer.step(fails)
+    assert all(torch.equal(before[k], v) for k, v in positions(model).items())
+    assert not model.conv1.delta.requires_grad and model.conv1.delta.grad is None
+
+
+def test_steps_of_quantizers_and_frozen_weights_are_not_perturbed():
+    model = build("W4A32")
+    model.conv2.weight.requires_grad_(False)
+    epsilon = perturbation(model, setup(model, 0.5, 3))
+    still = {name for name, e in epsilon.items() if not e.any()}
+    assert {"conv2.delta", "conv2.weight", "conv1.weight_quantizer.step"} <= still
+    assert {"conv1.delta", "bn1.weight", "fc.bias", "conv2.bias"}.isdisjoint(still)
+
+
+def test_second_pass_sees_the_perturbed_weights_under_autocast():
+    model = build(dtype=torch.float32)
+    optimizer = setup(model, rho=2.0)
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(X)
+        loss = F.cross_entropy(output.float(), Y)
+        losses.append(loss.item())
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert losses[1] > losses[0] + 0.1 and first.item() == losses[0]
+
+
+def test_zero_gradient_gives_no_perturbation():
+    layer = nn.Linear(3, 2)
+    before = layer.weight.detach().clone()
+    optimizer = setup(layer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (layer(torch.zeros(1, 3)) * 0).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert torch.equal(layer.weight, before)
+
+
+def test_a_weight_shared_by_two_layers_works_in_every_case():
+    for case in (1, 2, 3):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        model[1].weight = model[0].weight
+        model = quantize(model, "W4A32").double()
+        optimizer = setup(model, 0.1, case)
+
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = model(X.double()[:, 0]).square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure, diagnose=torch.float32)
+        assert optimizer.diagnostics["received_cosine"].isfinite()
+
+
+def test_diagnostics_agree_with_their_definitions():
+    model = build("W2A32")
+    twin = copy.deepcopy(model)
+    optimizer = setup(model, 0.5, 2, lr=0.0)
+    seen = []
+    optimizer.step(closure_for(model, optimizer, seen), diagnose=torch.float64)
+    found = optimizer.diagnostics
+    e = {k: seen[1][k] - seen[0][k] for k in seen[0]}
+    weights = {k: v for k, v in twin.named_parameters() if "quantizer" not in k}
+    assert float(found["relative_norm"]) == pytest.approx(0.5 / float(norm(weights.values()).detach()))
+    flips = total = 0
+    received = []
+    for layer in ("conv1", "conv2", "fc"):
+        quantizer, w = twin.get_submodule(layer).weight_quantizer, weights[f"{layer}.weight"].detach()
+        a, b = quantizer(w).detach(), quantizer(w + e[f"{layer}.weight"]).detach()
+        flips, total = flips + int(((a - b).abs() > 1e-9).sum()), total + w.numel()
+        received.append((b - a).flatten())
+    assert flips > 0 and float(found["flip_rate"]) == pytest.approx(flips / total)
+    sent = torch.cat([e[f"{layer}.weight"].flatten() for layer in ("conv1", "conv2", "fc")])
+    expected = F.cosine_similarity(sent, torch.cat(received), dim=0)
+    assert float(found["received_cosine"]) == pytest.approx(float(expected), rel=1e-9)
+    ends = []
+    for case in (1, 3):
+        other = copy.deepcopy(twin)
+        ends.append(perturbation(other, setup(other, 0.5, case)))
+    first, third = (torch.cat([v.flatten() for v in one.values()]) for one in ends)
+    expected = F.cosine_similarity(first, third, dim=0)
+    assert float(found["cosine_case1_case3"]) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_diagnostics_of_a_float_network_are_nan_where_undefined():
+    model = build(dtype=torch.float32)
+    optimizer = setup(model, 1e-4)
+    optimizer.step(closure_for(model, optimizer), diagnose=torch.bfloat16)
+    found = optimizer.diagnostics
+    assert found["flip_rate"].isnan() and found["cosine_case1_case3"].isnan()
+    assert 0 < found["received_cosine"] < 0.9  # bfloat16 swallows a small perturbation
+    optimizer.step(closure_for(model, optimizer), diagnose=torch.float32)
+    assert optimizer.diagnostics["received_cosine"] > 0.999
+
+
+def test_it_delegates_to_the_optimizer_and_trains():
+    model = build("W4A32")
+    optimizer = setup(model, 0.05, 3)
+    losses = [optimizer.step(closure_for(model, optimizer)).item() for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert optimizer.param_groups is optimizer.optimizer.param_groups
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf"), "0.1", True])
+def test_bad_rho_is_refused(rho):
+    with pytest.raises(ValueError, match="rho must be >= 0 and finite, got"):
+        setup(build(), rho)
+    with pytest.raises(ValueError, match="rho must be >= 0"):
+        SAQ(rho)
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match='applied_to must be "quantized"'):
+        setup(build(), measured_at="quantized", applied_to="latent")
+    with pytest.raises(ValueError, match=r"measured_at must be one of \['latent', 'quantized'\], got 'latnt'"):
+        setup(build(), measured_at="latnt")
+    with pytest.raises(ValueError, match="metric must be one of"):
+        setup(build(), metric="euclid")
+    with pytest.raises(ValueError, match=r"case must be one of \[1, 2, 3\], got 4"):
+        SAQ(case=4)

@@ -1,0 +1,275 @@
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from saq_core import SAQ, Data, Recipe, build_model, calibrate, evaluate, load_data, quantize, train
+from saq_core.data import training_batches
+
+
+def toy(n=40, classes=3):
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % classes
+    x = torch.randn(n, 4, generator=generator) + 2 * F.one_hot(y, 4)
+    return Data((x, y), (x[:9], y[:9]), (x[:12], y[:12]), classes)
+
+
+def network(dropout=0.3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3))
+
+
+def same(one, two):
+    return all(torch.equal(v, two[k]) for k, v in one.items() if isinstance(v, torch.Tensor))
+
+
+RECIPE = Recipe(epochs=3, lr=0.1, batch_size=8)
+
+
+def test_training_learns_and_leaves_what_it_promises():
+    model, data = network(), toy()
+    history = train(model, data, RECIPE)
+    assert list(history.table.columns) == ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds"]
+    assert len(history.table) == 3 and history.steps.shape == (15,)
+    assert history.steps[-5:].mean() < history.steps[:5].mean()
+    assert history.epochs[0]["loss"] == pytest.approx(float(history.steps[:5].mean()))
+    assert model.probe is data.probe and model.recipe == RECIPE and model.history is history and not model.training
+    assert "3 epochs" in repr(history)
+
+
+def test_training_equals_a_loop_written_by_hand():
+    model, twin, data = network(0.0), network(0.0), toy()
+    train(model, data, Recipe(epochs=1, lr=0.1, batch_size=8, schedule="constant", seed=2))
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    torch.manual_seed(2 * 1_000_003)
+    for x, y in training_batches(data, 8):
+        optimizer.zero_grad()
+        F.cross_entropy(twin(x), y).backward()
+        optimizer.step()
+    assert same(model.state_dict(), twin.state_dict())
+
+
+def test_learning_rate_follows_the_schedule():
+    rates = []
+    data = toy()
+    train(
+        network(), data, Recipe(epochs=4, lr=0.2, batch_size=8), on_epoch=lambda m, h: rates.append(h.epochs[-1]["lr"])
+    )
+    steps = torch.tensor([4, 9, 14, 19]) / 20
+    torch.testing.assert_close(torch.tensor(rates), (0.1 * (1 + (torch.pi * steps).cos())))
+    history = train(network(), data, Recipe(epochs=2, lr=0.2, schedule="constant"))
+    assert [row["lr"] for row in history.epochs] == [0.2, 0.2]
+
+
+@pytest.mark.parametrize("sam", [None, SAQ(0.05), SAQ(0.05, case=1, metric="normalised"), SAQ(0.05, case=2)])
+def test_same_seed_same_numbers_and_the_global_state_is_left_alone(sam):
+    def run(seed):
+        model = quantize(network(), "W4A32")
+        before = torch.get_rng_state()
+        history = train(model, toy(), Recipe(epochs=2, lr=0.1, batch_size=8, sam=sam, seed=seed))
+        assert torch.equal(before, torch.get_rng_state())
+        return history, model
+
+    (one, a), (two, b), (other, _) = run(0), run(0), run(1)
+    assert torch.equal(one.steps, two.steps) and same(a.state_dict(), b.state_dict())
+    assert not torch.equal(one.steps, other.steps)
+    names = {"flip_rate", "cosine_case1_case3", "relative_norm", "received_cosine"}
+    assert (names & set(one.epochs[0])) == (names if sam else set())
+
+
+def test_rho_zero_trains_the_quantized_network_as_plain_sgd():
+    plain, sharp = quantize(network(), "W4A32"), quantize(network(), "W4A32")
+    one = train(plain, toy(), RECIPE)
+    two = train(sharp, toy(), Recipe(epochs=3, lr=0.1, batch_size=8, sam=SAQ(0.0)))
+    assert torch.equal(one.steps, two.steps) and same(plain.state_dict(), sharp.state_dict())
+
+
+def test_weight_decay_leaves_quantizer_steps_alone():
+    def steps(decay):
+        model = quantize(network(0.0), "W4A32")
+        before = model[0].weight_quantizer.step.detach().clone()
+        recipe = Recipe(epochs=1, lr=1e-3, batch_size=40, momentum=0.0, weight_decay=decay)
+        train(model, toy(), recipe)
+        return before, model[0].weight_quantizer.step.detach(), model[0].weight.detach()
+
+    (_, plain, w), (start, decayed, shrunk) = steps(0.0), steps(100.0)
+    assert torch.equal(plain, decayed) and not torch.equal(start, decayed) and shrunk.norm() < w.norm()
+
+
+def test_on_epoch_fills_columns():
+    calls = []
+
+    def watch(model, history):
+        calls.append(model.training)
+        return {"norm": len(history.epochs)} if len(history.epochs) < 3 else 7
+
+    history = train(network(), toy(), RECIPE, on_epoch=watch)
+    assert history.table["norm"].tolist()[:2] == [1, 2] and history.table["on_epoch"].tolist()[2] == 7
+    assert len(calls) == 3
+
+
+def test_snapshots_can_be_loaded_back():
+    model = network()
+    history = train(model, toy(), RECIPE, snapshots="epoch")
+    assert len(history.snapshots) == 3 and same(history.snapshots[-1], model.state_dict())
+    assert not same(history.snapshots[0], history.snapshots[1])
+    twin = network()
+    twin.load_state_dict(history.snapshots[-1])
+    assert same(twin.state_dict(), model.state_dict())
+    with pytest.raises(ValueError, match="snapshots must be"):
+        train(model, toy(), RECIPE, snapshots="step")
+
+
+@pytest.mark.parametrize("sam", [None, SAQ(0.05)])
+def test_interrupted_training_resumes_to_the_same_numbers(tmp_path, sam):
+    recipe = Recipe(epochs=5, lr=0.1, batch_size=8, sam=sam)
+
+    def prepared():
+        return calibrate(quantize(network(), "W4A4"), toy())
+
+    whole = prepared()
+    expected = train(whole, toy(), recipe, snapshots="epoch")
+
+    def interrupt(model, history):
+        if len(history.epochs) == 3:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "run.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared(), toy(), recipe, on_epoch=interrupt, snapshots="epoch", checkpoint=path)
+    resumed = prepared()
+    history = train(resumed, toy(), recipe, snapshots="epoch", checkpoint=path)
+    assert same(whole.state_dict(), resumed.state_dict()) and torch.equal(history.steps, expected.steps)
+    assert len(history.epochs) == 5 and len(history.snapshots) == 5
+    for a, b in zip(expected.epochs, history.epochs, strict=True):
+        assert {**a, "seconds": 0} == pytest.approx({**b, "seconds": 0}, abs=0, nan_ok=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+    finished = train(prepared(), toy(), recipe, checkpoint=path)
+    assert torch.equal(finished.steps, expected.steps)
+
+
+def test_checkpoint_of_another_training_is_refused_and_the_model_unchanged(tmp_path):
+    path = tmp_path / "run.pt"
+    train(network(), toy(), RECIPE, checkpoint=path)
+    with pytest.raises(ValueError, match=r"same recipe, got other {'lr': 0.1}"):
+        train(network(), toy(), Recipe(epochs=3, lr=0.2, batch_size=8), checkpoint=path)
+    model = nn.Sequential(nn.Linear(4, 3))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="holds another network"):
+        train(model, toy(), RECIPE, checkpoint=path)
+    assert same(before, model.state_dict())
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="cut short"):
+        train(network(), toy(), RECIPE, checkpoint=path)
+
+
+def test_results_of_on_epoch_that_are_no_numbers_are_kept_as_text(tmp_path):
+    train(network(), toy(), RECIPE, on_epoch=lambda m, h: {"shape": (1, 2), "odd": {3}}, checkpoint=tmp_path / "a")
+    history = train(network(), toy(), RECIPE, checkpoint=tmp_path / "a")
+    assert history.epochs[-1]["shape"] == [1, 2] and history.epochs[-1]["odd"] == "{3}"
+
+
+def test_diverging_loss_stops_with_a_clear_error():
+    with pytest.raises(FloatingPointError, match=r"training loss is (nan|inf) at step \d+ of epoch 1: try an lr below"):
+        data = toy()
+        x, y = data.train
+        x = x.clone()
+        x[0] = torch.inf
+        train(network(), Data((x, y), data.val, data.test, 3), RECIPE)
+
+
+def test_uncalibrated_network_is_refused_before_training():
+    model = quantize(network(), "W4A4")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match=r"4\.input_quantizer.*calibrate\(model, data\)"):
+        train(model, toy(), RECIPE)
+    assert same(before, model.state_dict())
+
+
+def test_network_without_trainable_weights_is_refused():
+    with pytest.raises(ValueError, match="trainable"):
+        train(network().requires_grad_(False), toy(), RECIPE)
+    with pytest.raises(ValueError, match="trainable"):
+        train(nn.Flatten(), toy(), RECIPE)
+
+
+def test_adamw_and_amp_train():
+    model = calibrate(quantize(network(), "W4A4"), toy())
+    recipe = Recipe(epochs=2, lr=0.01, batch_size=8, optimizer="adamw", amp=True, sam=SAQ(0.05))
+    history = train(model, toy(), recipe)
+    assert history.steps.isfinite().all() and 0 < history.epochs[0]["received_cosine"] <= 1.001
+
+
+def test_without_a_compiler_training_runs_eager(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(UserWarning, match="training runs eager: no compiler here"):
+        history = train(network(), toy(), Recipe(epochs=1, lr=0.1, compile=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(history.steps, train(network(), toy(), Recipe(epochs=1, lr=0.1, compile=False)).steps)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_data_on_another_device_are_moved():
+    model = network().cuda()
+    train(model, toy(), Recipe(epochs=1, lr=0.1, batch_size=8, sam=SAQ(0.05), compile=False))
+    assert model.probe[0].device.type == "cpu" and evaluate(model, toy().test).loss > 0
+
+
+def test_evaluation_agrees_with_its_definition_and_restores_the_mode():
+    model, (x, y) = network().train(), toy().test
+    statistics = model[1].running_mean.clone()
+    found = evaluate(model, (x, y), batch_size=5)
+    assert model.training and torch.equal(statistics, model[1].running_mean)
+    model.eval()
+    losses = F.cross_entropy(model(x), y, reduction="none").detach()
+    hits = (model(x).argmax(1) == y).float()
+    assert found.loss == pytest.approx(float(losses.mean())) and found.accuracy == pytest.approx(float(hits.mean()))
+    assert found.loss_stderr == pytest.approx(float(losses.std(correction=0)) / 12**0.5)
+    assert found.accuracy_stderr == pytest.approx((found.accuracy * (1 - found.accuracy) / 12) ** 0.5)
+
+
+def test_bad_evaluation_data_are_refused():
+    x, y = toy().test
+    with pytest.raises(ValueError, match="at least one sample"):
+        evaluate(network(), (x[:0], y[:0]))
+    with pytest.raises(ValueError, match=r"labels must lie in 0 … 2, got 1 … 3"):
+        evaluate(network(), (x, y + 1))
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number"),
+        ({"lr": float("nan")}, "lr must be >= 0 and finite, got nan"),
+        ({"lr": -1}, "lr must be >= 0"),
+        ({"weight_decay": -1e-4}, "weight_decay must be >= 0"),
+        ({"schedule": "step"}, r"schedule must be one of \['cosine', 'constant'\], got 'step'"),
+        ({"optimizer": "lion"}, "optimizer must be one of"),
+    ],
+)
+def test_bad_recipes_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**{"epochs": 1, "lr": 0.1, **setting})
+
+
+def test_quantized_residual_network_learns_the_digits():
+    data = load_data("digits", device="cpu")
+    model = build_model("resnet8", data)
+    train(model, data, Recipe(epochs=4, lr=0.1, batch_size=64))
+    twin = calibrate(quantize(model, "W2A2"), data)
+    train(twin, data, Recipe(epochs=4, lr=0.05, batch_size=64, sam=SAQ(0.05)))
+    assert evaluate(model, data.test).accuracy > 0.93 and evaluate(twin, data.test).accuracy > 0.9
+
+
+def test_every_epoch_has_its_own_shuffle():
+    steps = train(network(0.0), toy(), Recipe(epochs=2, lr=0.0, batch_size=8)).steps
+    assert len(steps.unique()) == 10
