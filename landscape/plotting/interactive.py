@@ -1,0 +1,207 @@
+"""Curves and 3-D surfaces to turn, zoom and hover over, in a notebook or a web page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ..surfaces import Line, Surface
+from . import COLOURS, axis_label, check, columns, drawable, even_levels, gaps, limits, round_levels
+
+_MARK = "#D55E00"
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
+
+
+def lines(lines: Mapping[str, Line], *, value: str = "loss", log: bool = False, title: str | None = None) -> go.Figure:
+    """Draw curves into one plot, a colour for each network in the order of the mapping.
+
+    Args:
+        lines: name → line.
+        value: ``"loss"`` or ``"accuracy"``.
+        log: logarithmic axis of the loss; values ≤ 0 are gaps then, as NaN and inf always are.
+        title: replaces the default one.
+    """
+    check(lines, value, log)
+    values = {name: drawable(line, value, log) for name, line in lines.items()}
+    figure = go.Figure()
+    figure.add_vline(0, line={"color": "#bbbbbb", "width": 1}, layer="below")
+    for number, (name, line) in enumerate(lines.items()):
+        figure.add_traces(_curve(number, name, line, values[name]))
+    figure.update_xaxes(title=axis_label(next(iter(lines.values()))), zeroline=False, hoverformat=".4g")
+    figure.update_yaxes(title=value.capitalize() + " (log scale)" * log, type="log" if log else "linear")
+    if value == "accuracy":
+        figure.update_yaxes(range=[-0.02, 1.02])
+    notes = [f"{name}: {gaps(array, log)}".removeprefix(": ") for name, array in values.items() if gaps(array, log)]
+    _finish(figure, title or f"{value.capitalize()} along a direction", [_caption(lines), *notes])
+    figure.update_layout(height=420 + 16 * len(notes), showlegend=len(lines) > 1, hovermode="x unified")
+    _say_if_empty(figure, values, value)
+    return figure
+
+
+def surfaces(
+    surfaces: Mapping[str, Surface], *, value: str = "loss", log: bool = False, title: str | None = None
+) -> go.Figure:
+    """Draw a 3-D scene for each network side by side, all in one range of heights and colours.
+
+    Args:
+        surfaces: name → surface.
+        value: ``"loss"`` or ``"accuracy"``.
+        log: heights are log10 of the loss, for steep surfaces; values ≤ 0 are gaps then, as NaN and inf always are.
+        title: replaces the default one.
+    """
+    check(surfaces, value, log)
+    values = {name: drawable(surface, value, log) for name, surface in surfaces.items()}
+    heights = {name: np.log10(array) if log else array for name, array in values.items()}
+    low, high = limits(heights.values(), value)
+    floor = low - 0.3 * (high - low)  # below the lowest point, so that the contours on it are seen
+    figure = _panels({name: gaps(array, log) for name, array in values.items()})
+    wide = columns(len(surfaces))
+    for number, (name, surface) in enumerate(surfaces.items()):
+        cell = {"row": number // wide + 1, "col": number % wide + 1}
+        figure.add_trace(_centre(surface, heights[name], floor), **cell)
+        if np.isfinite(heights[name]).any():  # the browser fails on a sheet without a single point
+            figure.add_trace(_sheet(surface, heights[name], low, high), **cell)
+    ticks = _ticks(low, high, log)
+    figure.update_scenes(_scene(list(surfaces.values()), value, (floor, high + 0.02 * (high - low)), ticks))
+    figure.update_layout(coloraxis=_colours(value, low, high, ticks))
+    _finish(figure, title or f"{value.capitalize()} surface" + " (log scale)" * log, [_caption(surfaces)])
+    _say_if_empty(figure, values, value)
+    return figure
+
+
+def _curve(number: int, name: str, line: Line, values: np.ndarray) -> list[go.Scatter]:
+    """Return the curve and, as a trace of its own, the marked centre."""
+    colour, symbol = COLOURS[number % len(COLOURS)], _SYMBOLS[number % len(_SYMBOLS)]
+    alphas, middle = line.alphas.numpy(), len(values) // 2
+    curve = go.Scatter(
+        x=alphas,
+        y=values,
+        name=name,
+        mode="lines+markers",
+        line={"color": colour, "width": 2},
+        marker={"symbol": symbol, "size": 6},
+        customdata=np.stack([line.loss.numpy(), line.accuracy.numpy()], -1),
+        hovertemplate="loss %{customdata[0]:.4g}, accuracy %{customdata[1]:.4g}",
+        connectgaps=False,
+    )
+    marker = {"symbol": symbol, "size": 12, "color": colour, "line": {"color": "white", "width": 1.5}}
+    centre = go.Scatter(
+        x=alphas[[middle]], y=values[[middle]], mode="markers", marker=marker, showlegend=False, hoverinfo="skip"
+    )
+    return [curve, centre]
+
+
+def _panels(notes: Mapping[str, str]) -> go.Figure:
+    """Return empty scenes side by side, titled with the networks' names and what is missing."""
+    wide = columns(len(notes))
+    rows = -(-len(notes) // wide)
+    cells = [{"type": "scene"} if number < len(notes) else None for number in range(rows * wide)]
+    figure = make_subplots(
+        rows,
+        wide,
+        specs=[cells[row * wide : (row + 1) * wide] for row in range(rows)],
+        subplot_titles=[f"<b>{name}</b><br><sup>{note}</sup>" for name, note in notes.items()],
+        horizontal_spacing=0.01,
+        vertical_spacing=0.08,
+    )
+    figure.update_layout(height=110 + rows * (500, 420, 310)[wide - 1])
+    return figure
+
+
+def _sheet(surface: Surface, heights: np.ndarray, low: float, high: float) -> go.Surface:
+    step = (high - low) / 12
+    levels = {"show": True, "start": low + step / 2, "end": high, "size": step}
+    return go.Surface(
+        x=surface.alphas.numpy(),
+        y=surface.betas.numpy(),
+        z=heights.T,  # plotly has x along columns
+        coloraxis="coloraxis",
+        contours={"z": levels | {"usecolormap": True, "width": 2, "project": {"z": True}}},
+        customdata=np.stack([surface.loss.numpy(), surface.accuracy.numpy()], -1),  # but looks this up by [x, y]
+        hovertemplate="alpha %{x:.4g}<br>beta %{y:.4g}<br>loss %{customdata[0]:.4g}"
+        "<br>accuracy %{customdata[1]:.4g}<extra></extra>",
+        connectgaps=False,
+    )
+
+
+def _centre(surface: Surface, heights: np.ndarray, floor: float) -> go.Scatter3d:
+    """Return a point on the sheet and the plumb line below it."""
+    middle = len(heights) // 2
+    return go.Scatter3d(
+        x=surface.alphas.numpy()[[middle, middle]],
+        y=surface.betas.numpy()[[middle, middle]],
+        z=[heights[middle, middle], floor],
+        mode="lines+markers",
+        line={"color": _MARK, "width": 3},
+        marker={"size": 5, "color": _MARK, "line": {"color": "white", "width": 1}},
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _scene(
+    surfaces: Sequence[Surface], value: str, heights: tuple[float, float], ticks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the axes and the camera that all scenes share."""
+    plain = {"title_font_size": 11, "tickfont_size": 11, "backgroundcolor": "white", "gridcolor": "#dddddd"}
+    away = (1.0, 1.1, 1.43)[columns(len(surfaces)) - 1]  # narrow panels need room for the labels
+    scene: dict[str, Any] = {
+        "zaxis": plain | {"title_text": value * (len(surfaces) == 1), "range": heights} | dict(ticks),
+        "aspectmode": "manual",
+        "aspectratio": {"x": 1, "y": 1, "z": 0.8},
+        "camera": {"eye": {"x": 1.25 * away, "y": -1.25 * away, "z": 1.05 * away}, "center": {"z": -0.28}},
+    }
+    for number, axis in ((1, "alphas"), (2, "betas")):
+        span = max(float(getattr(surface, axis).abs().max()) for surface in surfaces)
+        label = axis_label(surfaces[0], number).replace(", ", "<br>")
+        scene["xyz"[number - 1] + "axis"] = plain | {"title_text": label, "range": [-span, span], "nticks": 5}
+    return scene
+
+
+def _colours(value: str, low: float, high: float, ticks: Mapping[str, Any]) -> dict[str, Any]:
+    bar = {"title": {"text": value, "side": "right"}, "thickness": 14, "len": 0.75, **ticks}
+    return {"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": bar}
+
+
+def _ticks(low: float, high: float, log: bool) -> dict[str, Any]:
+    """Return ticks at round values between low and high, which are log10 of the values if asked."""
+    levels = round_levels(10**low, 10**high, 5) if log else even_levels(low, high)[::2]
+    heights = np.log10(levels) if log else np.array(levels)
+    inside = (heights >= low) & (heights <= high)
+    return {"tickvals": heights[inside], "ticktext": [f"{level:g}" for level in np.array(levels)[inside]]}
+
+
+def _caption(results: Mapping[str, Line] | Mapping[str, Surface]) -> str:
+    """Say what was measured: the space, BatchNorm's statistics and the number of samples."""
+    phrases: dict[str, Callable[[Any], str]] = {
+        "space": lambda space: f"{space} weights",
+        "batchnorm": lambda policy: f"BatchNorm statistics {policy}",
+        "samples": lambda samples: f"{samples:,} samples",
+    }
+    parts = []
+    for key, phrase in phrases.items():
+        names: dict[str, list[str]] = {}
+        for name, result in results.items():
+            if key in result.about:
+                names.setdefault(phrase(result.about[key]), []).append(name)
+        parts += [f"{text} ({', '.join(who)})" if len(names) > 1 else text for text, who in names.items()]
+    return " · ".join(parts)
+
+
+def _finish(figure: go.Figure, title: str, notes: list[str]) -> None:
+    below = {"text": "<br>".join(notes), "font": {"size": 12, "color": "#666666"}}
+    figure.update_layout(
+        template="plotly_white",
+        title={"text": title, "subtitle": below, "x": 0.01, "y": 1, "yanchor": "top", "pad": {"t": 16}},
+        margin={"l": 10, "r": 10, "t": 70 + 20 * len(notes), "b": 10},
+    )
+
+
+def _say_if_empty(figure: go.Figure, values: Mapping[str, np.ndarray], value: str) -> None:
+    if all(np.isnan(array).all() for array in values.values()):
+        where = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper", "showarrow": False}
+        figure.add_annotation(text=f"no {value} can be drawn: none is finite", font={"size": 16}, **where)

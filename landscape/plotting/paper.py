@@ -1,0 +1,281 @@
+"""Figures for papers: curves, labelled contours and 3-D panels at the width of one or two columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from ..surfaces import Line, Surface
+from . import COLOURS, axis_label, check, columns, drawable, even_levels, limits, round_levels
+
+ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # inches, as ICML has them
+_RC: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "figure.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "grid.color": "0.85",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+}
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 1.5)), (0, (4, 1, 1, 1, 1, 1)))
+_MARKERS = ("o", "s", "D", "^", "X", "P")
+_MARK = "#D55E00"
+_QUIET = ListedColormap(0.45 + 0.55 * plt.get_cmap("viridis")(np.linspace(0, 1, 256))[:, :3], name="quiet viridis")
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Levels and colours shared by the panels compared."""
+
+    levels: list[float]
+    log: bool
+    extend: Any
+
+    def steps(self) -> ScalarMappable:
+        """Return one quiet colour between two levels."""
+        return ScalarMappable(BoundaryNorm(self.levels, _QUIET.N, extend=self.extend), _QUIET)
+
+    def smooth(self) -> ScalarMappable:
+        """Return colours that change all along."""
+        return ScalarMappable((LogNorm if self.log else Normalize)(self.levels[0], self.levels[-1]), "viridis")
+
+
+def lines(lines: Mapping[str, Line], ax: Axes | None = None, *, value: str = "loss", log: bool = False) -> Axes:
+    """Draw curves, a colour, dash and marker for each network, into axes (new ones by default) and return them.
+
+    Args:
+        lines: name → line, in the order of the colours.
+        ax: axes to draw into; labels that they have stay.
+        value: ``"loss"`` or ``"accuracy"``.
+        log: logarithmic axis of the loss; values ≤ 0 are gaps then, as NaN and inf always are.
+    """
+    check(lines, value, log)
+    with plt.rc_context(_RC):
+        ax = ax or _new_axes(2.3)
+        ax.axvline(0, color="0.8", linewidth=0.6, zorder=0)
+        values = [drawable(line, value, log) for line in lines.values()]
+        for number, ((name, line), array) in enumerate(zip(lines.items(), values, strict=True)):
+            _curve(ax, number, name, line, array)
+        if log:
+            ax.set_yscale("log")
+        if value == "accuracy":
+            ax.set_ylim(-0.02, 1.02)
+        _label(ax, x=axis_label(next(iter(lines.values()))), y=value.capitalize())
+        if all(np.isnan(array).all() for array in values):
+            ax.set(xticks=[], yticks=[])
+        if len(lines) > 1:
+            ax.legend(frameon=False)
+        _say_if_empty(ax, values, value)
+    return ax
+
+
+def contours(
+    surface: Surface, ax: Axes | None = None, *, value: str = "loss", levels: Sequence[float] | None = None
+) -> Axes:
+    """Draw labelled contours over a quiet map into axes (new ones by default) and return them.
+
+    Args:
+        surface: what to draw; gaps stay white.
+        ax: axes to draw into; labels that they have stay.
+        value: ``"loss"`` or ``"accuracy"``.
+        levels: increasing values; default round numbers, logarithmic for a positive loss.
+    """
+    check({"": surface}, value)
+    values = drawable(surface, value)
+    with plt.rc_context(_RC):
+        ax = ax or _new_axes(3.0, box_aspect=1)
+        _contours(ax, surface, values, _scale([values], value, levels))
+        _label(ax, x=axis_label(surface, 1), y=axis_label(surface, 2))
+        _say_if_empty(ax, [values], value)
+    return ax
+
+
+def surfaces(
+    surfaces: Mapping[str, Surface],
+    *,
+    value: str = "loss",
+    kind: str = "contour",
+    levels: Sequence[float] | None = None,
+) -> Figure:
+    """Draw a panel for each network side by side, all at the same levels and with one colour bar.
+
+    Args:
+        surfaces: name → surface; the names become titles.
+        value: ``"loss"`` or ``"accuracy"``.
+        kind: ``"contour"`` or ``"3d"``, whose heights are logarithmic where the levels are.
+        levels: increasing values; default round numbers around all panels, logarithmic for a positive loss.
+    """
+    check(surfaces, value)
+    if kind not in ("contour", "3d"):
+        raise ValueError(f'kind must be "contour" or "3d", got {kind!r}')
+    values = [drawable(surface, value) for surface in surfaces.values()]
+    scale = _scale(values, value, levels)
+    with plt.rc_context(_RC):
+        figure, axes = _panels(list(surfaces), kind)
+        for number, (ax, surface, array) in enumerate(zip(axes, surfaces.values(), values, strict=True)):
+            (_relief if kind == "3d" else _contours)(ax, surface, array, scale)
+            below, left = number + columns(len(axes)) >= len(axes), number % columns(len(axes)) == 0
+            ax.tick_params(labelbottom=below or kind == "3d", labelleft=left or kind == "3d")
+            _say_if_empty(ax, [array], value)
+        _label_panels(figure, axes, next(iter(surfaces.values())), kind)
+        _colour_bar(axes, scale.smooth() if kind == "3d" else scale.steps(), scale, value)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> list[Path]:
+    """Write a PDF with embedded fonts and a PNG of 300 dpi beside it, without timestamps; return both paths."""
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix in (".pdf", ".png") else path
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = [stem.with_name(stem.name + suffix) for suffix in (".pdf", ".png")]
+    with plt.rc_context(_RC):
+        figure.savefig(written[0], metadata={"CreationDate": None})
+        figure.savefig(written[1], dpi=300)
+    return written
+
+
+def _new_axes(height: float, box_aspect: float | None = None) -> Axes:
+    figure = plt.figure(figsize=(ONE_COLUMN, height), layout="constrained")
+    return figure.add_subplot(box_aspect=box_aspect)
+
+
+def _panels(names: Sequence[str], kind: str) -> tuple[Figure, list[Axes]]:
+    wide = columns(len(names))
+    rows = -(-len(names) // wide)
+    width = ONE_COLUMN if len(names) == 1 else TWO_COLUMNS
+    figure = plt.figure(figsize=(width, 0.4 + rows * ((width - 1.4) / wide + 0.25)), layout="constrained")
+    axes: list[Axes] = []
+    for number, name in enumerate(names, start=1):
+        if kind == "3d":
+            axes.append(figure.add_subplot(rows, wide, number, projection="3d", computed_zorder=False))
+        else:
+            first = axes[0] if axes else None
+            axes.append(figure.add_subplot(rows, wide, number, sharex=first, sharey=first, box_aspect=1))
+        axes[-1].set_title(name)
+        axes[-1].locator_params(nbins=2 if kind == "3d" else 5)
+    return figure, axes
+
+
+def _label(ax: Axes, *, x: str, y: str) -> None:
+    """Label the axes, unless they have labels."""
+    ax.set_xlabel(ax.get_xlabel() or x)
+    ax.set_ylabel(ax.get_ylabel() or y)
+
+
+def _label_panels(figure: Figure, axes: Sequence[Axes], surface: Surface, kind: str) -> None:
+    """Write the long labels once for all panels; in 3-D each axis has its short name."""
+    labels = [axis_label(surface, 1), axis_label(surface, 2)]
+    if kind == "contour":
+        figure.supxlabel(labels[0])
+        figure.supylabel(labels[1])
+        return
+    unit = labels[0].partition(", ")[2]
+    figure.supxlabel(f"Steps {unit}" if unit else ("\n" if len(axes) == 1 else " · ").join(labels))
+    for ax in axes:
+        ax.set_xlabel("direction 1", labelpad=-4)
+        ax.set_ylabel("direction 2", labelpad=-4)
+
+
+def _curve(ax: Axes, number: int, name: str, line: Line, values: np.ndarray) -> None:
+    """Draw a curve with about eight markers, one on every point between two gaps, and a larger one at the centre."""
+    alphas, middle = line.alphas.numpy(), len(values) // 2
+    style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+    missing = np.isnan(np.pad(values, 1, constant_values=np.nan))
+    every = -(-len(values) // 8)
+    marked = (np.arange(len(values)) % every == number * every // 6 % every) | (missing[:-2] & missing[2:])
+    dash = _DASHES[number % len(_DASHES)]
+    ax.plot(alphas, values, label=name or None, linestyle=dash, markevery=list(np.flatnonzero(marked)), **style)
+    ax.plot(alphas[middle], values[middle], markersize=6, markeredgecolor="white", linestyle="none", **style)
+
+
+def _scale(values: Sequence[np.ndarray], value: str, levels: Sequence[float] | None) -> _Scale:
+    """Choose levels around all values, logarithmic for a loss without negative values."""
+    low, high = limits(values, value)
+    positive = np.concatenate([array[array > 0] for array in values])
+    log = value == "loss" and low >= 0 and positive.size > 0
+    if levels is not None:
+        chosen, log = [float(level) for level in levels], log and levels[0] > 0
+    else:
+        chosen = round_levels(float(positive.min()), high, 9) if log else even_levels(low, high)
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}
+    return _Scale(chosen, log, extend.get((low < chosen[0], high > chosen[-1]), "neither"))
+
+
+def _contours(ax: Axes, surface: Surface, values: np.ndarray, scale: _Scale) -> None:
+    alphas, betas, middle = surface.alphas.numpy(), surface.betas.numpy(), len(values) // 2
+    seen = np.ma.masked_invalid(values.T)  # matplotlib has x along columns
+    if seen.count():
+        colours = scale.steps()
+        ax.contourf(alphas, betas, seen, scale.levels, norm=colours.norm, cmap=colours.cmap, extend=scale.extend)
+    crossed = [level for level in scale.levels if seen.count() and seen.min() < level < seen.max()]
+    if crossed:  # matplotlib warns of levels that nothing reaches
+        drawn = ax.contour(alphas, betas, seen, crossed, colors="0.25", linewidths=0.6)
+        ax.clabel(drawn, fmt="%g", fontsize=7)
+    ax.plot(alphas[middle], betas[middle], "+", color=_MARK, markersize=8, markeredgewidth=1.5)
+    ax.update_datalim([(alphas[0], betas[0]), (alphas[-1], betas[-1])])  # also where nothing is finite
+    ax.margins(0)
+
+
+def _relief(ax: Any, surface: Surface, values: np.ndarray, scale: _Scale) -> None:
+    """Draw a surface in 3-D over its contours; heights are logarithms where the levels are."""
+    heights = np.log10(np.where(values > 0, values, np.nan)) if scale.log else values
+    levels = np.log10(scale.levels) if scale.log else np.array(scale.levels)
+    floor = levels[0] - 0.4 * (levels[-1] - levels[0])
+    x, y = np.meshgrid(surface.alphas.numpy(), surface.betas.numpy(), indexing="ij")
+    seen, middle = np.ma.masked_invalid(heights), len(values) // 2
+    colours = Normalize(levels[0], levels[-1])
+    crossed = [level for level in levels if seen.count() and seen.min() < level < seen.max()]
+    if crossed:
+        ax.contour(x, y, seen, crossed, zdir="z", offset=floor, norm=colours, linewidths=0.7, zorder=1)
+    if seen.count():
+        ax.plot_surface(
+            x,
+            y,
+            heights,
+            norm=colours,
+            cmap="viridis",
+            rcount=200,
+            ccount=200,
+            antialiased=False,
+            zorder=2,
+        )
+    centre = (x[middle, middle], y[middle, middle], heights[middle, middle])
+    ax.plot(*([part] for part in centre), marker="o", color=_MARK, markersize=3, zorder=3)
+    shown = np.arange(len(levels))[:: -(-len(levels) // 5)]
+    ax.set_zticks(levels[shown], [f"{scale.levels[number]:g}" for number in shown])
+    ax.set(xlim=(x[0, 0], x[-1, 0]), ylim=(y[0, 0], y[0, -1]), zlim=(floor, levels[-1]))
+    ax.tick_params(pad=-1.5)
+    ax.tick_params(axis="z", pad=1)
+    ax.set_box_aspect((1, 1, 0.8), zoom=0.85)
+
+
+def _colour_bar(axes: Sequence[Axes], colours: ScalarMappable, scale: _Scale, value: str) -> None:
+    ticks = scale.levels[:: -(-len(scale.levels) // 12)]
+    thin = 24 * -(-len(axes) // columns(len(axes)))
+    bar = axes[0].figure.colorbar(colours, ax=axes, label=value.capitalize(), ticks=ticks, format="%g", aspect=thin)
+    bar.minorticks_off()
+
+
+def _say_if_empty(ax: Any, values: Sequence[np.ndarray], value: str) -> None:
+    if all(np.isnan(array).all() for array in values):
+        where = {"transform": ax.transAxes, "horizontalalignment": "center"}
+        (ax.text2D if hasattr(ax, "text2D") else ax.text)(0.5, 0.6, f"no finite {value}", **where)

@@ -1,0 +1,331 @@
+import subprocess
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+from landscape.plotting import COLOURS, even_levels, gaps, interactive, paper, round_levels
+from landscape.surfaces import Line, Surface
+
+ABOUT = {"space": "float", "batchnorm": "fixed", "samples": 1024, "directions": "random, filter normalisation"}
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+def line(scale=1.0, gaps=(), **about):
+    alphas = torch.arange(-5, 6, dtype=torch.float64) / 5
+    loss = scale * (0.01 + 10 * alphas**2)
+    for where, gap in gaps:
+        loss[where] = gap
+    return Line(ABOUT | about, alphas, loss, 1 - alphas**2 / 2)
+
+
+def surface(scale=1.0, gaps=(), **about):
+    alphas, betas = torch.linspace(-1, 1, 9, dtype=torch.float64), torch.linspace(-2, 2, 9, dtype=torch.float64)
+    loss = scale * (0.01 + 10 * alphas[:, None] ** 2 + betas[None, :] ** 2 + 0.5 * betas)  # not symmetric
+    loss = loss + 0.1
+    for where, gap in gaps:
+        loss[where] = gap
+    return Surface(ABOUT | about, alphas, betas, loss, torch.exp(-loss.abs()))
+
+
+def sheets(figure):
+    return [trace for trace in figure.data if trace.type == "surface"]
+
+
+def text_of(figure):
+    return " ".join([figure.layout.title.subtitle.text, *(note.text for note in figure.layout.annotations)])
+
+
+def bar_of(figure):
+    return next(ax for ax in figure.axes if ax.get_label() == "<colorbar>")
+
+
+def contour_levels(ax):
+    return [list(drawn.levels) for drawn in ax.collections]
+
+
+# interactive curves
+
+
+def test_interactive_curves_have_their_colours_in_order_and_a_marked_centre():
+    figure = interactive.lines({"FP32": line(), "W4A4": line(2.0)})
+    curves, centres = figure.data[::2], figure.data[1::2]
+    assert [curve.name for curve in curves] == ["FP32", "W4A4"] and figure.layout.showlegend
+    assert [curve.line.color for curve in curves] == list(COLOURS[:2])
+    assert curves[0].marker.symbol != curves[1].marker.symbol
+    assert [(point.x[0], point.y[0]) for point in centres] == [(0, pytest.approx(0.01)), (0, pytest.approx(0.02))]
+    np.testing.assert_array_equal(curves[1].y, line(2.0).loss.numpy())
+    assert figure.layout.xaxis.title.text == "Step along the direction, in filter norms"
+
+
+def test_interactive_curve_alone_has_no_legend_and_says_what_was_measured():
+    figure = interactive.lines({"": line()}, title="mine")
+    assert not figure.layout.showlegend and figure.layout.title.text == "mine"
+    assert figure.layout.title.subtitle.text == "float weights · BatchNorm statistics fixed · 1,024 samples"
+
+
+def test_interactive_curve_leaves_gaps_and_counts_them():
+    figure = interactive.lines({"A": line(), "B": line(gaps=[(0, NAN), (3, INF), (4, -INF)])})
+    assert list(np.flatnonzero(np.isnan(figure.data[2].y))) == [0, 3, 4] and not figure.data[2].connectgaps
+    assert text_of(figure).endswith("<br>B: 3 of 11 points not drawn (NaN or infinite)")
+
+
+def test_interactive_log_curve_takes_values_below_zero_as_gaps():
+    figure = interactive.lines({"A": line(gaps=[(0, 0.0), (1, -1.0)])}, log=True)
+    assert figure.layout.yaxis.type == "log" and np.isnan(figure.data[0].y[:2]).all()
+    assert "2 of 11 points not drawn (NaN, infinite or ≤ 0)" in text_of(figure)
+
+
+def test_different_spaces_are_said_with_the_names():
+    figure = interactive.lines({"FP32": line(), "W4A4": line(space="quantized"), "W2A2": line(space="quantized")})
+    assert "float weights (FP32) · quantized weights (W4A4, W2A2) · BatchNorm" in text_of(figure)
+
+
+def test_interactive_accuracy_has_its_own_range_and_values():
+    figure = interactive.lines({"A": line()}, value="accuracy")
+    np.testing.assert_array_equal(figure.data[0].y, line().accuracy.numpy())
+    assert figure.layout.yaxis.range == (-0.02, 1.02) and figure.layout.yaxis.title.text == "Accuracy"
+
+
+# interactive surfaces
+
+
+def test_interactive_surfaces_share_colours_heights_and_camera():
+    figure = interactive.surfaces({"A": surface(), "B": surface(3.0)})
+    scenes = [figure.layout.scene, figure.layout.scene2]
+    low, high = float(surface().loss.min()), float(surface(3.0).loss.max())
+    low = min(low, float(surface(3.0).loss.min()))
+    assert {sheet.coloraxis for sheet in sheets(figure)} == {"coloraxis"}
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (pytest.approx(low), pytest.approx(high))
+    assert scenes[0].zaxis.range == scenes[1].zaxis.range and scenes[0].camera == scenes[1].camera
+    assert scenes[0].zaxis.range[0] < low and scenes[0].zaxis.range[1] >= high
+    assert sheets(figure)[0].contours.z == sheets(figure)[1].contours.z and sheets(figure)[0].contours.z.project.z
+    assert [note.text.split("<br>")[0] for note in figure.layout.annotations] == ["<b>A</b>", "<b>B</b>"]
+
+
+def test_interactive_surface_puts_alpha_on_x():
+    figure, given = interactive.surfaces({"": surface()}), surface()
+    sheet = sheets(figure)[0]
+    np.testing.assert_array_equal(sheet.x, given.alphas)
+    np.testing.assert_array_equal(sheet.y, given.betas)
+    assert sheet.z[7][2] == given.loss[2, 7]
+    # plotly.js looks heights up by [y, x] and custom data by [x, y] (seen in a browser)
+    assert tuple(sheet.customdata[2][7]) == (given.loss[2, 7], given.accuracy[2, 7])
+    assert figure.layout.scene.yaxis.title.text == "Step along direction 2<br>in filter norms"
+
+
+def test_interactive_surface_marks_the_centre_and_plumbs_it_to_the_floor():
+    figure = interactive.surfaces({"": surface()})
+    centre = next(trace for trace in figure.data if trace.type == "scatter3d")
+    assert tuple(centre.x) == tuple(centre.y) == (0, 0)
+    assert tuple(centre.z) == (float(surface().loss[4, 4]), figure.layout.scene.zaxis.range[0])
+
+
+def test_interactive_log_surface_draws_log10_with_ticks_in_units_of_the_loss():
+    given = surface(gaps=[((0, 0), NAN), ((0, 1), INF), ((8, 8), 0.0)])
+    figure = interactive.surfaces({"A": given}, log=True)
+    heights = sheets(figure)[0].z
+    assert heights[3][5] == pytest.approx(np.log10(float(given.loss[5, 3])))
+    assert np.isnan([heights[0][0], heights[1][0], heights[8][8]]).all() and np.isnan(heights).sum() >= 3
+    axis = figure.layout.scene.zaxis
+    np.testing.assert_allclose(10 ** np.array(axis.tickvals), [float(text) for text in axis.ticktext], rtol=1e-5)
+    assert "points not drawn (NaN, infinite or ≤ 0)" in text_of(figure)
+
+
+def test_interactive_accuracy_surface_runs_from_0_to_1():
+    figure = interactive.surfaces({"A": surface()}, value="accuracy")
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
+    assert figure.layout.coloraxis.colorbar.title.text == "accuracy"
+
+
+@pytest.mark.parametrize(("count", "rows"), [(3, 1), (4, 2), (5, 2)])
+def test_more_than_three_networks_fill_a_second_row(count, rows):
+    given = {f"network {number}": surface(1.0 + number) for number in range(count)}
+    scenes = [
+        getattr(interactive.surfaces(given).layout, f"scene{number or ''}") for number in (0, *range(2, count + 1))
+    ]
+    assert len({scene.domain.y for scene in scenes}) == rows
+    panels = [ax for ax in paper.surfaces(given).axes if ax.get_label() != "<colorbar>"]
+    assert len(panels) == count and len({ax.get_subplotspec().rowspan.start for ax in panels}) == rows
+
+
+# on paper
+
+
+def test_paper_curves_have_colours_dashes_labels_and_a_marked_centre():
+    ax = paper.lines({"FP32": line(), "W4A4": line(2.0)}, log=True)
+    curves = [artist for artist in ax.lines if len(artist.get_xdata()) == 11]
+    centres = [artist for artist in ax.lines if len(artist.get_xdata()) == 1]
+    assert [to_hex(curve.get_color()).upper() for curve in curves] == list(COLOURS[:2])
+    assert curves[0].is_dashed() != curves[1].is_dashed() and curves[0].get_marker() != curves[1].get_marker()
+    assert [centre.get_ydata()[0] for centre in centres] == pytest.approx([0.01, 0.02])
+    assert ax.get_yscale() == "log" and ax.get_xlabel() == "Step along the direction, in filter norms"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["FP32", "W4A4"]
+
+
+def test_paper_curve_marks_points_between_gaps():
+    ax = paper.lines({"": line(gaps=[(2, NAN), (4, INF)])})
+    curve = ax.lines[1]
+    assert list(np.flatnonzero(np.isnan(curve.get_ydata()))) == [2, 4] and 3 in curve.get_markevery()
+    assert ax.get_legend() is None
+
+
+def test_paper_keeps_the_axes_and_labels_that_it_is_given():
+    _, axes = plt.subplots(1, 2)
+    axes[0].set_xlabel("mine")
+    assert paper.lines({"": line()}, axes[0]) is axes[0] and axes[0].get_xlabel() == "mine"
+    assert axes[0].get_ylabel() == "Loss"
+    axes[1].set_ylabel("mine")
+    assert paper.contours(surface(), axes[1]) is axes[1] and axes[1].get_ylabel() == "mine"
+    assert axes[1].get_xlabel() == "Step along direction 1, in filter norms" and len(plt.get_fignums()) == 1
+
+
+def test_contours_are_logarithmic_labelled_and_crossed_at_the_centre():
+    ax = paper.contours(surface())
+    filled, drawn = contour_levels(ax)
+    assert filled == round_levels(float(surface().loss[surface().loss > 0].min()), float(surface().loss.max()), 9)
+    assert set(drawn) <= set(filled) and {text.get_text() for text in ax.texts} <= {f"{level:g}" for level in drawn}
+    assert ax.texts and ax.lines[-1].get_marker() == "+" and ax.lines[-1].get_xydata().tolist() == [[0, 0]]
+    assert ax.get_xlim() == (-1, 1) and ax.get_ylim() == (-2, 2)
+
+
+def test_contours_leave_gaps():
+    ax = paper.contours(surface(gaps=[((slice(0, 3), slice(0, 3)), INF)]))
+    inside = [path.contains_point((-0.9, -1.9)) for path in ax.collections[0].get_paths()]
+    assert not any(inside)
+
+
+def test_given_levels_are_used_as_they_are():
+    filled, drawn = contour_levels(paper.contours(surface(), levels=[1, 2, 5]))
+    assert drawn == [1, 2, 5] and filled == [1, 2, 5]
+
+
+@pytest.mark.parametrize("kind", ["contour", "3d"])
+def test_paper_panels_share_levels_and_one_colour_bar(kind):
+    figure = paper.surfaces({"A": surface(), "B": surface(0.01)}, kind=kind)
+    panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
+    assert [ax.get_title() for ax in panels] == ["A", "B"] and len(figure.axes) == 3
+    assert figure.get_figwidth() == 6.75 and bar_of(figure).get_ylabel() == "Loss"
+    if kind == "contour":
+        assert contour_levels(panels[0])[0] == contour_levels(panels[1])[0]
+        assert (figure.get_supxlabel(), figure.get_supylabel()) == tuple(
+            f"Step along direction {number}, in filter norms" for number in (1, 2)
+        )
+    else:
+        assert panels[0].get_zlim() == panels[1].get_zlim() and figure.get_supxlabel() == "Steps in filter norms"
+    sizes = [text.get_fontsize() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+    assert min(sizes) >= 7
+
+
+def test_paper_accuracy_has_even_levels_from_0_to_1():
+    ax = paper.contours(surface(), value="accuracy")
+    assert contour_levels(ax)[0] == pytest.approx([number / 10 for number in range(11)])
+
+
+def test_paper_draws_flat_and_negative_surfaces():
+    flat = surface()
+    flat.loss[:] = 0.7
+    paper.contours(flat).figure.canvas.draw()
+    negative = surface(-1.0)
+    filled, _ = contour_levels(paper.contours(negative))
+    assert np.ptp(np.diff(filled)) == pytest.approx(0) and filled[0] <= negative.loss.min()
+
+
+def test_paper_changes_no_setting_and_saves_the_same_bytes_when_drawn_again(tmp_path):
+    before = dict(matplotlib.rcParams)
+    figure = paper.surfaces({"A": surface()})
+    pdf, png = paper.save(figure, tmp_path / "deep" / "picture.v2")
+    first = pdf.read_bytes(), png.read_bytes()
+    assert (pdf.name, png.name) == ("picture.v2.pdf", "picture.v2.png")
+    again = paper.save(paper.surfaces({"A": surface()}), pdf)
+    assert tuple(path.read_bytes() for path in again) == first
+    assert b"CreationDate" not in first[0] and b"/Type3" not in first[0]
+    assert dict(matplotlib.rcParams) == before and figure.get_figwidth() == 3.25
+
+
+# both
+
+
+@pytest.mark.parametrize("draw", [interactive.lines, paper.lines])
+def test_curves_without_a_finite_value_say_so(draw):
+    drawn = draw({"A": line(gaps=[(slice(None), NAN)])})
+    texts = text_of(drawn) if draw is interactive.lines else " ".join(text.get_text() for text in drawn.texts)
+    assert "finite" in texts and "loss" in texts
+
+
+@pytest.mark.parametrize("kind", ["contour", "3d"])
+def test_surfaces_without_a_finite_value_say_so(kind):
+    empty = surface(gaps=[(slice(None), INF)])
+    figure = interactive.surfaces({"A": empty})
+    assert "no loss can be drawn" in text_of(figure) and not sheets(figure)
+    both = paper.surfaces({"A": empty, "B": surface()}, kind=kind)
+    both.canvas.draw()
+    assert [[text.get_text() for text in ax.texts if "finite" in text.get_text()] for ax in both.axes[:2]] == [
+        ["no finite loss"],
+        [],
+    ]
+    paper.surfaces({"A": empty}, kind=kind).canvas.draw()
+
+
+@pytest.mark.parametrize("draw", [interactive.lines, paper.lines])
+def test_wrong_settings_are_named(draw):
+    with pytest.raises(ValueError, match='value must be "loss" or "accuracy", got \'error\''):
+        draw({"": line()}, value="error")
+    with pytest.raises(ValueError, match="log must be False"):
+        draw({"": line()}, value="accuracy", log=True)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw({})
+    with pytest.raises(ValueError, match='kind must be "contour" or "3d"'):
+        paper.surfaces({"": surface()}, kind="4d")
+
+
+@pytest.mark.parametrize(
+    ("directions", "labels"),
+    [
+        (
+            "random, layer normalisation",
+            ["Step along direction 1, in layer norms", "Step along direction 2, in layer norms"],
+        ),
+        ("towards a network and given", ["Step towards the first other network (at 1)", "Step along direction 2"]),
+        ("given and given", ["Step along direction 1", "Step along direction 2"]),
+    ],
+)
+def test_axes_say_which_direction(directions, labels):
+    ax = paper.contours(surface(directions=directions))
+    assert [ax.get_xlabel(), ax.get_ylabel()] == labels
+
+
+def test_a_line_between_networks_says_so():
+    assert (
+        paper.lines({"": line(directions="towards a network")}).get_xlabel() == "Step towards the other network (at 1)"
+    )
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-9, 60), (0.002, 36), (0.6, 3.9), (0.9, 6.9), (2.301, 2.305), (1, 10)])
+def test_round_levels_enclose_the_range(low, high):
+    levels = round_levels(low, high, 9)
+    assert 0 < levels[0] <= low and levels[-1] >= high and 5 <= len(levels) <= 15
+    assert levels == sorted(set(levels))
+
+
+def test_even_levels_and_gap_counts():
+    assert even_levels(0, 1) == pytest.approx([number / 10 for number in range(11)])
+    assert even_levels(-3, 17)[0] == -4 and gaps(np.array([1.0, 2.0])) == ""
+
+
+def test_matplotlib_waits_until_it_is_used():
+    code = "import sys, landscape, landscape.plotting; assert not {'matplotlib', 'plotly'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
