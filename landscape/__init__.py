@@ -1,0 +1,36 @@
+"""Measure the loss landscape of any network, quantized or not."""
+
+from .comparison import Comparison, compare
+from .curvature import Eigenvalues, top_eigenvalues, trace
+from .operators import Hessian, Operator
+from .results import Result, load
+from .sharpness import Sharpness, average_sharpness, worst_case_sharpness
+from .surfaces import Line, Surface, line, plot_line, plot_surface, surface
+from .traces import Trace
+
+__all__ = [
+    # curvature
+    "Hessian",
+    "Operator",
+    "trace",
+    "top_eigenvalues",
+    # sharpness
+    "worst_case_sharpness",
+    "average_sharpness",
+    # surfaces
+    "line",
+    "surface",
+    "plot_line",
+    "plot_surface",
+    # several networks
+    "compare",
+    # results
+    "load",
+    "Result",
+    "Trace",
+    "Eigenvalues",
+    "Sharpness",
+    "Line",
+    "Surface",
+    "Comparison",
+]

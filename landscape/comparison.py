@@ -1,0 +1,306 @@
+"""Several networks measured alike: one table with error bars, one set of curves and surfaces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .curvature import deflated_trace, eigenvalues_of
+from .objective import BatchObjective, Loss, Objective, progress, stopwatch
+from .operators import Hessian, Operator
+from .results import Result
+from .sharpness import RADII, average_sharpness, worst_case_sharpness
+from .spectra import lanczos
+from .surfaces import Line, Surface, line, surface
+
+_LABELS = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "trace_filter": "trace, filter-relative",
+    "lambda1_filter": "λ₁, filter-relative",
+    "lambda1_over_lambda5": "λ₁/λ₅, filter-relative",
+    "trace_raw": "trace, raw *",
+    "lambda1_raw": "λ₁, raw *",
+    "weight_norm": "‖w‖",
+}
+_NOTE = "* raw curvature: compare only at equal weight norm ‖w‖"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of one network.
+
+    Attributes:
+        value: the number.
+        stderr: its standard error; zero where there is none to state (one network, no sampling).
+        parts: independent contributions that pair up with those of another network measured alike, or None.
+    """
+
+    value: float
+    stderr: float = 0.0
+    parts: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Result):
+    """What `compare` measured.
+
+    Attributes:
+        rows: one record per network and quantity: value, stderr, delta, delta_stderr (to the first network), seeds.
+        lines, surfaces: network → `Line`, `Surface` of its first seed, along the same draw.
+    """
+
+    rows: list[dict[str, Any]]
+    lines: dict[str, Line]
+    surfaces: dict[str, Surface]
+
+    @property
+    def frame(self) -> Any:
+        """The numbers as a tidy pandas DataFrame, a row per network and quantity."""
+        import pandas
+
+        return pandas.DataFrame(self.rows)
+
+    @property
+    def table(self) -> Any:
+        """The numbers for reading: a column per network, and the difference to the first beside each other one."""
+        import pandas
+
+        columns: dict[str, dict[str, str]] = {}
+        first = self.rows[0]["network"]
+        for row in self.rows:
+            label = _label(row["quantity"])
+            columns.setdefault(row["network"], {})[label] = _shown(row["value"], row["stderr"])
+            if row["network"] != first:
+                difference = columns.setdefault(f"{row['network']} − {first}", {})
+                difference[label] = _shown(row["delta"], row["delta_stderr"], sign=True)
+        return pandas.DataFrame(columns)
+
+    def value(self, network: str, quantity: str) -> dict[str, Any]:
+        """Look one record up.
+
+        Raises:
+            KeyError: no such network or quantity; both lists are named.
+        """
+        for row in self.rows:
+            if (row["network"], row["quantity"]) == (network, quantity):
+                return row
+        networks, quantities = ({row[key] for row in self.rows} for key in ("network", "quantity"))
+        raise KeyError(f"no {quantity!r} of {network!r}; networks: {sorted(networks)}; quantities: {sorted(quantities)}")
+
+    def plot(self, value: str = "loss", *, log: bool = False) -> Any:
+        """Draw all surfaces side by side in interactive 3-D on one scale (plotly)."""
+        from .plotting import interactive
+
+        return interactive.surfaces(self.surfaces, value=value, log=log)
+
+    def plot_lines(self, value: str = "loss", *, log: bool = False) -> Any:
+        """Draw all curves in one interactive plot (plotly)."""
+        from .plotting import interactive
+
+        return interactive.lines(self.lines, value=value, log=log)
+
+    def draw(self, value: str = "loss", *, kind: str = "contour") -> Any:
+        """Draw all surfaces as one matplotlib figure on shared levels, ``kind`` "contour" or "3d"."""
+        from .plotting import paper
+
+        return paper.surfaces(self.surfaces, value=value, kind=kind)
+
+    def draw_lines(self, ax: Any = None, *, value: str = "loss", log: bool = False) -> Any:
+        """Draw all curves into matplotlib axes (new ones by default) and return them."""
+        from .plotting import paper
+
+        return paper.lines(self.lines, ax, value=value, log=log)
+
+    def __repr__(self) -> str:
+        return f"{self.table.to_string()}\n{self._caption()}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.table.to_html()}<p>{self._caption()}</p>"
+
+    def _caption(self) -> str:
+        about = self.about
+        return (
+            f"{about['samples']} samples, {about['space']} space, {about['derivatives']} derivatives; ± is one standard error, over "
+            f"seeds where a network has several, of the estimate otherwise; {_NOTE}"
+        )
+
+
+def compare(
+    models: Mapping[str, nn.Module | Sequence[nn.Module]],
+    data: Any = None,
+    *,
+    space: str | None = None,
+    radii: Sequence[float] = RADII,
+    span: float = 1.0,
+    points: int = 25,
+    rtol: float = 0.05,
+    seed: int = 0,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
+) -> Comparison:
+    """Measure several networks alike: one probe, one draw of directions, one seed.
+
+    First come curvatures in filter-relative units (D·H·D, D = ‖w_f‖/√(size of filter)), which do not change when weights
+    are rescaled in front of a BatchNorm; λ₁ is the algebraically largest. Differences to the first network are paired by
+    seed where both networks are lists of one length, by draw where both are single.
+
+    Args:
+        models: name → network, or a list of them: the same network over seeds.
+        data: ``(x, y)`` or batches; default the probe that all models carry.
+        space: ``"quantized"`` (default) or ``"latent"``.
+        radii: of the worst-case (10 ascent steps) and average (20 draws) rise of the loss, relative to each filter's norm.
+        span, points: of the curves and surfaces (of each network's first seed); points=0 leaves them out.
+        rtol: relative standard error at which a trace's probes stop.
+        seed: of probes, draws and directions.
+        loss, objective: see `Objective`.
+
+    Raises:
+        ValueError: no models, different probes, networks whose weights have different units.
+
+    Cost per network: about 100 Hessian-vector products, 30 gradients, 60 + points² + points forward passes.
+    """
+    elapsed = stopwatch()
+    groups = {name: [m] if isinstance(m, nn.Module) else list(m) for name, m in models.items()}
+    _check_units(groups)
+    data = _common_probe(groups) if data is None else data
+    settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
+    networks = [(name, model) for name, group in groups.items() for model in group]
+    measured: dict[str, list[dict[str, Measured]]] = {name: [] for name in groups}
+    for name, model in progress(networks, "networks"):
+        measured[name].append(_measure(model, data, radii, rtol, seed, settings))
+    picture = settings | {"span": span, "seed": seed}
+    firsts = {name: group[0] for name, group in groups.items() if points}
+    lines = {name: line(model, data, points=2 * points + 1, **picture) for name, model in firsts.items()}
+    surfaces = {name: surface(model, data, points=points, **picture) for name, model in firsts.items()}
+    about = _about(groups, data, settings) | {"seed": seed, "seconds": elapsed()}
+    return Comparison(about, _rows(measured), lines, surfaces)
+
+
+def _measure(
+    model: nn.Module, data: Any, radii: Sequence[float], rtol: float, seed: int, settings: dict[str, Any]
+) -> dict[str, Measured]:
+    hessian = Hessian(model, data, **settings)
+    loss, accuracy = hessian.objective.centre()
+    found = {"loss": Measured(loss), "accuracy": Measured(accuracy)}
+    found |= _curvature(hessian.filter_relative(), "filter", rtol, seed)
+    worst = worst_case_sharpness(model, data, radii=radii, **settings)
+    average = average_sharpness(model, data, radii=radii, seed=seed, **settings)
+    for name, result in (("worst", worst), ("average", average)):
+        for radius, rise, error, parts in zip(radii, result.rise, result.stderr, result.samples, strict=True):
+            found[f"{name}_{radius:g}"] = Measured(float(rise), float(error), parts)
+    found |= _curvature(hessian, "raw", rtol, seed)
+    return found | {"weight_norm": Measured(hessian.coordinates.norm())}
+
+
+def _curvature(operator: Operator, units: str, rtol: float, seed: int) -> dict[str, Measured]:
+    krylov = lanczos(operator, min(5, operator.shape[0]), which="largest", seed=seed)
+    values = eigenvalues_of(operator, krylov, {}).values
+    trace = deflated_trace(operator, krylov, rtol=rtol, seed=seed)
+    found = {
+        f"trace_{units}": Measured(trace.value, trace.stderr),
+        f"lambda1_{units}": Measured(float(values[0])),
+    }
+    if units == "filter" and len(values) == 5:
+        found["lambda1_over_lambda5"] = Measured(float(values[0] / values[4]))
+    return found
+
+
+def _rows(measured: Mapping[str, list[dict[str, Measured]]]) -> list[dict[str, Any]]:
+    reference = next(iter(measured.values()))
+    rows = []
+    for name, networks in measured.items():
+        for quantity in networks[0]:
+            mine = [network[quantity] for network in networks]
+            row: dict[str, Any] = {"network": name, "quantity": quantity, "seeds": len(mine)}
+            row["value"], row["stderr"] = _mean(mine)
+            if networks is not reference and quantity in reference[0]:
+                theirs = [network[quantity] for network in reference]
+                row["delta"], row["delta_stderr"] = _difference(mine, theirs)
+            else:
+                row["delta"], row["delta_stderr"] = 0.0, 0.0
+            rows.append(row)
+    return rows
+
+
+def _mean(seeds: list[Measured]) -> tuple[float, float]:
+    if len(seeds) == 1:
+        return seeds[0].value, seeds[0].stderr
+    values = torch.tensor([seed.value for seed in seeds], dtype=torch.float64)
+    return float(values.mean()), float(values.std() / len(seeds) ** 0.5)
+
+
+def _difference(mine: list[Measured], theirs: list[Measured]) -> tuple[float, float]:
+    """Return the difference and its standard error: over paired seeds, over paired draws, or of two separate numbers."""
+    if len(mine) == len(theirs) > 1:
+        return _mean([Measured(a.value - b.value) for a, b in zip(mine, theirs, strict=True)])
+    (value, error), (other, other_error) = _mean(mine), _mean(theirs)
+    parts = mine[0].parts, theirs[0].parts
+    if len(mine) == len(theirs) and parts[0] is not None and parts[1] is not None and len(parts[0]) > 1:
+        difference = parts[0] - parts[1]
+        return value - other, float(difference.std() / len(difference) ** 0.5)
+    return value - other, math.hypot(error, other_error)
+
+
+def _common_probe(groups: Mapping[str, list[nn.Module]]) -> tuple[Tensor, Tensor]:
+    """Return the probe that all networks carry."""
+    probe = None
+    for name, group in groups.items():
+        for model in group:
+            theirs = getattr(model, "probe", None)
+            if theirs is None:
+                raise ValueError(f"{name!r} carries no probe (saq_core.train leaves one): pass data=(x, y) to measure all on")
+            if probe is None:
+                probe = theirs
+            elif not all(torch.equal(a, b) for a, b in zip(probe, theirs, strict=True)):
+                raise ValueError(f"{name!r} carries another probe than the first network: pass data=(x, y) to measure all on")
+    return probe  # type: ignore[return-value]
+
+
+def _check_units(groups: Mapping[str, list[nn.Module]]) -> None:
+    if not groups or not all(groups.values()):
+        raise ValueError(f"models must name at least one network each, got {({n: len(g) for n, g in groups.items()})}")
+    units = {_weight_units(model) for group in groups.values() for model in group}
+    if len(units) > 1:
+        raise ValueError(
+            f"the networks compute with weights in different units ({', '.join(sorted(units))}), so their radii, norms and "
+            "curvatures cannot stand side by side: quantize with weights brought back to their own units (the default)"
+        )
+
+
+def _weight_units(model: nn.Module) -> str:
+    """Say "normalised" where a quantizer hands out weights divided by their spread (it declares ``weight_units``)."""
+    return next((u for m in model.modules() if (u := getattr(m, "weight_units", "plain")) != "plain"), "plain")
+
+
+def _about(groups: Mapping[str, list[nn.Module]], data: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Describe the networks together: the space and the kind of derivative of the most rounded one."""
+    functions = [Objective(model, data, **settings) for group in groups.values() for model in group]
+    functions[0].centre()
+    about = functions[0].about()
+    about["space"] = next((f.coordinates.space for f in functions if f.coordinates.space != "float"), "float")
+    rounded = any(f.coordinates.straight_through for f in functions)
+    about["derivatives"] = "straight-through" if rounded else "exact"
+    about.pop("weight_norm")
+    return about
+
+
+def _label(quantity: str) -> str:
+    name, _, radius = quantity.rpartition("_")
+    rise = {"worst": "worst-case rise", "average": "average rise"}.get(name)
+    return f"{rise} at {float(radius):.0%}" if rise else _LABELS.get(quantity, quantity)
+
+
+def _shown(value: float, error: float, *, sign: bool = False) -> str:
+    plus = "+" if sign else ""
+    if not error > 0 or not math.isfinite(error):
+        return f"{value:{plus}.4g}"
+    if 0 < error < 1e-4 * abs(value) or abs(value) >= 1e5 or error < 1e-4:
+        return f"{value:{plus}.3g} ± {error:.1g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:{plus}.{digits}f} ± {error:.{digits}f}"

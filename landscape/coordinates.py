@@ -1,0 +1,165 @@
+"""Which tensors of a network vary, and where they stand.
+
+A point, a displacement or a direction is a ``dict[str, Tensor]`` keyed by the weight's name
+(``"layer1.0.conv1.weight"``). A quantized network has two coordinate systems under the same names:
+
+* *latent*: the float weights that the optimizer moves; the network rounds them, so a surface over them is a staircase;
+* *quantized*: the weights as the forward pass uses them, ``Q(w) + delta``; what varies is ``delta``.
+
+A layer takes part in the second by offering ``quantized_weights() -> {"weight": (Q, delta, step)}``, where ``delta`` is
+one of its buffers and is added to ``Q`` in its forward pass. A module with ``is_quantizer = True`` keeps its parameters
+(steps, clips, offsets) out of the coordinates: they are never varied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Point = dict[str, Tensor]
+SPACES = ("quantized", "latent")
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The tensors of one network that vary.
+
+    Attributes:
+        space: ``"quantized"`` or ``"latent"``; ``"float"`` where nothing is quantized and the two are the same.
+        straight_through: whether a derivative in this space passes through a rounding, whose slope is taken as one.
+        centre: name → value that the network computes with (the rounded weight in quantized space).
+        live: name → name of the tensor inside the network that is moved (the weight itself, or its layer's ``delta``).
+        base: name → value of that tensor at the centre (the weight itself, or ``delta``).
+    """
+
+    space: str
+    straight_through: bool
+    centre: Point
+    live: dict[str, str]
+    base: Point
+
+    @property
+    def numel(self) -> int:
+        """The number of coordinates, n."""
+        return sum(value.numel() for value in self.centre.values())
+
+    @property
+    def names(self) -> list[str]:
+        """The weights' names, in the order of `flatten`."""
+        return list(self.centre)
+
+    def flatten(self, point: Mapping[str, Tensor]) -> Tensor:
+        """Lay a point out as one vector of shape (n,)."""
+        return torch.cat([point[name].reshape(-1) for name in self.centre])
+
+    def unflatten(self, vector: Tensor) -> Point:
+        """Cut a vector of shape (n,) into a point."""
+        parts = vector.split([value.numel() for value in self.centre.values()])
+        return {name: part.view_as(value) for (name, value), part in zip(self.centre.items(), parts, strict=True)}
+
+    def displaced(self, displacement: Mapping[str, Tensor]) -> Point:
+        """Give the live tensors, by their names inside the network, of the centre plus a displacement."""
+        return {
+            self.live[name]: base + displacement[name] if name in displacement else base
+            for name, base in self.base.items()
+        }
+
+    def norm(self) -> float:
+        """Return ‖w‖ over the weights of two or more dimensions, the ones that directions move."""
+        return sum(float(w.double().square().sum()) for w in self.centre.values() if w.ndim > 1) ** 0.5
+
+    def filter_scale(self) -> Point:
+        """Return D of the filter-relative units: ‖w_f‖/√(size of filter f), and zero on biases and norm parameters.
+
+        The quadratic form of D·H·D on a standard Gaussian vector is, on average, the curvature along a
+        filter-normalised random direction. A filter is a slice along dimension 0.
+        """
+        return {
+            name: (filter_norms(w) / w[0].numel() ** 0.5).expand_as(w) if w.ndim > 1 else torch.zeros_like(w)
+            for name, w in self.centre.items()
+        }
+
+
+def coordinates(model: nn.Module, space: str | None = None) -> Coordinates:
+    """Collect every trainable floating parameter of the float network, quantizers' own parameters left out.
+
+    Args:
+        model: any network.
+        space: ``"quantized"`` (the default where something is quantized) or ``"latent"``.
+
+    Raises:
+        ValueError: unknown space; nothing trainable.
+    """
+    if space not in (None, *SPACES):
+        raise ValueError(f"space must be one of {', '.join(SPACES)}, got {space!r}")
+    layers = quantized_layers(model)
+    actual = (space or "quantized") if layers else "float"
+    left_out = {id(p) for module in model.modules() if is_quantizer(module) for p in module.parameters()}
+    centre: Point = {}
+    live: dict[str, str] = {}
+    base: Point = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in left_out or not (parameter.requires_grad and parameter.is_floating_point()):
+            continue
+        owner, _, leaf = name.rpartition(".")
+        quantized = layers[owner].quantized_weights() if actual == "quantized" and owner in layers else {}
+        if leaf in quantized:
+            value, delta, _ = quantized[leaf]
+            centre[name], live[name], base[name] = (value + delta).detach(), _buffer_name(model, delta), delta.detach()
+        else:
+            centre[name], live[name], base[name] = parameter.detach(), name, parameter.detach()
+    if not centre:
+        raise ValueError(_nothing_varies(model))
+    return Coordinates(actual, _passes_rounding(model, actual), centre, live, base)
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Find the layers that offer ``quantized_weights()``, by name."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "quantized_weights")}
+
+
+def is_quantizer(module: nn.Module) -> bool:
+    """Tell whether a module rounds, and its parameters (step, clip, offset) are therefore never varied."""
+    return bool(getattr(module, "is_quantizer", False))
+
+
+def filter_norms(weight: Tensor) -> Tensor:
+    """Return the norm of each filter (slice along dimension 0), shaped to broadcast against the weight."""
+    return weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.ndim - 1))
+
+
+def gaussian(point: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Draw a standard Gaussian for each name: the same numbers for the same name, shape and seed, on every device."""
+    for name, value in point.items():
+        digest = hashlib.sha256(f"{seed}:{name}:{tuple(value.shape)}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        draw = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        yield name, draw.to(value)
+
+
+def _buffer_name(model: nn.Module, buffer: Tensor) -> str:
+    for name, candidate in model.named_buffers():
+        if candidate is buffer:
+            return name
+    raise TypeError("quantized_weights() must return the layer's own buffer as delta: got a tensor that is no buffer")
+
+
+def _passes_rounding(model: nn.Module, space: str) -> bool:
+    # in quantized space the weights' own rounding lies outside the path from delta to the loss
+    return any(
+        is_quantizer(module) and not (space == "quantized" and name.endswith("weight_quantizer"))
+        for name, module in model.named_modules()
+    )
+
+
+def _nothing_varies(model: nn.Module) -> str:
+    tensors = list(model.parameters()) + list(model.buffers())
+    if tensors and not any(t.is_floating_point() for t in tensors):
+        return "the model holds integers only: measure the fake-quantized network that it was converted from"
+    if list(model.parameters()):
+        return "no trainable weights: every parameter has requires_grad=False; unfreeze those that are to vary"
+    return "no trainable weights: the model has no parameters (a converted integer model has none either)"

@@ -1,0 +1,306 @@
+"""A network, its data and its loss as one function of a displacement of its weights.
+
+f(d) = Σ_b weight_b · loss(model at centre + d, batch b) / Σ_b weight_b, with batches of any size. The model is only
+ever called through `torch.func.functional_call` on other tensors, so its weights, buffers and gradients are not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .coordinates import Coordinates, Point, coordinates
+
+BATCHNORM = ("fixed", "recomputed")
+# Elements of input per batch on a CPU: the activations of 64 CIFAR images stay in its caches, and a forward pass in
+# eight batches of 64 takes 0.4 of the time of one batch of 512.
+_CPU_ELEMENTS = 200_000
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+BatchObjective = Callable[[nn.Module, Any], tuple[Tensor, Any]]
+
+
+class Objective:
+    """The loss of a network as a function of a displacement of its weights.
+
+    Args:
+        model: any network; evaluated in eval mode, in its own dtype, with TF32 off.
+        data: ``(x, y)`` tensors, or a re-iterable of such batches (a list, a DataLoader); default ``model.probe``.
+        loss: ``loss(output, target)`` → mean or one value per sample; default cross-entropy.
+        objective: ``objective(model, batch) → (mean loss, weight)`` for anything else; then batches may be anything.
+        space: see `landscape.coordinates`.
+        batchnorm: ``"fixed"`` statistics, or ``"recomputed"`` by one pass over the data at every point.
+        batch_size: rows per batch where ``data`` is ``(x, y)``; default 200,000 input elements on a CPU, 1,024 rows on
+            an accelerator.
+
+    Raises:
+        ValueError: no probe, empty data, unknown settings, nothing trainable.
+        TypeError: data that can be read only once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any = None,
+        *,
+        loss: Loss | None = None,
+        objective: BatchObjective | None = None,
+        space: str | None = None,
+        batchnorm: str = "fixed",
+        batch_size: int | None = None,
+    ) -> None:
+        if batchnorm not in BATCHNORM:
+            raise ValueError(f"batchnorm must be one of {', '.join(BATCHNORM)}, got {batchnorm!r}")
+        if loss is not None and objective is not None:
+            raise ValueError("give loss or objective, not both: objective(model, batch) computes its own loss")
+        self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model has no double backward
+        self.coordinates: Coordinates = coordinates(self.model, space)
+        reference = next(iter(self.coordinates.centre.values()))
+        self.device, self.dtype = reference.device, reference.dtype
+        self.batchnorm = batchnorm
+        self.samples = 0
+        self._loss = loss or torch.nn.functional.cross_entropy
+        self._classes_known = loss is None
+        self._bound = _Bound(self.model, objective or self._classify)
+        self._source = _source(self.model, data, batch_size, self.device)
+        self._norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self._quiet = False
+        self._checked: tuple[float, float] | None = None
+        self._frozen = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        self._frozen |= {f"model.{name}": b.detach().clone() for name, b in self.model.named_buffers()}
+
+    def batches(self) -> Iterator[Any]:
+        """Yield the batches on the model's device, floating tensors in its dtype."""
+        for batch in self._source:
+            yield _moved(batch, self.device, self.dtype)
+
+    def loss(self, live: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Any, Tensor | None]:
+        """Compute (mean loss, weight, number of correct predictions or None) of one batch at given live tensors."""
+        tensors = self._frozen | {f"model.{name}": value for name, value in live.items()}
+        loss, weight, *rest = functional_call(self._bound, tensors, (batch,))
+        return loss, weight, rest[0] if rest else None
+
+    def evaluate(self, displacement: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the loss and the accuracy (NaN where there is none) at centre + displacement, as float64 scalars.
+
+        Cost: one forward pass over the data; two where BatchNorm statistics are recomputed.
+        """
+        live = self.coordinates.displaced(displacement or {})
+        with self.quiet(), torch.no_grad():
+            if self.batchnorm == "recomputed":
+                live = live | self._recomputed_statistics(live)
+            return _weighted_mean(self.loss(live, batch) for batch in self.batches())
+
+    def gradient(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
+        """Return the gradient of the mean loss at centre + displacement. Cost: one gradient over the data."""
+        total, weights = None, 0.0
+        with self.quiet():
+            for batch in self.batches():
+                leaves = {k: v.detach().requires_grad_() for k, v in self.live(displacement).items()}
+                loss, weight, _ = self.loss(leaves, batch)
+                parts = torch.autograd.grad(loss * weight, list(leaves.values()), materialize_grads=True)
+                total = list(parts) if total is None else [a.add_(b) for a, b in zip(total, parts, strict=True)]
+                weights += weight
+        assert total is not None
+        return {name: part / weights for name, part in zip(self.coordinates.names, total, strict=True)}
+
+    def live(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
+        """Give the live tensors at centre + displacement, in the order of the coordinates."""
+        return self.coordinates.displaced(displacement or {})
+
+    def centre(self) -> tuple[float, float]:
+        """Return loss and accuracy of the model itself, after checking that they mean something.
+
+        Raises:
+            ValueError: empty data, labels out of range, a loss that is not finite, or one that changes when repeated.
+
+        Cost: one forward pass over the data (two with recomputed statistics), once; one batch is repeated.
+        """
+        if self._checked is None:
+            with self.quiet(), torch.no_grad():
+                self._check_first_batch()
+                loss, accuracy = (float(value) for value in self.evaluate())
+            if loss != loss or loss in (float("inf"), float("-inf")):
+                raise ValueError(f"the loss of the model itself is {loss}: look at its weights and data before measuring")
+            self._checked = loss, accuracy
+        return self._checked
+
+    def _check_first_batch(self) -> None:
+        first = next(self.batches(), None)
+        if first is None:
+            raise ValueError("data is empty: pass at least one sample")
+        once, again = (self.loss(self.live(), first)[0] for _ in range(2))
+        if not torch.equal(once, again) and not (once.isnan() and again.isnan()):
+            raise ValueError(
+                f"the loss of one batch changed when repeated ({float(once):.6g}, then {float(again):.6g}): something in "
+                "the model is random in eval mode, and curvature of a moving function means nothing"
+            )
+        self.samples = sum(rows_of(batch) for batch in self._source)
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Hold the model in eval mode, TF32 off, attention in its math kernel and the RNG as it was; restore all."""
+        if self._quiet:
+            yield
+            return
+        modes = [(module, module.training) for module in self.model.modules()]
+        devices = [self.device] if self.device.type == "cuda" else []
+        autocast_off = torch.autocast(self.device.type, enabled=False)
+        with torch.random.fork_rng(devices), _full_precision(), autocast_off, sdpa_kernel(SDPBackend.MATH):
+            try:
+                self._quiet = True
+                self.model.eval()
+                yield
+            finally:
+                self._quiet = False
+                for module, training in modes:
+                    module.training = training
+
+    def about(self, **more: Any) -> dict[str, Any]:
+        """Describe how a result came about."""
+        kind = "straight-through" if self.coordinates.straight_through else "exact"
+        return {
+            "space": self.coordinates.space,
+            "derivatives": kind,
+            "batchnorm": self.batchnorm,
+            "samples": self.samples,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "weight_norm": self.coordinates.norm(),
+            "torch": torch.__version__,
+        } | more
+
+    def _classify(self, model: nn.Module, batch: Any) -> tuple[Tensor, int, Tensor | None]:
+        x, y = batch
+        output = model(x)
+        classes = output.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
+        if self._checked is None and classes and self._classes_known:  # before the loss: on CUDA it would abort
+            _check_labels(y, output.shape[1])
+        loss = self._loss(output, y)
+        return loss.mean(), len(x), (output.argmax(1) == y).sum() if classes else None
+
+    def _recomputed_statistics(self, live: Point) -> Point:
+        """One pass over the data in train-mode BatchNorm: the mean of the batches' statistics, weighted by their size."""
+        names = {id(module): f"{name}." if name else "" for name, module in self.model.named_modules()}
+        fresh = {
+            names[id(m)] + key: torch.ones_like(b) if key == "running_var" else torch.zeros_like(b)
+            for m in self._norms
+            for key, b in m.named_buffers(recurse=False)
+        }
+        momenta = [m.momentum for m in self._norms]
+        seen = 0
+        try:
+            for batch in self.batches():
+                rows = rows_of(batch)
+                seen += rows
+                for module in self._norms:
+                    module.training, module.momentum = True, rows / seen
+                self.loss(live | fresh, batch)
+        finally:
+            for module, momentum in zip(self._norms, momenta, strict=True):
+                module.training, module.momentum = False, momentum
+        return fresh
+
+
+class _Bound(nn.Module):
+    """A function of (model, batch) as a module, so that `functional_call` can swap the model's tensors."""
+
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Any], tuple]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, batch: Any) -> tuple:
+        return self.function(self.model, batch)
+
+
+def progress(iterable: Iterable, description: str, total: int | None = None) -> Iterable:
+    """Show a progress bar once something has taken two seconds."""
+    from tqdm.auto import tqdm
+
+    return tqdm(iterable, description, total=total, delay=2, leave=False)
+
+
+def stopwatch() -> Callable[[], float]:
+    """Start a clock; calling it gives the seconds since."""
+    start = time.perf_counter()
+    return lambda: time.perf_counter() - start
+
+
+def _weighted_mean(parts: Iterable[tuple[Tensor, Any, Tensor | None]]) -> tuple[Tensor, Tensor]:
+    losses, weights, hits = zip(*parts, strict=True)
+    weight = torch.as_tensor(weights, dtype=torch.float64)
+    loss = torch.stack([loss.double() for loss in losses])
+    weight = weight.to(loss.device)
+    right = torch.stack([loss.new_tensor(float("nan")) if h is None else h.double() for h, loss in zip(hits, losses, strict=True)])
+    return (loss * weight).sum() / weight.sum(), right.sum() / weight.sum()
+
+
+def _source(model: nn.Module, data: Any, batch_size: int | None, device: torch.device) -> Iterable[Any]:
+    if data is None:
+        data = getattr(model, "probe", None)
+        if data is None:
+            raise ValueError(
+                "the model carries no probe (saq_core.train leaves one): pass data=(x, y), or set model.probe = (x, y)"
+            )
+    if inspect.isgenerator(data) or iter(data) is data:
+        raise TypeError("data can be read only once (a generator or iterator): pass (x, y), a list of batches or a DataLoader")
+    if len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        return _chunks(*data, batch_size, device)
+    return data
+
+
+def _chunks(x: Tensor, y: Tensor, batch_size: int | None, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"data=(x, y) needs as many targets as inputs and at least one, got {len(x)} and {len(y)}")
+    rows = batch_size or (max(1, _CPU_ELEMENTS // x[0].numel()) if device.type == "cpu" else 1024)
+    # moved once: a probe lives on the CPU, and every pass reads it
+    return list(zip(x.to(device).split(rows), y.to(device).split(rows), strict=True))
+
+
+def _moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, dtype if batch.is_floating_point() else None)
+    if isinstance(batch, Mapping):
+        return {key: _moved(value, device, dtype) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(_moved(value, device, dtype) for value in batch)
+    return batch
+
+
+def rows_of(batch: Any) -> int:
+    """Count the samples of a batch: the length of its first tensor."""
+    while not isinstance(batch, Tensor):
+        if not isinstance(batch, Mapping | list | tuple) or not batch:
+            return 1
+        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
+    return len(batch) if batch.ndim else 1
+
+
+def _check_labels(y: Tensor, classes: int) -> None:
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels must lie in 0…{classes - 1} for {classes} outputs, got {low}…{high}")
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Switch TF32 off: curvature in ten bits of mantissa is noise."""
+    flags = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    before = [flag.fp32_precision for flag in flags]
+    try:
+        for flag in flags:
+            flag.fp32_precision = "ieee"
+        yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.fp32_precision = value

@@ -1,0 +1,100 @@
+"""PyHessian as a second opinion.
+
+The objective goes into a module whose only parameters are a displacement of what varies, so that PyHessian sees the very
+tensors, space and units that our own engine uses. Its traps are avoided here: it needs a gradient in every parameter
+(a displacement always has one), leaves the model in eval mode (it gets a wrapper), draws from the global RNG (forked and
+seeded), adds gradients up when built twice (built once per call), and its trace stops by chance (told never to).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .coordinates import Point
+from .objective import Loss, Objective
+
+
+def pyhessian_trace(
+    model: Any, data: Any, units: str, space: str | None, loss: Loss | None, probes: int, seed: int
+) -> tuple[list[float], dict[str, Any]]:
+    """Return the estimates of PyHessian's Hutchinson probes, and how they came about."""
+    with _computation(model, data, units, space, loss, seed) as (computation, about):
+        samples = computation.trace(maxIter=probes, tol=float("-inf"))
+    return [float(sample) for sample in samples], about
+
+
+def pyhessian_eigenvalues(
+    model: Any,
+    data: Any,
+    units: str,
+    space: str | None,
+    loss: Loss | None,
+    k: int,
+    tol: float,
+    iterations: int,
+    seed: int,
+) -> tuple[tuple[Tensor, Tensor, Tensor, Point], dict[str, Any]]:
+    """Return PyHessian's (values, residuals, converged, vectors), the residuals measured by k further products."""
+    with _computation(model, data, units, space, loss, seed) as (computation, about):
+        values, vectors = computation.eigenvalues(maxIter=iterations, tol=tol, top_n=k)
+        images = [
+            torch.autograd.grad(computation.gradsH, computation.params, v, retain_graph=True, materialize_grads=True)
+            for v in vectors
+        ]
+        names = computation.model.names
+    found = torch.tensor(values, dtype=torch.float64)
+    errors = [
+        torch.cat([(part - value * v).reshape(-1) for part, v in zip(image, vector, strict=True)]).norm()
+        for image, value, vector in zip(images, values, vectors, strict=True)
+    ]
+    residuals = torch.stack(errors).double().cpu() / found.abs().max()
+    stacks = {name: torch.stack([v[i].detach().cpu() for v in vectors]) for i, name in enumerate(names)}
+    # PyHessian does not say how many products it used
+    return (found, residuals, residuals <= tol, stacks), about | {"products": None}
+
+
+class _Displaced(nn.Module):
+    """The mean loss over all batches, its parameters a displacement (times D in filter-relative units)."""
+
+    def __init__(self, objective: Objective, units: str) -> None:
+        super().__init__()
+        self.objective = objective
+        centre = objective.coordinates
+        self.names = centre.names
+        self.scale = centre.filter_scale() if units == "filter" else {n: torch.ones_like(w) for n, w in centre.centre.items()}
+        self.displacement = nn.ParameterList([torch.zeros_like(w) for w in centre.centre.values()])
+
+    def forward(self, _: Tensor) -> Tensor:
+        moves = {name: move * self.scale[name] for name, move in zip(self.names, self.displacement, strict=True)}
+        live = self.objective.coordinates.displaced(moves)
+        losses, weights, _hits = zip(*(self.objective.loss(live, b) for b in self.objective.batches()), strict=True)
+        return sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+
+
+@contextlib.contextmanager
+def _computation(
+    model: Any, data: Any, units: str, space: str | None, loss: Loss | None, seed: int
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    from pyhessian import hessian
+
+    if not isinstance(model, nn.Module):
+        raise ValueError("engine='pyhessian' measures networks: pass a torch.nn.Module, or use the default engine")
+    objective = Objective(model, data, space=space, loss=loss)
+    objective.centre()
+    wrapped = _Displaced(objective, units)
+    nothing = torch.zeros(1)  # the batches are inside, so that ragged ones are weighted and the graph is kept
+    with objective.quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*create_graph=True", category=UserWarning)
+        torch.manual_seed(seed)
+        try:
+            cuda = objective.device.type == "cuda"
+            computation = hessian(wrapped, lambda value, _: value, data=(nothing, nothing), cuda=cuda)
+            yield computation, objective.about(units=units, engine="pyhessian")
+        finally:
+            wrapped.zero_grad()  # breaks the cycle between a parameter and the graph of its gradient

@@ -1,0 +1,113 @@
+"""What all results share: `about`, saving and loading as netCDF without pickle, and a one-line repr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """One measurement with how it came about.
+
+    ``about`` holds the space, the kind of derivative, samples, seed, products used, seconds, dtype and versions.
+    Tensors are on the CPU. Subclasses name the dimensions of their arrays in ``dims``.
+    """
+
+    about: dict[str, Any]
+    dims: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the result to a netCDF file (readable by `landscape.load` and by xarray); return the path."""
+        import xarray
+
+        path = Path(path)
+        scratch = path.with_name(path.name + ".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        xarray.DataTree.from_dict(self._groups()).to_netcdf(scratch, engine="h5netcdf")
+        scratch.replace(path)  # a reader never sees half a file
+        return path
+
+    def _groups(self) -> dict[str, Any]:
+        """Split into datasets: arrays are variables, nested results are groups, everything else is JSON."""
+        import xarray
+
+        variables: dict[str, Any] = {}
+        plain: dict[str, Any] = {}
+        groups: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor | np.ndarray):
+                variables[field.name] = self._variable(field.name, value)
+            elif _is_point(value):
+                variables |= {f"{field.name}:{key}": self._variable("", part) for key, part in value.items()}
+            elif isinstance(value, dict) and value and all(isinstance(part, Result) for part in value.values()):
+                for number, part in enumerate(value.values()):
+                    groups |= {f"/{field.name}/{number}{'' if k == '/' else k}": v for k, v in part._groups().items()}
+                plain[field.name] = {"keys": list(value)}
+            else:
+                plain[field.name] = value
+        attributes = {"result": type(self).__name__, "fields": json.dumps(plain)}
+        return {"/": xarray.Dataset(variables, attrs=attributes)} | groups
+
+    def _variable(self, name: str, value: Tensor | np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        # a dimension is named by its length where it has no name of its own: one name, one length
+        return self.dims.get(name) or tuple(f"length_{n}_{i}" for i, n in enumerate(array.shape)), array
+
+
+def load(path: str | Path) -> Any:
+    """Read a result written by ``.save``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no result of this package, or is damaged.
+    """
+    import xarray
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no result at {path}")
+    try:
+        tree = xarray.open_datatree(path, engine="h5netcdf").load()
+        tree.close()
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable netCDF file (cut short?): {error}") from error
+    if "result" not in tree.attrs:
+        raise ValueError(f"{path} holds no landscape result")
+    return _read(tree)
+
+
+def _read(tree: Any) -> Any:
+    kinds = {kind.__name__: kind for kind in _subclasses(Result)}
+    kind = kinds[tree.attrs["result"]]
+    plain = json.loads(tree.attrs["fields"])
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        parts = {n: v for n, v in tree.data_vars.items() if n.split(":")[0] == field.name}
+        if field.name in parts:
+            values[field.name] = torch.from_numpy(np.array(parts[field.name].values))
+        elif parts:
+            values[field.name] = {
+                n.split(":", 1)[1]: torch.from_numpy(np.array(v.values)) for n, v in parts.items()
+            }
+        elif field.name in tree.children:
+            keys = plain[field.name]["keys"]
+            values[field.name] = {key: _read(tree[field.name][str(i)]) for i, key in enumerate(keys)}
+        else:
+            values[field.name] = plain[field.name]
+    return kind(**values)
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
+
+
+def _subclasses(kind: type) -> list[type]:
+    return [kind, *(deeper for child in kind.__subclasses__() for deeper in _subclasses(child))]
