@@ -3,7 +3,7 @@
 from .comparison import Comparison, compare
 from .curvature import Eigenvalues, top_eigenvalues, trace
 from .operators import Hessian, Operator
-from .results import Result, load
+from .results import Result, load, save_figure
 from .sharpness import Sharpness, average_sharpness, worst_case_sharpness
 from .surfaces import Line, Surface, line, plot_line, plot_surface, surface
 from .traces import Trace
@@ -26,6 +26,7 @@ __all__ = [
     "compare",
     # results
     "load",
+    "save_figure",
     "Result",
     "Trace",
     "Eigenvalues",

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .curvature import deflated_trace, eigenvalues_of
+from .curvature import deflated_trace
 from .objective import BatchObjective, Loss, Objective, progress, stopwatch
 from .operators import Hessian, Operator
 from .results import Result
 from .sharpness import RADII, average_sharpness, worst_case_sharpness
 from .spectra import lanczos
-from .surfaces import Line, Surface, line, surface
+from .surfaces import Line, Surface, grid, line, surface
+from .traces import mean_and_stderr
 
 _LABELS = {
     "loss": "loss",
@@ -39,11 +40,13 @@ class Measured:
         value: the number.
         stderr: its standard error; zero where there is none to state (one network, no sampling).
         parts: independent contributions that pair up with those of another network measured alike, or None.
+        converged: False where Lanczos stopped before its tolerance.
     """
 
     value: float
     stderr: float = 0.0
-    parts: Tensor | None = None
+    parts: list[float] | None = None
+    converged: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +54,60 @@ class Comparison(Result):
     """What `compare` measured.
 
     Attributes:
-        rows: one record per network and quantity: value, stderr, delta, delta_stderr (to the first network), seeds.
+        seeds: network → for each of its seeds, quantity → the fields of `Measured`.
         lines, surfaces: network → `Line`, `Surface` of its first seed, along the same draw.
     """
 
-    rows: list[dict[str, Any]]
+    seeds: dict[str, list[dict[str, list[Any]]]]
     lines: dict[str, Line]
     surfaces: dict[str, Surface]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One record per network and quantity: seeds, value, stderr, and delta, delta_stderr to the first network."""
+        first = next(iter(self.seeds))
+        return [
+            {"network": network, "quantity": quantity, "seeds": len(group)}
+            | {"converged": all(seed.converged for seed in self._measured(network, quantity))}
+            | dict(zip(("value", "stderr"), _mean(self._measured(network, quantity)), strict=True))
+            | dict(zip(("delta", "delta_stderr"), self.difference(network, first, quantity), strict=True))
+            for network, group in self.seeds.items()
+            for quantity in group[0]
+        ]
+
+    def difference(self, network: str, other: str, quantity: str) -> tuple[float, float]:
+        """Return network − other and its standard error, paired by seed, or by draw where both have one seed.
+
+        Raises:
+            KeyError: no such network or quantity.
+        """
+        if network == other:
+            return 0.0, 0.0
+        return _difference(self._measured(network, quantity), self._measured(other, quantity))
+
+    def select(self, *networks: str) -> Comparison:
+        """Return the comparison of these networks alone; differences are to the first of them.
+
+        Raises:
+            KeyError: no such network.
+        """
+        seeds = {network: self._group(network) for network in networks}
+        pictures: dict[str, Any] = {
+            field: {network: drawn[network] for network in networks if network in drawn}
+            for field, drawn in (("lines", self.lines), ("surfaces", self.surfaces))
+        }
+        return replace(self, seeds=seeds, **pictures)
+
+    def _group(self, network: str) -> list[dict[str, list[Any]]]:
+        if network not in self.seeds:
+            raise KeyError(f"no network {network!r}; there are {list(self.seeds)}")
+        return self.seeds[network]
+
+    def _measured(self, network: str, quantity: str) -> list[Measured]:
+        group = self._group(network)
+        if quantity not in group[0]:
+            raise KeyError(f"no quantity {quantity!r} of {network!r}; there are {list(group[0])}")
+        return [Measured(*seed[quantity]) for seed in group]
 
     @property
     def frame(self) -> Any:
@@ -72,26 +122,23 @@ class Comparison(Result):
         import pandas
 
         columns: dict[str, dict[str, str]] = {}
-        first = self.rows[0]["network"]
+        first = next(iter(self.seeds))
         for row in self.rows:
             label = _label(row["quantity"])
-            columns.setdefault(row["network"], {})[label] = _shown(row["value"], row["stderr"])
+            mark = "" if row["converged"] else " †"
+            columns.setdefault(row["network"], {})[label] = _shown(row["value"], row["stderr"]) + mark
             if row["network"] != first:
                 difference = columns.setdefault(f"{row['network']} − {first}", {})
                 difference[label] = _shown(row["delta"], row["delta_stderr"], sign=True)
         return pandas.DataFrame(columns)
 
-    def value(self, network: str, quantity: str) -> dict[str, Any]:
-        """Look one record up.
+    def value(self, network: str, quantity: str) -> tuple[float, float]:
+        """Return one number and its standard error.
 
         Raises:
-            KeyError: no such network or quantity; both lists are named.
+            KeyError: no such network or quantity.
         """
-        for row in self.rows:
-            if (row["network"], row["quantity"]) == (network, quantity):
-                return row
-        networks, quantities = ({row[key] for row in self.rows} for key in ("network", "quantity"))
-        raise KeyError(f"no {quantity!r} of {network!r}; networks: {sorted(networks)}; quantities: {sorted(quantities)}")
+        return _mean(self._measured(network, quantity))
 
     def plot(self, value: str = "loss", *, log: bool = False) -> Any:
         """Draw all surfaces side by side in interactive 3-D on one scale (plotly)."""
@@ -125,9 +172,11 @@ class Comparison(Result):
 
     def _caption(self) -> str:
         about = self.about
+        stopped = "" if all(row["converged"] for row in self.rows) else "; † Lanczos stopped before its tolerance"
         return (
-            f"{about['samples']} samples, {about['space']} space, {about['derivatives']} derivatives; ± is one standard error, over "
-            f"seeds where a network has several, of the estimate otherwise; {_NOTE}"
+            f"{about['samples']} samples, {about['space']} space, {about['derivatives']} derivatives; "
+            "± is one standard error, over seeds where a network has several, of the estimate otherwise; "
+            f"{_NOTE}{stopped}"
         )
 
 
@@ -146,15 +195,16 @@ def compare(
 ) -> Comparison:
     """Measure several networks alike: one probe, one draw of directions, one seed.
 
-    First come curvatures in filter-relative units (D·H·D, D = ‖w_f‖/√(size of filter)), which do not change when weights
-    are rescaled in front of a BatchNorm; λ₁ is the algebraically largest. Differences to the first network are paired by
-    seed where both networks are lists of one length, by draw where both are single.
+    First come curvatures in filter-relative units (D·H·D, D = ‖w_f‖/√(size of filter)), which do not change when
+    weights are rescaled in front of a BatchNorm; λ₁ is the algebraically largest. Differences to the first network are
+    paired by seed where both networks are lists of one length, by draw or probe where both are single.
 
     Args:
         models: name → network, or a list of them: the same network over seeds.
         data: ``(x, y)`` or batches; default the probe that all models carry.
         space: ``"quantized"`` (default) or ``"latent"``.
-        radii: of the worst-case (10 ascent steps) and average (20 draws) rise of the loss, relative to each filter's norm.
+        radii: of the worst-case (10 ascent steps) and average (20 draws) rise of the loss, relative to each filter's
+            norm.
         span, points: of the curves and surfaces (of each network's first seed); points=0 leaves them out.
         rtol: relative standard error at which a trace's probes stop.
         seed: of probes, draws and directions.
@@ -166,20 +216,25 @@ def compare(
     Cost per network: about 100 Hessian-vector products, 30 gradients, 60 + points² + points forward passes.
     """
     elapsed = stopwatch()
+    if not isinstance(models, Mapping):
+        raise TypeError(f"models must be {{name: network or list of networks}}, got {type(models).__name__}")
     groups = {name: [m] if isinstance(m, nn.Module) else list(m) for name, m in models.items()}
     _check_units(groups)
+    if points:
+        grid(span, points)  # refuses now, not after all networks have been measured
     data = _common_probe(groups) if data is None else data
     settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
     networks = [(name, model) for name, group in groups.items() for model in group]
-    measured: dict[str, list[dict[str, Measured]]] = {name: [] for name in groups}
+    measured: dict[str, list[dict[str, list[Any]]]] = {name: [] for name in groups}
     for name, model in progress(networks, "networks"):
-        measured[name].append(_measure(model, data, radii, rtol, seed, settings))
+        found = _measure(model, data, radii, rtol, seed, settings)
+        measured[name].append({quantity: list(astuple(number)) for quantity, number in found.items()})
     picture = settings | {"span": span, "seed": seed}
     firsts = {name: group[0] for name, group in groups.items() if points}
     lines = {name: line(model, data, points=2 * points + 1, **picture) for name, model in firsts.items()}
     surfaces = {name: surface(model, data, points=points, **picture) for name, model in firsts.items()}
     about = _about(groups, data, settings) | {"seed": seed, "seconds": elapsed()}
-    return Comparison(about, _rows(measured), lines, surfaces)
+    return Comparison(about, measured, lines, surfaces)
 
 
 def _measure(
@@ -193,39 +248,24 @@ def _measure(
     average = average_sharpness(model, data, radii=radii, seed=seed, **settings)
     for name, result in (("worst", worst), ("average", average)):
         for radius, rise, error, parts in zip(radii, result.rise, result.stderr, result.samples, strict=True):
-            found[f"{name}_{radius:g}"] = Measured(float(rise), float(error), parts)
+            found[f"{name}_{radius:g}"] = Measured(float(rise), float(error), parts.tolist())
     found |= _curvature(hessian, "raw", rtol, seed)
     return found | {"weight_norm": Measured(hessian.coordinates.norm())}
 
 
 def _curvature(operator: Operator, units: str, rtol: float, seed: int) -> dict[str, Measured]:
     krylov = lanczos(operator, min(5, operator.shape[0]), which="largest", seed=seed)
-    values = eigenvalues_of(operator, krylov, {}).values
     trace = deflated_trace(operator, krylov, rtol=rtol, seed=seed)
+    first, last = float(krylov.values[0]), float(krylov.values[-1])
+    # every network's probes are the same draws, so the differences of two traces pair up
     found = {
-        f"trace_{units}": Measured(trace.value, trace.stderr),
-        f"lambda1_{units}": Measured(float(values[0])),
+        f"trace_{units}": Measured(trace.value, trace.stderr, trace.samples.tolist()),
+        f"lambda1_{units}": Measured(first, converged=bool(krylov.converged[0])),
     }
-    if units == "filter" and len(values) == 5:
-        found["lambda1_over_lambda5"] = Measured(float(values[0] / values[4]))
+    if units == "filter":
+        ratio = first / last if len(krylov.values) == 5 else float("nan")
+        found["lambda1_over_lambda5"] = Measured(ratio, converged=bool(krylov.converged.all()))
     return found
-
-
-def _rows(measured: Mapping[str, list[dict[str, Measured]]]) -> list[dict[str, Any]]:
-    reference = next(iter(measured.values()))
-    rows = []
-    for name, networks in measured.items():
-        for quantity in networks[0]:
-            mine = [network[quantity] for network in networks]
-            row: dict[str, Any] = {"network": name, "quantity": quantity, "seeds": len(mine)}
-            row["value"], row["stderr"] = _mean(mine)
-            if networks is not reference and quantity in reference[0]:
-                theirs = [network[quantity] for network in reference]
-                row["delta"], row["delta_stderr"] = _difference(mine, theirs)
-            else:
-                row["delta"], row["delta_stderr"] = 0.0, 0.0
-            rows.append(row)
-    return rows
 
 
 def _mean(seeds: list[Measured]) -> tuple[float, float]:
@@ -236,14 +276,15 @@ def _mean(seeds: list[Measured]) -> tuple[float, float]:
 
 
 def _difference(mine: list[Measured], theirs: list[Measured]) -> tuple[float, float]:
-    """Return the difference and its standard error: over paired seeds, over paired draws, or of two separate numbers."""
+    """Return the difference and its standard error: over paired seeds, paired draws, or of two separate numbers."""
     if len(mine) == len(theirs) > 1:
         return _mean([Measured(a.value - b.value) for a, b in zip(mine, theirs, strict=True)])
     (value, error), (other, other_error) = _mean(mine), _mean(theirs)
-    parts = mine[0].parts, theirs[0].parts
-    if len(mine) == len(theirs) and parts[0] is not None and parts[1] is not None and len(parts[0]) > 1:
-        difference = parts[0] - parts[1]
-        return value - other, float(difference.std() / len(difference) ** 0.5)
+    ours, others = mine[0].parts, theirs[0].parts
+    if len(mine) == len(theirs) and ours and others and min(len(ours), len(others)) > 1:
+        # a trace's probes may stop at different counts: those that both have in common tell the scatter
+        pairs = [a - b for a, b in zip(ours, others, strict=False)]
+        return value - other, mean_and_stderr(torch.tensor(pairs, dtype=torch.float64))[1]
     return value - other, math.hypot(error, other_error)
 
 
@@ -254,22 +295,29 @@ def _common_probe(groups: Mapping[str, list[nn.Module]]) -> tuple[Tensor, Tensor
         for model in group:
             theirs = getattr(model, "probe", None)
             if theirs is None:
-                raise ValueError(f"{name!r} carries no probe (saq_core.train leaves one): pass data=(x, y) to measure all on")
+                raise ValueError(
+                    f"{name!r} carries no probe (saq_core.train leaves one): pass data=(x, y) to measure all on"
+                )
             if probe is None:
                 probe = theirs
             elif not all(torch.equal(a, b) for a, b in zip(probe, theirs, strict=True)):
-                raise ValueError(f"{name!r} carries another probe than the first network: pass data=(x, y) to measure all on")
+                raise ValueError(
+                    f"{name!r} carries another probe than the first network: pass data=(x, y) to measure all on"
+                )
     return probe  # type: ignore[return-value]
 
 
 def _check_units(groups: Mapping[str, list[nn.Module]]) -> None:
     if not groups or not all(groups.values()):
-        raise ValueError(f"models must name at least one network each, got {({n: len(g) for n, g in groups.items()})}")
+        raise ValueError(
+            f"models must name at least one network each, got { ({n: len(g) for n, g in groups.items()}) }"
+        )
     units = {_weight_units(model) for group in groups.values() for model in group}
     if len(units) > 1:
         raise ValueError(
-            f"the networks compute with weights in different units ({', '.join(sorted(units))}), so their radii, norms and "
-            "curvatures cannot stand side by side: quantize with weights brought back to their own units (the default)"
+            f"the networks compute with weights in different units ({', '.join(sorted(units))}), so their radii, norms "
+            "and curvatures cannot stand side by side: quantize with weights brought back to their own units "
+            "(the default)"
         )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ SPACES = ("quantized", "latent")
 
 @dataclass(frozen=True)
 class Coordinates:
-    """The tensors of one network that vary.
+    """The tensors of one network that vary: a snapshot, which further training does not move.
 
     Attributes:
         space: ``"quantized"`` or ``"latent"``; ``"float"`` where nothing is quantized and the two are the same.
@@ -109,15 +110,17 @@ def coordinates(model: nn.Module, space: str | None = None) -> Coordinates:
         quantized = layers[owner].quantized_weights() if actual == "quantized" and owner in layers else {}
         if leaf in quantized:
             value, delta, _ = quantized[leaf]
-            centre[name], live[name], base[name] = (value + delta).detach(), _buffer_name(model, delta), delta.detach()
+            centre[name], live[name] = (value + delta).detach(), _buffer_name(model, delta)
+            base[name] = delta.detach().clone()
         else:
-            centre[name], live[name], base[name] = parameter.detach(), name, parameter.detach()
+            centre[name] = base[name] = parameter.detach().clone()
+            live[name] = name
     if not centre:
         raise ValueError(_nothing_varies(model))
     return Coordinates(actual, _passes_rounding(model, actual), centre, live, base)
 
 
-def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+def quantized_layers(model: nn.Module) -> dict[str, Any]:
     """Find the layers that offer ``quantized_weights()``, by name."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "quantized_weights")}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +46,8 @@ class Eigenvalues(Result):
         values = ", ".join(f"{float(v):.4g}" for v in self.values)
         missing = int((~self.converged).sum())
         more = f", {missing} not converged" if missing else ""
-        return f"Eigenvalues([{values}], residual ≤ {float(self.residuals.max()):.1e}, {self.about['products']} products{more})"
+        residual = f"residual ≤ {float(self.residuals.max()):.1e}"
+        return f"Eigenvalues([{values}], {residual}, {self.about['products']} products{more})"
 
 
 def trace(
@@ -87,7 +89,7 @@ def trace(
     if engine == "pyhessian":
         from .references import pyhessian_trace
 
-        samples, about = pyhessian_trace(model, data, units, space, loss, max_samples, seed)
+        samples, about = pyhessian_trace(model, data, units, space, loss, objective, max_samples, seed)
         result = trace_of_samples(samples, rtol=rtol, atol=atol)
         return replace(result, about=about | {"products": len(samples), "seed": seed, "seconds": elapsed()})
     operator, about = operator_of(model, data, units, space, loss, objective)
@@ -138,7 +140,9 @@ def top_eigenvalues(
     if engine == "pyhessian":
         from .references import pyhessian_eigenvalues
 
-        found, about = pyhessian_eigenvalues(model, data, units, space, loss, k, tol, max_products, seed)
+        if which != "magnitude":
+            raise ValueError(f"which must be 'magnitude' with engine='pyhessian', the only end it finds, got {which!r}")
+        found, about = pyhessian_eigenvalues(model, data, units, space, loss, objective, k, tol, max_products, seed)
         return Eigenvalues(about | {"seed": seed, "seconds": elapsed()}, *found)
     operator, about = operator_of(model, data, units, space, loss, objective)
     pairs = lanczos(operator, k, which=which, tol=tol, max_products=max_products, seed=seed)
@@ -177,8 +181,14 @@ def operator_of(
         return (hessian.filter_relative() if units == "filter" else hessian), about
     if units != "raw":
         raise ValueError(f"units={units!r} needs a network: a matrix has no filters")
+    model = torch.from_numpy(model) if isinstance(model, np.ndarray) else model
     if isinstance(model, Tensor):
         _check_symmetric(model)
+        model = model if model.is_floating_point() else model.double()
+    if not isinstance(model, Operator):
+        raise TypeError(
+            f"model must be a network, a square symmetric matrix or an Operator, got {type(model).__name__}"
+        )
     return model, {"units": units, "shape": list(model.shape)}
 
 

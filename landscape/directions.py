@@ -12,9 +12,9 @@ NORMALIZATIONS = ("filter", "layer", "none")
 def random_direction(centre: Coordinates, seed: int, normalize: str = "filter") -> Point:
     """Draw a Gaussian direction, zero on biases and norm parameters, rescaled to the weights' norms.
 
-    ``"filter"`` gives each filter (slice along dimension 0) of the direction the norm of the weight's filter, ``"layer"``
-    each tensor the norm of the weight, ``"none"`` leaves the Gaussian. The draw depends on name, shape and seed alone,
-    so two networks of one architecture get the same draw, each scaled by its own norms.
+    ``"filter"`` gives each filter (slice along dimension 0) of the direction the norm of the weight's filter,
+    ``"layer"`` each tensor the norm of the weight, ``"none"`` leaves the Gaussian. The draw depends on name, shape and
+    seed alone, so two networks of one architecture get the same draw, each scaled by its own norms.
 
     Source: Li et al. 2018, §4 (filter normalisation).
     """
@@ -22,7 +22,9 @@ def random_direction(centre: Coordinates, seed: int, normalize: str = "filter") 
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}")
     weights = {name: w for name, w in centre.centre.items() if w.ndim > 1}
     if not weights:
-        raise ValueError("no weight of two or more dimensions: random directions move nothing; pass directions yourself")
+        raise ValueError(
+            "no weight of two or more dimensions: random directions move nothing; pass directions yourself"
+        )
     return {name: _rescaled(draw, weights[name], normalize) for name, draw in gaussian(weights, seed)}
 
 
@@ -49,7 +51,9 @@ def checked_direction(centre: Coordinates, direction: Point) -> Point:
     """
     for name, step in direction.items():
         if name not in centre.centre:
-            raise ValueError(f"the direction moves {name!r}, which does not vary here; what varies: {centre.names[:5]} …")
+            raise ValueError(
+                f"the direction moves {name!r}, which does not vary here; what varies: {centre.names[:5]} …"
+            )
         if step.shape != centre.centre[name].shape:
             have = tuple(centre.centre[name].shape)
             raise ValueError(f"the direction of {name!r} must have shape {have}, got {tuple(step.shape)}")

@@ -1,13 +1,12 @@
 """A network, its data and its loss as one function of a displacement of its weights.
 
 f(d) = Σ_b weight_b · loss(model at centre + d, batch b) / Σ_b weight_b, with batches of any size. The model is only
-ever called through `torch.func.functional_call` on other tensors, so its weights, buffers and gradients are not touched.
+ever called through `torch.func.functional_call` on other tensors: its weights, buffers and gradients are not touched.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,8 +39,8 @@ class Objective:
         objective: ``objective(model, batch) → (mean loss, weight)`` for anything else; then batches may be anything.
         space: see `landscape.coordinates`.
         batchnorm: ``"fixed"`` statistics, or ``"recomputed"`` by one pass over the data at every point.
-        batch_size: rows per batch where ``data`` is ``(x, y)``; default 200,000 input elements on a CPU, 1,024 rows on
-            an accelerator.
+        batch_size: rows per batch, at most, where ``data`` is ``(x, y)``; default 200,000 input elements on a CPU,
+            1,024 rows on an accelerator.
 
     Raises:
         ValueError: no probe, empty data, unknown settings, nothing trainable.
@@ -76,8 +75,8 @@ class Objective:
         self._norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self._quiet = False
         self._checked: tuple[float, float] | None = None
-        self._frozen = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
-        self._frozen |= {f"model.{name}": b.detach().clone() for name, b in self.model.named_buffers()}
+        tensors = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+        self._frozen = {f"model.{name}": tensor.detach().clone() for name, tensor in tensors}
 
     def batches(self) -> Iterator[Any]:
         """Yield the batches on the model's device, floating tensors in its dtype."""
@@ -104,12 +103,13 @@ class Objective:
     def gradient(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the gradient of the mean loss at centre + displacement. Cost: one gradient over the data."""
         total, weights = None, 0.0
-        with self.quiet():
+        with self.quiet(), torch.enable_grad():
             for batch in self.batches():
                 leaves = {k: v.detach().requires_grad_() for k, v in self.live(displacement).items()}
                 loss, weight, _ = self.loss(leaves, batch)
                 parts = torch.autograd.grad(loss * weight, list(leaves.values()), materialize_grads=True)
-                total = list(parts) if total is None else [a.add_(b) for a, b in zip(total, parts, strict=True)]
+                # never in place: two weights may be handed one and the same tensor as their gradient
+                total = parts if total is None else tuple(a + b for a, b in zip(total, parts, strict=True))
                 weights += weight
         assert total is not None
         return {name: part / weights for name, part in zip(self.coordinates.names, total, strict=True)}
@@ -131,21 +131,24 @@ class Objective:
                 self._check_first_batch()
                 loss, accuracy = (float(value) for value in self.evaluate())
             if loss != loss or loss in (float("inf"), float("-inf")):
-                raise ValueError(f"the loss of the model itself is {loss}: look at its weights and data before measuring")
+                raise ValueError(
+                    f"the loss of the model itself is {loss}: look at its weights and data before measuring"
+                )
             self._checked = loss, accuracy
         return self._checked
 
     def _check_first_batch(self) -> None:
-        first = next(self.batches(), None)
-        if first is None:
-            raise ValueError("data is empty: pass at least one sample")
+        rows = [rows_of(batch) for batch in self._source]
+        if not rows or 0 in rows:
+            raise ValueError(f"data is empty, or one of its batches is: pass at least one sample in each, got {rows}")
+        self.samples = sum(rows)
+        first = next(self.batches())
         once, again = (self.loss(self.live(), first)[0] for _ in range(2))
         if not torch.equal(once, again) and not (once.isnan() and again.isnan()):
             raise ValueError(
-                f"the loss of one batch changed when repeated ({float(once):.6g}, then {float(again):.6g}): something in "
-                "the model is random in eval mode, and curvature of a moving function means nothing"
+                f"the loss of one batch changed when repeated ({float(once):.6g}, then {float(again):.6g}): something "
+                "in the model is random in eval mode, and curvature of a moving function means nothing"
             )
-        self.samples = sum(rows_of(batch) for batch in self._source)
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
@@ -177,7 +180,7 @@ class Objective:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "weight_norm": self.coordinates.norm(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
         } | more
 
     def _classify(self, model: nn.Module, batch: Any) -> tuple[Tensor, int, Tensor | None]:
@@ -187,10 +190,10 @@ class Objective:
         if self._checked is None and classes and self._classes_known:  # before the loss: on CUDA it would abort
             _check_labels(y, output.shape[1])
         loss = self._loss(output, y)
-        return loss.mean(), len(x), (output.argmax(1) == y).sum() if classes else None
+        return loss.mean(), rows_of(x), (output.argmax(1) == y).sum() if classes else None
 
     def _recomputed_statistics(self, live: Point) -> Point:
-        """One pass over the data in train-mode BatchNorm: the mean of the batches' statistics, weighted by their size."""
+        """One pass over the data in train-mode BatchNorm: the mean of the batches' statistics, weighted by size."""
         names = {id(module): f"{name}." if name else "" for name, module in self.model.named_modules()}
         fresh = {
             names[id(m)] + key: torch.ones_like(b) if key == "running_var" else torch.zeros_like(b)
@@ -241,7 +244,9 @@ def _weighted_mean(parts: Iterable[tuple[Tensor, Any, Tensor | None]]) -> tuple[
     weight = torch.as_tensor(weights, dtype=torch.float64)
     loss = torch.stack([loss.double() for loss in losses])
     weight = weight.to(loss.device)
-    right = torch.stack([loss.new_tensor(float("nan")) if h is None else h.double() for h, loss in zip(hits, losses, strict=True)])
+    right = torch.stack(
+        [loss.new_tensor(float("nan")) if h is None else h.double() for h, loss in zip(hits, losses, strict=True)]
+    )
     return (loss * weight).sum() / weight.sum(), right.sum() / weight.sum()
 
 
@@ -252,10 +257,15 @@ def _source(model: nn.Module, data: Any, batch_size: int | None, device: torch.d
             raise ValueError(
                 "the model carries no probe (saq_core.train leaves one): pass data=(x, y), or set model.probe = (x, y)"
             )
-    if inspect.isgenerator(data) or iter(data) is data:
-        raise TypeError("data can be read only once (a generator or iterator): pass (x, y), a list of batches or a DataLoader")
-    if len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        return _chunks(*data, batch_size, device)
+    if isinstance(data, Iterator):
+        raise TypeError(
+            "data can be read only once (a generator or iterator): pass (x, y), a list of batches or a DataLoader"
+        )
+    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise TypeError(f"data must be (x, y), a list of batches or a DataLoader, got {type(data).__name__}")
+    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        x, y = data
+        return _chunks(x, y, batch_size, device)
     return data
 
 
@@ -263,8 +273,9 @@ def _chunks(x: Tensor, y: Tensor, batch_size: int | None, device: torch.device) 
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"data=(x, y) needs as many targets as inputs and at least one, got {len(x)} and {len(y)}")
     rows = batch_size or (max(1, _CPU_ELEMENTS // x[0].numel()) if device.type == "cpu" else 1024)
+    parts = -(-len(x) // rows)  # of nearly equal size: BatchNorm cannot be recomputed on a last batch of one
     # moved once: a probe lives on the CPU, and every pass reads it
-    return list(zip(x.to(device).split(rows), y.to(device).split(rows), strict=True))
+    return list(zip(x.to(device).tensor_split(parts), y.to(device).tensor_split(parts), strict=True))
 
 
 def _moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -273,7 +284,8 @@ def _moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(batch, Mapping):
         return {key: _moved(value, device, dtype) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return type(batch)(_moved(value, device, dtype) for value in batch)
+        parts = [_moved(value, device, dtype) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch
 
 
@@ -294,8 +306,10 @@ def _check_labels(y: Tensor, classes: int) -> None:
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Switch TF32 off: curvature in ten bits of mantissa is noise."""
-    flags = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    """Switch TF32 off, and bfloat16 on a CPU: curvature in ten bits of mantissa is noise."""
+    backends: Any = torch.backends
+    flags = [backends.cuda.matmul] + [getattr(backends.cudnn, part) for part in ("conv", "rnn")]
+    flags += [getattr(backends.mkldnn, part) for part in ("matmul", "conv", "rnn")]
     before = [flag.fp32_precision for flag in flags]
     try:
         for flag in flags:

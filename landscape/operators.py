@@ -82,8 +82,9 @@ class Hessian:
         return self.objective.device
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
-        if vectors.shape[0] != self.shape[0] or vectors.ndim > 2:
-            raise ValueError(f"a vector of shape ({self.shape[0]},) or (…, k) is needed, got {tuple(vectors.shape)}")
+        n = self.shape[0]
+        if vectors.ndim not in (1, 2) or vectors.shape[0] != n:
+            raise ValueError(f"vectors must have shape ({n},) or ({n}, k), got {tuple(vectors.shape)}")
         columns = vectors.to(self.device, self.dtype).reshape(self.shape[0], -1).unbind(1)
         self.products += len(columns)
         total = [torch.zeros(self.shape[0], dtype=torch.float64, device=self.device) for _ in columns]
@@ -106,14 +107,15 @@ class Hessian:
         if self._kept:
             yield from self._kept
             return
-        keeping = self._fits()
+        kept: list[_Graph] | None = [] if self._fits() else None
         self._weight = 0.0
         for batch in self.objective.batches():
             graph = _Graph(self.objective, batch)
             self._weight += float(graph.weight)
-            if keeping:
-                self._kept.append(graph)
+            if kept is not None:
+                kept.append(graph)
             yield graph
+        self._kept = kept or []  # all or none: an interrupted product leaves no half of them behind
 
     def _fits(self) -> bool:
         if self._memory_needed is None:
@@ -147,6 +149,8 @@ class _Graph:
         with torch.enable_grad():
             loss, self.weight, _ = objective.loss(live, batch)
             total = loss * self.weight
+            if not total.requires_grad:
+                raise ValueError("the loss depends on no weight that varies: is it computed from the model's output?")
             self.gradient = torch.autograd.grad(total, self.leaves, create_graph=True, materialize_grads=True)
 
     def product(self, vector: Point) -> Tensor:

@@ -1,9 +1,10 @@
 """PyHessian as a second opinion.
 
-The objective goes into a module whose only parameters are a displacement of what varies, so that PyHessian sees the very
-tensors, space and units that our own engine uses. Its traps are avoided here: it needs a gradient in every parameter
-(a displacement always has one), leaves the model in eval mode (it gets a wrapper), draws from the global RNG (forked and
-seeded), adds gradients up when built twice (built once per call), and its trace stops by chance (told never to).
+The objective goes into a module whose only parameters are a displacement of what varies, so that PyHessian sees the
+very tensors, space and units that our own engine uses. Its traps are avoided here: it needs a gradient in every
+parameter (a displacement is given one), leaves the model in eval mode (it gets a wrapper), draws from the global RNG
+(forked and seeded), adds gradients up when built twice (built once per call), and its trace stops by chance (told never
+to).
 """
 
 from __future__ import annotations
@@ -17,14 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from .coordinates import Point
-from .objective import Loss, Objective
+from .objective import BatchObjective, Loss, Objective
 
 
 def pyhessian_trace(
-    model: Any, data: Any, units: str, space: str | None, loss: Loss | None, probes: int, seed: int
+    model: Any,
+    data: Any,
+    units: str,
+    space: str | None,
+    loss: Loss | None,
+    objective: BatchObjective | None,
+    probes: int,
+    seed: int,
 ) -> tuple[list[float], dict[str, Any]]:
     """Return the estimates of PyHessian's Hutchinson probes, and how they came about."""
-    with _computation(model, data, units, space, loss, seed) as (computation, about):
+    with _computation(model, data, units, space, loss, objective, seed) as (computation, about):
         samples = computation.trace(maxIter=probes, tol=float("-inf"))
     return [float(sample) for sample in samples], about
 
@@ -35,13 +43,14 @@ def pyhessian_eigenvalues(
     units: str,
     space: str | None,
     loss: Loss | None,
+    objective: BatchObjective | None,
     k: int,
     tol: float,
     iterations: int,
     seed: int,
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Point], dict[str, Any]]:
     """Return PyHessian's (values, residuals, converged, vectors), the residuals measured by k further products."""
-    with _computation(model, data, units, space, loss, seed) as (computation, about):
+    with _computation(model, data, units, space, loss, objective, seed) as (computation, about):
         values, vectors = computation.eigenvalues(maxIter=iterations, tol=tol, top_n=k)
         images = [
             torch.autograd.grad(computation.gradsH, computation.params, v, retain_graph=True, materialize_grads=True)
@@ -67,34 +76,44 @@ class _Displaced(nn.Module):
         self.objective = objective
         centre = objective.coordinates
         self.names = centre.names
-        self.scale = centre.filter_scale() if units == "filter" else {n: torch.ones_like(w) for n, w in centre.centre.items()}
+        self.scale = (
+            centre.filter_scale() if units == "filter" else {n: torch.ones_like(w) for n, w in centre.centre.items()}
+        )
         self.displacement = nn.ParameterList([torch.zeros_like(w) for w in centre.centre.values()])
 
     def forward(self, _: Tensor) -> Tensor:
         moves = {name: move * self.scale[name] for name, move in zip(self.names, self.displacement, strict=True)}
         live = self.objective.coordinates.displaced(moves)
         losses, weights, _hits = zip(*(self.objective.loss(live, b) for b in self.objective.batches()), strict=True)
-        return sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+        mean = sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+        # PyHessian needs a gradient with a graph in every parameter: zeros where the loss is linear, or a weight unused
+        return mean + sum(0 * move.square().sum() for move in self.displacement)
 
 
 @contextlib.contextmanager
 def _computation(
-    model: Any, data: Any, units: str, space: str | None, loss: Loss | None, seed: int
+    model: Any,
+    data: Any,
+    units: str,
+    space: str | None,
+    loss: Loss | None,
+    objective: BatchObjective | None,
+    seed: int,
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     from pyhessian import hessian
 
     if not isinstance(model, nn.Module):
         raise ValueError("engine='pyhessian' measures networks: pass a torch.nn.Module, or use the default engine")
-    objective = Objective(model, data, space=space, loss=loss)
-    objective.centre()
-    wrapped = _Displaced(objective, units)
+    function = Objective(model, data, space=space, loss=loss, objective=objective)
+    function.centre()
+    wrapped = _Displaced(function, units)
     nothing = torch.zeros(1)  # the batches are inside, so that ragged ones are weighted and the graph is kept
-    with objective.quiet(), warnings.catch_warnings():
+    with function.quiet(), torch.enable_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*create_graph=True", category=UserWarning)
         torch.manual_seed(seed)
         try:
-            cuda = objective.device.type == "cuda"
+            cuda = function.device.type == "cuda"
             computation = hessian(wrapped, lambda value, _: value, data=(nothing, nothing), cuda=cuda)
-            yield computation, objective.about(units=units, engine="pyhessian")
+            yield computation, function.about(units=units, engine="pyhessian")
         finally:
             wrapped.zero_grad()  # breaks the cycle between a parameter and the graph of its gradient

@@ -69,19 +69,35 @@ def load(path: str | Path) -> Any:
         FileNotFoundError: no such file.
         ValueError: the file is no result of this package, or is damaged.
     """
+    import h5py
     import xarray
 
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no result at {path}")
     try:
+        with h5py.File(path):  # a damaged file is refused here: h5netcdf would complain again when it is collected
+            pass
         tree = xarray.open_datatree(path, engine="h5netcdf").load()
         tree.close()
     except Exception as error:
         raise ValueError(f"{path} is not a readable netCDF file (cut short?): {error}") from error
     if "result" not in tree.attrs:
         raise ValueError(f"{path} holds no landscape result")
-    return _read(tree)
+    try:
+        return _read(tree)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or was written by another version: {error!r}") from error
+
+
+def save_figure(figure: Any, path: str | Path) -> list[Path]:
+    """Write what ``.draw`` returned (a matplotlib figure or axes) as PDF and PNG for print; return the two paths.
+
+    TrueType fonts, 300 dots per inch, no timestamps, the size as drawn.
+    """
+    from .plotting import paper
+
+    return paper.save(getattr(figure, "figure", figure), path)
 
 
 def _read(tree: Any) -> Any:
@@ -94,9 +110,7 @@ def _read(tree: Any) -> Any:
         if field.name in parts:
             values[field.name] = torch.from_numpy(np.array(parts[field.name].values))
         elif parts:
-            values[field.name] = {
-                n.split(":", 1)[1]: torch.from_numpy(np.array(v.values)) for n, v in parts.items()
-            }
+            values[field.name] = {n.split(":", 1)[1]: torch.from_numpy(np.array(v.values)) for n, v in parts.items()}
         elif field.name in tree.children:
             keys = plain[field.name]["keys"]
             values[field.name] = {key: _read(tree[field.name][str(i)]) for i, key in enumerate(keys)}
@@ -110,4 +124,5 @@ def _is_point(value: Any) -> bool:
 
 
 def _subclasses(kind: type) -> list[type]:
-    return [kind, *(deeper for child in kind.__subclasses__() for deeper in _subclasses(child))]
+    children: list[type] = kind.__subclasses__()
+    return [kind, *(deeper for child in children for deeper in _subclasses(child))]

@@ -1,6 +1,6 @@
 """How much the loss rises within, or at, a given relative distance of the weights.
 
-All radii are filter-relative: a perturbation ε with ‖ε_f‖ = r·‖w_f‖ in every filter f, biases and norm parameters fixed.
+All radii are filter-relative: ε with ‖ε_f‖ = r·‖w_f‖ in every filter f; biases and norm parameters stay.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def average_sharpness(
                 rises[row, draw] = function.evaluate({n: radius * d for n, d in direction.items()})[0] - centre
     rises = rises.cpu()
     about = function.about(measure=f"average of {draws} draws", seed=seed, seconds=elapsed())
-    return Sharpness(about, torch.tensor(radii), rises.mean(1), rises.std(1) / draws**0.5, rises)
+    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), rises.mean(1), rises.std(1) / draws**0.5, rises)
 
 
 def worst_case_sharpness(
@@ -99,8 +99,9 @@ def worst_case_sharpness(
 ) -> Sharpness:
     """Measure the largest rise of the loss that projected gradient ascent finds within ‖ε_f‖ ≤ r·‖w_f‖.
 
-    Every step moves each filter along its own gradient by a share of its radius that falls from 1 to 1/steps, and projects it
-    back onto its ball; the largest loss met counts. It is a lower bound of the true worst case.
+    Every step moves each filter along its own gradient by a share of its radius that falls from 1 to 1/steps, and
+    projects it back onto its ball; the largest loss met counts, the centre's included. It is a lower bound of the true
+    worst case.
 
     Args:
         model: any network; not touched.
@@ -122,9 +123,9 @@ def worst_case_sharpness(
     centre, _ = function.centre()
     with function.quiet():
         worst = [_ascend(function, radius, steps) for radius in progress(radii, "worst-case sharpness")]
-    rises = torch.stack(worst).cpu() - centre
+    rises = (torch.stack(worst).cpu() - centre).clamp_min(0)  # the centre lies in every ball
     about = function.about(measure=f"worst of {steps} ascent steps", seconds=elapsed())
-    return Sharpness(about, torch.tensor(radii), rises, torch.zeros_like(rises), rises[:, None])
+    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), rises, torch.zeros_like(rises), rises[:, None])
 
 
 def _ascend(function: Objective, radius: float, steps: int) -> Tensor:
@@ -159,6 +160,6 @@ def _prepared(
     loss: Loss | None,
     objective: BatchObjective | None,
 ) -> Objective:
-    if not radii or not all(r > 0 for r in radii):
-        raise ValueError(f"radii must be numbers > 0, relative to the filters' norms, got {radii}")
+    if not radii or not all(0 < r < float("inf") for r in radii):
+        raise ValueError(f"radii must be finite numbers > 0, relative to the filters' norms, got {radii}")
     return Objective(model, data, loss=loss, objective=objective, space=space)

@@ -45,7 +45,9 @@ class Line(Result):
 
     def __repr__(self) -> str:
         middle = len(self.alphas) // 2
-        return f"Line({len(self.alphas)} points, loss {float(self.loss[middle]):.4g} at the centre, {_range(self.loss)})"
+        return (
+            f"Line({len(self.alphas)} points, loss {float(self.loss[middle]):.4g} at the centre, {_range(self.loss)})"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +109,8 @@ def line(
         data: ``(x, y)`` or batches; default ``model.probe``.
         span: half the length of the line, in units of the (normalised) direction.
         points: odd, so that the middle one is the model exactly.
-        directions: ``"random"``, a direction (name → tensor; missing names stay), or another network, which then lies at
-            +1. Between quantized networks only what varies moves: steps and clips stay those of ``model``.
+        directions: ``"random"``, a direction (name → tensor; missing names stay), or another network, which then lies
+            at +1. Between quantized networks only what varies moves: steps and clips stay those of ``model``.
         normalize: ``"filter"``, ``"layer"`` or ``"none"``, for random directions; others are walked as they are.
         batchnorm: ``"fixed"`` statistics or ``"recomputed"`` at every point by one pass over the data; default
             recomputed between networks, fixed otherwise.
@@ -123,7 +125,7 @@ def line(
     """
     elapsed = stopwatch()
     function, steps = _prepared(model, data, 1, directions, normalize, batchnorm, space, seed, loss, objective)
-    alphas = _grid(span, points)
+    alphas = grid(span, points)
     values = _evaluated(function, steps, alphas[:, None])
     about = _about(function, directions, normalize, seed, len(alphas), elapsed())
     return Line(about, alphas, values[:, 0], values[:, 1])
@@ -165,7 +167,7 @@ def surface(
     """
     elapsed = stopwatch()
     function, steps = _prepared(model, data, 2, directions, normalize, batchnorm, space, seed, loss, objective)
-    axis = _grid(span, points)
+    axis = grid(span, points)
     values = _evaluated(function, steps, torch.cartesian_prod(axis, axis)).view(points, points, 2)
     about = _about(function, directions, normalize, seed, points**2, elapsed())
     return Surface(about, axis, axis.clone(), values[..., 0], values[..., 1])
@@ -232,7 +234,8 @@ def _combined(steps: list[Point], coefficients: list[float]) -> Point:
     return total
 
 
-def _grid(span: float, points: int) -> Tensor:
+def grid(span: float, points: int) -> Tensor:
+    """Return the steps −span…span, the middle one exactly zero."""
     if not span > 0 or span == float("inf"):
         raise ValueError(f"span must be > 0 and finite, got {span}")
     if points < 3 or points % 2 == 0:

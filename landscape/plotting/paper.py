@@ -72,6 +72,7 @@ def lines(lines: Mapping[str, Line], ax: Axes | None = None, *, value: str = "lo
     with plt.rc_context(_RC):
         ax = ax or _new_axes(2.3)
         ax.axvline(0, color="0.8", linewidth=0.6, zorder=0)
+        ax.locator_params(axis="x", nbins=5)
         values = [drawable(line, value, log) for line in lines.values()]
         for number, ((name, line), array) in enumerate(zip(lines.items(), values, strict=True)):
             _curve(ax, number, name, line, array)

@@ -1,0 +1,126 @@
+"""Small networks, data and dense Hessians that the landscape tests share. Nothing here uses `landscape`."""
+
+import copy
+import functools
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
+
+from saq_core import calibrate, quantize
+
+_generator = torch.Generator().manual_seed(1)
+X = torch.randn(7, 2, 4, 4, generator=_generator, dtype=torch.float64)
+Y = torch.tensor([0, 1, 2, 2, 1, 0, 2])
+RAGGED = [(X[:3], Y[:3]), (X[3:], Y[3:])]
+
+
+def convolutional(seed=0):
+    """Convolutions, BatchNorm with statistics that have moved, a linear layer: 140 weights, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.4)
+        for norm in (model[1], model[4]):
+            norm.weight.add_(1)
+            norm.running_mean.copy_(torch.randn(norm.num_features, generator=generator) * 0.3)
+            norm.running_var.copy_(torch.rand(norm.num_features, generator=generator) + 0.5)
+            norm.num_batches_tracked.fill_(5)
+    return model
+
+
+def quantized(bits, **settings):
+    model = quantize(convolutional(), bits, first_last_bits=None, **settings)
+    return calibrate(model, RAGGED)
+
+
+def perceptron(seed=0, inputs=5, classes=3):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(inputs, 4), nn.Tanh(), nn.Linear(4, classes)).double()
+
+
+CASES = {
+    "float": (convolutional, None),
+    "W4A32 quantized": (lambda: quantized("W4A32"), "quantized"),
+    "W4A32 latent": (lambda: quantized("W4A32"), "latent"),
+    "W4A4 quantized": (lambda: quantized("W4A4"), "quantized"),
+    "W4A4 latent": (lambda: quantized("W4A4"), "latent"),
+}
+
+
+def varied(model, space=None):
+    """Name the tensors inside the network that move, in the order of its parameters."""
+    names = []
+    for name, parameter in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        moves_delta = leaf == "weight" and space != "latent" and hasattr(model.get_submodule(owner), "delta")
+        if "quantizer" not in name and parameter.requires_grad:
+            names.append(f"{owner}.delta" if moves_delta else name)
+    return names
+
+
+class _Whole(nn.Module):
+    def __init__(self, model, mean_loss):
+        super().__init__()
+        self.model, self.mean_loss = model, mean_loss
+
+    def forward(self):
+        return self.mean_loss(self.model)
+
+
+def as_function(model, mean_loss, names):
+    """Return (f, start): the mean loss as a function of one flat vector of the named tensors."""
+    model = copy.deepcopy(model).eval()
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    values = [tensors[name].detach() for name in names]
+    whole = _Whole(model, mean_loss)
+
+    def f(flat):
+        parts = flat.split([value.numel() for value in values])
+        moved = {f"model.{n}": part.view_as(v) for n, part, v in zip(names, parts, values, strict=True)}
+        return functional_call(whole, moved, ())
+
+    return f, torch.cat([value.flatten() for value in values])
+
+
+def dense_hessian(model, mean_loss, names):
+    f, start = as_function(model, mean_loss, names)
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.autograd.functional.hessian(f, start)
+
+
+def classification(model):
+    return cross_entropy(model(X), Y)
+
+
+@functools.cache
+def case(name):
+    """Return (model, space, dense Hessian) of one of CASES; the model is not to be changed."""
+    make, space = CASES[name]
+    model = make().eval()
+    return model, space, dense_hessian(model, classification, varied(model, space))
+
+
+def filter_scale(model, space=None):
+    """Lay ‖w_f‖/√(size of filter) out as one vector, zero on biases and norm parameters."""
+    parts = []
+    for name in varied(model, space):
+        owner, _, leaf = name.rpartition(".")
+        layer = model.get_submodule(owner)
+        w = (layer.used_weight() if leaf == "delta" else getattr(layer, leaf)).detach()
+        norms = [row.norm() / row.numel() ** 0.5 * torch.ones_like(row) for row in w] if w.ndim > 1 else [0 * w]
+        parts += [part.flatten() for part in norms]
+    return torch.cat(parts)
+
+
+def symmetric(spectrum, seed=0):
+    """Return a dense symmetric matrix of a known spectrum."""
+    spectrum = torch.as_tensor(spectrum, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(len(spectrum), len(spectrum), generator=generator, dtype=torch.float64))
+    matrix = q @ torch.diag(spectrum) @ q.T
+    return (matrix + matrix.T) / 2

@@ -1,0 +1,196 @@
+import math
+
+import pytest
+import torch
+from networks import RAGGED, X, Y, case, convolutional, filter_scale, perceptron, quantized
+from test_curvature import rescaled
+
+from landscape import average_sharpness, compare, line, surface, worst_case_sharpness
+from landscape.comparison import Measured, _difference
+from landscape.objective import Objective
+
+QUICK = {"radii": (0.05,), "points": 3}
+
+
+@pytest.fixture(scope="module")
+def singles():
+    return compare({"FP32": convolutional(), "W4A4": quantized("W4A4")}, RAGGED, rtol=0.02, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def seeds():
+    groups = {"a": [convolutional(i) for i in (0, 1, 2)], "b": [convolutional(i) for i in (3, 4, 5)]}
+    alone = compare({"FP32": convolutional(7), "three": groups["b"]}, RAGGED, radii=(0.05,), points=0)
+    return compare(groups, RAGGED, radii=(0.05,), points=0), alone
+
+
+def row_of(comparison, network, quantity):
+    (row,) = [r for r in comparison.rows if (r["network"], r["quantity"]) == (network, quantity)]
+    assert (row["value"], row["stderr"]) == comparison.value(network, quantity)
+    return row
+
+
+@pytest.mark.parametrize(("network", "name"), [("FP32", "float"), ("W4A4", "W4A4 quantized")])
+def test_the_numbers_are_those_of_the_dense_hessian(singles, network, name):
+    model, space, dense = case(name)
+    d = filter_scale(model, space)
+    for units, matrix in (("raw", dense), ("filter", d[:, None] * dense * d)):
+        values = torch.linalg.eigvalsh(matrix)
+        found = row_of(singles, network, f"trace_{units}")
+        assert abs(found["value"] - float(matrix.trace())) < 4 * found["stderr"]
+        assert row_of(singles, network, f"lambda1_{units}")["value"] == pytest.approx(float(values[-1]), rel=1e-3)
+    assert row_of(singles, network, "lambda1_over_lambda5")["value"] == pytest.approx(
+        float(values[-1] / values[-5]), rel=0.01
+    )
+    loss, accuracy = Objective(model, RAGGED).centre()
+    assert (row_of(singles, network, "loss")["value"], row_of(singles, network, "accuracy")["value"]) == (
+        loss,
+        accuracy,
+    )
+
+
+def test_rises_lines_and_surfaces_are_those_of_the_single_calls(singles):
+    for network, model in (("FP32", convolutional()), ("W4A4", quantized("W4A4"))):
+        for name, measure in (("worst", worst_case_sharpness), ("average", average_sharpness)):
+            found = measure(model, RAGGED, radii=(0.05,))
+            row = row_of(singles, network, f"{name}_0.05")
+            assert (row["value"], row["stderr"]) == (float(found.rise), float(found.stderr))
+        assert torch.equal(singles.surfaces[network].loss, surface(model, RAGGED, points=3).loss)
+        assert torch.equal(singles.lines[network].loss, line(model, RAGGED, points=7).loss)
+
+
+def test_single_networks_are_paired_by_draw(singles):
+    mine, theirs = (
+        average_sharpness(m, RAGGED, radii=(0.05,)).samples[0] for m in (quantized("W4A4"), convolutional())
+    )
+    row = row_of(singles, "W4A4", "average_0.05")
+    assert row["delta"] == pytest.approx(float((mine - theirs).mean()))
+    assert row["delta_stderr"] == pytest.approx(float((mine - theirs).std()) / 20**0.5)
+
+
+def test_traces_are_paired_by_probe_as_far_as_both_have_probes(singles):
+    first, second = (Measured(*singles.seeds[network][0]["trace_filter"]) for network in ("FP32", "W4A4"))
+    common = min(len(first.parts), len(second.parts))
+    pairs = torch.tensor(second.parts[:common]) - torch.tensor(first.parts[:common])
+    row = row_of(singles, "W4A4", "trace_filter")
+    assert row["delta"] == pytest.approx(second.value - first.value)
+    assert row["delta_stderr"] == pytest.approx(float(pairs.std() / common**0.5), rel=1e-5)
+    assert row["delta_stderr"] < math.hypot(first.stderr, second.stderr)
+
+
+def test_one_network_against_several_adds_their_errors():
+    one, several = [Measured(1.0, 0.3)], [Measured(2.0, 0.1), Measured(4.0, 0.1)]
+    assert _difference(several, one) == pytest.approx((2.0, math.hypot(0.3, 1.0)))
+
+
+def test_networks_over_seeds_are_paired_by_seed(seeds):
+    losses = torch.tensor([Objective(convolutional(i), RAGGED).centre()[0] for i in range(6)]).double()
+    row = row_of(seeds[0], "b", "loss")
+    assert row["seeds"] == 3 and row["value"] == pytest.approx(float(losses[3:].mean()))
+    assert row["stderr"] == pytest.approx(float(losses[3:].std()) / 3**0.5)
+    difference = losses[3:] - losses[:3]
+    assert row["delta"] == pytest.approx(float(difference.mean()))
+    assert row["delta_stderr"] == pytest.approx(float(difference.std()) / 3**0.5)
+
+
+def test_one_network_against_several_cannot_be_paired(seeds):
+    first, row = (row_of(seeds[1], network, "average_0.05") for network in ("FP32", "three"))
+    assert row["delta"] == pytest.approx(row["value"] - first["value"])
+    assert row["delta_stderr"] == pytest.approx(math.hypot(row["stderr"], first["stderr"]))
+    assert seeds[1].lines == seeds[1].surfaces == {}
+
+
+def test_filter_relative_columns_do_not_see_the_scale_of_weights_in_front_of_a_batchnorm():
+    found = compare({"model": convolutional(), "twin": rescaled(convolutional())}, RAGGED, radii=(0.05,), points=0)
+    for row in found.rows[len(found.rows) // 2 :]:
+        same = "raw" not in row["quantity"] and row["quantity"] != "weight_norm"
+        first = row_of(found, "model", row["quantity"])["value"]
+        assert (row["value"] == pytest.approx(first, rel=1e-5)) == same, row["quantity"]
+
+
+def test_the_table_puts_what_can_be_compared_first(singles):
+    table = singles.table
+    assert list(table.columns) == ["FP32", "W4A4", "W4A4 − FP32"]
+    names = list(table.index)
+    assert names.index("trace, filter-relative") < names.index("trace, raw *") < names.index("‖w‖")
+    assert "compare only at equal weight norm" in repr(singles) and "straight-through" in repr(singles)
+    assert len(singles.frame) == len(singles.rows) and "±" in table.loc["trace, filter-relative", "FP32"]
+    assert singles.about["space"] == "quantized" and singles.about["samples"] == 7
+
+
+def test_differences_are_to_any_network(singles):
+    assert singles.difference("W4A4", "W4A4", "loss") == (0.0, 0.0)
+    forwards, backwards = (singles.difference(a, b, "average_0.05") for a, b in (("W4A4", "FP32"), ("FP32", "W4A4")))
+    assert forwards == pytest.approx((-backwards[0], backwards[1]))
+
+
+def test_a_selection_is_a_comparison_of_its_own(singles):
+    turned = singles.select("W4A4", "FP32")
+    assert list(turned.surfaces) == list(turned.lines) == ["W4A4", "FP32"]
+    assert row_of(turned, "FP32", "loss")["delta"] == -row_of(singles, "W4A4", "loss")["delta"]
+    assert [row["network"] for row in singles.select("W4A4").rows] == ["W4A4"] * len(turned.seeds["W4A4"][0])
+
+
+def test_unknown_names_list_the_known_ones(singles):
+    with pytest.raises(KeyError, match="no quantity 'trace' of 'FP32'; there are .*trace_filter"):
+        singles.value("FP32", "trace")
+    for call in (lambda: singles.value("FP", "loss"), lambda: singles.select("FP")):
+        with pytest.raises(KeyError, match="no network 'FP'; there are .*'FP32', 'W4A4'"):
+            call()
+
+
+def probed(model, probe):
+    model.probe = probe
+    return model
+
+
+def test_the_common_probe_is_the_default():
+    models = {"a": probed(perceptron(), (X[:, 0, 0], Y)), "b": probed(perceptron(1), (X[:, 0, 0].clone(), Y.clone()))}
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # four features for five: the probe was used
+        compare(models, **QUICK)
+    flat = X.flatten(1)[:, :5]
+    models = {name: probed(model, (flat, Y)) for name, model in models.items()}
+    found = compare(models, radii=(0.05,), points=0)
+    assert row_of(found, "a", "loss")["value"] == Objective(models["a"], (flat, Y)).centre()[0]
+
+
+FLAT = X.flatten(1)[:, :5]
+SMALL = [(FLAT[:3], Y[:3]), (FLAT[3:], Y[3:])]
+
+
+@pytest.mark.parametrize(
+    ("models", "settings", "error", "message"),
+    [
+        ({}, {}, ValueError, "models must name at least one network each, got {}"),
+        ({"a": []}, {}, ValueError, "models must name at least one network each, got {'a': 0}"),
+        ([perceptron()], {}, TypeError, "models must be {name: network or list of networks}, got list"),
+        ({"a": perceptron()}, {"data": None}, ValueError, "'a' carries no probe"),
+        (
+            {"a": probed(perceptron(), (FLAT, Y)), "b": probed(perceptron(), (FLAT + 1, Y))},
+            {"data": None},
+            ValueError,
+            r"'b' carries another probe than the first network: pass data=\(x, y\)",
+        ),
+        ({"a": perceptron()}, {"points": 4}, ValueError, "points must be odd"),
+        ({"a": perceptron()}, {"span": -1.0}, ValueError, "span must be > 0"),
+        ({"a": perceptron()}, {"radii": (0.0,)}, ValueError, "radii must be finite numbers > 0"),
+        ({"a": perceptron()}, {"data": iter(SMALL)}, TypeError, "can be read only once"),
+        (
+            {"a": convolutional(), "b": quantized("W4A32", quantizer="liq-authors")},
+            {"data": RAGGED},
+            ValueError,
+            r"the networks compute with weights in different units \(normalised, plain\)",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_words(models, settings, error, message):
+    with pytest.raises(error, match=message):
+        compare(models, **({"data": SMALL} | QUICK | settings))
+
+
+def test_bad_pictures_are_refused_before_anything_is_measured():
+    def loss(output, target):
+        raise AssertionError("measured")
+
+    with pytest.raises(ValueError, match="points must be odd"):
+        compare({"a": perceptron()}, SMALL, points=6, loss=loss)

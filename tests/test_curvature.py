@@ -1,0 +1,175 @@
+import copy
+import warnings
+
+import pytest
+import torch
+from networks import (
+    CASES,
+    RAGGED,
+    X,
+    Y,
+    case,
+    classification,
+    convolutional,
+    dense_hessian,
+    filter_scale,
+    perceptron,
+    quantized,
+    varied,
+)
+from torch.nn.functional import cross_entropy
+
+from landscape import top_eigenvalues, trace
+from saq_core import dequantize
+
+all_cases = pytest.mark.parametrize("name", CASES)
+both_units = pytest.mark.parametrize("units", ["raw", "filter"])
+
+
+def target(name, units):
+    """Return the model, its space and the dense Hessian in the units asked for."""
+    model, space, dense = case(name)
+    d = filter_scale(model, space) if units == "filter" else torch.ones(len(dense), dtype=torch.float64)
+    return model, space, d[:, None] * dense * d
+
+
+def magnitudes(matrix, k):
+    values = torch.linalg.eigvalsh(matrix)
+    return values[values.abs().argsort(descending=True)][:k]
+
+
+@both_units
+@all_cases
+def test_eigenpairs_are_those_of_the_dense_hessian(name, units):
+    model, space, dense = target(name, units)
+    found = top_eigenvalues(model, RAGGED, space=space, units=units, k=3, tol=1e-7)
+    torch.testing.assert_close(found.values, magnitudes(dense, 3), rtol=1e-4, atol=1e-8)
+    assert found.converged.all()
+    vectors = torch.cat([found.vectors[n].flatten(1) for n in found.vectors], dim=1)
+    torch.testing.assert_close(
+        vectors @ dense, found.values[:, None] * vectors, rtol=0, atol=1e-5 * float(found.values[0].abs())
+    )
+    weights = dict(model.named_parameters())
+    assert all(part.shape == weights[n].shape for n, part in found.vector(1).items())
+    assert list(found.vectors) == [n.replace(".delta", ".weight") for n in varied(model, space)]
+
+
+@both_units
+@all_cases
+def test_traces_are_those_of_the_dense_hessian(name, units):
+    model, space, dense = target(name, units)
+    found = trace(model, RAGGED, space=space, units=units, rtol=0.002)
+    assert abs(found.value - float(dense.trace())) < 4 * found.stderr
+    assert found.stderr < 0.05 * abs(float(dense.trace()))
+    assert found.about["products"] == 20 + len(found.samples)
+
+
+@both_units
+@all_cases
+def test_pyhessian_measures_the_same_matrix(name, units):
+    model, space, dense = target(name, units)
+    settings = {"space": space, "units": units, "engine": "pyhessian", "seed": 5}
+    probes = trace(model, RAGGED, max_samples=4, **settings)
+    torch.manual_seed(5)
+    shapes = [model.get_parameter(n.replace("delta", "weight")) for n in varied(model, space)]
+    signs = [torch.cat([torch.randint_like(w, 2).mul(2).sub(1).flatten() for w in shapes]) for _ in range(4)]
+    torch.testing.assert_close(probes.samples, torch.stack([z @ dense @ z for z in signs]), rtol=1e-6, atol=1e-8)
+    assert probes.value == pytest.approx(float(probes.samples.mean()))
+    found = top_eigenvalues(model, RAGGED, k=1, tol=1e-10, max_products=1000, **settings)
+    assert float(found.values[0]) == pytest.approx(float(magnitudes(dense, 1)), rel=1e-4)
+    v = torch.cat([part[0].flatten() for part in found.vectors.values()])
+    residual = (dense @ v - found.values[0] * v).norm() / found.values[0].abs()
+    assert float(found.residuals[0]) == pytest.approx(float(residual), rel=1e-3, abs=1e-9)
+
+
+def test_pyhessian_itself_finds_the_same_on_a_float_network():
+    from pyhessian import hessian
+
+    model = convolutional().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of backward(create_graph=True), which it cannot do without
+        reference = hessian(copy.deepcopy(model), cross_entropy, data=(X, Y), cuda=False)
+    torch.manual_seed(0)
+    (theirs,), _ = reference.eigenvalues(maxIter=1000, tol=1e-10)
+    assert float(top_eigenvalues(model, RAGGED, k=1, tol=1e-7).values[0]) == pytest.approx(theirs, rel=1e-4)
+    torch.manual_seed(1)
+    samples = reference.trace(maxIter=5, tol=float("-inf"))
+    found = trace(model, RAGGED, engine="pyhessian", seed=1, max_samples=5)
+    assert found.samples.tolist() == pytest.approx(samples, rel=1e-9)
+
+
+def test_pyhessian_takes_objectives_unused_weights_and_switched_off_gradients():
+    def objective(model, batch):
+        return model[0](batch[0]).square().mean(), len(batch[0])  # the last layer is not used, its curvature is zero
+
+    model = perceptron()
+    data = [(x.flatten(1)[:, :5], y) for x, y in RAGGED]
+    dense = dense_hessian(model, lambda m: m[0](X.flatten(1)[:, :5]).square().mean(), varied(model))
+    with torch.no_grad():
+        found = trace(model, data, objective=objective, engine="pyhessian", max_samples=200)
+        top = top_eigenvalues(model, data, objective=objective, engine="pyhessian", k=1, tol=1e-9, max_products=500)
+    assert abs(found.value - float(dense.trace())) < 4 * found.stderr
+    assert float(top.values[0]) == pytest.approx(float(magnitudes(dense, 1)), rel=1e-4)
+
+
+def test_a_weight_only_network_has_the_curvature_of_its_float_copy():
+    model = quantized("W4A32")
+    plain = dense_hessian(dequantize(model), classification, varied(convolutional()))
+    found = top_eigenvalues(model, RAGGED, k=3, tol=1e-9)
+    torch.testing.assert_close(found.values, magnitudes(plain, 3), rtol=1e-6, atol=0)
+    assert found.about["space"] == "quantized" and found.about["derivatives"] == "exact"
+
+
+def rescaled(model):
+    """Return the same function with other convolution weights, each filter by a factor of its own."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for conv, norm in ((twin[0], twin[1]), (twin[3], twin[4])):
+            c = torch.linspace(0.2, 5, len(conv.weight), dtype=torch.float64)
+            conv.weight.mul_(c.view(-1, 1, 1, 1))
+            conv.bias.mul_(c)
+            norm.running_mean.mul_(c)
+            norm.running_var.copy_(c**2 * (norm.running_var + norm.eps) - norm.eps)
+    return twin
+
+
+def test_filter_relative_curvature_does_not_see_the_scale_of_weights_in_front_of_a_batchnorm():
+    model = convolutional().eval()
+    twin = rescaled(model)
+    torch.testing.assert_close(twin(X), model(X), rtol=1e-10, atol=1e-10)
+    pairs = [
+        (trace(m, RAGGED, units="filter"), top_eigenvalues(m, RAGGED, units="filter", tol=1e-7)) for m in (model, twin)
+    ]
+    assert pairs[1][0].value == pytest.approx(pairs[0][0].value, rel=1e-5)
+    torch.testing.assert_close(pairs[1][1].values, pairs[0][1].values, rtol=1e-5, atol=0)
+    raw = [trace(m, RAGGED, rtol=0.01) for m in (model, twin)]
+    assert abs(raw[0].value - raw[1].value) > 10 * (raw[0].stderr + raw[1].stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        ((perceptron(),), {"units": "layer"}, "units must be one of raw, filter, got 'layer'"),
+        ((perceptron(),), {"engine": "other"}, "engine must be one of landscape, pyhessian, got 'other'"),
+        ((torch.eye(3),), {"units": "filter"}, "units='filter' needs a network"),
+        ((torch.eye(3),), {"engine": "pyhessian"}, "measures networks"),
+        ((torch.ones(2, 3),), {}, r"a square matrix is needed, got shape \(2, 3\)"),
+        ((torch.triu(torch.ones(3, 3)),), {}, "a symmetric matrix is needed"),
+    ],
+)
+@pytest.mark.parametrize("function", [trace, top_eigenvalues])
+def test_bad_settings_are_refused(function, arguments, settings, message):
+    with pytest.raises(ValueError, match=message):
+        function(*arguments, **settings)
+
+
+def test_what_is_no_operator_is_refused():
+    with pytest.raises(
+        TypeError, match="model must be a network, a square symmetric matrix or an Operator, got NoneType"
+    ):
+        trace(None)
+
+
+def test_pyhessian_finds_one_end_only():
+    with pytest.raises(ValueError, match="which must be 'magnitude' with engine='pyhessian'"):
+        top_eigenvalues(convolutional(), RAGGED, which="smallest", engine="pyhessian")

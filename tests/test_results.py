@@ -1,0 +1,94 @@
+import gc
+
+import pytest
+import torch
+from networks import RAGGED, convolutional, perceptron
+
+from landscape import average_sharpness, compare, line, load, surface, top_eigenvalues, trace, worst_case_sharpness
+
+MAKERS = {
+    "Trace": lambda: trace(convolutional(), RAGGED, max_samples=10),
+    "Trace of a matrix": lambda: trace(torch.eye(3)),
+    "Trace by pyhessian": lambda: trace(convolutional(), RAGGED, max_samples=3, engine="pyhessian"),
+    "Eigenvalues": lambda: top_eigenvalues(convolutional(), RAGGED, k=2),
+    "Eigenvalues of a matrix": lambda: top_eigenvalues(torch.diag(torch.arange(5.0)), k=2),
+    "Line": lambda: line(convolutional().float(), RAGGED, points=3),
+    "Line without accuracy": lambda: line(
+        convolutional(), RAGGED, points=3, objective=lambda m, b: (m(b[0]).mean(), 1)
+    ),
+    "Surface": lambda: surface(convolutional(), RAGGED, points=3),
+    "average Sharpness": lambda: average_sharpness(convolutional(), RAGGED, draws=2),
+    "worst Sharpness": lambda: worst_case_sharpness(convolutional(), RAGGED, steps=1),
+    "Comparison": lambda: compare({"a b/c": convolutional(), "W4": convolutional(1)}, RAGGED, points=3, radii=(0.1,)),
+    "Comparison without pictures": lambda: compare({"a": convolutional()}, RAGGED, points=0, radii=(0.1,)),
+}
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a.nan_to_num(7e77), b.nan_to_num(7e77))
+    if hasattr(a, "about"):
+        return type(a) is type(b) and same(vars(a), vars(b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_is_loaded_is_what_was_saved(name, tmp_path):
+    result = MAKERS[name]()
+    path = result.save(tmp_path / "deep" / "result.nc")
+    found = load(path)
+    assert type(found).__name__ in name and same(result, found)
+    assert repr(found) == repr(result) and not list(path.parent.glob("*.part"))
+    result.save(path)  # over an earlier one
+    assert same(result, load(path))
+
+
+def test_results_say_how_they_came_about():
+    found = trace(convolutional(), RAGGED, seed=3)
+    expected = {
+        "space": "float",
+        "derivatives": "exact",
+        "batchnorm": "fixed",
+        "samples": 7,
+        "dtype": "float64",
+        "seed": 3,
+    }
+    assert expected.items() <= found.about.items()
+    assert found.about["torch"] == torch.__version__ and found.about["seconds"] > 0 and found.about["units"] == "raw"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_a_file_cut_short_is_refused(share, tmp_path):
+    path = trace(torch.eye(3)).save(tmp_path / "result.nc")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match="is not a readable netCDF file"):
+        load(path)
+    gc.collect()
+
+
+def test_damaged_contents_are_refused(tmp_path):
+    path = line(perceptron(), (torch.ones(3, 5), torch.tensor([0, 1, 2])), points=3).save(tmp_path / "result.nc")
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"about"', b'"abort"'))
+    with pytest.raises(ValueError, match="is not a readable netCDF file|is damaged, or was written by another version"):
+        load(path)
+    gc.collect()
+
+
+@pytest.mark.parametrize("attributes", [{}, {"result": "Other", "fields": "{}"}, {"result": "Trace", "fields": "{}"}])
+def test_files_of_others_are_refused(attributes, tmp_path):
+    import xarray
+
+    path = tmp_path / "other.nc"
+    xarray.Dataset({"a": 1}, attrs=attributes).to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(ValueError, match="holds no landscape result|written by another version"):
+        load(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no result at .*nothing.nc"):
+        load(tmp_path / "nothing.nc")

@@ -1,0 +1,156 @@
+"""Every public function leaves weights, buffers, gradients, modes, RNG and precision flags bit for bit as they were."""
+
+import pytest
+import torch
+from networks import RAGGED, X, Y, convolutional, quantized
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+import landscape
+
+OTHER = convolutional(1)
+FLAGS = [getattr(torch.backends.mkldnn, part) for part in ("matmul", "conv", "rnn")]
+FLAGS += [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+
+
+def product(model, data, loss):
+    hessian = landscape.Hessian(model, data, loss=loss)
+    return hessian @ torch.ones(hessian.shape[0])
+
+
+FUNCTIONS = {
+    "Hessian": product,
+    "trace": lambda m, d, f: landscape.trace(m, d, loss=f, max_samples=2),
+    "latent trace": lambda m, d, f: landscape.trace(m, d, loss=f, max_samples=2, space="latent", units="filter"),
+    "trace by pyhessian": lambda m, d, f: landscape.trace(m, d, loss=f, max_samples=2, engine="pyhessian"),
+    "eigenvalues": lambda m, d, f: landscape.top_eigenvalues(m, d, loss=f, k=2),
+    "eigenvalues by pyhessian": lambda m, d, f: landscape.top_eigenvalues(m, d, loss=f, k=1, engine="pyhessian"),
+    "line": lambda m, d, f: landscape.line(m, d, loss=f, points=3),
+    "latent line": lambda m, d, f: landscape.line(m, d, loss=f, points=3, space="latent"),
+    "recomputed line": lambda m, d, f: landscape.line(m, d, loss=f, points=3, batchnorm="recomputed"),
+    "line to a network": lambda m, d, f: landscape.line(m, d, loss=f, points=3, directions=OTHER),
+    "surface": lambda m, d, f: landscape.surface(m, d, loss=f, points=3),
+    "average sharpness": lambda m, d, f: landscape.average_sharpness(m, d, loss=f, draws=2),
+    "worst-case sharpness": lambda m, d, f: landscape.worst_case_sharpness(m, d, loss=f, steps=2),
+    "compare": lambda m, d, f: landscape.compare({"a": m, "b": m}, d, loss=f, points=3, radii=(0.1,)),
+}
+
+
+def network(bits):
+    """A network with everything that could be disturbed: mixed modes, some gradients, a delta that is not zero."""
+    model = nn.Sequential(*(quantized(bits) if bits else convolutional()), nn.Dropout(0.5)).train()
+    model[1].eval()
+    model[4].momentum = None
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    if bits:
+        model[3].delta.fill_(0.01)
+    return model
+
+
+def state(model):
+    """Return everything that must stay, as comparable values."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    kept = {name: (id(t), t._version, t.requires_grad, t.detach().clone()) for name, t in tensors.items()}
+    grads = {name: (id(p.grad), None if p.grad is None else p.grad.clone()) for name, p in model.named_parameters()}
+    modes = [(module.training, getattr(module, "momentum", None)) for module in model.modules()]
+    flags = [flag.fp32_precision for flag in FLAGS] + [torch.get_float32_matmul_precision()]
+    flags += [torch.is_grad_enabled(), torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()]
+    attributes = [sorted(vars(module)) for module in model.modules()]
+    return kept, grads, modes, flags, attributes, torch.get_rng_state()
+
+
+def assert_same(before, after):
+    if isinstance(before, torch.Tensor):
+        assert torch.equal(before, after)
+    elif isinstance(before, dict):
+        assert before.keys() == after.keys()
+        for key in before:
+            assert_same(before[key], after[key])
+    elif isinstance(before, list | tuple):
+        assert len(before) == len(after)
+        for a, b in zip(before, after, strict=True):
+            assert_same(a, b)
+    else:
+        assert before == after
+
+
+@pytest.fixture(autouse=True)
+def precision():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("bits", [None, "W4A4"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_nothing_changes(name, bits):
+    model = network(bits)
+    before = state(model)
+    FUNCTIONS[name](model, RAGGED, cross_entropy)
+    assert_same(before, state(model))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_reading_a_loader_leaves_the_random_numbers_alone(name):
+    model = network(None)
+    before = state(model)
+    FUNCTIONS[name](model, DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True), cross_entropy)
+    assert_same(before, state(model))
+
+
+@pytest.mark.parametrize(
+    ("error", "call"), [(RuntimeError, 1), (RuntimeError, 4), (KeyboardInterrupt, 5), (RuntimeError, 6)]
+)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_nothing_changes_when_the_loss_fails(name, error, call):
+    calls = []
+
+    def loss(output, target):
+        calls.append(FLAGS[0].fp32_precision)
+        torch.rand(1)
+        if len(calls) == call:
+            raise error("on purpose")
+        return cross_entropy(output, target)
+
+    model = network("W4A4")
+    before = state(model)
+    with pytest.raises(error, match="on purpose"):
+        FUNCTIONS[name](model, RAGGED, loss)
+    assert_same(before, state(model))
+    assert set(calls) == {"ieee"}
+
+
+def test_the_numbers_do_not_depend_on_the_callers_state():
+    model = convolutional()
+    first = landscape.trace(model, RAGGED, max_samples=5).value
+    torch.manual_seed(123)
+    model.train()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert landscape.trace(model, RAGGED, max_samples=5).value == first
+        assert (
+            landscape.line(model, RAGGED, points=3).loss[1] == landscape.line(convolutional(), RAGGED, points=3).loss[1]
+        )
+
+
+class Counting(nn.Module):
+    """A network that changes a buffer of its own in every forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = convolutional()
+        self.register_buffer("calls", torch.zeros(2))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        self.calls[0] = 7
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("name", ["trace", "line", "recomputed line", "worst-case sharpness"])
+def test_buffers_that_the_network_itself_changes_stay(name):
+    model = Counting()
+    before = state(model)
+    FUNCTIONS[name](model, RAGGED, cross_entropy)
+    assert_same(before, state(model))
