@@ -41,7 +41,7 @@ def finish(name: str, model, data, recipe: saq_core.Recipe) -> None:
     saq_core.save(model, OUT / f"{stem}.pt")
     test = saq_core.evaluate(model, data.test)
     seconds = sum(row["seconds"] for row in history.epochs)
-    text = f"{name:9} seed {recipe.seed}: test accuracy {test.accuracy:.4f} ± {test.accuracy_stderr:.4f}, {seconds:.0f} s"
+    text = f"{stem}: test accuracy {test.accuracy:.4f} ± {test.accuracy_stderr:.4f}, {seconds:.0f} s"
     (OUT / f"{stem}.txt").write_text(text + "\n")
     print(text, flush=True)
 
@@ -59,11 +59,9 @@ def compare(seeds: list[int], samples: int) -> None:
 
 def draw() -> None:
     """Redraw from what was saved."""
-    from landscape.plotting import paper
-
     comparison = landscape.load(OUT / "comparison.nc")
-    paper.save(comparison.draw(), OUT / "surfaces")
-    paper.save(comparison.draw_lines(log=True).figure, OUT / "lines")
+    landscape.save_figure(comparison.draw(), OUT / "surfaces")
+    landscape.save_figure(comparison.draw_lines(log=True), OUT / "lines")
 
 
 if __name__ == "__main__":
