@@ -1,4 +1,4 @@
-"""How sharp are a float network, its low-bit twins trained with SGD, and one trained with SAQ, on CIFAR-10?
+"""How sharp are a float network, its low-bit twins trained with SGD, and with SAQ at two radii, on CIFAR-10?
 
     python figures/cifar10_sharpness.py train --root DIR --seed 0     (and 1, 2: one process each)
     python figures/cifar10_sharpness.py compare                       (measures, prints the table, saves, draws)
@@ -17,7 +17,8 @@ FLOAT = saq_core.Recipe(epochs=40, lr=0.1)
 QAT = {
     "W4A4 SGD": ("W4A4", saq_core.Recipe(epochs=15, lr=0.02)),
     "W2A2 SGD": ("W2A2", saq_core.Recipe(epochs=15, lr=0.02)),
-    "W2A2 SAQ": ("W2A2", saq_core.Recipe(epochs=15, lr=0.02, sam=saq_core.SAQ(rho=0.1, case=3))),
+    "W2A2 SAQ 0.05": ("W2A2", saq_core.Recipe(epochs=15, lr=0.02, sam=saq_core.SAQ(rho=0.05, case=3))),
+    "W2A2 SAQ 0.1": ("W2A2", saq_core.Recipe(epochs=15, lr=0.02, sam=saq_core.SAQ(rho=0.1, case=3))),
 }
 
 

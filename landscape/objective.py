@@ -24,6 +24,7 @@ BATCHNORM = ("fixed", "recomputed")
 # Elements of input per batch on a CPU: the activations of 64 CIFAR images stay in its caches, and a forward pass in
 # eight batches of 64 takes 0.4 of the time of one batch of 512.
 _CPU_ELEMENTS = 200_000
+_showing = False  # whether a progress bar is on the screen
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BatchObjective = Callable[[nn.Module, Any], tuple[Tensor, Any]]
@@ -226,11 +227,19 @@ class _Bound(nn.Module):
         return self.function(self.model, batch)
 
 
-def progress(iterable: Iterable, description: str, total: int | None = None) -> Iterable:
-    """Show a progress bar once something has taken two seconds."""
+def progress(iterable: Iterable, description: str, total: int | None = None) -> Iterator:
+    """Show a progress bar once something has taken two seconds; inside another one, show none."""
+    global _showing
+    if _showing:
+        yield from iterable
+        return
     from tqdm.auto import tqdm
 
-    return tqdm(iterable, description, total=total, delay=2, leave=False)
+    _showing = True
+    try:
+        yield from tqdm(iterable, description, total=total, delay=2, leave=False)
+    finally:
+        _showing = False
 
 
 def stopwatch() -> Callable[[], float]:

@@ -52,7 +52,8 @@ def load(path: str | Path, model: nn.Module | None = None, *, map_location: Any 
     content = files.read(path, "model", map_location)
     network = _instance(content, model, path)
     files.check_same_network(network, content["state"], path)
-    network.load_state_dict(content["state"])
+    dtypes = [v.dtype for v in content["state"].values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    network.to(dtype=dtypes[0] if dtypes else torch.float32).load_state_dict(content["state"])
     attributes = cast(Any, network)
     if content["architecture"] is not None:
         attributes.architecture = content["architecture"]

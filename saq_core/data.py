@@ -26,7 +26,7 @@ DIGITS_MOMENTS = ((0.3053,), (0.3760,))
 NAMES = ("cifar10", "cifar100", "digits")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Data:
     """Three splits of one data set, each a pair (x, y), with the augmentation that training applies.
 
@@ -59,6 +59,10 @@ class Data:
             raise ValueError(f"padding must be >= 0, got {self.padding}")
         if (self.padding or self.flip) and self.train[0].ndim != 4:
             raise ValueError(f"padding and flip need images (n, c, h, w), got inputs of shape {self.train[0].shape}")
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(getattr(self, split)[0]):,} {split}" for split in ("train", "val", "test"))
+        return f"Data({self.name}: {sizes}; inputs {self.input_shape}, {self.num_classes} classes)"
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -42,6 +42,13 @@ def test_an_untrained_network_can_be_saved(digits, tmp_path):
     assert torch.equal(back(digits.test[0]), model(digits.test[0])) and not hasattr(back, "probe")
 
 
+def test_double_precision_comes_back_as_it_was(digits, tmp_path):
+    model = build_model("resnet8", digits, seed=3).double()
+    save(model, tmp_path / "net.pt")
+    again = load(tmp_path / "net.pt")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 def test_an_uncalibrated_network_stays_uncalibrated(digits, tmp_path):
     save(quantize(build_model("resnet8", digits), "W4A4"), tmp_path / "m")
     with pytest.raises(RuntimeError, match="calibrate"):

@@ -166,3 +166,7 @@ def test_own_tensors_are_checked():
         Data((x, y), (x, y), (x, y[:3]), 4)
     with pytest.raises(ValueError, match="need images"):
         Data((x, y), (x, y), (x, y), 4, padding=1)
+
+
+def test_data_show_themselves_in_one_line():
+    assert repr(load_data("digits")) == "Data(digits: 1,293 train, 144 val, 360 test; inputs (1, 8, 8), 10 classes)"

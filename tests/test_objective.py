@@ -193,3 +193,14 @@ def test_data_are_moved_to_the_model():
     assert (
         found.centre()[0] == pytest.approx(Objective(perceptron(), PAIRS).centre()[0]) and found.device.type == "cuda"
     )
+
+
+def test_progress_bars_do_not_nest_and_come_back():
+    from landscape import objective
+
+    for _ in objective.progress(range(2), "outer"):
+        assert objective._showing
+        assert list(objective.progress(range(3), "inner")) == [0, 1, 2]
+        assert objective._showing
+        break
+    assert not objective._showing
