@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .coordinates import Point
-from .objective import BatchObjective, Loss, stopwatch
+from .objective import BatchObjective, Loss, Objective, stopwatch
 from .operators import Hessian, Operator
 from .results import Result
 from .spectra import Eigenpairs, lanczos
@@ -89,9 +89,10 @@ def trace(
     if engine == "pyhessian":
         from .references import pyhessian_trace
 
-        samples, about = pyhessian_trace(model, data, units, space, loss, objective, max_samples, seed)
-        result = trace_of_samples(samples, rtol=rtol, atol=atol)
-        return replace(result, about=about | {"products": len(samples), "seed": seed, "seconds": elapsed()})
+        function = _function(model, data, space, loss, objective)
+        result = trace_of_samples(pyhessian_trace(function, units, max_samples, seed), rtol=rtol, atol=atol)
+        about = function.about(units=units, engine=engine, products=len(result.samples))
+        return replace(result, about=about | {"seed": seed, "seconds": elapsed()})
     operator, about = operator_of(model, data, units, space, loss, objective)
     steps = min(_DEFLATED, operator.shape[0])
     krylov = lanczos(operator, steps, tol=0.0, max_products=steps, seed=seed)
@@ -142,8 +143,11 @@ def top_eigenvalues(
 
         if which != "magnitude":
             raise ValueError(f"which must be 'magnitude' with engine='pyhessian', the only end it finds, got {which!r}")
-        found, about = pyhessian_eigenvalues(model, data, units, space, loss, objective, k, tol, max_products, seed)
-        return Eigenvalues(about | {"seed": seed, "seconds": elapsed()}, *found)
+        function = _function(model, data, space, loss, objective)
+        found = pyhessian_eigenvalues(function, units, k, tol, max_products, seed)
+        # PyHessian does not say how many products it used
+        about = function.about(units=units, engine=engine, products=None, seed=seed, seconds=elapsed())
+        return Eigenvalues(about, *found)
     operator, about = operator_of(model, data, units, space, loss, objective)
     pairs = lanczos(operator, k, which=which, tol=tol, max_products=max_products, seed=seed)
     return eigenvalues_of(operator, pairs, about | {"seed": seed, "seconds": elapsed()})
@@ -190,6 +194,14 @@ def operator_of(
             f"model must be a network, a square symmetric matrix or an Operator, got {type(model).__name__}"
         )
     return model, {"units": units, "shape": list(model.shape)}
+
+
+def _function(
+    model: Any, data: Any, space: str | None, loss: Loss | None, objective: BatchObjective | None
+) -> Objective:
+    if not isinstance(model, nn.Module):
+        raise ValueError("engine='pyhessian' measures networks: pass a torch.nn.Module, or use the default engine")
+    return Objective(model, data, space=space, loss=loss, objective=objective)
 
 
 def _check(**settings: tuple[str, tuple[str, ...]]) -> None:

@@ -18,54 +18,34 @@ import torch
 from torch import Tensor, nn
 
 from .coordinates import Point
-from .objective import BatchObjective, Loss, Objective
+from .objective import Objective
 
 
-def pyhessian_trace(
-    model: Any,
-    data: Any,
-    units: str,
-    space: str | None,
-    loss: Loss | None,
-    objective: BatchObjective | None,
-    probes: int,
-    seed: int,
-) -> tuple[list[float], dict[str, Any]]:
-    """Return the estimates of PyHessian's Hutchinson probes, and how they came about."""
-    with _computation(model, data, units, space, loss, objective, seed) as (computation, about):
-        samples = computation.trace(maxIter=probes, tol=float("-inf"))
-    return [float(sample) for sample in samples], about
+def pyhessian_trace(function: Objective, units: str, probes: int, seed: int) -> list[float]:
+    """Return the estimates of PyHessian's Hutchinson probes."""
+    with _computation(function, units, seed) as computation:
+        return [float(sample) for sample in computation.trace(maxIter=probes, tol=float("-inf"))]
 
 
 def pyhessian_eigenvalues(
-    model: Any,
-    data: Any,
-    units: str,
-    space: str | None,
-    loss: Loss | None,
-    objective: BatchObjective | None,
-    k: int,
-    tol: float,
-    iterations: int,
-    seed: int,
-) -> tuple[tuple[Tensor, Tensor, Tensor, Point], dict[str, Any]]:
+    function: Objective, units: str, k: int, tol: float, iterations: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Point]:
     """Return PyHessian's (values, residuals, converged, vectors), the residuals measured by k further products."""
-    with _computation(model, data, units, space, loss, objective, seed) as (computation, about):
+    with _computation(function, units, seed) as computation:
         values, vectors = computation.eigenvalues(maxIter=iterations, tol=tol, top_n=k)
         images = [
             torch.autograd.grad(computation.gradsH, computation.params, v, retain_graph=True, materialize_grads=True)
             for v in vectors
         ]
-        names = computation.model.names
     found = torch.tensor(values, dtype=torch.float64)
     errors = [
         torch.cat([(part - value * v).reshape(-1) for part, v in zip(image, vector, strict=True)]).norm()
         for image, value, vector in zip(images, values, vectors, strict=True)
     ]
     residuals = torch.stack(errors).double().cpu() / found.abs().max()
+    names = function.coordinates.names
     stacks = {name: torch.stack([v[i].detach().cpu() for v in vectors]) for i, name in enumerate(names)}
-    # PyHessian does not say how many products it used
-    return (found, residuals, residuals <= tol, stacks), about | {"products": None}
+    return found, residuals, residuals <= tol, stacks
 
 
 class _Displaced(nn.Module):
@@ -91,20 +71,9 @@ class _Displaced(nn.Module):
 
 
 @contextlib.contextmanager
-def _computation(
-    model: Any,
-    data: Any,
-    units: str,
-    space: str | None,
-    loss: Loss | None,
-    objective: BatchObjective | None,
-    seed: int,
-) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _computation(function: Objective, units: str, seed: int) -> Iterator[Any]:
     from pyhessian import hessian
 
-    if not isinstance(model, nn.Module):
-        raise ValueError("engine='pyhessian' measures networks: pass a torch.nn.Module, or use the default engine")
-    function = Objective(model, data, space=space, loss=loss, objective=objective)
     function.centre()
     wrapped = _Displaced(function, units)
     nothing = torch.zeros(1)  # the batches are inside, so that ragged ones are weighted and the graph is kept
@@ -113,7 +82,6 @@ def _computation(
         torch.manual_seed(seed)
         try:
             cuda = function.device.type == "cuda"
-            computation = hessian(wrapped, lambda value, _: value, data=(nothing, nothing), cuda=cuda)
-            yield computation, function.about(units=units, engine="pyhessian")
+            yield hessian(wrapped, lambda value, _: value, data=(nothing, nothing), cuda=cuda)
         finally:
             wrapped.zero_grad()  # breaks the cycle between a parameter and the graph of its gradient
