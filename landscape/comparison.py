@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from .curvature import deflated_trace
-from .objective import BatchObjective, Loss, Objective, progress, stopwatch
+from .objective import BatchObjective, Loss, Objective
 from .operators import Hessian, Operator
 from .results import Result
 from .sharpness import RADII, average_sharpness, worst_case_sharpness
 from .spectra import lanczos
 from .surfaces import Line, Surface, grid, line, surface
+from .timing import progress, stopwatch
 from .traces import mean_and_stderr
 
 _LABELS = {
@@ -38,13 +39,13 @@ class Measured:
 
     Attributes:
         value: the number.
-        stderr: its standard error; zero where there is none to state (one network, no sampling).
+        stderr: its standard error, NaN where there is none to state (λ and the worst case of a single network).
         parts: independent contributions that pair up with those of another network measured alike, or None.
         converged: False where Lanczos stopped before its tolerance.
     """
 
     value: float
-    stderr: float = 0.0
+    stderr: float = float("nan")
     parts: list[float] | None = None
     converged: bool = True
 
@@ -175,7 +176,7 @@ class Comparison(Result):
         stopped = "" if all(row["converged"] for row in self.rows) else "; † Lanczos stopped before its tolerance"
         return (
             f"{about['samples']} samples, {about['space']} space, {about['derivatives']} derivatives; "
-            "± is one standard error, over seeds where a network has several, of the estimate otherwise; "
+            "± is one standard error, over seeds where a network has several, else over samples, draws or probes; "
             f"{_NOTE}{stopped}"
         )
 
@@ -213,7 +214,8 @@ def compare(
     Raises:
         ValueError: no models, different probes, networks whose weights have different units.
 
-    Cost per network: about 100 Hessian-vector products, 30 gradients, 60 + points² + points forward passes.
+    Cost per network: about 45 Hessian-vector products, 30 gradients, 100 forward passes; points² + 2·points more for
+    each network that is drawn.
     """
     elapsed = stopwatch()
     if not isinstance(models, Mapping):
@@ -226,23 +228,26 @@ def compare(
     settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
     networks = [(name, model) for name, group in groups.items() for model in group]
     measured: dict[str, list[dict[str, list[Any]]]] = {name: [] for name in groups}
+    abouts: list[dict[str, Any]] = []
     for name, model in progress(networks, "networks"):
-        found = _measure(model, data, radii, rtol, seed, settings)
+        found, about = _measure(model, data, radii, rtol, seed, settings)
+        abouts.append(about)
+        if len(groups[name]) > 1:  # differences are then paired by seed: parts would only fill the file
+            found = {quantity: replace(number, parts=None) for quantity, number in found.items()}
         measured[name].append({quantity: list(astuple(number)) for quantity, number in found.items()})
     picture = settings | {"span": span, "seed": seed}
     firsts = {name: group[0] for name, group in groups.items() if points}
     lines = {name: line(model, data, points=2 * points + 1, **picture) for name, model in firsts.items()}
     surfaces = {name: surface(model, data, points=points, **picture) for name, model in firsts.items()}
-    about = _about(groups, data, settings) | {"seed": seed, "seconds": elapsed()}
+    about = _together(abouts) | {"seed": seed, "seconds": elapsed()}
     return Comparison(about, measured, lines, surfaces)
 
 
 def _measure(
     model: nn.Module, data: Any, radii: Sequence[float], rtol: float, seed: int, settings: dict[str, Any]
-) -> dict[str, Measured]:
+) -> tuple[dict[str, Measured], dict[str, Any]]:
     hessian = Hessian(model, data, **settings)
-    loss, accuracy = hessian.objective.centre()
-    found = {"loss": Measured(loss), "accuracy": Measured(accuracy)}
+    found = _fit(hessian.objective)
     found |= _curvature(hessian.filter_relative(), "filter", rtol, seed)
     worst = worst_case_sharpness(model, data, radii=radii, **settings)
     average = average_sharpness(model, data, radii=radii, seed=seed, **settings)
@@ -250,7 +255,19 @@ def _measure(
         for radius, rise, error, parts in zip(radii, result.rise, result.stderr, result.samples, strict=True):
             found[f"{name}_{radius:g}"] = Measured(float(rise), float(error), parts.tolist())
     found |= _curvature(hessian, "raw", rtol, seed)
-    return found | {"weight_norm": Measured(hessian.coordinates.norm())}
+    return found | {"weight_norm": Measured(hessian.coordinates.norm())}, hessian.objective.about()
+
+
+def _fit(function: Objective) -> dict[str, Measured]:
+    """Return loss and accuracy, with the scatter over the samples where the loss tells it."""
+    values = dict(zip(("loss", "accuracy"), function.centre(), strict=True))
+    samples = function.per_sample()
+    if samples is None:
+        return {name: Measured(value) for name, value in values.items()}
+    return {
+        name: Measured(value, mean_and_stderr(parts)[1], parts.tolist())
+        for (name, value), parts in zip(values.items(), samples, strict=True)
+    }
 
 
 def _curvature(operator: Operator, units: str, rtol: float, seed: int) -> dict[str, Measured]:
@@ -326,22 +343,20 @@ def _weight_units(model: nn.Module) -> str:
     return next((u for m in model.modules() if (u := getattr(m, "weight_units", "plain")) != "plain"), "plain")
 
 
-def _about(groups: Mapping[str, list[nn.Module]], data: Any, settings: dict[str, Any]) -> dict[str, Any]:
+def _together(abouts: list[dict[str, Any]]) -> dict[str, Any]:
     """Describe the networks together: the space and the kind of derivative of the most rounded one."""
-    functions = [Objective(model, data, **settings) for group in groups.values() for model in group]
-    functions[0].centre()
-    about = functions[0].about()
-    about["space"] = next((f.coordinates.space for f in functions if f.coordinates.space != "float"), "float")
-    rounded = any(f.coordinates.straight_through for f in functions)
-    about["derivatives"] = "straight-through" if rounded else "exact"
-    about.pop("weight_norm")
-    return about
+    together = {key: value for key, value in abouts[0].items() if key != "weight_norm"}
+    together["space"] = next((a["space"] for a in abouts if a["space"] != "float"), "float")
+    together["derivatives"] = (
+        "straight-through" if "straight-through" in [a["derivatives"] for a in abouts] else "exact"
+    )
+    return together
 
 
 def _label(quantity: str) -> str:
     name, _, radius = quantity.rpartition("_")
     rise = {"worst": "worst-case rise", "average": "average rise"}.get(name)
-    return f"{rise} at {float(radius):.0%}" if rise else _LABELS.get(quantity, quantity)
+    return f"{rise} at {100 * float(radius):g} %" if rise else _LABELS.get(quantity, quantity)
 
 
 def _shown(value: float, error: float, *, sign: bool = False) -> str:

@@ -7,13 +7,15 @@ A point, a displacement or a direction is a ``dict[str, Tensor]`` keyed by the w
 * *quantized*: the weights as the forward pass uses them, ``Q(w) + delta``; what varies is ``delta``.
 
 A layer takes part in the second by offering ``quantized_weights() -> {"weight": (Q, delta, step)}``, where ``delta`` is
-one of its buffers and is added to ``Q`` in its forward pass. A module with ``is_quantizer = True`` keeps its parameters
+one of its buffers and is added to ``Q`` in its forward pass; the module that makes ``Q`` is a child whose name ends in
+``weight_quantizer``. A module with ``is_quantizer = True`` keeps its parameters
 (steps, clips, offsets) out of the coordinates: they are never varied.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,13 +95,14 @@ def coordinates(model: nn.Module, space: str | None = None) -> Coordinates:
         space: ``"quantized"`` (the default where something is quantized) or ``"latent"``.
 
     Raises:
-        ValueError: unknown space; nothing trainable.
+        ValueError: unknown space; nothing trainable; a quantized weight that several layers share.
     """
     if space not in (None, *SPACES):
         raise ValueError(f"space must be one of {', '.join(SPACES)}, got {space!r}")
     layers = quantized_layers(model)
     actual = (space or "quantized") if layers else "float"
     left_out = {id(p) for module in model.modules() if is_quantizer(module) for p in module.parameters()}
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     centre: Point = {}
     live: dict[str, str] = {}
     base: Point = {}
@@ -108,6 +111,8 @@ def coordinates(model: nn.Module, space: str | None = None) -> Coordinates:
             continue
         owner, _, leaf = name.rpartition(".")
         quantized = layers[owner].quantized_weights() if actual == "quantized" and owner in layers else {}
+        if quantized and uses[id(parameter)] > 1:
+            raise ValueError(f"{name} is shared by several layers, each with its own rounding: use space='latent'")
         if leaf in quantized:
             value, delta, _ = quantized[leaf]
             centre[name], live[name] = (value + delta).detach(), _buffer_name(model, delta)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .coordinates import Point
-from .objective import BatchObjective, Loss, Objective, stopwatch
+from .objective import BatchObjective, Loss, Objective
 from .operators import Hessian, Operator
 from .results import Result
 from .spectra import Eigenpairs, lanczos
+from .timing import stopwatch
 from .traces import Trace, hutchinson, trace_of_samples
 
 UNITS = ("raw", "filter")
@@ -46,8 +47,8 @@ class Eigenvalues(Result):
         values = ", ".join(f"{float(v):.4g}" for v in self.values)
         missing = int((~self.converged).sum())
         more = f", {missing} not converged" if missing else ""
-        residual = f"residual ≤ {float(self.residuals.max()):.1e}"
-        return f"Eigenvalues([{values}], {residual}, {self.about['products']} products{more})"
+        quality = f"residual ≤ {float(self.residuals.max()):.1e}, {self.about['products']} products{more}"
+        return f"Eigenvalues([{values}], {quality}; {self._kind()})"
 
 
 def trace(
@@ -126,7 +127,7 @@ def top_eigenvalues(
         units: ``"raw"``, or ``"filter"`` for D·H·D (see `trace`).
         space: ``"quantized"`` (default) or ``"latent"``.
         tol: stop once every residual ‖Hv − θv‖/|θ₁| is below it.
-        max_products: stop there in any case; ``converged`` then says so.
+        max_products: stop there in any case; ``converged`` then says so (pyhessian: iterations per eigenvalue).
         seed: of the start vector.
         loss, objective: see `Objective`.
         engine: ``"pyhessian"`` asks that package (power iteration; its tolerance is another: the change of θ).
@@ -144,9 +145,8 @@ def top_eigenvalues(
         if which != "magnitude":
             raise ValueError(f"which must be 'magnitude' with engine='pyhessian', the only end it finds, got {which!r}")
         function = _function(model, data, space, loss, objective)
-        found = pyhessian_eigenvalues(function, units, k, tol, max_products, seed)
-        # PyHessian does not say how many products it used
-        about = function.about(units=units, engine=engine, products=None, seed=seed, seconds=elapsed())
+        found, products = pyhessian_eigenvalues(function, units, k, tol, max_products, seed)
+        about = function.about(units=units, engine=engine, products=products, seed=seed, seconds=elapsed())
         return Eigenvalues(about, *found)
     operator, about = operator_of(model, data, units, space, loss, objective)
     pairs = lanczos(operator, k, which=which, tol=tol, max_products=max_products, seed=seed)
@@ -213,5 +213,7 @@ def _check(**settings: tuple[str, tuple[str, ...]]) -> None:
 def _check_symmetric(matrix: Tensor) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"a square matrix is needed, got shape {tuple(matrix.shape)}")
+    if not matrix.numel() or not matrix.isfinite().all():
+        raise ValueError("a matrix of finite numbers is needed: this one is empty or holds NaN or infinity")
     if not torch.allclose(matrix, matrix.T, rtol=1e-5, atol=1e-5 * float(matrix.abs().max())):
         raise ValueError("a symmetric matrix is needed: A and its transpose differ; pass (A + A.T) / 2")

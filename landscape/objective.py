@@ -7,11 +7,12 @@ ever called through `torch.func.functional_call` on other tensors: its weights, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -24,7 +25,6 @@ BATCHNORM = ("fixed", "recomputed")
 # Elements of input per batch on a CPU: the activations of 64 CIFAR images stay in its caches, and a forward pass in
 # eight batches of 64 takes 0.4 of the time of one batch of 512.
 _CPU_ELEMENTS = 200_000
-_showing = False  # whether a progress bar is on the screen
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BatchObjective = Callable[[nn.Module, Any], tuple[Tensor, Any]]
@@ -71,8 +71,12 @@ class Objective:
         self.samples = 0
         self._loss = loss or torch.nn.functional.cross_entropy
         self._classes_known = loss is None
-        self._bound = _Bound(self.model, objective or self._classify)
-        self._source = _source(self.model, data, batch_size, self.device)
+        self._bound = _Bound(self.model, _padded(objective) if objective else self._classify)
+        single = loss or functools.partial(torch.nn.functional.cross_entropy, reduction="none")
+        self._bound_single = (
+            _Bound(self.model, functools.partial(self._classify, loss=single)) if not objective else None
+        )
+        self._source, self._own_batches = _source(self.model, data, batch_size, self.device)
         self._norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self._quiet = False
         self._checked: tuple[float, float] | None = None
@@ -87,8 +91,8 @@ class Objective:
     def loss(self, live: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Any, Tensor | None]:
         """Compute (mean loss, weight, number of correct predictions or None) of one batch at given live tensors."""
         tensors = self._frozen | {f"model.{name}": value for name, value in live.items()}
-        loss, weight, *rest = functional_call(self._bound, tensors, (batch,))
-        return loss, weight, rest[0] if rest else None
+        loss, weight, hits, _ = functional_call(self._bound, tensors, (batch,))
+        return loss, weight, None if hits is None else hits.sum()
 
     def evaluate(self, displacement: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return the loss and the accuracy (NaN where there is none) at centre + displacement, as float64 scalars.
@@ -100,6 +104,25 @@ class Objective:
             if self.batchnorm == "recomputed":
                 live = live | self._recomputed_statistics(live)
             return _weighted_mean(self.loss(live, batch) for batch in self.batches())
+
+    def per_sample(self) -> tuple[Tensor, Tensor] | None:
+        """Return loss and hit (0 or 1, NaN where there is none) of every sample, float64.
+
+        None where the loss is a mean only, or where the order of the samples is not known to be always the same.
+
+        Cost: one forward pass over the data.
+        """
+        if self._bound_single is None or not isinstance(self._source, list):
+            return None
+        parts = []
+        with self.quiet(), torch.no_grad():
+            for batch in self.batches():
+                _, _, hits, losses = functional_call(self._bound_single, self._frozen, (batch,))
+                if losses is None:
+                    return None
+                parts.append(torch.stack([losses.double(), _or_nan(hits, losses)]))
+        loss, hit = torch.cat(parts, dim=1)
+        return loss.cpu(), hit.cpu()
 
     def gradient(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the gradient of the mean loss at centre + displacement. Cost: one gradient over the data."""
@@ -145,10 +168,18 @@ class Objective:
         self.samples = sum(rows)
         first = next(self.batches())
         once, again = (self.loss(self.live(), first)[0] for _ in range(2))
-        if not torch.equal(once, again) and not (once.isnan() and again.isnan()):
+        self._refuse_change(once, again, "the model is random in eval mode")
+        if not self._own_batches:
+            once, again = (_weighted_mean(self.loss(self.live(), b) for b in self.batches())[0] for _ in range(2))
+            self._refuse_change(once, again, "the data change from pass to pass (augmentation?)")
+
+    def _refuse_change(self, once: Tensor, again: Tensor, reason: str) -> None:
+        # a shuffled loader adds up in another order, and some kernels do so every time
+        slack = 1e3 * torch.finfo(self.dtype).eps
+        if not torch.allclose(once, again, rtol=slack, atol=slack, equal_nan=True):
             raise ValueError(
-                f"the loss of one batch changed when repeated ({float(once):.6g}, then {float(again):.6g}): something "
-                "in the model is random in eval mode, and curvature of a moving function means nothing"
+                f"the loss changed when repeated ({float(once):.6g}, then {float(again):.6g}): {reason}, and curvature "
+                "of a moving function means nothing"
             )
 
     @contextlib.contextmanager
@@ -184,14 +215,18 @@ class Objective:
             "torch": str(torch.__version__),
         } | more
 
-    def _classify(self, model: nn.Module, batch: Any) -> tuple[Tensor, int, Tensor | None]:
+    def _classify(
+        self, model: nn.Module, batch: Any, loss: Loss | None = None
+    ) -> tuple[Tensor, int, Tensor | None, Tensor | None]:
+        """Return mean loss, weight, and for each sample whether it is right and its loss, None where it has no such."""
         x, y = batch
         output = model(x)
         classes = output.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
         if self._checked is None and classes and self._classes_known:  # before the loss: on CUDA it would abort
             _check_labels(y, output.shape[1])
-        loss = self._loss(output, y)
-        return loss.mean(), rows_of(x), (output.argmax(1) == y).sum() if classes else None
+        value = (loss or self._loss)(output, y.long() if classes else y)
+        single = value if value.shape == (rows_of(x),) else None
+        return value.mean(), rows_of(x), output.argmax(1) == y if classes else None, single
 
     def _recomputed_statistics(self, live: Point) -> Point:
         """One pass over the data in train-mode BatchNorm: the mean of the batches' statistics, weighted by size."""
@@ -227,25 +262,12 @@ class _Bound(nn.Module):
         return self.function(self.model, batch)
 
 
-def progress(iterable: Iterable, description: str, total: int | None = None) -> Iterator:
-    """Show a progress bar once something has taken two seconds; inside another one, show none."""
-    global _showing
-    if _showing:
-        yield from iterable
-        return
-    from tqdm.auto import tqdm
-
-    _showing = True
-    try:
-        yield from tqdm(iterable, description, total=total, delay=2, leave=False)
-    finally:
-        _showing = False
+def _padded(objective: BatchObjective) -> Callable[[nn.Module, Any], tuple]:
+    return lambda model, batch: (*objective(model, batch), None, None)
 
 
-def stopwatch() -> Callable[[], float]:
-    """Start a clock; calling it gives the seconds since."""
-    start = time.perf_counter()
-    return lambda: time.perf_counter() - start
+def _or_nan(hits: Tensor | None, like: Tensor) -> Tensor:
+    return torch.full_like(like, float("nan"), dtype=torch.float64) if hits is None else hits.double()
 
 
 def _weighted_mean(parts: Iterable[tuple[Tensor, Any, Tensor | None]]) -> tuple[Tensor, Tensor]:
@@ -259,7 +281,8 @@ def _weighted_mean(parts: Iterable[tuple[Tensor, Any, Tensor | None]]) -> tuple[
     return (loss * weight).sum() / weight.sum(), right.sum() / weight.sum()
 
 
-def _source(model: nn.Module, data: Any, batch_size: int | None, device: torch.device) -> Iterable[Any]:
+def _source(model: nn.Module, data: Any, batch_size: int | None, device: torch.device) -> tuple[Iterable[Any], bool]:
+    """Return the batches, and whether they were cut here out of (x, y)."""
     if data is None:
         data = getattr(model, "probe", None)
         if data is None:
@@ -272,10 +295,10 @@ def _source(model: nn.Module, data: Any, batch_size: int | None, device: torch.d
         )
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise TypeError(f"data must be (x, y), a list of batches or a DataLoader, got {type(data).__name__}")
-    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        x, y = data
-        return _chunks(x, y, batch_size, device)
-    return data
+    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(p, Tensor | np.ndarray) for p in data):
+        x, y = map(torch.as_tensor, data)
+        return _chunks(x, y, batch_size, device), True
+    return data, False
 
 
 def _chunks(x: Tensor, y: Tensor, batch_size: int | None, device: torch.device) -> list[tuple[Tensor, Tensor]]:

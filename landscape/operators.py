@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -179,8 +181,14 @@ def _graph_bytes(objective: Objective, batch: Any) -> int:
 
 
 def _free_memory(device: torch.device) -> float:
+    """Return the bytes that are free, within the limit of a container where there is one."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
+    free = 4e9
     if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return 4e9
+        free = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    group = pathlib.Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
+        free = min(free, float(limit) - float(used))
+    return free

@@ -29,10 +29,17 @@ def pyhessian_trace(function: Objective, units: str, probes: int, seed: int) -> 
 
 def pyhessian_eigenvalues(
     function: Objective, units: str, k: int, tol: float, iterations: int, seed: int
-) -> tuple[Tensor, Tensor, Tensor, Point]:
-    """Return PyHessian's (values, residuals, converged, vectors), the residuals measured by k further products."""
+) -> tuple[tuple[Tensor, Tensor, Tensor, Point], int]:
+    """Return PyHessian's (values, residuals, converged, vectors) by magnitude, and the products it used.
+
+    The residuals are measured here, by k further products.
+    """
     with _computation(function, units, seed) as computation:
-        values, vectors = computation.eigenvalues(maxIter=iterations, tol=tol, top_n=k)
+        products: list[None] = []
+        computation.gradsH[0].register_hook(lambda _: products.append(None))  # every product starts from the gradient
+        pairs = zip(*computation.eigenvalues(maxIter=iterations, tol=tol, top_n=k), strict=True)
+        values, vectors = zip(*sorted(pairs, key=lambda pair: -abs(pair[0])), strict=True)
+        used = len(products)
         images = [
             torch.autograd.grad(computation.gradsH, computation.params, v, retain_graph=True, materialize_grads=True)
             for v in vectors
@@ -45,7 +52,7 @@ def pyhessian_eigenvalues(
     residuals = torch.stack(errors).double().cpu() / found.abs().max()
     names = function.coordinates.names
     stacks = {name: torch.stack([v[i].detach().cpu() for v in vectors]) for i, name in enumerate(names)}
-    return found, residuals, residuals <= tol, stacks
+    return (found, residuals, residuals <= tol, stacks), used
 
 
 class _Displaced(nn.Module):

@@ -23,6 +23,11 @@ class Result:
     about: dict[str, Any]
     dims: ClassVar[dict[str, tuple[str, ...]]] = {}
 
+    def _kind(self) -> str:
+        """Say what a number means: its units, its space, and whether derivatives are straight-through."""
+        parts = [f"{self.about[key]} {key}" for key in ("units", "space") if key in self.about]
+        return ", ".join(parts + ["straight-through"] * (self.about.get("derivatives") == "straight-through"))
+
     def save(self, path: str | Path) -> Path:
         """Write the result to a netCDF file (readable by `landscape.load` and by xarray); return the path."""
         import xarray

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from .coordinates import Point, filter_norms
 from .directions import random_direction
-from .objective import BatchObjective, Loss, Objective, progress, stopwatch
+from .objective import BatchObjective, Loss, Objective
 from .results import Result
+from .timing import progress, stopwatch
 
 RADII = (0.01, 0.05, 0.1)
 
@@ -27,7 +28,7 @@ class Sharpness(Result):
     Attributes:
         radii: (radii,) r in ‖ε_f‖ = r·‖w_f‖.
         rise: (radii,) loss at the perturbed weights minus loss of the model.
-        stderr: (radii,) standard error over the draws; zero for the worst case, which has none.
+        stderr: (radii,) standard error over the draws; NaN for the worst case, which has none.
         samples: (radii, draws or 1) the single rises.
     """
 
@@ -38,7 +39,9 @@ class Sharpness(Result):
 
     def __repr__(self) -> str:
         parts = zip(self.radii.tolist(), self.rise.tolist(), self.stderr.tolist(), strict=True)
-        rises = ", ".join(f"{rise:.3g}{f' ± {error:.1g}' if error else ''} at {r:g}" for r, rise, error in parts)
+        rises = ", ".join(
+            f"{rise:.3g}{f' ± {error:.1g}' if error == error else ''} at {r:g}" for r, rise, error in parts
+        )
         return f"Sharpness({self.about['measure']}: {rises})"
 
 
@@ -125,7 +128,9 @@ def worst_case_sharpness(
         worst = [_ascend(function, radius, steps) for radius in progress(radii, "worst-case sharpness")]
     rises = (torch.stack(worst).cpu() - centre).clamp_min(0)  # the centre lies in every ball
     about = function.about(measure=f"worst of {steps} ascent steps", seconds=elapsed())
-    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), rises, torch.zeros_like(rises), rises[:, None])
+    return Sharpness(
+        about, torch.tensor(radii, dtype=torch.float64), rises, torch.full_like(rises, float("nan")), rises[:, None]
+    )
 
 
 def _ascend(function: Objective, radius: float, steps: int) -> Tensor:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .objective import progress
 from .operators import Operator
+from .timing import progress
 
 ENDS = ("magnitude", "largest", "smallest")
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .coordinates import Point
-from .directions import checked_direction, direction_to, random_direction
-from .objective import BatchObjective, Loss, Objective, progress, stopwatch
+from .directions import NORMALIZATIONS, checked_direction, direction_to, random_direction
+from .objective import BatchObjective, Loss, Objective
 from .results import Result
+from .timing import progress, stopwatch
 
 Directions = str | nn.Module | Point | Sequence[nn.Module | Point]
 
@@ -200,6 +201,8 @@ def _prepared(
     between = any(isinstance(part, nn.Module) for part in given)
     policy = batchnorm or ("recomputed" if between else "fixed")
     function = Objective(model, data, loss=loss, objective=objective, space=space, batchnorm=policy)
+    if normalize not in NORMALIZATIONS:
+        raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}")
     if given == ["random"]:
         # seeds of the axes are spread out, so that seed=1 does not share a direction with seed=0
         steps = [random_direction(function.coordinates, seed * 1_000_003 + axis, normalize) for axis in range(count)]
@@ -238,7 +241,7 @@ def grid(span: float, points: int) -> Tensor:
     """Return the steps −span…span, the middle one exactly zero."""
     if not span > 0 or span == float("inf"):
         raise ValueError(f"span must be > 0 and finite, got {span}")
-    if points < 3 or points % 2 == 0:
+    if not isinstance(points, int) or points < 3 or points % 2 == 0:
         raise ValueError(f"points must be odd and >= 3, so that the middle one is the model itself, got {points}")
     half = torch.arange(-(points // 2), points // 2 + 1, dtype=torch.float64)
     return half * (span / (points // 2))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .objective import progress
 from .operators import Operator
 from .results import Result
+from .timing import progress
 
 _FIRST_LOOK = 10  # probes before the stop rule is asked: a standard error from fewer says little about itself
 
@@ -33,7 +33,8 @@ class Trace(Result):
     def __repr__(self) -> str:
         more = "" if self.converged else ", stopped before the tolerance"
         sign = "" if abs(self.value) > 2 * self.stderr else ", sign unresolved"
-        return f"Trace({self.value:.4g} ± {self.stderr:.2g}, {len(self.samples)} probes{more}{sign})"
+        kind = f"; {self._kind()}" if self._kind() else ""
+        return f"Trace({self.value:.4g} ± {self.stderr:.2g}, {len(self.samples)} probes{more}{sign}{kind})"
 
 
 def hutchinson(
@@ -60,12 +61,14 @@ def hutchinson(
         seed: of the probes.
 
     Raises:
-        ValueError: max_samples < 2.
+        ValueError: max_samples < 2, a tolerance < 0.
 
     Cost: one product per probe.   Source: Hutchinson 1989; deflation as in Gambhir, Stathopoulos, Orginos 2017.
     """
     if max_samples < 2:
         raise ValueError(f"max_samples must be >= 2, for a standard error, got {max_samples}")
+    if not (rtol >= 0 and atol >= 0):
+        raise ValueError(f"rtol and atol must be >= 0, got {rtol} and {atol}")
     n = operator.shape[0]
     generator = torch.Generator().manual_seed(seed)
     samples: list[float] = []

@@ -47,7 +47,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, map_location: Any 
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is cut short or not ours, or holds another network than `model`.
+        ValueError: If the file is cut short or not ours, or holds another network or quantizer than `model`.
     """
     content = files.read(path, "model", map_location)
     network = _instance(content, model, path)
@@ -74,7 +74,10 @@ def _instance(content: dict[str, Any], model: nn.Module | None, path: str | Path
     else:
         raise ValueError(f"model must be given for {path}, got None: its network is not one of build_model's")
     quantized = any(getattr(module, "is_quantizer", False) for module in network.modules())
-    settings = content["quantization"]
+    settings, own = content["quantization"], getattr(network, "quantization", None)
+    if settings and own and settings["quantizer"] != own["quantizer"]:
+        kinds = f"model must have the quantizer {settings['quantizer']!r} of {path}, got {own['quantizer']!r}"
+        raise ValueError(f"{kinds}: pass the float network, or quantize it alike")
     if settings is None or quantized:
         return network
     return quantize(network, settings["bits"], **{k: v for k, v in settings.items() if k != "bits"})

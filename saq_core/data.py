@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,6 +84,18 @@ class Data:
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's weights; the CPU if it has none."""
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode for a while, then every module back into its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def check_split(split: Split, name: str, num_classes: int) -> None:

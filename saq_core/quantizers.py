@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 SMALLEST_STEP = 1e-8  # a learned step or clip below this is read as this, so that it never reaches 0 or flips sign
+FIXED_FROM = 8  # bits from which LSQ keeps its calibrated step: see there
 FRACTIONS = 80  # candidates tried between 0 and max|x| by the calibration
 SAMPLE = 16_384  # values kept per observed batch of activations
 
@@ -71,7 +72,11 @@ class Quantizer(nn.Module):
         quantizer.calibrate_(weight)
         return quantizer
 
+    def _check_signed(self, signed: bool) -> None:
+        """Raise if there are too few bits for negative values."""
+
     def _set_signed(self, signed: bool) -> None:
+        self._check_signed(signed)
         self.signed = signed
 
     def _set_clip_(self, clip: Tensor) -> None:
@@ -135,11 +140,23 @@ class Quantizer(nn.Module):
         values = flat if flat.numel() <= SAMPLE else flat[chosen.to(flat.device)]
         self._observed.append(torch.cat([values, flat.amin()[None], flat.amax()[None]]))
 
+    def observed(self) -> Tensor | None:
+        """Return the values seen, or None without any; raise if they cannot be quantized."""
+        if not self._observed:
+            return None
+        values = torch.cat(self._observed)
+        if not values.isfinite().all():
+            raise ValueError("activations must be finite to calibrate on, got NaN or infinity: check data and weights")
+        self._check_signed(bool(values.min() < 0))
+        return values
+
     def finish_(self, *, keep: bool = True) -> None:
-        """Stop observing; with `keep`, set sign and step from what was seen (nothing seen: stays uncalibrated)."""
-        seen, self._observed = self._observed, None
-        if keep and seen:
-            values = torch.cat(seen)
+        """Stop observing; with `keep`, set sign and step from what was seen (nothing seen: stays as it was)."""
+        try:
+            values = self.observed() if keep else None
+        finally:
+            self._observed = None
+        if values is not None:
             self._set_signed(bool(values.min() < 0))
             self.calibrate_(values)
 
@@ -177,19 +194,21 @@ class LSQ(Quantizer):
         activation: See `Quantizer`.
 
     Source: Esser et al., Learned Step Size Quantization (2020), eq. 1-3, section 2.2. Departures: the step is used as
-    max(|s|, 1e-8), so that no update can make it negative; calibration replaces the paper's initial value.
+    max(|s|, 1e-8), so that no update can make it negative; calibration replaces the paper's initial value; from 8 bits
+    on the step is not trained. There it is so small that single updates are many times its size, and a step beyond
+    the largest weight has no gradient to come back: 8-bit first layers were left with 3 to 30 levels, or none but zero
+    (ResNet-8, SAQ), while the step of least error costs nothing.
     """
 
     def __init__(
         self, bits: int, *, signed: bool | None = True, shape: tuple[int, ...] = (), activation: bool = False
     ) -> None:
         super().__init__(bits, signed=signed, shape=shape, activation=activation)
-        self.step = nn.Parameter(torch.ones(shape))
+        self.step = nn.Parameter(torch.ones(shape), requires_grad=bits < FIXED_FROM)
 
-    def _set_signed(self, signed: bool) -> None:
+    def _check_signed(self, signed: bool) -> None:
         if signed and self.bits == 1:
             raise ValueError('bits must be >= 2 for signed values with LSQ, got 1: use quantizer="liq"')
-        self.signed = signed
 
     def _range(self) -> tuple[int, int]:
         if self.signed:

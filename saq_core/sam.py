@@ -78,7 +78,8 @@ class SAM:
 
     (latent, latent) is SAM, and Case 2 of SAQ on a quantized network; (latent, quantized) is Case 1, (quantized,
     quantized) is Case 3. A layer that is not quantized counts as Q = identity. All trainable tensors are perturbed,
-    biases and norms included; steps and clips of quantizers never.
+    biases and norms included; steps and clips of quantizers never. torch's learning-rate schedulers want `.optimizer`,
+    the wrapped one.
 
     Args:
         model: The network; its quantized layers are found by their method `quantized_weights()`.
@@ -90,8 +91,8 @@ class SAM:
             tensors of two or more dimensions, else T = 1.
 
     Raises:
-        ValueError: For settings out of range, and for (quantized, latent): ε would be measured where rounding has
-            happened and added where rounding undoes it.
+        ValueError: For settings out of range, a model without trainable weights, and for (quantized, latent): ε would
+            be measured where rounding has happened and added where rounding undoes it.
 
     Cost: two forward and backward passes per step.
 
@@ -124,6 +125,8 @@ class SAM:
         self.measured_at, self.applied_to = measured_at, applied_to
         self.diagnostics: dict[str, Tensor] = {}
         self._sites = _find_sites(model)
+        if not self._sites:
+            raise ValueError("model must have trainable weights, got none: call model.requires_grad_(True) before SAM")
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

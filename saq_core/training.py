@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from . import files
-from .data import Data, Split, device_of, training_batches
+from .data import Data, Split, device_of, evaluation_mode, training_batches
 from .sam import SAM, SAQ
 
 if TYPE_CHECKING:
@@ -130,25 +130,23 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 128) -> Evalua
     """Return mean cross-entropy and accuracy of `model` on a split, in evaluation mode.
 
     Args:
-        model: Returns logits (n, classes); its mode is restored.
+        model: Returns logits (n, classes); the mode of every module is restored.
         split: Inputs (n, …) and labels (n,), on any device.
         batch_size: Samples per forward pass.
 
     Raises:
-        ValueError: If the split is empty or a label is out of range.
+        ValueError: If the split is no pair of tensors, is empty, or has a label out of range.
 
     Cost: one forward pass over the split.
     """
+    if not isinstance(split, tuple | list) or len(split) != 2 or not all(isinstance(part, Tensor) for part in split):
+        raise ValueError(f"split must be two tensors (x, y), got {type(split).__name__}: pass data.test or data.val")
     x, y = split
     if len(x) == 0:
         raise ValueError("split must hold at least one sample, got none")
     device = device_of(model)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         outputs = torch.cat([model(rows.to(device)) for rows in x.split(batch_size)])
-    finally:
-        model.train(was_training)
     y = y.to(device)
     if not 0 <= int(y.min()) <= int(y.max()) < outputs.shape[1]:
         raise ValueError(f"labels must lie in 0 … {outputs.shape[1] - 1}, got {int(y.min())} … {int(y.max())}")
@@ -185,20 +183,23 @@ def train(
     Raises:
         RuntimeError: If activations are not calibrated.
         FloatingPointError: At the end of the epoch in which a loss was NaN or infinite.
-        ValueError: If the checkpoint belongs to another recipe or network.
+        ValueError: If `data` is no `Data`, or if the checkpoint belongs to another recipe or network or lacks the
+            snapshots of its epochs where they are asked for.
     """
     from tqdm.auto import tqdm
 
     if snapshots not in (None, "epoch"):
         raise ValueError(f'snapshots must be None or "epoch", got {snapshots!r}')
-    _check_ready(model)
+    if not isinstance(data, Data):
+        remedy = "Data(train=(x, y), val=…, test=…, num_classes=…)"
+        raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}: make it with {remedy}")
     device = device_of(model)
     probe, data = data.probe, _moved(data, device)
     optimizer = _make_optimizer(model, recipe)
     forward = _compiled(model, device) if _wants_compile(recipe, device) else model
     history = History()
     if checkpoint is not None and Path(checkpoint).exists():
-        history = _resume(checkpoint, model, optimizer, recipe)
+        history = _resume(checkpoint, model, optimizer, recipe, snapshots)
     cast(Any, model).probe, cast(Any, model).recipe, cast(Any, model).history = probe, recipe, history
     try:
         for epoch in tqdm(range(len(history.epochs), recipe.epochs), desc="training", delay=2, leave=False):
@@ -329,12 +330,6 @@ def _compiled(model: nn.Module, device: torch.device) -> Callable[..., Any]:
     return torch.compile(model)
 
 
-def _check_ready(model: nn.Module) -> None:
-    waiting = [n for n, m in model.named_modules() if getattr(m, "is_quantizer", False) and m.signed is None]
-    if waiting:
-        raise RuntimeError(f"{waiting[0]} and others are not calibrated: call saq_core.calibrate(model, data) first")
-
-
 def _moved(data: Data, device: torch.device) -> Data:
     if all(t.device == device for split in (data.train, data.val, data.test) for t in split):
         return data
@@ -351,14 +346,23 @@ def _store(path: str | Path, model: nn.Module, optimizer: Optimizer | SAM, recip
     files.write(path, "training", {**content, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
 
-def _resume(path: str | Path, model: nn.Module, optimizer: Optimizer | SAM, recipe: Recipe) -> History:
+def _resume(
+    path: str | Path, model: nn.Module, optimizer: Optimizer | SAM, recipe: Recipe, snapshots: str | None
+) -> History:
     device = device_of(model)
     content = files.read(path, "training", device)
     stored = content["recipe"]
     if stored != asdict(recipe):
         other = {k: stored.get(k) for k, v in asdict(recipe).items() if stored.get(k) != v}
         raise ValueError(f"checkpoint {path} must come from the same recipe, got other {other}: delete it or set these")
+    history = History.from_state(content["history"])
+    kept, epochs = len(history.snapshots), len(history.epochs)
+    if snapshots and kept != epochs:
+        raise ValueError(
+            f"checkpoint {path} must hold a snapshot of each of its {epochs} epochs when snapshots={snapshots!r}, "
+            f"got {kept}: go on with snapshots=None, or delete it"
+        )
     files.check_same_network(model, content["model"], path)
+    optimizer.load_state_dict(content["optimizer"])  # first, because it may refuse
     model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    return History.from_state(content["history"])
+    return history

@@ -83,6 +83,16 @@ def test_another_network_is_refused(tmp_path):
         load(tmp_path / "m", quantize(plain(), "W4A3", first_last_bits=None))
 
 
+@pytest.mark.parametrize("there, here", [("liq-authors", "liq"), ("liq", "liq-authors"), ("lsq", "liq")])
+def test_an_instance_with_another_quantizer_is_refused(tmp_path, there, here):
+    save(quantize(plain(), "W3A32", quantizer=there), tmp_path / "m")
+    with pytest.raises(
+        ValueError, match=f"model must have the quantizer '{there}' of .*, got '{here}': pass the float"
+    ):
+        load(tmp_path / "m", quantize(plain(), "W3A32", quantizer=here))
+    load(tmp_path / "m", quantize(plain(), "W3A32", quantizer=there))
+
+
 def test_files_that_are_cut_short_or_foreign_are_refused(trained, tmp_path):
     path = tmp_path / "m"
     save(trained, path)

@@ -26,7 +26,7 @@ def seeds():
 
 def row_of(comparison, network, quantity):
     (row,) = [r for r in comparison.rows if (r["network"], r["quantity"]) == (network, quantity)]
-    assert (row["value"], row["stderr"]) == comparison.value(network, quantity)
+    assert (row["value"], row["stderr"]) == pytest.approx(comparison.value(network, quantity), rel=0, nan_ok=True)
     return row
 
 
@@ -54,7 +54,8 @@ def test_rises_lines_and_surfaces_are_those_of_the_single_calls(singles):
         for name, measure in (("worst", worst_case_sharpness), ("average", average_sharpness)):
             found = measure(model, RAGGED, radii=(0.05,))
             row = row_of(singles, network, f"{name}_0.05")
-            assert (row["value"], row["stderr"]) == (float(found.rise), float(found.stderr))
+            expected = (float(found.rise), float(found.stderr))
+            assert (row["value"], row["stderr"]) == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
         assert torch.equal(singles.surfaces[network].loss, surface(model, RAGGED, points=3).loss)
         assert torch.equal(singles.lines[network].loss, line(model, RAGGED, points=7).loss)
 
@@ -194,3 +195,25 @@ def test_bad_pictures_are_refused_before_anything_is_measured():
 
     with pytest.raises(ValueError, match="points must be odd"):
         compare({"a": perceptron()}, SMALL, points=6, loss=loss)
+
+
+def test_the_loss_of_single_networks_is_paired_by_sample():
+    pair = {"FP32": convolutional(), "W4A4": quantized("W4A4")}
+    found = compare(pair, (X, Y), radii=(0.05,), points=0)
+    mine, theirs = (
+        torch.nn.functional.cross_entropy(m.eval()(X), Y, reduction="none") for m in reversed(pair.values())
+    )
+    scatter = (mine - theirs).detach().std() / len(X) ** 0.5
+    assert found.difference("W4A4", "FP32", "loss")[1] == pytest.approx(float(scatter))
+
+
+def test_what_has_no_error_states_none():
+    found = compare({"a": convolutional(0), "b": convolutional(1)}, (X, Y), radii=(0.05,), points=0)
+    for quantity in ("lambda1_filter", "worst_0.05"):
+        assert math.isnan(found.difference("b", "a", quantity)[1])
+        assert "±" not in found.table["b"].filter(like="worst").iloc[0]
+
+
+def test_radii_close_together_keep_their_rows():
+    found = compare({"a": convolutional()}, (X, Y), radii=(0.01, 0.011, 0.005), points=0)
+    assert {f"worst-case rise at {r} %" for r in ("1", "1.1", "0.5")} <= set(found.table.index)

@@ -121,3 +121,14 @@ def test_collecting_coordinates_changes_nothing():
     coordinates(model)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if isinstance(v, torch.Tensor))
     assert not model[3].delta.any() and model(X).isfinite().all()
+
+
+def test_a_weight_that_quantized_layers_share_is_refused_in_quantized_space():
+    from saq_core import quantize
+
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    net[2].weight = net[0].weight
+    twin = quantize(net, "W4A32")
+    with pytest.raises(ValueError, match="shared by several layers.*space='latent'"):
+        coordinates(twin)
+    assert coordinates(twin, "latent").names[0] == "0.weight"

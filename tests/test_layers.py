@@ -27,6 +27,12 @@ def small():
     )
 
 
+def states(model):
+    """Sign and step of every activation quantizer."""
+    quantizers = [m.input_quantizer for m in model.modules() if hasattr(m, "input_quantizer")]
+    return [(q.signed, *(float(p.detach()) for p in q.parameters())) for q in quantizers]
+
+
 X = torch.randn(7, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
@@ -144,6 +150,59 @@ def test_failed_calibration_leaves_the_network_uncalibrated():
         twin(X)
     with pytest.raises(ValueError, match="data must be"):
         calibrate(twin, 3)
+
+
+def test_calibration_restores_the_mode_of_every_module():
+    twin = quantize(small(), "W4A4").train()
+    twin[1].eval()
+    calibrate(twin, X)
+    assert [m.training for m in twin] == [True, False, True, True, True, True, True] and twin.training
+
+
+def test_calibration_names_the_quantizers_that_it_never_reached():
+    model = small()
+    model[0].spare = nn.Linear(4, 4)
+    twin = quantize(model, "W4A4")
+    with pytest.warns(UserWarning, match=r"never reached 0\.spare\.input_quantizer: left as they were") as caught:
+        calibrate(twin, X)
+    assert len(caught) == 1 and twin[0].spare.input_quantizer.signed is None
+    twin(X)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_data_that_are_not_finite_are_refused_and_leave_the_network_unchanged(value):
+    bad = X.clone()
+    bad[3, 0, 1, 1] = value
+    twin = calibrate(quantize(small(), "W4A4", input_bits=8), X * 0.5)
+    before = states(twin)
+    with pytest.raises(ValueError, match="data must be finite"):
+        calibrate(twin, bad)
+    assert states(twin) == before
+    assert calibrate(twin, X) is twin and states(twin) != before
+
+
+def test_activations_that_overflow_are_refused_and_leave_the_network_unchanged():
+    twin = calibrate(quantize(small(), "W4A4", input_bits=8), X)
+    before = states(twin)
+    twin[3].bias.data.fill_(torch.inf)  # only the last quantizer sees it
+    with pytest.raises(ValueError, match="activations must be finite"):
+        calibrate(twin, X * 2)
+    assert states(twin) == before
+
+
+def test_an_impossible_sign_leaves_the_quantizers_before_it_unchanged():
+    twin = quantize(small(), {"3": "W4A4", "6": "W4A1"}, input_bits=8)
+    twin[4] = nn.Identity()  # the 1-bit input now has a sign
+    before = states(twin)
+    with pytest.raises(ValueError, match='quantizer="liq"'):
+        calibrate(twin, X)
+    assert states(twin) == before
+
+
+def test_calibration_casts_floating_inputs_to_the_models_dtype():
+    twin, other = (quantize(small().double(), "W4A4", input_bits=8) for _ in range(2))
+    calibrate(twin, X)
+    assert states(twin) == states(calibrate(other, X.double()))
 
 
 @pytest.mark.parametrize("bits", ["W4A", "4", "W4A4x", "", "A4W4", "W0A4", "W4A33", 0, 33, 2.5])

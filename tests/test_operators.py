@@ -290,3 +290,10 @@ def test_gradients_off_around_the_call_do_not_matter():
         v = columns(hessian.shape[0])
         product = hessian @ v
     close(product, case("float")[2] @ v)
+
+
+def test_graphs_are_kept_only_where_they_fit_in_memory():
+    roomy, tight = (Hessian(convolutional(), RAGGED, memory=memory) for memory in (1e9, 0))
+    for operator in (roomy, tight):
+        operator @ torch.ones(operator.shape[0], dtype=operator.dtype)
+    assert len(roomy._kept) == len(RAGGED) and not tight._kept

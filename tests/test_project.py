@@ -45,8 +45,29 @@ def test_plotting_libraries_stay_in_plotting():
 
 def test_traces_and_spectra_never_see_a_model():
     for name in ("traces", "spectra"):
-        text = (ROOT / "landscape" / f"{name}.py").read_text()
-        assert "nn.Module" not in text and "plotting" not in text
+        path = ROOT / "landscape" / f"{name}.py"
+        own = {module for module, _ in imported(path) if module.startswith(".")}
+        assert own <= {".operators", ".results", ".timing"}, own
+        tree = ast.parse(path.read_text())
+        taken = [
+            a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "operators" for a in n.names
+        ]
+        assert taken == ["Operator"] and "nn.Module" not in path.read_text()
+
+
+def test_notebooks_and_figures_use_public_names_only():
+    import json
+
+    sources = [path.read_text() for path in (ROOT / "figures").glob("*.py")]
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        sources.append("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
+    assert sources
+    for source in sources:
+        for package in PACKAGES:
+            used = set(re.findall(rf"\b{package}\.(\w+)", source))
+            assert used <= set(__import__(package).__all__), used
+            assert not re.search(rf"from {package}", source)
 
 
 def test_heavy_packages_are_imported_where_they_are_used():

@@ -178,6 +178,23 @@ def test_signed_one_bit_lsq_is_refused_at_once_and_by_calibration():
         quantizer.finish_()
 
 
+def test_observed_values_that_are_not_finite_are_refused_and_change_nothing():
+    quantizer = with_step(LSQ(4, signed=False, activation=True), 0.3)
+    quantizer.observe_()
+    quantizer(torch.tensor([[1.0, -torch.inf]]))
+    with pytest.raises(ValueError, match="activations must be finite to calibrate on, got NaN or infinity"):
+        quantizer.finish_()
+    assert quantizer.signed is False and float(quantizer.step.detach()) == pytest.approx(0.3)
+    assert quantizer(torch.ones(1, 1)).item() == pytest.approx(0.9)  # no longer observing
+
+
+@pytest.mark.parametrize("bits, trained", [(2, True), (7, True), (8, False), (16, False)])
+def test_lsq_trains_its_step_below_eight_bits_only(bits, trained):
+    quantizer = LSQ.for_weight(bits, W)
+    assert quantizer.step.requires_grad is trained
+    assert LIQ(bits).clip.requires_grad
+
+
 def test_uncalibrated_activations_are_refused():
     with pytest.raises(RuntimeError, match="calibrate"):
         LSQ(4, signed=None, activation=True)(torch.randn(2, 3))

@@ -292,6 +292,52 @@ def test_diagnostics_agree_with_their_definitions():
     assert float(found["cosine_case1_case3"]) == pytest.approx(float(expected), rel=1e-9)
 
 
+@pytest.mark.parametrize("metric", ["adaptive", "normalised"])
+@pytest.mark.parametrize("case", [2, 3])
+def test_relative_norm_compares_the_plain_norms_whatever_the_metric(metric, case):
+    model = build("W3A32")
+    weights = [v.detach().clone() for k, v in model.named_parameters() if "quantizer" not in k]
+    optimizer = setup(model, 0.3, case, lr=0.0, metric=metric)
+    seen = []
+    optimizer.step(closure_for(model, optimizer, seen), diagnose=torch.float64)
+    epsilon = norm([seen[1][k] - v for k, v in seen[0].items()])
+    assert float(optimizer.diagnostics["relative_norm"]) == pytest.approx(float(epsilon / norm(weights)), rel=1e-9)
+    assert float(epsilon) != pytest.approx(0.3, rel=0.05)
+
+
+def liq_levels(quantizer, w):
+    """Number of the level, 0 … n, that each weight is rounded to."""
+    mean, std = (w.mean(), w.std()) if quantizer.normalise else (0.0, 1.0)
+    n = 2**quantizer.bits - 1
+    return (((((w - mean) / std) / quantizer.clip.detach()).clamp(-1, 1) + 1) / 2 * n).round()
+
+
+def test_flip_rate_counts_changed_levels_and_not_the_drift_of_normalised_ones():
+    model = quantize(build(), "W2A32", quantizer="liq", first_last_bits=2)
+    twin = copy.deepcopy(model)
+    optimizer = setup(model, 0.05, 2, lr=0.0)
+    seen = []
+    optimizer.step(closure_for(model, optimizer, seen), diagnose=torch.float64)
+    flips = moved = total = 0
+    for layer in ("conv1", "conv2", "fc"):
+        quantizer = twin.get_submodule(layer).weight_quantizer
+        before, after = (one[f"{layer}.weight"] for one in seen)
+        flips += int((liq_levels(quantizer, before) != liq_levels(quantizer, after)).sum())
+        moved += int((quantizer(before) != quantizer(after)).sum())
+        total += before.numel()
+    assert 0 < flips < moved / 4
+    assert float(optimizer.diagnostics["flip_rate"]) == pytest.approx(flips / total)
+
+
+def test_torch_schedulers_work_on_the_wrapped_optimizer():
+    model = build()
+    optimizer = setup(model)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer.optimizer, 1, gamma=0.5)
+    optimizer.step(closure_for(model, optimizer))
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
 def test_diagnostics_of_a_float_network_are_nan_where_undefined():
     model = build(dtype=torch.float32)
     optimizer = setup(model, 1e-4)
@@ -318,6 +364,13 @@ def test_bad_rho_is_refused(rho):
         setup(build(), rho)
     with pytest.raises(ValueError, match="rho must be >= 0"):
         SAQ(rho)
+
+
+@pytest.mark.parametrize("model", [nn.Flatten(), nn.Linear(2, 2).requires_grad_(False)])
+def test_a_model_without_trainable_weights_is_refused(model):
+    base = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(ValueError, match="model must have trainable weights, got none"):
+        SAM(model, base, rho=0.05)
 
 
 def test_bad_settings_are_refused():

@@ -46,7 +46,7 @@ def test_on_a_slope_the_worst_case_is_exact_and_biases_stay():
     found = worst_case_sharpness(linear(), ONCE, objective=slope, radii=RADII)
     expected = torch.tensor(RADII).double() * (W.norm(dim=1) * G.norm(dim=1)).sum()
     torch.testing.assert_close(found.rise, expected, rtol=1e-6, atol=0)
-    assert not found.stderr.any() and found.samples.shape == (3, 1)
+    assert found.stderr.isnan().all() and found.samples.shape == (3, 1)
 
 
 def test_averages_are_over_draws_scaled_to_the_filters():

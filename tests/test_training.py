@@ -89,7 +89,7 @@ def test_rho_zero_trains_the_quantized_network_as_plain_sgd():
 
 def test_weight_decay_leaves_quantizer_steps_alone():
     def steps(decay):
-        model = quantize(network(0.0), "W4A32")
+        model = quantize(network(0.0), "W4A32", first_last_bits=4)
         before = model[0].weight_quantizer.step.detach().clone()
         recipe = Recipe(epochs=1, lr=1e-3, batch_size=40, momentum=0.0, weight_decay=decay)
         train(model, toy(), recipe)
@@ -97,6 +97,28 @@ def test_weight_decay_leaves_quantizer_steps_alone():
 
     (_, plain, w), (start, decayed, shrunk) = steps(0.0), steps(100.0)
     assert torch.equal(plain, decayed) and not torch.equal(start, decayed) and shrunk.norm() < w.norm()
+
+
+@pytest.mark.parametrize("sam", [None, SAQ(0.1)])
+def test_steps_of_eight_bits_keep_their_calibration_and_those_of_four_are_trained(sam):
+    model = calibrate(quantize(network(0.0), {"0": "W8A8", "4": "W4A4"}), toy())
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    train(model, toy(), Recipe(epochs=2, lr=0.1, batch_size=8, sam=sam))
+    moved = {name for name, value in model.named_parameters() if not torch.equal(before[name], value)}
+    assert {name for name in moved if name.endswith("step")} == {
+        "4.weight_quantizer.step",
+        "4.input_quantizer.step",
+    }
+    assert {"0.weight", "4.weight"} <= moved
+
+
+def test_an_eight_bit_first_layer_keeps_its_levels_under_sharpness_aware_training():
+    data = load_data("digits", limit=900, device="cpu")
+    model = build_model("resnet8", data, seed=0)
+    train(model, data, Recipe(epochs=3, lr=0.1, batch_size=64))
+    twin = calibrate(quantize(model, "W4A4"), data)
+    train(twin, data, Recipe(epochs=2, lr=0.05, batch_size=64, sam=SAQ(0.1)))
+    assert len(twin.conv1.used_weight().unique()) > 64
 
 
 def test_on_epoch_fills_columns():
@@ -151,6 +173,25 @@ def test_interrupted_training_resumes_to_the_same_numbers(tmp_path, sam):
     assert torch.equal(finished.steps, expected.steps)
 
 
+def test_a_checkpoint_without_snapshots_is_refused_where_they_are_asked_for(tmp_path):
+    recipe, path = Recipe(epochs=3, lr=0.1, batch_size=8), tmp_path / "run.pt"
+
+    def interrupt(model, history):
+        if len(history.epochs) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), toy(), recipe, on_epoch=interrupt, checkpoint=path)
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"a snapshot of each of its 1 epochs when snapshots='epoch', got 0: go on with"
+    ):
+        train(model, toy(), recipe, snapshots="epoch", checkpoint=path)
+    assert same(before, model.state_dict())
+    assert len(train(model, toy(), recipe, checkpoint=path).epochs) == 3
+
+
 def test_checkpoint_of_another_training_is_refused_and_the_model_unchanged(tmp_path):
     path = tmp_path / "run.pt"
     train(network(), toy(), RECIPE, checkpoint=path)
@@ -164,6 +205,16 @@ def test_checkpoint_of_another_training_is_refused_and_the_model_unchanged(tmp_p
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match="cut short"):
         train(network(), toy(), RECIPE, checkpoint=path)
+
+
+def test_a_checkpoint_with_other_trained_weights_leaves_the_model_unchanged(tmp_path):
+    train(network(), toy(), RECIPE, checkpoint=tmp_path / "run.pt")
+    model = network()
+    model[0].bias.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="size of optimizer's group"):
+        train(model, toy(), RECIPE, checkpoint=tmp_path / "run.pt")
+    assert same(before, model.state_dict())
 
 
 def test_results_of_on_epoch_that_are_no_numbers_are_kept_as_text(tmp_path):
@@ -181,12 +232,29 @@ def test_diverging_loss_stops_with_a_clear_error():
         train(network(), Data((x, y), data.val, data.test, 3), RECIPE)
 
 
-def test_uncalibrated_network_is_refused_before_training():
+def test_uncalibrated_network_is_refused_and_keeps_its_weights():
     model = quantize(network(), "W4A4")
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(RuntimeError, match=r"4\.input_quantizer.*calibrate\(model, data\)"):
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    with pytest.raises(RuntimeError, match=r"not calibrated: call saq_core.calibrate\(model, data\)"):
         train(model, toy(), RECIPE)
-    assert same(before, model.state_dict())
+    assert same(before, dict(model.named_parameters())) and not model.training
+
+
+def test_a_layer_that_no_forward_pass_uses_does_not_stop_the_training():
+    model = network()
+    model[0].spare = nn.Linear(4, 4)
+    with pytest.warns(UserWarning, match="0.spare.input_quantizer"):
+        model = calibrate(quantize(model, "W4A4"), toy())
+    assert train(model, toy(), Recipe(epochs=1, lr=0.1, batch_size=8, sam=SAQ(0.05))).steps.isfinite().all()
+
+
+def test_other_data_than_expected_are_refused_with_the_remedy():
+    data = toy()
+    with pytest.raises(ValueError, match=r"data must be a saq_core.Data, got tuple: make it with Data\(train="):
+        train(network(), data.train, RECIPE)
+    for wrong in (data, data.test[0], (data.test[0],), (data.test[0], [0] * 12)):
+        with pytest.raises(ValueError, match=r"split must be two tensors \(x, y\), got \w+: pass data.test"):
+            evaluate(network(), wrong)
 
 
 def test_network_without_trainable_weights_is_refused():
@@ -234,6 +302,18 @@ def test_evaluation_agrees_with_its_definition_and_restores_the_mode():
     assert found.loss == pytest.approx(float(losses.mean())) and found.accuracy == pytest.approx(float(hits.mean()))
     assert found.loss_stderr == pytest.approx(float(losses.std(correction=0)) / 12**0.5)
     assert found.accuracy_stderr == pytest.approx((found.accuracy * (1 - found.accuracy) / 12) ** 0.5)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluation_restores_the_mode_of_every_module(fails):
+    model, (x, y) = network().train(), toy().test
+    model[1].eval()
+    if fails:
+        with pytest.raises(RuntimeError):
+            evaluate(model, (x[:, :2], y))
+    else:
+        evaluate(model, (x, y))
+    assert [m.training for m in model] == [True, False, True, True, True] and model.training
 
 
 def test_bad_evaluation_data_are_refused():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,3 +91,20 @@ def axis_label(result: Line | Surface, number: int = 0) -> str:
 def columns(panels: int) -> int:
     """Return how many panels stand in a row: up to three, and four as two by two."""
     return 2 if panels == 4 else min(panels, 3)
+
+
+def caption(results: Mapping[str, Line] | Mapping[str, Surface]) -> str:
+    """Say what was measured: the space, BatchNorm's statistics and the number of samples."""
+    phrases: dict[str, Callable[[Any], str]] = {
+        "space": lambda space: f"{space} weights",
+        "batchnorm": lambda policy: f"BatchNorm statistics {policy}",
+        "samples": lambda samples: f"{samples:,} samples",
+    }
+    parts = []
+    for key, phrase in phrases.items():
+        names: dict[str, list[str]] = {}
+        for name, result in results.items():
+            if key in result.about:
+                names.setdefault(phrase(result.about[key]), []).append(name)
+        parts += [f"{text} ({', '.join(who)})" if len(names) > 1 else text for text, who in names.items()]
+    return " · ".join(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..surfaces import Line, Surface
-from . import COLOURS, axis_label, check, columns, drawable, even_levels, gaps, limits, round_levels
+from . import COLOURS, axis_label, caption, check, columns, drawable, even_levels, gaps, limits, round_levels
 
 _MARK = "#D55E00"
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
@@ -36,7 +36,7 @@ def lines(lines: Mapping[str, Line], *, value: str = "loss", log: bool = False, 
     if value == "accuracy":
         figure.update_yaxes(range=[-0.02, 1.02])
     notes = [f"{name}: {gaps(array, log)}".removeprefix(": ") for name, array in values.items() if gaps(array, log)]
-    _finish(figure, title or f"{value.capitalize()} along a direction", [_caption(lines), *notes])
+    _finish(figure, title or f"{value.capitalize()} along a direction", [caption(lines), *notes])
     figure.update_layout(height=420 + 16 * len(notes), showlegend=len(lines) > 1, hovermode="x unified")
     _say_if_empty(figure, values, value)
     return figure
@@ -68,7 +68,7 @@ def surfaces(
     ticks = _ticks(low, high, log)
     figure.update_scenes(_scene(list(surfaces.values()), value, (floor, high + 0.02 * (high - low)), ticks))
     figure.update_layout(coloraxis=_colours(value, low, high, ticks))
-    _finish(figure, title or f"{value.capitalize()} surface" + " (log scale)" * log, [_caption(surfaces)])
+    _finish(figure, title or f"{value.capitalize()} surface" + " (log scale)" * log, [caption(surfaces)])
     _say_if_empty(figure, values, value)
     return figure
 
@@ -173,23 +173,6 @@ def _ticks(low: float, high: float, log: bool) -> dict[str, Any]:
     heights = np.log10(levels) if log else np.array(levels)
     inside = (heights >= low) & (heights <= high)
     return {"tickvals": heights[inside], "ticktext": [f"{level:g}" for level in np.array(levels)[inside]]}
-
-
-def _caption(results: Mapping[str, Line] | Mapping[str, Surface]) -> str:
-    """Say what was measured: the space, BatchNorm's statistics and the number of samples."""
-    phrases: dict[str, Callable[[Any], str]] = {
-        "space": lambda space: f"{space} weights",
-        "batchnorm": lambda policy: f"BatchNorm statistics {policy}",
-        "samples": lambda samples: f"{samples:,} samples",
-    }
-    parts = []
-    for key, phrase in phrases.items():
-        names: dict[str, list[str]] = {}
-        for name, result in results.items():
-            if key in result.about:
-                names.setdefault(phrase(result.about[key]), []).append(name)
-        parts += [f"{text} ({', '.join(who)})" if len(names) > 1 else text for text, who in names.items()]
-    return " · ".join(parts)
 
 
 def _finish(figure: go.Figure, title: str, notes: list[str]) -> None:

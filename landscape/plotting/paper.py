@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from ..surfaces import Line, Surface
-from . import COLOURS, axis_label, check, columns, drawable, even_levels, limits, round_levels
+from . import COLOURS, axis_label, caption, check, columns, drawable, even_levels, limits, round_levels
 
 ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # inches, as ICML has them
 _RC: dict[Any, Any] = {
@@ -85,6 +86,7 @@ def lines(lines: Mapping[str, Line], ax: Axes | None = None, *, value: str = "lo
             ax.set(xticks=[], yticks=[])
         if len(lines) > 1:
             ax.legend(frameon=False)
+        _entitle(ax, lines)
         _say_if_empty(ax, values, value)
     return ax
 
@@ -106,6 +108,7 @@ def contours(
         ax = ax or _new_axes(3.0, box_aspect=1)
         _contours(ax, surface, values, _scale([values], value, levels))
         _label(ax, x=axis_label(surface, 1), y=axis_label(surface, 2))
+        _entitle(ax, {"": surface})
         _say_if_empty(ax, [values], value)
     return ax
 
@@ -138,6 +141,7 @@ def surfaces(
             ax.tick_params(labelbottom=below or kind == "3d", labelleft=left or kind == "3d")
             _say_if_empty(ax, [array], value)
         _label_panels(figure, axes, next(iter(surfaces.values())), kind)
+        figure.suptitle(textwrap.fill(caption(surfaces), 120), fontsize=7, color="0.4")
         _colour_bar(axes, scale.smooth() if kind == "3d" else scale.steps(), scale, value)
     return figure
 
@@ -152,6 +156,12 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
         figure.savefig(written[0], metadata={"CreationDate": None})
         figure.savefig(written[1], dpi=300)
     return written
+
+
+def _entitle(ax: Axes, results: Mapping[str, Line] | Mapping[str, Surface]) -> None:
+    """Say what was measured above the axes, unless they have a title."""
+    if not ax.get_title():
+        ax.set_title(textwrap.fill(caption(results), 60), fontsize=7, color="0.4")
 
 
 def _new_axes(height: float, box_aspect: float | None = None) -> Axes:

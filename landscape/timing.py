@@ -1,0 +1,29 @@
+"""Progress bars for what takes longer than two seconds, and a stopwatch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+_showing = False  # whether a progress bar is on the screen
+
+
+def progress(iterable: Iterable, description: str, total: int | None = None) -> Iterator:
+    """Show a progress bar once something has taken two seconds; inside another one, show none."""
+    global _showing
+    if _showing:
+        yield from iterable
+        return
+    from tqdm.auto import tqdm
+
+    _showing = True
+    try:
+        yield from tqdm(iterable, description, total=total, delay=2, leave=False)
+    finally:
+        _showing = False
+
+
+def stopwatch() -> Callable[[], float]:
+    """Start a clock; calling it gives the seconds since."""
+    start = time.perf_counter()
+    return lambda: time.perf_counter() - start
