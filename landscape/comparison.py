@@ -356,7 +356,7 @@ def _together(abouts: list[dict[str, Any]]) -> dict[str, Any]:
 def _label(quantity: str) -> str:
     name, _, radius = quantity.rpartition("_")
     rise = {"worst": "worst-case rise", "average": "average rise"}.get(name)
-    return f"{rise} at {100 * float(radius):g} %" if rise else _LABELS.get(quantity, quantity)
+    return f"{rise} at {100 * float(radius):g}%" if rise else _LABELS.get(quantity, quantity)
 
 
 def _shown(value: float, error: float, *, sign: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -18,7 +19,9 @@ def progress(iterable: Iterable, description: str, total: int | None = None) -> 
 
     _showing = True
     try:
-        yield from tqdm(iterable, description, total=total, delay=2, leave=False)
+        # tqdm's bars for notebooks do not ask for its own switch
+        off = "TQDM_DISABLE" in os.environ
+        yield from tqdm(iterable, description, total=total, delay=2, leave=False, disable=off)
     finally:
         _showing = False
 

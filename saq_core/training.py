@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -202,7 +203,9 @@ def train(
         history = _resume(checkpoint, model, optimizer, recipe, snapshots)
     cast(Any, model).probe, cast(Any, model).recipe, cast(Any, model).history = probe, recipe, history
     try:
-        for epoch in tqdm(range(len(history.epochs), recipe.epochs), desc="training", delay=2, leave=False):
+        off = "TQDM_DISABLE" in os.environ  # tqdm's bars for notebooks do not ask for its own switch
+        left = range(len(history.epochs), recipe.epochs)
+        for epoch in tqdm(left, desc="training", delay=2, leave=False, disable=off):
             row = _run_epoch(model, forward, optimizer, data, recipe, epoch, history)
             history.epochs.append(row)
             if snapshots:

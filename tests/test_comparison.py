@@ -216,4 +216,4 @@ def test_what_has_no_error_states_none():
 
 def test_radii_close_together_keep_their_rows():
     found = compare({"a": convolutional()}, (X, Y), radii=(0.01, 0.011, 0.005), points=0)
-    assert {f"worst-case rise at {r} %" for r in ("1", "1.1", "0.5")} <= set(found.table.index)
+    assert {f"worst-case rise at {r}%" for r in ("1", "1.1", "0.5")} <= set(found.table.index)

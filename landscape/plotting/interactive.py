@@ -68,7 +68,9 @@ def surfaces(
     ticks = _ticks(low, high, log)
     figure.update_scenes(_scene(list(surfaces.values()), value, (floor, high + 0.02 * (high - low)), ticks))
     figure.update_layout(coloraxis=_colours(value, low, high, ticks))
-    _finish(figure, title or f"{value.capitalize()} surface" + " (log scale)" * log, [caption(surfaces)])
+    _finish(
+        figure, title or f"{value.capitalize()} surface" + " (log scale)" * log, [caption(surfaces) + _unit(surfaces)]
+    )
     _say_if_empty(figure, values, value)
     return figure
 
@@ -148,16 +150,21 @@ def _scene(
 ) -> dict[str, Any]:
     """Return the axes and the camera that all scenes share."""
     plain = {"title_font_size": 11, "tickfont_size": 11, "backgroundcolor": "white", "gridcolor": "#dddddd"}
-    away = (1.0, 1.1, 1.43)[columns(len(surfaces)) - 1]  # narrow panels need room for the labels
+    away = (1.0, 1.1, 1.55)[columns(len(surfaces)) - 1]  # narrow panels need room for the labels
     scene: dict[str, Any] = {
-        "zaxis": plain | {"title_text": value * (len(surfaces) == 1), "range": heights} | dict(ticks),
+        "zaxis": plain | {"title_text": value * (len(surfaces) == 1), "range": heights, **ticks},
+        "zaxis_showticklabels": len(surfaces) < 3,  # the colour bar has them
         "aspectmode": "manual",
         "aspectratio": {"x": 1, "y": 1, "z": 0.8},
         "camera": {"eye": {"x": 1.25 * away, "y": -1.25 * away, "z": 1.05 * away}, "center": {"z": -0.28}},
     }
     for number, axis in ((1, "alphas"), (2, "betas")):
         span = max(float(getattr(surface, axis).abs().max()) for surface in surfaces)
-        label = axis_label(surfaces[0], number).replace(", ", "<br>")
+        label = axis_label(surfaces[0], number)
+        # several scenes side by side have no room for the whole of it: the caption says the unit
+        label = (
+            label.replace(", ", "<br>") if len(surfaces) == 1 else label.partition(", ")[0].replace("Step along d", "D")
+        )
         scene["xyz"[number - 1] + "axis"] = plain | {"title_text": label, "range": [-span, span], "nticks": 5}
     return scene
 
@@ -173,6 +180,11 @@ def _ticks(low: float, high: float, log: bool) -> dict[str, Any]:
     heights = np.log10(levels) if log else np.array(levels)
     inside = (heights >= low) & (heights <= high)
     return {"tickvals": heights[inside], "ticktext": [f"{level:g}" for level in np.array(levels)[inside]]}
+
+
+def _unit(surfaces: Mapping[str, Surface]) -> str:
+    unit = axis_label(next(iter(surfaces.values())), 1).partition(", ")[2]
+    return f" · steps {unit}" if unit and len(surfaces) > 1 else ""
 
 
 def _finish(figure: go.Figure, title: str, notes: list[str]) -> None:

@@ -161,7 +161,7 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 def _entitle(ax: Axes, results: Mapping[str, Line] | Mapping[str, Surface]) -> None:
     """Say what was measured above the axes, unless they have a title."""
     if not ax.get_title():
-        ax.set_title(textwrap.fill(caption(results), 60), fontsize=7, color="0.4")
+        ax.set_title(textwrap.fill(caption(results), 46), fontsize=7, color="0.4")
 
 
 def _new_axes(height: float, box_aspect: float | None = None) -> Axes:
