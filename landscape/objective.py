@@ -148,11 +148,12 @@ class Objective:
         Raises:
             ValueError: empty data, labels out of range, a loss that is not finite, or one that changes when repeated.
 
-        Cost: one forward pass over the data (two with recomputed statistics), once; one batch is repeated.
+        Cost: once, one forward pass over the data (two with recomputed statistics), one batch repeated; two passes more
+        where the data are not ``(x, y)``, to see that they stay the same.
         """
         if self._checked is None:
             with self.quiet(), torch.no_grad():
-                self._check_first_batch()
+                self._check_data()
                 loss, accuracy = (float(value) for value in self.evaluate())
             if loss != loss or loss in (float("inf"), float("-inf")):
                 raise ValueError(
@@ -161,7 +162,7 @@ class Objective:
             self._checked = loss, accuracy
         return self._checked
 
-    def _check_first_batch(self) -> None:
+    def _check_data(self) -> None:
         rows = [rows_of(batch) for batch in self._source]
         if not rows or 0 in rows:
             raise ValueError(f"data is empty, or one of its batches is: pass at least one sample in each, got {rows}")

@@ -73,7 +73,7 @@ def _instance(content: dict[str, Any], model: nn.Module | None, path: str | Path
         network = make(content["architecture"])
     else:
         raise ValueError(f"model must be given for {path}, got None: its network is not one of build_model's")
-    quantized = any(getattr(module, "is_quantizer", False) for module in network.modules())
+    quantized = any(hasattr(module, "quantized_weights") for module in network.modules())
     settings, own = content["quantization"], getattr(network, "quantization", None)
     if settings and own and settings["quantizer"] != own["quantizer"]:
         kinds = f"model must have the quantizer {settings['quantizer']!r} of {path}, got {own['quantizer']!r}"

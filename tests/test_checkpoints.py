@@ -42,6 +42,13 @@ def test_an_untrained_network_can_be_saved(digits, tmp_path):
     assert torch.equal(back(digits.test[0]), model(digits.test[0])) and not hasattr(back, "probe")
 
 
+def test_a_network_quantized_to_32_bits_is_taken_as_an_instance(digits, tmp_path):
+    twin = quantize(build_model("resnet8", digits), "W32A32", first_last_bits=None)
+    save(twin, tmp_path / "net.pt")
+    again = load(tmp_path / "net.pt", quantize(build_model("resnet8", digits, seed=1), "W32A32", first_last_bits=None))
+    assert torch.equal(again.conv1.weight, twin.conv1.weight)
+
+
 def test_double_precision_comes_back_as_it_was(digits, tmp_path):
     model = build_model("resnet8", digits, seed=3).double()
     save(model, tmp_path / "net.pt")
