@@ -2,7 +2,7 @@
 
 from .comparison import Comparison, compare
 from .curvature import Eigenvalues, top_eigenvalues, trace
-from .operators import Hessian, Operator
+from .operators import GGN, Hessian, Operator
 from .results import Result, load, save_figure
 from .sharpness import Sharpness, average_sharpness, worst_case_sharpness
 from .surfaces import Line, Surface, line, plot_line, plot_surface, surface
@@ -11,6 +11,7 @@ from .traces import Trace
 __all__ = [
     # curvature
     "Hessian",
+    "GGN",
     "Operator",
     "trace",
     "top_eigenvalues",

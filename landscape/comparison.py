@@ -260,13 +260,11 @@ def _measure(
 
 def _fit(function: Objective) -> dict[str, Measured]:
     """Return loss and accuracy, with the scatter over the samples where the loss tells it."""
-    values = dict(zip(("loss", "accuracy"), function.centre(), strict=True))
-    samples = function.per_sample()
-    if samples is None:
-        return {name: Measured(value) for name, value in values.items()}
+    function.centre()
+    here = function.evaluate()
     return {
-        name: Measured(value, mean_and_stderr(parts)[1], parts.tolist())
-        for (name, value), parts in zip(values.items(), samples, strict=True)
+        name: Measured(float(value), float(here.stderr(field=field)), getattr(here, field).tolist() or None)
+        for name, value, field in (("loss", here.loss, "losses"), ("accuracy", here.accuracy, "hits"))
     }
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,20 +87,24 @@ class Coordinates:
         }
 
 
-def coordinates(model: nn.Module, space: str | None = None) -> Coordinates:
+def coordinates(model: nn.Module, space: str | None = None, layers: Sequence[str] | None = None) -> Coordinates:
     """Collect every trainable floating parameter of the float network, quantizers' own parameters left out.
 
     Args:
         model: any network.
         space: ``"quantized"`` (the default where something is quantized) or ``"latent"``.
+        layers: names of modules or weights; nothing outside them varies. Default: everything.
 
     Raises:
-        ValueError: unknown space; nothing trainable; a quantized weight that several layers share.
+        ValueError: unknown space; nothing trainable, or nothing by a name given; a quantized weight that several
+            layers share.
     """
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a list of names, got the string {layers!r}: write [{layers!r}]")
     if space not in (None, *SPACES):
         raise ValueError(f"space must be one of {', '.join(SPACES)}, got {space!r}")
-    layers = quantized_layers(model)
-    actual = (space or "quantized") if layers else "float"
+    rounded = quantized_layers(model)
+    actual = (space or "quantized") if rounded else "float"
     left_out = {id(p) for module in model.modules() if is_quantizer(module) for p in module.parameters()}
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     centre: Point = {}
@@ -109,8 +113,10 @@ def coordinates(model: nn.Module, space: str | None = None) -> Coordinates:
     for name, parameter in model.named_parameters():
         if id(parameter) in left_out or not (parameter.requires_grad and parameter.is_floating_point()):
             continue
+        if layers is not None and not any(_inside(name, layer) for layer in layers):
+            continue
         owner, _, leaf = name.rpartition(".")
-        quantized = layers[owner].quantized_weights() if actual == "quantized" and owner in layers else {}
+        quantized = rounded[owner].quantized_weights() if actual == "quantized" and owner in rounded else {}
         if quantized and uses[id(parameter)] > 1:
             raise ValueError(f"{name} is shared by several layers, each with its own rounding: use space='latent'")
         if leaf in quantized:
@@ -120,9 +126,23 @@ def coordinates(model: nn.Module, space: str | None = None) -> Coordinates:
         else:
             centre[name] = base[name] = parameter.detach().clone()
             live[name] = name
+    missing = [layer for layer in layers or () if not any(_inside(name, layer) for name in centre)]
+    if missing:
+        raise ValueError(
+            f"layers: nothing that varies is called {missing[0]!r}, or lies inside; there is {_few(model)}"
+        )
     if not centre:
         raise ValueError(_nothing_varies(model))
     return Coordinates(actual, _passes_rounding(model, actual), centre, live, base)
+
+
+def _inside(name: str, layer: str) -> bool:
+    return name == layer or name.startswith(f"{layer}.")
+
+
+def _few(model: nn.Module) -> str:
+    names = [name for name, _ in model.named_parameters()]
+    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
 
 
 def quantized_layers(model: nn.Module) -> dict[str, Any]:

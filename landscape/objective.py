@@ -9,25 +9,65 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .batches import check_labels, moved, rows_of, source
 from .coordinates import Coordinates, Point, coordinates
+from .folding import Folding
 
 BATCHNORM = ("fixed", "recomputed")
-# Elements of input per batch on a CPU: the activations of 64 CIFAR images stay in its caches, and a forward pass in
-# eight batches of 64 takes 0.4 of the time of one batch of 512.
-_CPU_ELEMENTS = 200_000
+PRECISIONS = ("fp32", "bf16")
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BatchObjective = Callable[[nn.Module, Any], tuple[Tensor, Any]]
+
+
+class BatchLoss(NamedTuple):
+    """The loss of one batch: its mean and weight; losses, hits and metrics of its samples where they are known."""
+
+    mean: Tensor
+    weight: Any
+    losses: Tensor | None = None
+    hits: Tensor | None = None
+    metrics: tuple[Tensor, ...] = ()
+
+
+class Evaluation(NamedTuple):
+    """The function at one point, float64 on the model's device: nothing here waits for an accelerator.
+
+    ``losses`` and ``hits`` are those of the samples; where the loss gives a mean only, of the batches; empty where
+    their order is not always the same. ``weights`` belong to them and sum to one.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    losses: Tensor
+    hits: Tensor
+    weights: Tensor
+    metrics: Tensor
+
+    def stderr(self, other: Evaluation | None = None, field: str = "losses") -> Tensor:
+        """Return the standard error over the data of the mean, or of the difference to another point, paired.
+
+        NaN with fewer than two samples (or batches) to tell it from.
+        """
+        values = getattr(self, field) if other is None else getattr(self, field) - getattr(other, field)
+        return stderr_of_mean(values, self.weights)
+
+
+def stderr_of_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the standard error of Σ weights·values, for independent values and weights that sum to one."""
+    if len(values) < 2:
+        return torch.full((), float("nan"), dtype=torch.float64, device=values.device)
+    deviations = weights * (values - (weights * values).sum())
+    return (deviations.square().sum() * len(values) / (len(values) - 1)).sqrt()
 
 
 class Objective:
@@ -38,10 +78,12 @@ class Objective:
         data: ``(x, y)`` tensors, or a re-iterable of such batches (a list, a DataLoader); default ``model.probe``.
         loss: ``loss(output, target)`` → mean or one value per sample; default cross-entropy.
         objective: ``objective(model, batch) → (mean loss, weight)`` for anything else; then batches may be anything.
-        space: see `landscape.coordinates`.
+        space, layers: see `landscape.coordinates`.
         batchnorm: ``"fixed"`` statistics, or ``"recomputed"`` by one pass over the data at every point.
-        batch_size: rows per batch, at most, where ``data`` is ``(x, y)``; default 200,000 input elements on a CPU,
-            1,024 rows on an accelerator.
+        metrics: name → ``metric(output, target)``, a mean or one value per sample, measured beside the loss.
+        precision: ``"fp32"`` (the model's own dtype), or ``"bf16"`` for forward passes under autocast.
+        batch_size: rows per batch, at most, where ``data`` is ``(x, y)``; default up to 200,000 input elements on a
+            CPU, 1,024 rows on an accelerator, and 16 batches where each has 32 rows.
 
     Raises:
         ValueError: no probe, empty data, unknown settings, nothing trainable.
@@ -56,73 +98,95 @@ class Objective:
         loss: Loss | None = None,
         objective: BatchObjective | None = None,
         space: str | None = None,
+        layers: Sequence[str] | None = None,
         batchnorm: str = "fixed",
+        metrics: Mapping[str, Loss] | None = None,
+        precision: str = "fp32",
         batch_size: int | None = None,
     ) -> None:
         if batchnorm not in BATCHNORM:
             raise ValueError(f"batchnorm must be one of {', '.join(BATCHNORM)}, got {batchnorm!r}")
-        if loss is not None and objective is not None:
-            raise ValueError("give loss or objective, not both: objective(model, batch) computes its own loss")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if objective is not None and (loss is not None or metrics):
+            raise ValueError(
+                "objective(model, batch) computes its own loss from its own output: give loss and metrics, or objective"
+            )
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model has no double backward
-        self.coordinates: Coordinates = coordinates(self.model, space)
+        self.coordinates: Coordinates = coordinates(self.model, space, layers)
         reference = next(iter(self.coordinates.centre.values()))
         self.device, self.dtype = reference.device, reference.dtype
-        self.batchnorm = batchnorm
-        self.samples = 0
-        self._loss = loss or torch.nn.functional.cross_entropy
-        self._classes_known = loss is None
-        self._bound = _Bound(self.model, _padded(objective) if objective else self._classify)
-        single = loss or functools.partial(torch.nn.functional.cross_entropy, reduction="none")
-        self._bound_single = (
-            _Bound(self.model, functools.partial(self._classify, loss=single)) if not objective else None
-        )
-        self._source, self._own_batches = _source(self.model, data, batch_size, self.device)
+        self.batchnorm, self.precision = batchnorm, precision
+        self.metrics = dict(metrics or {})
+        self.batch_rows: list[int] = []  # known once the centre has been looked at
+        self.has_output = objective is None
+        self._loss = loss
+        self._classes_known = loss is None and objective is None
+        self._bound = _Bound(self.model, objective or (lambda model, batch: model(batch[0])))
+        self._source, self._own_batches = source(self.model, data, batch_size, self.device)
         self._norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self.folded = bool(self._norms) and batchnorm == "fixed"  # until a batch shows that it changes the loss
         self._quiet = False
         self._checked: tuple[float, float] | None = None
         tensors = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
         self._frozen = {f"model.{name}": tensor.detach().clone() for name, tensor in tensors}
 
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return sum(self.batch_rows)
+
+    @property
+    def same_order(self) -> bool:
+        """Whether every pass sees the same samples in the same order."""
+        return isinstance(self._source, list | tuple)
+
     def batches(self) -> Iterator[Any]:
         """Yield the batches on the model's device, floating tensors in its dtype."""
         for batch in self._source:
-            yield _moved(batch, self.device, self.dtype)
+            yield moved(batch, self.device, self.dtype)
 
-    def loss(self, live: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Any, Tensor | None]:
-        """Compute (mean loss, weight, number of correct predictions or None) of one batch at given live tensors."""
+    def loss(self, live: Mapping[str, Tensor], batch: Any) -> BatchLoss:
+        """Compute the loss of one batch at given live tensors."""
+        found = self.output(live, batch)
+        return self.loss_of(found, batch) if self.has_output else BatchLoss(*found)
+
+    def output(self, live: Mapping[str, Tensor], batch: Any) -> Any:
+        """Return what the network (or the objective) gives for one batch at given live tensors."""
         tensors = self._frozen | {f"model.{name}": value for name, value in live.items()}
-        loss, weight, hits, _ = functional_call(self._bound, tensors, (batch,))
-        return loss, weight, None if hits is None else hits.sum()
+        low = self.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+            if not self.folded:
+                return functional_call(self._bound, tensors, (batch,))
+            with Folding(channels_last=self.dtype != torch.float64 and self.device.type == "cpu") as folding:
+                output = functional_call(self._bound, tensors, (batch,))
+            return folding.result(output)
 
-    def evaluate(self, displacement: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Return the loss and the accuracy (NaN where there is none) at centre + displacement, as float64 scalars.
+    def loss_of(self, output: Any, batch: Any) -> BatchLoss:
+        """Compute the loss of one batch from the network's output."""
+        x, y = batch
+        output = output.to(self.dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
+        classes = isinstance(output, Tensor) and output.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
+        if self._checked is None and classes and self._classes_known:  # before the loss: on CUDA it would abort
+            check_labels(y, output.shape[1])
+        target, rows = y.long() if classes else y, rows_of(x)
+        # one by one where that is plain; a mean leaves out targets that are to be ignored
+        default = functools.partial(torch.nn.functional.cross_entropy, reduction="none" if classes else "mean")
+        value = (self._loss or default)(output, target)
+        metrics = tuple(metric(output, target).double().mean() for metric in self.metrics.values())
+        hits = output.argmax(1) == y if classes else None
+        return BatchLoss(value.mean(), rows, _by_sample(value, rows), hits, metrics)
+
+    def evaluate(self, displacement: Mapping[str, Tensor] | None = None) -> Evaluation:
+        """Return loss, accuracy (NaN where there is none) and metrics at centre + displacement.
 
         Cost: one forward pass over the data; two where BatchNorm statistics are recomputed.
         """
-        live = self.coordinates.displaced(displacement or {})
+        live = self.live(displacement)
         with self.quiet(), torch.no_grad():
             if self.batchnorm == "recomputed":
                 live = live | self._recomputed_statistics(live)
-            return _weighted_mean(self.loss(live, batch) for batch in self.batches())
-
-    def per_sample(self) -> tuple[Tensor, Tensor] | None:
-        """Return loss and hit (0 or 1, NaN where there is none) of every sample, float64.
-
-        None where the loss is a mean only, or where the order of the samples is not known to be always the same.
-
-        Cost: one forward pass over the data.
-        """
-        if self._bound_single is None or not isinstance(self._source, list):
-            return None
-        parts = []
-        with self.quiet(), torch.no_grad():
-            for batch in self.batches():
-                _, _, hits, losses = functional_call(self._bound_single, self._frozen, (batch,))
-                if losses is None:
-                    return None
-                parts.append(torch.stack([losses.double(), _or_nan(hits, losses)]))
-        loss, hit = torch.cat(parts, dim=1)
-        return loss.cpu(), hit.cpu()
+            return _together([self.loss(live, batch) for batch in self.batches()], self.same_order)
 
     def gradient(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the gradient of the mean loss at centre + displacement. Cost: one gradient over the data."""
@@ -130,11 +194,11 @@ class Objective:
         with self.quiet(), torch.enable_grad():
             for batch in self.batches():
                 leaves = {k: v.detach().requires_grad_() for k, v in self.live(displacement).items()}
-                loss, weight, _ = self.loss(leaves, batch)
-                parts = torch.autograd.grad(loss * weight, list(leaves.values()), materialize_grads=True)
+                found = self.loss(leaves, batch)
+                parts = torch.autograd.grad(found.mean * found.weight, list(leaves.values()), materialize_grads=True)
                 # never in place: two weights may be handed one and the same tensor as their gradient
                 total = parts if total is None else tuple(a + b for a, b in zip(total, parts, strict=True))
-                weights += weight
+                weights += found.weight
         assert total is not None
         return {name: part / weights for name, part in zip(self.coordinates.names, total, strict=True)}
 
@@ -148,13 +212,14 @@ class Objective:
         Raises:
             ValueError: empty data, labels out of range, a loss that is not finite, or one that changes when repeated.
 
-        Cost: once, one forward pass over the data (two with recomputed statistics), one batch repeated; two passes more
-        where the data are not ``(x, y)``, to see that they stay the same.
+        Cost: once, one forward pass over the data (two with recomputed statistics), one batch four times; two passes
+        more where the data are not ``(x, y)``, to see that they stay the same.
         """
         if self._checked is None:
             with self.quiet(), torch.no_grad():
                 self._check_data()
-                loss, accuracy = (float(value) for value in self.evaluate())
+                here = self.evaluate()
+            loss, accuracy = float(here.loss), float(here.accuracy)
             if loss != loss or loss in (float("inf"), float("-inf")):
                 raise ValueError(
                     f"the loss of the model itself is {loss}: look at its weights and data before measuring"
@@ -166,22 +231,58 @@ class Objective:
         rows = [rows_of(batch) for batch in self._source]
         if not rows or 0 in rows:
             raise ValueError(f"data is empty, or one of its batches is: pass at least one sample in each, got {rows}")
-        self.samples = sum(rows)
+        self.batch_rows = rows
         first = next(self.batches())
-        once, again = (self.loss(self.live(), first)[0] for _ in range(2))
-        self._refuse_change(once, again, "the model is random in eval mode")
+        once, again = (self.loss(self.live(), first).mean for _ in range(2))
+        if not self._same(once, again):
+            self._refuse_change(once, again, f"{self._random_module(first)} is random in eval mode")
         if not self._own_batches:
-            once, again = (_weighted_mean(self.loss(self.live(), b) for b in self.batches())[0] for _ in range(2))
-            self._refuse_change(once, again, "the data change from pass to pass (augmentation?)")
+            passes = ([self.loss(self.live(), batch) for batch in self.batches()] for _ in range(2))
+            once, again = (_together(parts, same_order=False).loss for parts in passes)
+            if not self._same(once, again):
+                self._refuse_change(once, again, "the data change from pass to pass (augmentation?)")
+        if self.folded:
+            moved_on = {name: 1.01 * value + 1e-3 for name, value in self.live().items()}
+            folded = self.loss(moved_on, first).mean
+            self.folded = False
+            plain = self.loss(moved_on, first).mean
+            # rounded activations may jump where sums differ by a rounding error; a fold gone wrong is far off
+            self.folded = bool(torch.allclose(folded, plain, rtol=1e-3, atol=1e-3, equal_nan=True))
 
-    def _refuse_change(self, once: Tensor, again: Tensor, reason: str) -> None:
+    def _same(self, once: Tensor, again: Tensor) -> bool:
         # a shuffled loader adds up in another order, and some kernels do so every time
         slack = 1e3 * torch.finfo(self.dtype).eps
-        if not torch.allclose(once, again, rtol=slack, atol=slack, equal_nan=True):
-            raise ValueError(
-                f"the loss changed when repeated ({float(once):.6g}, then {float(again):.6g}): {reason}, and curvature "
-                "of a moving function means nothing"
-            )
+        return torch.allclose(once.double(), again.double(), rtol=slack, atol=slack, equal_nan=True)
+
+    def _refuse_change(self, once: Tensor, again: Tensor, reason: str) -> None:
+        raise ValueError(
+            f"the loss changed when repeated ({float(once):.6g}, then {float(again):.6g}): {reason}, and curvature "
+            "of a moving function means nothing"
+        )
+
+    def _random_module(self, batch: Any) -> str:
+        """Name the first module, innermost first, whose output changes when a batch is repeated."""
+        seen: list[dict[str, Tensor]] = []
+
+        def note(name: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                if isinstance(output, Tensor):
+                    seen[-1].setdefault(name, output.detach().clone())
+
+            return hook
+
+        hooks = [module.register_forward_hook(note(name)) for name, module in self.model.named_modules() if name]
+        try:
+            for _ in range(2):
+                seen.append({})
+                self.loss(self.live(), batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        once, again = seen
+        changed = (name for name in once if name in again and not torch.equal(once[name], again[name]))
+        name = next(changed, None)
+        return "the model or its loss" if name is None else f"{name} ({type(self.model.get_submodule(name)).__name__})"
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
@@ -209,25 +310,14 @@ class Objective:
             "space": self.coordinates.space,
             "derivatives": kind,
             "batchnorm": self.batchnorm,
+            "batchnorm_folded": self.folded,
             "samples": self.samples,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "precision": self.precision,
             "device": str(self.device),
             "weight_norm": self.coordinates.norm(),
             "torch": str(torch.__version__),
         } | more
-
-    def _classify(
-        self, model: nn.Module, batch: Any, loss: Loss | None = None
-    ) -> tuple[Tensor, int, Tensor | None, Tensor | None]:
-        """Return mean loss, weight, and for each sample whether it is right and its loss, None where it has no such."""
-        x, y = batch
-        output = model(x)
-        classes = output.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
-        if self._checked is None and classes and self._classes_known:  # before the loss: on CUDA it would abort
-            _check_labels(y, output.shape[1])
-        value = (loss or self._loss)(output, y.long() if classes else y)
-        single = value if value.shape == (rows_of(x),) else None
-        return value.mean(), rows_of(x), output.argmax(1) == y if classes else None, single
 
     def _recomputed_statistics(self, live: Point) -> Point:
         """One pass over the data in train-mode BatchNorm: the mean of the batches' statistics, weighted by size."""
@@ -255,86 +345,40 @@ class Objective:
 class _Bound(nn.Module):
     """A function of (model, batch) as a module, so that `functional_call` can swap the model's tensors."""
 
-    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Any], tuple]) -> None:
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
         self.model, self.function = model, function
 
-    def forward(self, batch: Any) -> tuple:
+    def forward(self, batch: Any) -> Any:
         return self.function(self.model, batch)
 
 
-def _padded(objective: BatchObjective) -> Callable[[nn.Module, Any], tuple]:
-    return lambda model, batch: (*objective(model, batch), None, None)
+def _by_sample(value: Tensor, rows: int) -> Tensor | None:
+    """Return one loss per sample, averaged over its tokens or pixels; None where only a mean is known."""
+    return value.reshape(rows, -1).mean(1) if value.ndim and len(value) == rows else None
 
 
-def _or_nan(hits: Tensor | None, like: Tensor) -> Tensor:
-    return torch.full_like(like, float("nan"), dtype=torch.float64) if hits is None else hits.double()
-
-
-def _weighted_mean(parts: Iterable[tuple[Tensor, Any, Tensor | None]]) -> tuple[Tensor, Tensor]:
-    losses, weights, hits = zip(*parts, strict=True)
-    weight = torch.as_tensor(weights, dtype=torch.float64)
-    loss = torch.stack([loss.double() for loss in losses])
-    weight = weight.to(loss.device)
-    right = torch.stack(
-        [loss.new_tensor(float("nan")) if h is None else h.double() for h, loss in zip(hits, losses, strict=True)]
-    )
-    return (loss * weight).sum() / weight.sum(), right.sum() / weight.sum()
-
-
-def _source(model: nn.Module, data: Any, batch_size: int | None, device: torch.device) -> tuple[Iterable[Any], bool]:
-    """Return the batches, and whether they were cut here out of (x, y)."""
-    if data is None:
-        data = getattr(model, "probe", None)
-        if data is None:
-            raise ValueError(
-                "the model carries no probe (saq_core.train leaves one): pass data=(x, y), or set model.probe = (x, y)"
-            )
-    if isinstance(data, Iterator):
-        raise TypeError(
-            "data can be read only once (a generator or iterator): pass (x, y), a list of batches or a DataLoader"
+def _together(parts: list[BatchLoss], same_order: bool) -> Evaluation:
+    device = parts[0].mean.device
+    weights = torch.stack([torch.as_tensor(part.weight, dtype=torch.float64).to(device) for part in parts])
+    weights = weights / weights.sum()
+    nan = torch.full((), float("nan"), dtype=torch.float64, device=device)
+    means = torch.stack([part.mean.double() for part in parts])
+    right = torch.stack([nan if part.hits is None else part.hits.double().mean() for part in parts])
+    metrics = torch.stack([torch.stack([*part.metrics, nan]) for part in parts])[:, :-1]
+    units = [part.losses for part in parts]
+    losses, hits, shares = means, right, weights
+    if all(unit is not None for unit in units):
+        losses = torch.cat([unit.double() for unit in units if unit is not None])
+        hits = (
+            nan.expand_as(losses)
+            if parts[0].hits is None
+            else torch.cat([part.hits.double() for part in parts if part.hits is not None])
         )
-    if isinstance(data, Mapping) or not isinstance(data, Iterable):
-        raise TypeError(f"data must be (x, y), a list of batches or a DataLoader, got {type(data).__name__}")
-    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(p, Tensor | np.ndarray) for p in data):
-        x, y = map(torch.as_tensor, data)
-        return _chunks(x, y, batch_size, device), True
-    return data, False
-
-
-def _chunks(x: Tensor, y: Tensor, batch_size: int | None, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"data=(x, y) needs as many targets as inputs and at least one, got {len(x)} and {len(y)}")
-    rows = batch_size or (max(1, _CPU_ELEMENTS // x[0].numel()) if device.type == "cpu" else 1024)
-    parts = -(-len(x) // rows)  # of nearly equal size: BatchNorm cannot be recomputed on a last batch of one
-    # moved once: a probe lives on the CPU, and every pass reads it
-    return list(zip(x.to(device).tensor_split(parts), y.to(device).tensor_split(parts), strict=True))
-
-
-def _moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None)
-    if isinstance(batch, Mapping):
-        return {key: _moved(value, device, dtype) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        parts = [_moved(value, device, dtype) for value in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch
-
-
-def rows_of(batch: Any) -> int:
-    """Count the samples of a batch: the length of its first tensor."""
-    while not isinstance(batch, Tensor):
-        if not isinstance(batch, Mapping | list | tuple) or not batch:
-            return 1
-        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
-    return len(batch) if batch.ndim else 1
-
-
-def _check_labels(y: Tensor, classes: int) -> None:
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels must lie in 0…{classes - 1} for {classes} outputs, got {low}…{high}")
+        shares = torch.full_like(losses, 1 / len(losses))
+    if not same_order:
+        losses, hits, shares = losses[:0], hits[:0], shares[:0]
+    return Evaluation((means * weights).sum(), (right * weights).sum(), losses, hits, shares, weights @ metrics)
 
 
 @contextlib.contextmanager

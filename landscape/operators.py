@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from .coordinates import Point
-from .objective import BatchObjective, Loss, Objective, rows_of
+from .batches import FOLDS
+from .coordinates import Coordinates
+from .objective import BatchObjective, Loss, Objective
+from .products import GaussNewtonGraph, HessianGraph, Probe, free_memory, probe
+
+Graph = HessianGraph | GaussNewtonGraph
+_FOLD_BYTES = 5e8  # what images of all folds may take: beyond, fewer folds
 
 
 @runtime_checkable
@@ -29,25 +32,35 @@ class Operator(Protocol):
 
 
 class Hessian:
-    """The Hessian of a network's mean loss over its weights, as an operator of shape (n, n).
+    """The Hessian of a network's mean loss, as an operator of shape (n, n).
 
     ``H @ v`` is exact (double backward), over all batches weighted by their size, for v of shape (n,) or (n, k).
     In quantized space the weights' rounding is not on the path; where activations are rounded too, the product is that
     of the straight-through surrogate (``about["derivatives"]`` says so).
 
+    Eval-mode BatchNorm is folded into the convolutions (exact), and graphs are kept between products as far as
+    ``memory`` reaches; the rest is built anew each time, once for all vectors of a block.
+
     Args:
         model: any network; not touched.
         data: ``(x, y)`` or a re-iterable of batches; default ``model.probe``.
         space: ``"quantized"`` (default) or ``"latent"``, see `landscape.coordinates`.
+        layers: names of the modules or weights that vary; default all.
+        at: ``"layer.input"``: not the weights vary but what goes into that layer, n = all its elements over the data.
         loss: ``loss(output, target)``; default cross-entropy.
         objective: ``objective(model, batch) → (mean loss, weight)`` in place of ``loss``.
         memory: bytes that graphs may hold between products; default half of what is free.
 
-    Cost: one gradient with its graph at construction; each product 2–3 gradients while the graphs fit in ``memory``,
-    and about 6 where they must be rebuilt.
+    Raises:
+        ValueError: bad data; a product that is not symmetric (a hand-written backward), with the reason.
+
+    Cost: one gradient with its graph; each product 1.7–2.2 gradients where the graphs are kept, 3 where not.
 
     Source: Pearlmutter 1994, by automatic differentiation.
     """
+
+    matrix: ClassVar[str] = "Hessian"
+    _graph: ClassVar[Callable[..., Graph]] = HessianGraph
 
     def __init__(
         self,
@@ -55,18 +68,23 @@ class Hessian:
         data: Any = None,
         *,
         space: str | None = None,
+        layers: Sequence[str] | None = None,
+        at: str | None = None,
         loss: Loss | None = None,
         objective: BatchObjective | None = None,
         memory: float | None = None,
     ) -> None:
-        self.objective = Objective(model, data, space=space, loss=loss, objective=objective)
-        self.coordinates = self.objective.coordinates
+        self.objective = Objective(model, data, space=space, layers=layers, loss=loss, objective=objective)
         self.objective.centre()  # refuses data and weights that mean nothing
+        self.memory = free_memory(self.device) / 2 if memory is None else memory
         self.products = 0
-        self._budget = _free_memory(self.device) / 2 if memory is None else memory
-        self._memory_needed: float | None = None
-        self._kept: list[_Graph] = []
-        self._weight = 0.0
+        self._inputs = None if at is None else _Inputs(self.objective, at)
+        self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
+        self._kept: list[Graph] = []
+        self._weights: list[float] = []
+        with self.objective.quiet(), torch.enable_grad():
+            first = next(self.objective.batches())
+            self.probe: Probe = probe(lambda batch: self._build(0, batch), first, self.device)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,47 +102,134 @@ class Hessian:
         return self.objective.device
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
-        n = self.shape[0]
-        if vectors.ndim not in (1, 2) or vectors.shape[0] != n:
-            raise ValueError(f"vectors must have shape ({n},) or ({n}, k), got {tuple(vectors.shape)}")
-        columns = vectors.to(self.device, self.dtype).reshape(self.shape[0], -1).unbind(1)
-        self.products += len(columns)
-        total = [torch.zeros(self.shape[0], dtype=torch.float64, device=self.device) for _ in columns]
-        with self.objective.quiet():
-            for graph in self._graphs():
-                for out, column in zip(total, columns, strict=True):
-                    out += graph.product(self.coordinates.unflatten(column))
-        return torch.stack(total, dim=1).div_(self._weight).to(self.dtype).reshape(vectors.shape)
+        columns = self._columns(vectors)
+        total = torch.zeros(self.shape[0], len(columns), dtype=torch.float64, device=self.device)
+        for rows, image in self._images(columns):
+            total[rows] += image
+        return (total / sum(self._weights)).to(self.dtype).reshape(vectors.shape)
+
+    def by_fold(self, vectors: Tensor) -> Tensor:
+        """Return A_f v for each fold f of the data, (folds, n) or (folds, n, k): their weighted mean is A v."""
+        weights = self.fold_weights * sum(self._weights)
+        columns, folds = self._columns(vectors), self._folds()
+        images = torch.zeros(len(weights), self.shape[0], len(columns), dtype=torch.float64, device=self.device)
+        for number, (rows, image) in enumerate(self._images(columns)):
+            images[folds[number], rows] += image
+        return (images / weights[:, None, None]).reshape(-1, *vectors.shape)
+
+    @property
+    def fold_weights(self) -> Tensor:
+        """The folds' shares of the data, (folds,) float64: up to 16 groups of batches in their order."""
+        self._know_weights()
+        sums = torch.zeros(max(self._folds()) + 1, dtype=torch.float64)
+        sums.index_add_(0, torch.tensor(self._folds()), torch.tensor(self._weights, dtype=torch.float64))
+        return (sums / sums.sum()).to(self.device)
 
     def scaled(self, d: Tensor | Mapping[str, Tensor]) -> Scaled:
-        """Return D·H·D for a diagonal D, given as a vector of shape (n,) or as a point."""
+        """Return D·A·D for a diagonal D, given as a vector of shape (n,) or as a point."""
         return Scaled(self, d if isinstance(d, Tensor) else self.coordinates.flatten(d))
 
     def filter_relative(self) -> Scaled:
-        """Return D·H·D in filter-relative units (`Coordinates.filter_scale`): what networks can be compared by."""
+        """Return D·A·D in filter-relative units (`Coordinates.filter_scale`): what networks can be compared by."""
+        if self._inputs:
+            raise ValueError("a layer's input has no filters: use units='raw' with at=")
         return self.scaled(self.coordinates.filter_scale())
 
-    def _graphs(self) -> Iterator[_Graph]:
-        """Yield a differentiable gradient per batch: kept ones, or built anew where they do not fit in memory."""
-        if self._kept:
+    def estimate(self, products: int) -> dict[str, float]:
+        """Return the seconds and the bytes of graphs that so many products, one after the other, will take."""
+        samples, share = self.objective.samples, self._share_kept()
+        built = 1 + (products - 1) * (1 - share)
+        seconds = samples * (built * self.probe.build_seconds + products * self.probe.product_seconds)
+        return {"seconds": seconds, "bytes": min(share, 1) * samples * self.probe.graph_bytes}
+
+    def about(self, **more: Any) -> dict[str, Any]:
+        """Describe how a result came about: what `Objective.about` says, the matrix and the way of its products."""
+        share = self._share_kept()
+        graphs = "graphs kept" if share == 1 else "graphs rebuilt" if share == 0 else f"{share:.0%} of the graphs kept"
+        space = {"space": self.coordinates.space} if self._inputs else {}
+        way = {"matrix": self.matrix, "products_by": f"double backward, {graphs}"}
+        return self.objective.about() | space | way | more
+
+    def _columns(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        n = self.shape[0]
+        if vectors.ndim not in (1, 2) or vectors.shape[0] != n:
+            raise ValueError(f"vectors must have shape ({n},) or ({n}, k), got {tuple(vectors.shape)}")
+        return vectors.to(self.device, self.dtype).reshape(n, -1).unbind(1)
+
+    def _images(self, columns: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+        """Yield for each batch the coordinates that it concerns and weight·A_batch·v there, (rows, k)."""
+        n = self.shape[0]
+        self.products += len(columns)
+        with self.objective.quiet(), torch.enable_grad():
+            for number, graph in enumerate(self._graphs()):
+                rows, parts = slice(0, n), [list(self.coordinates.unflatten(column).values()) for column in columns]
+                if self._inputs:
+                    rows, parts = self._inputs.rows[number], [self._inputs.cut(number, c) for c in columns]
+                images = [torch.cat([part.reshape(-1) for part in graph.product(v)]) for v in parts]
+                yield rows, torch.stack(images, dim=1)
+
+    def _graphs(self) -> Iterator[Graph]:
+        """Yield a graph per batch: those kept, and others built anew."""
+        if self._kept and len(self._kept) == len(self._weights):
             yield from self._kept
             return
-        kept: list[_Graph] | None = [] if self._fits() else None
-        self._weight = 0.0
-        for batch in self.objective.batches():
-            graph = _Graph(self.objective, batch)
-            self._weight += float(graph.weight)
-            if kept is not None:
+        kept, weights, room = list(self._kept), [], self._room()
+        for number, batch in enumerate(self.objective.batches()):
+            graph = kept[number] if number < len(kept) else self._build(number, batch)
+            weights.append(graph.weight)
+            if number >= len(kept) and number < room:
                 kept.append(graph)
             yield graph
-        self._kept = kept or []  # all or none: an interrupted product leaves no half of them behind
+        self._kept, self._weights = kept, weights  # only now: an interrupted product leaves nothing half done
 
-    def _fits(self) -> bool:
-        if self._memory_needed is None:
-            rows = [rows_of(batch) for batch in self.objective.batches()]
-            per_row = _graph_bytes(self.objective, next(self.objective.batches())) / rows[0]
-            self._memory_needed = per_row * sum(rows)
-        return self._memory_needed <= self._budget
+    def _build(self, number: int, batch: Any) -> Graph:
+        if self._inputs:
+            with self._inputs.hooked(number) as leaf:
+                return self._graph(self.objective, self.objective.live(), [leaf], batch)
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in self.objective.live().values()]
+        return self._graph(self.objective, dict(zip(self.objective.live(), leaves, strict=True)), leaves, batch)
+
+    def _room(self) -> int:
+        """Count the batches whose graphs fit in memory; all or none where their order may change."""
+        rows = self.objective.batch_rows
+        used, room = 0.0, 0
+        while room < len(rows) and (used := used + rows[room] * self.probe.graph_bytes) <= self.memory:
+            room += 1
+        return room if room == len(rows) or self.objective.same_order else 0
+
+    def _share_kept(self) -> float:
+        rows = self.objective.batch_rows
+        return sum(rows[: self._room()]) / sum(rows)
+
+    def _folds(self) -> list[int]:
+        """Give each batch its fold."""
+        batches = len(self.objective.batch_rows)
+        most = min(FOLDS, batches, int(_FOLD_BYTES / (8 * self.shape[0])))
+        folds = most if most >= 4 and not self._inputs else 1  # a scatter of two or three says nothing
+        return [number * folds // batches for number in range(batches)]
+
+    def _know_weights(self) -> None:
+        if not self._weights:
+            self @ torch.zeros(self.shape[0], device=self.device)
+            self.products -= 1
+
+
+class GGN(Hessian):
+    """The generalised Gauss-Newton matrix Jᵀ·∇²_z loss·J, z the output: the Hessian of the linearized network.
+
+    Never indefinite where the loss is convex in the output (cross-entropy, squared error); for cross-entropy it is the
+    Fisher information. Arguments as for `Hessian`, but the loss must be ``loss(output, target)``.
+
+    Cost: each product 1.7–2.5 gradients where the graphs are kept.   Source: Schraudolph 2002; Martens 2010.
+    """
+
+    matrix = "generalised Gauss-Newton"
+    _graph = GaussNewtonGraph
+
+    def __init__(self, model: nn.Module, data: Any = None, **settings: Any) -> None:
+        if settings.get("objective") is not None:
+            raise ValueError("GGN needs the network's output: pass loss=loss(output, target), not objective=")
+        super().__init__(model, data, **settings)
 
 
 class Scaled:
@@ -137,58 +242,62 @@ class Scaled:
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
         self.coordinates = operator.coordinates
 
+    @property
+    def fold_weights(self) -> Tensor:
+        """See `Hessian.fold_weights`."""
+        return self.operator.fold_weights
+
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         d = self.d if vectors.ndim == 1 else self.d[:, None]
         return d * (self.operator @ (d * vectors.to(self.device, self.dtype)))
 
-
-class _Graph:
-    """The gradient of one batch's loss with its graph."""
-
-    def __init__(self, objective: Objective, batch: Any) -> None:
-        self.leaves = [leaf.detach().clone().requires_grad_() for leaf in objective.live().values()]
-        live = dict(zip(objective.live(), self.leaves, strict=True))
-        with torch.enable_grad():
-            loss, self.weight, _ = objective.loss(live, batch)
-            total = loss * self.weight
-            if not total.requires_grad:
-                raise ValueError("the loss depends on no weight that varies: is it computed from the model's output?")
-            self.gradient = torch.autograd.grad(total, self.leaves, create_graph=True, materialize_grads=True)
-
-    def product(self, vector: Point) -> Tensor:
-        """Return weight · H_batch · v, shape (n,)."""
-        # a weight in which the loss is linear has a gradient without a graph: its rows are zero
-        curved = [(g, v) for g, v in zip(self.gradient, vector.values(), strict=True) if g.requires_grad]
-        if not curved:
-            return torch.cat([torch.zeros_like(leaf).reshape(-1) for leaf in self.leaves])
-        gradients, directions = zip(*curved, strict=True)
-        parts = torch.autograd.grad(gradients, self.leaves, directions, retain_graph=True, materialize_grads=True)
-        return torch.cat([part.reshape(-1) for part in parts])
+    def by_fold(self, vectors: Tensor) -> Tensor:
+        """See `Hessian.by_fold`."""
+        d = self.d if vectors.ndim == 1 else self.d[:, None]
+        return d * self.operator.by_fold(d * vectors.to(self.device, self.dtype))
 
 
-def _graph_bytes(objective: Objective, batch: Any) -> int:
-    """Count what the graph of one batch's gradient holds, on a copy that is thrown away."""
-    storages: dict[int, int] = {}
+class _Inputs:
+    """What goes into one layer, over all the data, as the tensor that varies."""
 
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()
+    def __init__(self, objective: Objective, at: str) -> None:
+        name, _, leaf = at.rpartition(".")
+        modules = dict(objective.model.named_modules())
+        if leaf != "input" or name not in modules:
+            raise ValueError(f'at must be "<module>.input" with the name of a module, got {at!r}')
+        self.module, self.name = modules[name], at
+        self._parts: list[Tensor] = []
+        with objective.quiet(), torch.no_grad():
+            for batch in objective.batches():
+                with self._hook(self._remember):
+                    objective.loss(objective.live(), batch)
+        if len(self._parts) != len(objective.batch_rows):
+            raise ValueError(f"{name} must be called once in a forward pass, with a tensor, for at={at!r}")
+        ends = torch.tensor([0] + [part.numel() for part in self._parts]).cumsum(0).tolist()
+        self.rows = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+        rounded = any(getattr(module, "is_quantizer", False) for module in objective.model.modules())
+        centre = {at: torch.cat(self._parts)}
+        self.coordinates = Coordinates(f"input of {name}", rounded, centre, {at: at}, centre)
 
-    with objective.quiet(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        _Graph(objective, batch)
-    return sum(storages.values())
+    def cut(self, number: int, vector: Tensor) -> list[Tensor]:
+        """Cut one batch's part out of a vector of shape (n,)."""
+        return [vector[self.rows[number]].view_as(self._parts[number])]
 
+    @contextlib.contextmanager
+    def hooked(self, number: int) -> Iterator[Tensor]:
+        """Put a tensor that varies in the place of the layer's input, and yield it."""
+        leaf = self._parts[number].clone().requires_grad_()
+        with self._hook(lambda _: leaf):
+            yield leaf
 
-def _free_memory(device: torch.device) -> float:
-    """Return the bytes that are free, within the limit of a container where there is one."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    free = 4e9
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        free = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    group = pathlib.Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
-        free = min(free, float(limit) - float(used))
-    return free
+    def _remember(self, value: Tensor) -> Tensor:
+        self._parts.append(value.detach().clone())
+        return value
+
+    @contextlib.contextmanager
+    def _hook(self, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        handle = self.module.register_forward_pre_hook(lambda _, inputs: (function(inputs[0]), *inputs[1:]))
+        try:
+            yield
+        finally:
+            handle.remove()

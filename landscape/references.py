@@ -71,8 +71,8 @@ class _Displaced(nn.Module):
     def forward(self, _: Tensor) -> Tensor:
         moves = {name: move * self.scale[name] for name, move in zip(self.names, self.displacement, strict=True)}
         live = self.objective.coordinates.displaced(moves)
-        losses, weights, _hits = zip(*(self.objective.loss(live, b) for b in self.objective.batches()), strict=True)
-        mean = sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+        parts = [self.objective.loss(live, batch) for batch in self.objective.batches()]
+        mean = sum(part.mean * part.weight for part in parts) / sum(part.weight for part in parts)
         # PyHessian needs a gradient with a graph in every parameter: zeros where the loss is linear, or a weight unused
         return mean + sum(0 * move.square().sum() for move in self.displacement)
 

@@ -84,7 +84,7 @@ def average_sharpness(
         for draw in progress(range(draws), "average sharpness"):
             direction = random_direction(function.coordinates, seed * 1_000_003 + draw)
             for row, radius in enumerate(radii):
-                rises[row, draw] = function.evaluate({n: radius * d for n, d in direction.items()})[0] - centre
+                rises[row, draw] = function.evaluate({n: radius * d for n, d in direction.items()}).loss - centre
     rises = rises.cpu()
     about = function.about(measure=f"average of {draws} draws", seed=seed, seconds=elapsed())
     return Sharpness(about, torch.tensor(radii, dtype=torch.float64), rises.mean(1), rises.std(1) / draws**0.5, rises)
@@ -143,7 +143,7 @@ def _ascend(function: Objective, radius: float, steps: int) -> Tensor:
         gradient = function.gradient(epsilon)
         share = 1 - step / steps
         epsilon = {n: _projected(e + share * balls[n] * _unit(gradient[n]), balls[n]) for n, e in epsilon.items()}
-        losses.append(function.evaluate(epsilon)[0])
+        losses.append(function.evaluate(epsilon).loss)
     # amax lets a NaN through: a loss that broke is not hidden
     return torch.stack(losses).amax()
 

@@ -225,7 +225,7 @@ def _evaluated(function: Objective, steps: list[Point], coefficients: Tensor) ->
     values = []
     with function.quiet():
         for row in progress(coefficients.tolist(), "points"):
-            values.append(torch.stack(function.evaluate(_combined(steps, row))))
+            values.append(torch.stack(function.evaluate(_combined(steps, row))[:2]))
         return torch.stack(values).cpu()
 
 

@@ -170,7 +170,7 @@ BAD = [
     ((FLAT * float("nan"), Y), {}, ValueError, "the loss of the model itself is nan"),
     ((FLAT, Y), {"loss": lambda o, y: o.mean() / 0}, ValueError, "the loss of the model itself is -?inf"),
     ((FLAT, Y), {"objective": moody}, ValueError, "the loss changed when repeated"),
-    ((FLAT, Y), {"loss": mse_loss, "objective": moody}, ValueError, "give loss or objective, not both"),
+    ((FLAT, Y), {"loss": mse_loss, "objective": moody}, ValueError, "give loss and metrics, or objective"),
     ((FLAT, Y), {"space": "weights"}, ValueError, "space must be one of quantized, latent, got 'weights'"),
 ]
 

@@ -141,7 +141,6 @@ def test_an_interrupted_product_leaves_no_half_of_the_batches(fails_at):
     model = convolutional()
     hessian = Hessian(model, RAGGED, loss=loss, memory=1e12)
     v = columns(hessian.shape[0])[:, 0]
-    hessian._fits()
     calls[0] = 0
     with pytest.raises(KeyboardInterrupt):
         hessian @ v
@@ -297,3 +296,24 @@ def test_graphs_are_kept_only_where_they_fit_in_memory():
     for operator in (roomy, tight):
         operator @ torch.ones(operator.shape[0], dtype=operator.dtype)
     assert len(roomy._kept) == len(RAGGED) and not tight._kept
+    assert "graphs kept" in roomy.about()["products_by"] and "graphs rebuilt" in tight.about()["products_by"]
+
+
+def test_where_memory_holds_some_graphs_the_rest_is_rebuilt():
+    model = convolutional()
+    first = Hessian(model, RAGGED).probe.graph_bytes * len(RAGGED[0][0])
+    partly = Hessian(model, RAGGED, memory=1.5 * first)
+    vectors = columns(partly.shape[0])
+    for _ in range(2):
+        close(partly @ vectors, case("float")[2] @ vectors)
+    assert len(partly._kept) == 1 and "43% of the graphs kept" in partly.about()["products_by"]
+
+
+def test_a_shuffled_loader_keeps_all_graphs_or_none():
+    model = convolutional()
+    loader = DataLoader(TensorDataset(X, Y), batch_size=3, shuffle=True)
+    some = Hessian(model, loader, memory=1.5 * 3 * Hessian(model, RAGGED).probe.graph_bytes)
+    vectors = columns(some.shape[0])
+    for _ in range(2):
+        close(some @ vectors, case("float")[2] @ vectors)
+    assert not some._kept

@@ -50,14 +50,16 @@ MODELS["latent"] = (lambda: quantized("W4A4"), "latent")
 
 @pytest.mark.parametrize("batchnorm", ["fixed", "recomputed"])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_centre_is_the_model_bit_for_bit(name, batchnorm):
+def test_the_centre_is_the_model(name, batchnorm):
     make, space = MODELS[name]
     model = make().eval()
     found = surface(model, (X, Y), points=3, space=space, batchnorm=batchnorm)
     along = line(model, (X, Y), points=3, space=space, batchnorm=batchnorm)
     if batchnorm == "fixed":
         output = model(X)
-        assert float(found.loss[1, 1]) == cross_entropy(output, Y).item()
+        assert float(found.loss[1, 1]) == pytest.approx(
+            cross_entropy(output, Y).item(), rel=1e-13
+        )  # BatchNorm is folded
         assert float(found.accuracy[1, 1]) == float((output.argmax(1) == Y).double().mean())
     own = Objective(model, (X, Y), space=space, batchnorm=batchnorm).centre()
     assert (
