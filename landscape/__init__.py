@@ -1,7 +1,8 @@
 """Measure the loss landscape of any network, quantized or not."""
 
 from .comparison import Comparison, compare
-from .curvature import Eigenvalues, top_eigenvalues, trace
+from .curvature import Eigenvalues, density, top_eigenvalues, trace
+from .densities import Density
 from .operators import GGN, Hessian, Operator
 from .results import Result, load, save_figure
 from .sharpness import Sharpness, average_sharpness, worst_case_sharpness
@@ -15,6 +16,7 @@ __all__ = [
     "Operator",
     "trace",
     "top_eigenvalues",
+    "density",
     # sharpness
     "worst_case_sharpness",
     "average_sharpness",
@@ -31,6 +33,7 @@ __all__ = [
     "Result",
     "Trace",
     "Eigenvalues",
+    "Density",
     "Sharpness",
     "Line",
     "Surface",

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .curvature import deflated_trace
+from .curvature import deflated_trace, eigenvalues_of
 from .objective import BatchObjective, Loss, Objective
-from .operators import Hessian, Operator
+from .operators import Hessian, Scaled
 from .results import Result
 from .sharpness import RADII, average_sharpness, worst_case_sharpness
 from .spectra import lanczos
 from .surfaces import Line, Surface, grid, line, surface
 from .timing import progress, stopwatch
-from .traces import mean_and_stderr
+from .traces import fold_stderr, mean_and_stderr
 
 _LABELS = {
     "loss": "loss",
@@ -39,8 +39,9 @@ class Measured:
 
     Attributes:
         value: the number.
-        stderr: its standard error, NaN where there is none to state (λ and the worst case of a single network).
+        stderr: its standard error, over samples, draws, probes and folds of the data; NaN where there is none to state.
         parts: independent contributions that pair up with those of another network measured alike, or None.
+        folds: (values, shares) of the folds of the data, which pair up as well, or None.
         converged: False where Lanczos stopped before its tolerance.
     """
 
@@ -48,6 +49,7 @@ class Measured:
     stderr: float = float("nan")
     parts: list[float] | None = None
     converged: bool = True
+    folds: tuple[list[float], list[float]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +235,7 @@ def compare(
         found, about = _measure(model, data, radii, rtol, seed, settings)
         abouts.append(about)
         if len(groups[name]) > 1:  # differences are then paired by seed: parts would only fill the file
-            found = {quantity: replace(number, parts=None) for quantity, number in found.items()}
+            found = {quantity: replace(number, parts=None, folds=None) for quantity, number in found.items()}
         measured[name].append({quantity: list(astuple(number)) for quantity, number in found.items()})
     picture = settings | {"span": span, "seed": seed}
     firsts = {name: group[0] for name, group in groups.items() if points}
@@ -268,18 +270,30 @@ def _fit(function: Objective) -> dict[str, Measured]:
     }
 
 
-def _curvature(operator: Operator, units: str, rtol: float, seed: int) -> dict[str, Measured]:
+def _curvature(operator: Scaled | Hessian, units: str, rtol: float, seed: int) -> dict[str, Measured]:
     krylov = lanczos(operator, min(5, operator.shape[0]), which="largest", seed=seed)
+    top = eigenvalues_of(operator, krylov, 1e-3)
     trace = deflated_trace(operator, krylov, rtol=rtol, seed=seed)
-    first, last = float(krylov.values[0]), float(krylov.values[-1])
+    first, last = float(top.values[0]), float(top.values[-1])
+    shares = top.fold_weights.tolist()
     # every network's probes are the same draws, so the differences of two traces pair up
     found = {
-        f"trace_{units}": Measured(trace.value, trace.stderr, trace.samples.tolist()),
-        f"lambda1_{units}": Measured(first, converged=bool(krylov.converged[0])),
+        f"trace_{units}": Measured(
+            trace.value,
+            math.hypot(trace.stderr, 0 if math.isnan(trace.stderr_data) else trace.stderr_data),
+            trace.samples.tolist(),
+            folds=(trace.fold_values.tolist(), shares),
+        ),
+        f"lambda1_{units}": Measured(
+            first,
+            float(top.stderr_data[0]),
+            converged=bool(top.converged[0]),
+            folds=(top.fold_values[:, 0].tolist(), shares),
+        ),
     }
     if units == "filter":
-        ratio = first / last if len(krylov.values) == 5 else float("nan")
-        found["lambda1_over_lambda5"] = Measured(ratio, converged=bool(krylov.converged.all()))
+        ratio = first / last if len(top.values) == 5 else float("nan")
+        found["lambda1_over_lambda5"] = Measured(ratio, converged=bool(top.converged.all()))
     return found
 
 
@@ -295,12 +309,23 @@ def _difference(mine: list[Measured], theirs: list[Measured]) -> tuple[float, fl
     if len(mine) == len(theirs) > 1:
         return _mean([Measured(a.value - b.value) for a, b in zip(mine, theirs, strict=True)])
     (value, error), (other, other_error) = _mean(mine), _mean(theirs)
-    ours, others = mine[0].parts, theirs[0].parts
-    if len(mine) == len(theirs) and ours and others and min(len(ours), len(others)) > 1:
+    errors = [math.hypot(error, other_error)]
+    if len(mine) == len(theirs):
+        errors = _paired(mine[0], theirs[0]) or errors
+    return value - other, math.hypot(*errors)
+
+
+def _paired(mine: Measured, theirs: Measured) -> list[float]:
+    """Return the standard errors of a difference: over what both have in parts, and over the folds of the data."""
+    errors = []
+    if mine.parts and theirs.parts and min(len(mine.parts), len(theirs.parts)) > 1:
         # a trace's probes may stop at different counts: those that both have in common tell the scatter
-        pairs = [a - b for a, b in zip(ours, others, strict=False)]
-        return value - other, mean_and_stderr(torch.tensor(pairs, dtype=torch.float64))[1]
-    return value - other, math.hypot(error, other_error)
+        pairs = [a - b for a, b in zip(mine.parts, theirs.parts, strict=False)]
+        errors.append(mean_and_stderr(torch.tensor(pairs, dtype=torch.float64))[1])
+    if mine.folds and theirs.folds and len(mine.folds[1]) > 1 and mine.folds[1] == theirs.folds[1]:
+        values, others, shares = (torch.tensor(v, dtype=torch.float64) for v in (*mine.folds[:1], *theirs.folds))
+        errors.append(fold_stderr(values - others, shares))
+    return errors
 
 
 def _common_probe(groups: Mapping[str, list[nn.Module]]) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
-"""Traces and top eigenvalues of a model's Hessian, or of any symmetric matrix: where the two halves meet."""
+"""Traces, top eigenvalues and densities of a model's Hessian, or of any symmetric matrix: where the two halves meet."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from .coordinates import Point
+from .densities import Density, slq
 from .objective import BatchObjective, Loss, Objective
-from .operators import Hessian, Operator
+from .operators import Hessian, Operator, Scaled, fold_products, fold_shares
 from .results import Result
 from .spectra import Eigenpairs, lanczos
-from .timing import stopwatch
-from .traces import Trace, hutchinson, trace_of_samples
+from .timing import announce, stopwatch
+from .traces import Trace, fold_stderr, hutchinson, hutchpp, trace_of_samples, xtrace
 
 UNITS = ("raw", "filter")
 ENGINES = ("landscape", "pyhessian")
+METHODS = ("lanczos", "hutch++", "xtrace", "hutchinson")
 _DEFLATED = 20  # Lanczos steps before the probes: they pay for themselves on every trained network we looked at
 
 
@@ -28,27 +31,43 @@ class Eigenvalues(Result):
 
     Attributes:
         values: (k,) sorted by what was asked for (default: by magnitude).
-        residuals: (k,) ‖Hv − θv‖/|θ₁|.
-        converged: (k,) residual within the tolerance.
+        residuals: (k,) ‖Hv − θv‖/|θ₁|, measured by a product with each vector.
+        converged: (k,) residual within the tolerance, in the iteration and when measured.
         vectors: name → (k, *shape), each of the k orthonormal over all names; `vector(i)` gives one as a direction.
             In filter-relative units they are eigenvectors of D·H·D: the step in weights is D times them.
+        fold_values: (folds, k) vᵀH_f v on each fold of the data, and fold_weights (folds,), their shares; one fold
+            where there are too few batches to tell an error.
     """
 
     values: Tensor
     residuals: Tensor
     converged: Tensor
     vectors: Point
+    fold_values: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    fold_weights: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def stderr_data(self) -> Tensor:
+        """(k,) standard error over the data: the spread of vᵀH_f v at the eigenvectors of all the data.
+
+        The folds' own eigenvalues would be biased upwards: each picks the direction that suits its samples.
+        """
+        errors = [fold_stderr(column, self.fold_weights) for column in self.fold_values.T]
+        return torch.tensor(errors, dtype=torch.float64)
 
     def vector(self, i: int = 0) -> Point:
         """Give the i-th eigenvector as a direction."""
         return {name: stack[i] for name, stack in self.vectors.items()}
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{float(v):.4g}" for v in self.values)
+        errors = self.stderr_data.tolist() or [math.nan] * len(self.values)
+        shown = zip(self.values.tolist(), errors, strict=True)
+        values = ", ".join(f"{v:.4g}" + (f" ± {e:.2g}" if e == e else "") for v, e in shown)
+        over = " over data" if errors and errors[0] == errors[0] else ""
         missing = int((~self.converged).sum())
         more = f", {missing} not converged" if missing else ""
         quality = f"residual ≤ {float(self.residuals.max()):.1e}, {self.about['products']} products{more}"
-        return f"Eigenvalues([{values}], {quality}; {self._kind()})"
+        return f"Eigenvalues([{values}]{over}, {quality}; {self._kind()})"
 
 
 def trace(
@@ -57,36 +76,45 @@ def trace(
     *,
     units: str = "raw",
     space: str | None = None,
-    rtol: float = 0.05,
+    rtol: float = 0.02,
     atol: float = 0.0,
+    method: str | None = None,
+    per_layer: bool = False,
+    eigenvalues: Eigenvalues | None = None,
     max_samples: int = 100,
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
     engine: str = "landscape",
 ) -> Trace:
-    """Estimate the trace of the Hessian, with its standard error.
-
-    Hutchinson's estimator on the complement of a Lanczos basis of 20 vectors, whose own share is exact.
+    """Estimate the trace of the Hessian, with its standard error over the probes and over the data.
 
     Args:
-        model: a network, or any symmetric operator or matrix.
+        model: a network, or any symmetric operator or matrix: `Hessian` (with ``layers=``, ``at=``, ``memory=``) or
+            `GGN`, ``.filter_relative()`` of one.
         data: ``(x, y)`` or batches; default ``model.probe``.
         units: ``"raw"``, or ``"filter"`` for D·H·D, D = ‖w_f‖/√(size of filter): comparable between networks.
         space: ``"quantized"`` (default) or ``"latent"``.
         rtol, atol: stop once the standard error is ≤ max(rtol·|trace|, atol); never before ten probes.
+        method: ``"lanczos"`` (default): Hutchinson on the complement of 20 Lanczos vectors, whose own share is exact;
+            ``"hutch++"``, ``"hutchinson"``; ``"xtrace"``, whose error estimate is optimistic. See `landscape.traces`.
+        per_layer: estimate the trace of every weight's own block as well (``.layers``), from the same probes.
+        eigenvalues: of the same operator, from `top_eigenvalues`: deflates with them, and needs no Lanczos of its own.
         max_samples: stop there in any case; ``converged`` then says so.
         seed: of the probes.
         loss, objective: see `Objective`.
         engine: ``"pyhessian"`` asks that package (plain Hutchinson, ``max_samples`` probes, no stop rule).
 
     Raises:
-        ValueError: unknown settings, a matrix that is not square and symmetric, bad data.
+        ValueError: unknown settings, a matrix that is not square and symmetric, eigenvalues of another operator, bad
+            data.
 
-    Cost: 20 + probes Hessian-vector products.
+    Cost: 20 + probes Hessian-vector products (probes alone with ``eigenvalues``; hutch++: 30 + probes; xtrace: two per
+    probe).
     """
     elapsed = stopwatch()
-    _check(units=(units, UNITS), engine=(engine, ENGINES))
+    check_known(units=(units, UNITS), engine=(engine, ENGINES), method=(method or "lanczos", METHODS))
+    settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_samples": max_samples, "seed": seed}
     if engine == "pyhessian":
         from .references import pyhessian_trace
 
@@ -94,12 +122,19 @@ def trace(
         result = trace_of_samples(pyhessian_trace(function, units, max_samples, seed), rtol=rtol, atol=atol)
         about = function.about(units=units, engine=engine, products=len(result.samples))
         return replace(result, about=about | {"seed": seed, "seconds": elapsed()})
-    operator, about = operator_of(model, data, units, space, loss, objective)
-    steps = min(_DEFLATED, operator.shape[0])
-    krylov = lanczos(operator, steps, tol=0.0, max_products=steps, seed=seed)
-    result = deflated_trace(operator, krylov, rtol=rtol, atol=atol, max_samples=max_samples, seed=seed)
-    products = krylov.products + len(result.samples)
-    return replace(result, about=about | {"products": products, "seed": seed, "seconds": elapsed()})
+    operator, about = operator_of(model, data, units, space, loss, objective, products=_DEFLATED + 10)
+    settings["blocks"] = _blocks(operator) if per_layer else None
+    if eigenvalues is not None:
+        if method not in (None, "lanczos"):
+            raise ValueError(f"eigenvalues= are for method='lanczos', which deflates with them, got method={method!r}")
+        result = hutchinson(operator, **_known(operator, eigenvalues), **settings)
+    elif method in ("hutch++", "hutchinson", "xtrace"):
+        estimators: dict[str, Any] = {"hutch++": hutchpp, "hutchinson": hutchinson, "xtrace": xtrace}
+        result = estimators[method](operator, **settings)
+    else:
+        steps = min(_DEFLATED, _room(operator, 0))
+        result = deflated_trace(operator, lanczos(operator, steps, tol=0.0, max_products=steps, seed=seed), **settings)
+    return replace(result, about=about | result.about | {"seed": seed, "seconds": elapsed()})
 
 
 def top_eigenvalues(
@@ -112,22 +147,24 @@ def top_eigenvalues(
     space: str | None = None,
     tol: float = 1e-3,
     max_products: int = 150,
+    check_multiplicity: bool = False,
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
     engine: str = "landscape",
 ) -> Eigenvalues:
-    """Find the top eigenvalues of the Hessian by Lanczos with full reorthogonalisation.
+    """Find the top eigenvalues of the Hessian by Lanczos with full reorthogonalisation and thick restart.
 
     Args:
-        model: a network, or any symmetric operator or matrix.
+        model: a network, or any symmetric operator or matrix (see `trace`).
         data: ``(x, y)`` or batches; default ``model.probe``.
         k: how many.
-        which: ``"magnitude"`` (what pyhessian gives), ``"largest"`` or ``"smallest"``.
+        which: ``"magnitude"`` (what pyhessian gives), ``"largest"``, ``"smallest"``, or ``"both"`` ends.
         units: ``"raw"``, or ``"filter"`` for D·H·D (see `trace`).
         space: ``"quantized"`` (default) or ``"latent"``.
-        tol: stop once every residual ‖Hv − θv‖/|θ₁| is below it.
+        tol: stop once every residual ‖Hv − θv‖/|θ₁| is below it. In float32 residuals stop at 1e-6…6e-6.
         max_products: stop there in any case; ``converged`` then says so (pyhessian: iterations per eigenvalue).
+        check_multiplicity: search on for copies of repeated eigenvalues (5–20 products more).
         seed: of the start vector.
         loss, objective: see `Objective`.
         engine: ``"pyhessian"`` asks that package (power iteration; its tolerance is another: the change of θ).
@@ -135,10 +172,11 @@ def top_eigenvalues(
     Raises:
         ValueError: unknown settings, k outside 1…n, a matrix that is not square and symmetric, bad data.
 
-    Cost: 11–40 Hessian-vector products for k = 5 on trained networks; memory n·products float64.
+    Cost: 11–40 Hessian-vector products for k = 5 on trained networks, and k more that measure residuals and the error
+    over the data; memory n·min(80, what half the memory holds) float64.
     """
     elapsed = stopwatch()
-    _check(units=(units, UNITS), engine=(engine, ENGINES))
+    check_known(units=(units, UNITS), engine=(engine, ENGINES))
     if engine == "pyhessian":
         from .references import pyhessian_eigenvalues
 
@@ -148,26 +186,82 @@ def top_eigenvalues(
         found, products = pyhessian_eigenvalues(function, units, k, tol, max_products, seed)
         about = function.about(units=units, engine=engine, products=products, seed=seed, seconds=elapsed())
         return Eigenvalues(about, *found)
-    operator, about = operator_of(model, data, units, space, loss, objective)
-    pairs = lanczos(operator, k, which=which, tol=tol, max_products=max_products, seed=seed)
-    return eigenvalues_of(operator, pairs, about | {"seed": seed, "seconds": elapsed()})
+    operator, about = operator_of(model, data, units, space, loss, objective, products=4 * k)
+    search: dict[str, Any] = {"which": which, "tol": tol, "max_products": max_products, "seed": seed}
+    search |= {"max_basis": _room(operator, k), "check_multiplicity": check_multiplicity}
+    result = eigenvalues_of(operator, lanczos(operator, k, **search), tol)
+    return replace(result, about=about | result.about | {"seed": seed, "seconds": elapsed()})
+
+
+def density(
+    model: nn.Module | Tensor | Operator,
+    data: Any = None,
+    *,
+    k: int = 10,
+    vectors: int = 8,
+    steps: int = 20,
+    points: int = 1000,
+    units: str = "raw",
+    space: str | None = None,
+    seed: int = 0,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
+) -> Density:
+    """Estimate the spectral density of the Hessian: the k outermost eigenvalues exactly, the bulk by quadrature.
+
+    Args:
+        model: a network, or any symmetric operator or matrix (see `trace`).
+        data: ``(x, y)`` or batches; default ``model.probe``.
+        k: outliers taken out first, by magnitude, to a residual of 1e-3; 0 for none.
+        vectors: random start vectors; the band comes from their scatter.
+        steps: Lanczos steps for each; more resolve the bulk more finely.
+        points: of the grid.
+        units: ``"raw"``, or ``"filter"`` for D·H·D (see `trace`).
+        space: ``"quantized"`` (default) or ``"latent"``.
+        seed: of the start vectors.
+        loss, objective: see `Objective`.
+
+    Raises:
+        ValueError: unknown settings, vectors or steps < 1, bad data.
+
+    Cost: 2–4·k + vectors·steps Hessian-vector products.   Source: see `landscape.densities.slq`.
+    """
+    elapsed = stopwatch()
+    check_known(units=(units, UNITS))
+    operator, about = operator_of(model, data, units, space, loss, objective, products=3 * k + vectors * steps)
+    k = min(k, operator.shape[0])
+    pairs = lanczos(operator, k, max_basis=_room(operator, k), seed=seed) if k else None
+    result = slq(operator, pairs=pairs, vectors=vectors, steps=steps, points=points, seed=seed)
+    products = result.about["products"] + (pairs.products if pairs else 0)
+    return replace(result, about=about | {"products": products, "seed": seed, "seconds": elapsed()})
 
 
 def deflated_trace(operator: Operator, krylov: Eigenpairs, **settings: Any) -> Trace:
     """Run Hutchinson's probes on the complement of a Lanczos basis that is at hand."""
-    return hutchinson(operator, basis=krylov.basis, basis_trace=krylov.basis_trace, **settings)
+    known: dict[str, Any] = {"basis_trace": krylov.basis_trace, "fold_traces": krylov.fold_traces}
+    known["images"] = krylov.images if settings.get("blocks") else None
+    result = hutchinson(operator, basis=krylov.basis, **known, **settings)
+    return replace(result, about={"products": krylov.products + len(result.samples)})
 
 
-def eigenvalues_of(operator: Operator, pairs: Eigenpairs, about: dict[str, Any]) -> Eigenvalues:
-    """Turn what Lanczos found into a result, its vectors cut by weight."""
-    vectors = pairs.vectors.T.cpu()
-    found = getattr(operator, "coordinates", None)
-    stacks = {"": vectors}
+def eigenvalues_of(operator: Operator, pairs: Eigenpairs, tol: float) -> Eigenvalues:
+    """Turn what Lanczos found into a result: residuals measured, folds compared, vectors cut by weight."""
+    columns = list(pairs.vectors.T)
+    weights = fold_shares(operator)
+    residuals, forms = [], []
+    for value, vector in zip(pairs.values.tolist(), columns, strict=True):
+        images = fold_products(operator, vector)
+        residuals.append((weights.to(images) @ images - value * vector).norm())
+        forms.append(images @ vector)
+    measured = torch.stack(residuals).cpu() / pairs.values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    stacks, found = {"": pairs.vectors.T.cpu()}, getattr(operator, "coordinates", None)
     if found is not None:
         sizes = [value.numel() for value in found.centre.values()]
-        parts = zip(found.centre.items(), vectors.split(sizes, dim=1), strict=True)
+        parts = zip(found.centre.items(), stacks[""].split(sizes, dim=1), strict=True)
         stacks = {name: part.reshape(-1, *value.shape).to(value.dtype) for (name, value), part in parts}
-    return Eigenvalues(about | {"products": pairs.products}, pairs.values, pairs.residuals, pairs.converged, stacks)
+    # in float32 the measured residual stops at a floor, whatever the recurrence says
+    done, about = pairs.converged & (measured <= tol), {"products": pairs.products + len(columns)}
+    return Eigenvalues(about, pairs.values, measured, done, stacks, torch.stack(forms, dim=1).cpu(), weights)
 
 
 def operator_of(
@@ -177,12 +271,17 @@ def operator_of(
     space: str | None,
     loss: Loss | None,
     objective: BatchObjective | None,
+    products: int,
 ) -> tuple[Operator, dict[str, Any]]:
-    """Build the operator that is asked for, and the description of its results."""
+    """Build the operator that is asked for, and the description of its results; announce what takes long."""
     if isinstance(model, nn.Module):
-        hessian = Hessian(model, data, space=space, loss=loss, objective=objective)
-        about = hessian.objective.about(units=units)
-        return (hessian.filter_relative() if units == "filter" else hessian), about
+        model = Hessian(model, data, space=space, loss=loss, objective=objective)
+    elif not all(given is None for given in (data, space, loss, objective)):
+        raise ValueError("data, space, loss and objective belong to a network: an operator has its own")
+    if isinstance(model, Hessian | Scaled):
+        about = model.about(**{} if isinstance(model, Scaled) else {"units": units})
+        announce(products, **model.estimate(products))
+        return (model.filter_relative() if units == "filter" and isinstance(model, Hessian) else model), about
     if units != "raw":
         raise ValueError(f"units={units!r} needs a network: a matrix has no filters")
     model = torch.from_numpy(model) if isinstance(model, np.ndarray) else model
@@ -196,6 +295,31 @@ def operator_of(
     return model, {"units": units, "shape": list(model.shape)}
 
 
+def _known(operator: Operator, eigenvalues: Eigenvalues) -> dict[str, Any]:
+    """Turn eigenpairs at hand into what `hutchinson` deflates with."""
+    rows = torch.cat([stack.flatten(1) for stack in eigenvalues.vectors.values()], dim=1).double()
+    if rows.shape[1] != operator.shape[0]:
+        raise ValueError(f"eigenvalues= are those of an operator of size {rows.shape[1]}, not {operator.shape[0]}")
+    basis = torch.linalg.qr(rows.T.to(operator.device)).Q  # orthonormal again after a rounding to float32
+    form = basis.T @ rows.T.to(basis) @ torch.diag(eigenvalues.values.to(basis)) @ rows.to(basis) @ basis
+    return {"basis": basis, "basis_trace": float(eigenvalues.values.sum()), "images": basis @ form} | {
+        "fold_traces": eigenvalues.fold_values.sum(1) if eigenvalues.fold_values.numel() else None
+    }
+
+
+def _blocks(operator: Operator) -> dict[str, int]:
+    if not hasattr(operator, "coordinates"):
+        raise ValueError("per_layer=True needs a network: a matrix has no layers")
+    return {name: value.numel() for name, value in operator.coordinates.centre.items()}
+
+
+def _room(operator: Operator, k: int) -> int:
+    """Count the Lanczos vectors that memory has room for, within reason."""
+    n = operator.shape[0]
+    memory = getattr(operator, "memory", math.inf)
+    return min(n, max(k + 2, int(min(max(2 * k + 20, 80), memory / 2 / (8 * n)))))
+
+
 def _function(
     model: Any, data: Any, space: str | None, loss: Loss | None, objective: BatchObjective | None
 ) -> Objective:
@@ -204,7 +328,8 @@ def _function(
     return Objective(model, data, space=space, loss=loss, objective=objective)
 
 
-def _check(**settings: tuple[str, tuple[str, ...]]) -> None:
+def check_known(**settings: tuple[str, tuple[str, ...]]) -> None:
+    """Refuse a setting that is none of the known ones."""
     for name, (value, known) in settings.items():
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

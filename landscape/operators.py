@@ -31,6 +31,17 @@ class Operator(Protocol):
     def __matmul__(self, vectors: Tensor, /) -> Tensor: ...
 
 
+def fold_products(operator: Any, vector: Tensor) -> Tensor:
+    """Return A_f v of every fold of the data, (folds, n) float64; one fold where the operator knows none."""
+    vector = vector.to(operator.dtype)
+    return (operator.by_fold(vector) if hasattr(operator, "by_fold") else (operator @ vector)[None]).double()
+
+
+def fold_shares(operator: Any) -> Tensor:
+    """Return the folds' shares of the data, (folds,) float64 on the CPU."""
+    return torch.as_tensor(getattr(operator, "fold_weights", [1.0]), dtype=torch.float64, device="cpu")
+
+
 class Hessian:
     """The Hessian of a network's mean loss, as an operator of shape (n, n).
 
@@ -133,7 +144,7 @@ class Hessian:
         """Return D·A·D in filter-relative units (`Coordinates.filter_scale`): what networks can be compared by."""
         if self._inputs:
             raise ValueError("a layer's input has no filters: use units='raw' with at=")
-        return self.scaled(self.coordinates.filter_scale())
+        return Scaled(self, self.coordinates.flatten(self.coordinates.filter_scale()), "filter")
 
     def estimate(self, products: int) -> dict[str, float]:
         """Return the seconds and the bytes of graphs that so many products, one after the other, will take."""
@@ -235,12 +246,12 @@ class GGN(Hessian):
 class Scaled:
     """D·A·D for a diagonal D, itself an operator."""
 
-    def __init__(self, operator: Hessian, d: Tensor) -> None:
+    def __init__(self, operator: Hessian, d: Tensor, units: str = "scaled") -> None:
         if d.shape != operator.shape[:1]:
             raise ValueError(f"d must have shape ({operator.shape[0]},), got {tuple(d.shape)}")
-        self.operator, self.d = operator, d
+        self.operator, self.d, self.units = operator, d, units
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
-        self.coordinates = operator.coordinates
+        self.coordinates, self.memory, self.estimate = operator.coordinates, operator.memory, operator.estimate
 
     @property
     def fold_weights(self) -> Tensor:
@@ -255,6 +266,10 @@ class Scaled:
         """See `Hessian.by_fold`."""
         d = self.d if vectors.ndim == 1 else self.d[:, None]
         return d * self.operator.by_fold(d * vectors.to(self.device, self.dtype))
+
+    def about(self, **more: Any) -> dict[str, Any]:
+        """See `Hessian.about`."""
+        return self.operator.about(units=self.units, **more)
 
 
 class _Inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -30,3 +31,11 @@ def stopwatch() -> Callable[[], float]:
     """Start a clock; calling it gives the seconds since."""
     start = time.perf_counter()
     return lambda: time.perf_counter() - start
+
+
+def announce(products: int, seconds: float, bytes: float) -> None:
+    """Say on stderr what is ahead where it takes longer than half a minute."""
+    if seconds > 30 and "TQDM_DISABLE" not in os.environ:
+        minutes, rest = divmod(round(seconds), 60)
+        time_ahead = f"{minutes} min {rest} s" if minutes else f"{rest} s"
+        print(f"about {products} products: {time_ahead}, {bytes / 1e9:.1f} GB of graphs", file=sys.stderr)

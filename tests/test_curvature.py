@@ -19,7 +19,7 @@ from networks import (
 )
 from torch.nn.functional import cross_entropy
 
-from landscape import top_eigenvalues, trace
+from landscape import GGN, Hessian, density, load, top_eigenvalues, trace
 from saq_core import dequantize
 
 all_cases = pytest.mark.parametrize("name", CASES)
@@ -173,3 +173,108 @@ def test_what_is_no_operator_is_refused():
 def test_pyhessian_finds_one_end_only():
     with pytest.raises(ValueError, match="which must be 'magnitude' with engine='pyhessian'"):
         top_eigenvalues(convolutional(), RAGGED, which="smallest", engine="pyhessian")
+
+
+# --- ways of estimating, layers, folds ------------------------------------------------------------------------------
+
+METHODS = [None, "lanczos", "hutch++", "hutchinson", "xtrace"]
+
+
+@both_units
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_finds_the_trace_and_its_layers(method, units):
+    model, space, dense = target("W4A4 quantized", units)
+    found = trace(model, RAGGED, units=units, method=method, per_layer=True, rtol=0.005, max_samples=40)
+    assert abs(found.value - float(dense.trace())) < 4 * found.stderr + 1e-9
+    assert list(found.layers) == [name.replace(".delta", ".weight") for name in varied(model, space)]
+    assert sum(value for value, _ in found.layers.values()) == pytest.approx(found.value, rel=1e-9)
+    sizes = [samples.numel() for samples in Hessian(model, RAGGED).coordinates.centre.values()]
+    blocks = [float(part.sum()) for part in dense.diagonal().split(sizes)]
+    for truth, (value, error) in zip(blocks, found.layers.values(), strict=True):
+        assert abs(value - truth) < 5 * error + 1e-6 * float(dense.diagonal().abs().sum())
+    products = {"hutchinson": len(found.samples), "xtrace": 2 * len(found.samples)}
+    products |= {"hutch++": 30 + len(found.samples), "lanczos": 20 + len(found.samples)}
+    assert found.about["products"] == products[method or "lanczos"]
+
+
+def test_eigenvalues_at_hand_take_the_place_of_lanczos():
+    model, _, dense = target("float", "filter")
+    top = top_eigenvalues(model, RAGGED, units="filter", k=8, tol=1e-8)
+    found = trace(model, RAGGED, units="filter", eigenvalues=top, per_layer=True, rtol=1e-3, max_samples=30)
+    assert found.about["products"] == len(found.samples) and found.method == "deflated Hutchinson"
+    assert abs(found.value - float(dense.trace())) < 4 * found.stderr
+    assert sum(value for value, _ in found.layers.values()) == pytest.approx(found.value, rel=1e-6)
+    alone = trace(model, RAGGED, units="filter", method="hutchinson", max_samples=30, rtol=0)
+    assert found.samples.std() < 0.7 * alone.samples.std()
+    with pytest.raises(ValueError, match="those of an operator of size 138, not 39"):
+        trace(perceptron(), (X.flatten(1)[:, :5], Y), eigenvalues=top)
+    with pytest.raises(ValueError, match="are for method='lanczos'"):
+        trace(model, RAGGED, eigenvalues=top, method="xtrace")
+
+
+def test_operators_can_be_passed_in_place_of_a_network():
+    model, _, dense = target("float", "filter")
+    found = top_eigenvalues(Hessian(model, RAGGED, memory=0).filter_relative(), k=2, tol=1e-8)
+    torch.testing.assert_close(found.values, magnitudes(dense, 2), rtol=1e-6, atol=0)
+    assert found.about["units"] == "filter" and found.about["products_by"] == "double backward, graphs rebuilt"
+    same = top_eigenvalues(Hessian(model, RAGGED), units="filter", k=2, tol=1e-8)
+    torch.testing.assert_close(same.values, found.values, rtol=1e-9, atol=0)
+    gauss_newton = top_eigenvalues(GGN(model, RAGGED), k=2, which="both")
+    assert gauss_newton.about["matrix"] == "generalised Gauss-Newton" and float(gauss_newton.values[1]) > -1e-9
+    with pytest.raises(ValueError, match="belong to a network"):
+        trace(Hessian(model, RAGGED), RAGGED)
+    with pytest.raises(ValueError, match="a matrix has no layers"):
+        trace(torch.eye(4), per_layer=True)
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "both"])
+def test_both_ends_of_the_spectrum(which):
+    model, _, dense = target("float", "raw")
+    truth = torch.linalg.eigvalsh(dense)
+    wanted = {"largest": truth.flip(0)[:4], "smallest": truth[:4], "both": truth[[-1, -2, 1, 0]]}[which]
+    found = top_eigenvalues(model, RAGGED, k=4, which=which, tol=1e-8)
+    torch.testing.assert_close(found.values, wanted, rtol=1e-6, atol=1e-9)
+    assert float(found.residuals.max()) < 1e-8 and found.about["products"] > 4
+
+
+def many_batches():
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(64, 5, generator=generator, dtype=torch.float64)
+    return list(zip(x.split(8), torch.randint(0, 3, (64,), generator=generator).split(8), strict=True))
+
+
+def test_the_error_over_data_is_the_spread_of_the_folds_at_the_eigenvectors_of_all():
+    model, batches = perceptron(), many_batches()
+    top = top_eigenvalues(model, batches, k=2, tol=1e-9)
+    v = torch.cat([top.vectors[name].flatten(1) for name in top.vectors], dim=1)
+    by_hand = torch.stack(
+        [
+            (v * (v @ dense_hessian(model, lambda m, x=x, y=y: cross_entropy(m(x), y), varied(model)))).sum(1)
+            for x, y in batches
+        ]
+    )
+    torch.testing.assert_close(top.fold_values, by_hand, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(top.stderr_data, by_hand.std(0) / 8**0.5)
+    torch.testing.assert_close((top.fold_weights @ top.fold_values), top.values)
+    found = trace(model, batches, rtol=0, max_samples=200)
+    traces = torch.stack(
+        [dense_hessian(model, lambda m, x=x, y=y: cross_entropy(m(x), y), varied(model)).trace() for x, y in batches]
+    )
+    assert found.stderr_data == pytest.approx(float(traces.std()) / 8**0.5, rel=0.2)
+    assert "over data" in repr(found) and "over data" in repr(top)
+    assert "over data" not in repr(top_eigenvalues(model, batches[:2], k=1))
+
+
+def test_densities_hold_the_outliers_and_integrate_to_one(tmp_path):
+    model, _, dense = target("float", "raw")
+    found = density(model, RAGGED, k=4, vectors=6, steps=30)
+    torch.testing.assert_close(found.atoms, magnitudes(dense, 4), rtol=1e-3, atol=0)
+    whole = torch.trapezoid(found.density, found.grid) + 4 / len(dense)
+    assert float(whole) == pytest.approx(1, abs=1e-3)
+    value, error = found.implied_trace()
+    assert abs(value - float(dense.trace())) < 5 * error
+    again = load(found.save(tmp_path / "density.nc"))
+    assert torch.equal(again.density, found.density) and again.about == found.about
+    assert found.about["space"] == "float" and found.about["products"] > 6 * 30 - 6
+    assert torch.equal(density(model, RAGGED, k=4, vectors=6, steps=30).density, found.density)
+    assert len(density(dense, k=0, vectors=2, steps=10).atoms) == 0

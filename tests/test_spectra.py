@@ -1,14 +1,21 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from networks import symmetric
+from test_results import same
+from test_traces import GROUPS, Folded
 
-from landscape import top_eigenvalues
+from landscape import load, top_eigenvalues
+from landscape.densities import slq
 from landscape.spectra import lanczos
 
 WANTED = {
     "magnitude": lambda v: v[v.abs().argsort(descending=True)],
     "largest": lambda v: v.sort(descending=True).values,
     "smallest": lambda v: v.sort().values,
+    "both": lambda v: torch.cat([v.sort(descending=True).values[:2], v.sort(descending=True).values[-2:]]),
 }
 SPECTRA = {
     "spread out": torch.linspace(-3, 7, 50),
@@ -24,13 +31,22 @@ SPECTRA = {
 }
 
 
+def trained(n=400):
+    """Outliers over a bulk around zero, as the Hessians of trained networks have them."""
+    outliers = torch.tensor([60.0, 35.0, 22.0, 14.0, 9.0, 7.0, 5.5, 4.2, 3.3, 2.6])
+    return torch.cat([outliers, 1.5 * 0.9 ** torch.arange(60.0), torch.linspace(-0.05, 0.05, n - 70)]).double()
+
+
 @pytest.mark.parametrize("which", WANTED)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_eigenpairs_are_those_of_the_matrix(name, which):
     matrix = symmetric(SPECTRA[name])
     k = min(4, len(matrix))
     found = lanczos(matrix, k, which=which, tol=1e-8)
-    expected = WANTED[which](torch.linalg.eigvalsh(matrix))[:k]
+    expected = WANTED[which](torch.linalg.eigvalsh(matrix))
+    if which == "both" and k < 4:
+        expected = torch.linalg.eigvalsh(matrix).flip(0)
+    expected = expected[:k]
     if which == "magnitude":
         torch.testing.assert_close(found.values.abs(), expected.abs(), rtol=0, atol=1e-6)
     else:
@@ -99,8 +115,9 @@ def test_the_seed_is_that_of_the_start_vector():
     ("settings", "message"),
     [
         ({"k": 0}, "k must lie in 1…3, the size of the operator, got 0"),
+        ({"k": 1, "max_basis": 2}, "max_basis must be >= k . 2 = 3, got 2"),
         ({"k": 4}, "k must lie in 1…3, the size of the operator, got 4"),
-        ({"k": 1, "which": "top"}, "which must be one of magnitude, largest, smallest, got 'top'"),
+        ({"k": 1, "which": "top"}, "which must be one of magnitude, largest, smallest, both, got 'top'"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
@@ -111,3 +128,270 @@ def test_bad_settings_are_refused(settings, message):
 def test_a_product_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="a product with the operator is not finite"):
         lanczos(torch.tensor([[1.0, float("nan")], [float("nan"), 1.0]]), 1)
+
+
+RESTARTED = {
+    "spread out": torch.linspace(-3, 7, 300),
+    "clustered": torch.cat([torch.tensor([5.0, 4.999, 4.99, -4.0, -3.99]), torch.linspace(-1, 1, 295)]),
+    "indefinite": torch.cat([10 * 0.95 ** torch.arange(150.0), -9 * 0.95 ** torch.arange(150.0)]),
+}
+
+
+@pytest.mark.parametrize("which", WANTED)
+@pytest.mark.parametrize("name", RESTARTED)
+def test_restarts_keep_the_memory_bounded_and_change_nothing(name, which):
+    matrix = symmetric(RESTARTED[name])
+    settings = {"which": which, "tol": 1e-6, "max_products": 600}
+    whole, bounded = (lanczos(matrix, 4, max_basis=size, **settings) for size in (300, 16))
+    assert bounded.basis.shape[1] <= 16 < bounded.products and whole.basis.shape[1] == whole.products
+    assert whole.converged.all() and bounded.converged.all()
+    expected = WANTED[which](torch.linalg.eigvalsh(matrix))[:4]
+    for found in (whole, bounded):
+        size = torch.linalg.eigvalsh(matrix).abs().max()
+        torch.testing.assert_close(found.values.abs(), expected.abs(), rtol=0, atol=float(size) * 1e-6)
+        # nothing of this is known by the code: A and the basis alone
+        true = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0) / size
+        torch.testing.assert_close(found.residuals, true, rtol=0.03, atol=1e-12)
+        every = torch.linalg.eigvalsh(matrix)
+        assert ((every - found.values[:, None]).abs().amin(1) <= true * size + 1e-12).all()
+        gram = found.basis.T @ found.basis
+        torch.testing.assert_close(gram, torch.eye(len(gram), dtype=torch.float64), rtol=0, atol=1e-10)
+        torch.testing.assert_close(found.images, matrix @ found.basis, rtol=0, atol=1e-9)
+        assert found.basis_trace == pytest.approx(float((found.basis.T @ matrix @ found.basis).trace()), abs=1e-9)
+
+
+def test_the_memory_is_bounded_at_every_step():
+    sizes = []
+
+    class Watched(Folded):
+        def by_fold(self, vectors):
+            sizes.append(vectors.shape)
+            return super().by_fold(vectors)
+
+    folds = torch.stack([symmetric(torch.linspace(-3, 7, 300), seed=seed) for seed in range(3)])
+    found = lanczos(Watched(folds, GROUPS), 3, tol=1e-6, max_basis=12, max_products=400)
+    assert found.basis.untyped_storage().nbytes() <= 12 * 300 * 8 and len(sizes) == found.products > 40
+    default = lanczos(folds[0], 3, tol=0.0, max_products=200)
+    assert default.products == 200 and default.basis.shape[1] <= 80
+
+
+@pytest.mark.parametrize("room", [300, 14])
+def test_traces_of_folds_are_those_of_the_folds(room):
+    folds = torch.stack([symmetric(trained(300), seed=seed) for seed in range(3)])
+    found = lanczos(Folded(folds, GROUPS), 4, tol=1e-8, max_basis=room, max_products=300)
+    expected = torch.stack([(found.basis.T @ fold @ found.basis).trace() for fold in folds])
+    torch.testing.assert_close(found.fold_traces, expected)
+    assert found.basis_trace == pytest.approx(float(GROUPS @ expected))
+    torch.testing.assert_close(
+        lanczos(folds[0], 4).fold_traces, torch.tensor([lanczos(folds[0], 4).basis_trace]).double()
+    )
+
+
+def test_the_top_ten_of_a_trained_network_to_1e6_in_forty_products():
+    matrix = symmetric(trained())
+    for seed in range(5):
+        found = lanczos(matrix, 10, tol=1e-6, seed=seed)
+        expected = torch.linalg.eigvalsh(matrix).flip(0)[:10]
+        assert found.products <= 40 and float(((found.values - expected) / expected).abs().max()) < 1e-6
+
+
+def test_scipys_eigsh_finds_the_same():
+    from scipy.sparse.linalg import eigsh
+
+    matrix = symmetric(trained())
+    for which, theirs in {"magnitude": "LM", "largest": "LA", "smallest": "SA", "both": "BE"}.items():
+        found = lanczos(matrix, 6, which=which, tol=1e-9, max_products=400).values.sort().values
+        values = torch.from_numpy(np.sort(eigsh(matrix.numpy(), 6, which=theirs, return_eigenvectors=False)))
+        torch.testing.assert_close(found, values, rtol=0, atol=1e-6)
+
+
+REPEATED = {
+    "top": [9.0] * 3 + torch.linspace(-1, 5, 97).tolist(),
+    "second": [9.0] + [8.0] * 3 + torch.linspace(-1, 5, 96).tolist(),
+    "either sign": [-9.0, 9.0, 9.0, -9.0] + torch.linspace(-1, 5, 196).tolist(),
+    "many": [50.0] * 12 + (10 * 0.9 ** torch.arange(95.0)).tolist(),
+}
+
+
+@pytest.mark.parametrize("room", [None, 16])
+@pytest.mark.parametrize("name", REPEATED)
+def test_the_check_finds_all_copies_of_multiple_eigenvalues(name, room):
+    matrix = symmetric(REPEATED[name])
+    every = torch.linalg.eigvalsh(matrix).flip(0)
+    wanted = {"largest": every[:6], "magnitude": every[every.abs().argsort(descending=True)][:6]}
+    wanted["both"] = torch.cat([every[:3], every[-3:]])
+    for which, expected in wanted.items():
+        settings = {"which": which, "check_multiplicity": True, "max_products": 1000, "max_basis": room}
+        found = lanczos(matrix, 6, **settings)
+        assert found.converged.all() and found.basis.shape[1] <= (room or 80)
+        torch.testing.assert_close(found.values.abs(), expected.abs(), rtol=0, atol=1e-3 * float(every.abs().max()))
+        true = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0) / found.values.abs().max()
+        torch.testing.assert_close(found.residuals, true, rtol=1e-3, atol=1e-9)
+        torch.testing.assert_close(found.images, matrix @ found.basis, rtol=0, atol=1e-9)
+
+
+def test_without_the_check_copies_are_missed_and_a_check_cut_short_says_so():
+    matrix = symmetric(REPEATED["many"])
+    assert int((lanczos(matrix, 6).values > 40).sum()) < 6
+    assert not lanczos(matrix, 6, check_multiplicity=True, max_products=15).converged.any()
+
+
+def test_the_check_costs_little_where_nothing_is_repeated():
+    matrix = symmetric(trained())
+    plain, checked = (lanczos(matrix, 5, check_multiplicity=check) for check in (False, True))
+    assert checked.converged.all() and plain.products < checked.products <= plain.products + 20
+    torch.testing.assert_close(checked.values, plain.values, rtol=0, atol=0.06)
+
+
+@pytest.mark.parametrize("room", [None, 30])
+def test_eigenthings_has_ghosts_in_float32_here_a_hundred_steps_have_none(room):
+    spectrum = torch.cat([torch.tensor([100.0, 50.0]), torch.linspace(0, 1, 298)])
+    found = lanczos(symmetric(spectrum).float(), 10, tol=0.0, max_products=100, max_basis=room, which="largest")
+    assert int((found.values > 25).sum()) == 2
+    torch.testing.assert_close(found.values[:2], torch.tensor([100.0, 50.0]).double(), rtol=1e-6, atol=0)
+    true = (symmetric(spectrum) @ found.vectors - found.vectors * found.values).norm(dim=0) / 100
+    assert float(true[:2].max()) < 6e-6
+
+
+def test_eigenthings_k1_is_half_off_and_never_converged_here_it_is_right():
+    for seed in range(20):
+        found = lanczos(symmetric(trained()), 1, seed=seed)
+        assert found.converged.all() and abs(float(found.values) - 60) < 0.06 and found.products > 2
+
+
+def test_pyhessians_power_iteration_stops_short_where_the_gap_is_small_here_it_does_not():
+    matrix = symmetric(torch.cat([torch.tensor([1.0, 0.99, 0.98]), torch.linspace(0, 0.9, 97)]))
+    vector, before = torch.randn(100, generator=torch.Generator().manual_seed(2)).double(), 0.0
+    for _ in range(100):
+        vector = matrix @ (vector / vector.norm())
+        value = float(vector @ (matrix @ vector) / (vector @ vector))
+        if abs(value - before) / value < 1e-3:
+            break
+        before = value
+    assert 1 - value > 5e-3  # its rule, a small change, is no error bound
+    assert all(abs(float(lanczos(matrix, 1, tol=1e-4, seed=seed).values) - 1) < 1e-6 for seed in range(20))
+
+
+def smoothed(values, grid, width, n):
+    return torch.exp(-((grid[:, None] - values) / width).square() / 2).sum(1) / (n * width * math.sqrt(2 * math.pi))
+
+
+def w1(a, b, grid):
+    step = grid[1] - grid[0]
+    return float(((a - b).cumsum(0) * step).abs().sum() * step)
+
+
+DENSITIES = {
+    "spread out": (torch.linspace(-3, 7, 300).double(), 0),
+    "trained": (trained(300), 10),
+    "low rank": (torch.cat([torch.tensor([5.0, -2.0]), torch.zeros(98)]).double(), 2),
+}
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_the_density_is_that_of_the_eigenvalues(name):
+    spectrum, outliers = DENSITIES[name]
+    matrix, n = symmetric(spectrum), len(spectrum)
+    pairs = lanczos(matrix, outliers, tol=1e-9) if outliers else None
+    rest = spectrum[spectrum.abs().argsort(descending=True)][outliers:]
+    distances, covered, traces = [], [], []
+    for seed in range(10):
+        found = slq(matrix, vectors=10, steps=60, pairs=pairs, seed=seed)
+        exact = smoothed(rest, found.grid, found.width, n)
+        total = float(torch.trapezoid(found.density, found.grid)) + len(found.atoms) / n
+        assert total == pytest.approx(1, abs=1e-6) and bool((found.density >= 0).all())
+        distances.append(w1(found.density, exact, found.grid) / float(rest.max() - rest.min() + 1e-9))
+        seen = exact > 1e-3 * exact.max()
+        covered.append(
+            float(((found.low <= exact * (1 + 1e-6)) & (exact * (1 - 1e-6) <= found.high))[seen].double().mean())
+        )
+        value, error = found.implied_trace()
+        traces.append((value - float(spectrum.sum())) / (error + 1e-9))
+    if name != "low rank":
+        assert sum(distances) / 10 < 0.015
+    assert sum(covered) / 10 > 0.75
+    assert max(map(abs, traces)) < 5 and sum(abs(t) < 2 for t in traces) >= 7
+
+
+def test_more_vectors_bring_the_density_closer():
+    matrix, spectrum = symmetric(torch.linspace(-3, 7, 300)), torch.linspace(-3, 7, 300).double()
+    distances = {}
+    for vectors in (1, 16):
+        runs = [slq(matrix, vectors=vectors, steps=40, seed=seed) for seed in range(8)]
+        distances[vectors] = sum(w1(d.density, smoothed(spectrum, d.grid, d.width, 300), d.grid) for d in runs) / 8
+    assert distances[16] < 0.5 * distances[1]
+
+
+def test_deflation_takes_the_outliers_out_of_the_noise_of_the_density():
+    matrix = symmetric(trained())
+    plain, deflated = slq(matrix), slq(matrix, pairs=lanczos(matrix, 10, tol=1e-6))
+    torch.testing.assert_close(deflated.atoms, trained()[:10], rtol=1e-6, atol=0)
+    assert deflated.implied_trace()[1] < 0.2 * plain.implied_trace()[1] and float(deflated.nodes.max()) < 1.51
+    half = lanczos(matrix, 10, tol=1e-12, max_products=14)
+    assert 0 < int(half.converged.sum()) < 10
+    assert len(slq(matrix, pairs=half, steps=5).atoms) == int(half.converged.sum())
+
+
+def test_an_invariant_subspace_ends_the_quadrature():
+    found = slq(symmetric(torch.tensor([2.0] * 20 + [-1.0] * 20)), vectors=3)
+    assert found.nodes.shape == (3, 40) and int((found.weights > 0).sum()) == 6
+    torch.testing.assert_close(found.weights.sum(1), torch.ones(3).double())
+    every = slq(torch.eye(5), pairs=lanczos(torch.eye(5), 5))
+    assert every.implied_trace()[0] == pytest.approx(5) and float(every.density.max()) == 0 and "5 atoms" in repr(every)
+
+
+def test_one_vector_has_no_band_and_weights_are_real():
+    """PyHessian's weights are complex, from eig in place of eigh, and one vector is its default."""
+    found = slq(symmetric(trained()), vectors=1)
+    assert found.low.isnan().all() and found.high.isnan().all() and math.isnan(found.implied_trace()[1])
+    assert found.weights.dtype == found.density.dtype == torch.float64 and bool((found.weights >= 0).all())
+
+
+def test_the_density_of_a_float32_operator():
+    """Another package's density crashed on one."""
+    exact, found = (slq(symmetric(trained()).to(kind), steps=40) for kind in (torch.float64, torch.float32))
+    assert w1(exact.density, found.density, exact.grid) < 0.01 * float(exact.grid[-1] - exact.grid[0])
+
+
+@pytest.mark.parametrize("settings", [{"vectors": 0}, {"steps": 0}, {"points": 100}])
+def test_bad_settings_of_a_density_are_refused(settings):
+    with pytest.raises(ValueError, match="vectors and steps must be >= 1 and points >= 2·steps, got"):
+        slq(torch.eye(3), **settings)
+    with pytest.raises(ValueError, match="a product with the operator is not finite"):
+        slq(torch.full((3, 3), math.nan))
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_a_loaded_density_is_what_was_saved(vectors, tmp_path):
+    matrix = symmetric(trained())
+    for pairs in (None, lanczos(matrix, 3)):
+        found = slq(matrix, vectors=vectors, steps=10, points=50, pairs=pairs)
+        again = load(found.save(tmp_path / "density.nc"))
+        assert same(found, again) and repr(again) == repr(found)
+
+
+@pytest.mark.parametrize("outliers", [0, 10])
+def test_pictures_of_a_density_show_its_numbers(outliers):
+    import matplotlib.pyplot as plt
+
+    matrix = symmetric(trained())
+    found = slq(matrix, steps=40, pairs=lanczos(matrix, outliers, tol=1e-6) if outliers else None)
+    ax = found.draw()
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    np.testing.assert_array_equal(lines["bulk"].get_ydata(), found.density)
+    assert ax.get_yscale() == "log" and ax.get_ylim()[0] == pytest.approx(found.one_eigenvalue / 3)
+    assert ax.get_xscale() == ("asinh" if outliers else "linear") and ax.get_ylabel() == "Density"
+    figure = found.plot()
+    traces = {trace.name: trace for trace in figure.data}
+    np.testing.assert_array_equal(traces["bulk"].y, found.density)
+    np.testing.assert_array_equal(traces["bulk"].customdata, found.grid)
+    assert figure.layout.yaxis.type == "log" and "95 % band" in traces
+    assert 10 ** figure.layout.yaxis.range[0] == pytest.approx(found.one_eigenvalue / 3)
+    assert ("10 outliers" in traces) == ("10 outliers" in lines) == bool(outliers)
+    if outliers:
+        np.testing.assert_array_equal(lines["10 outliers"].get_xdata(), found.atoms)
+        np.testing.assert_array_equal(traces["10 outliers"].customdata, found.atoms)
+        assert "10" in figure.layout.xaxis.ticktext and "asinh" in ax.get_xlabel()
+    without = slq(matrix, vectors=1, steps=40)
+    assert "95 % band" not in {trace.name for trace in without.plot().data} and without.draw()
+    plt.close("all")

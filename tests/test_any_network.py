@@ -1,0 +1,130 @@
+"""Networks that people bring go through every public call: torchvision's, recurrent ones, language models."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+import landscape
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+
+
+def images(n=4, size=32, classes=10):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 3, size, size, generator=generator), torch.randint(0, classes, (n,), generator=generator)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(5, 16, num_layers=2, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class LanguageModel(nn.Module):
+    """A small causal transformer whose head shares the embedding's weight; takes token ids by keyword."""
+
+    def __init__(self, tokens=23, width=32):
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+        layer = nn.TransformerEncoderLayer(width, 2, 48, dropout=0.1, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(width, tokens, bias=False)
+        self.head.weight = self.embedding.weight
+        self.unused = nn.Parameter(torch.ones(3))
+
+    def forward(self, *, ids):
+        mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1])
+        return self.head(self.encoder(self.embedding(ids), mask=mask, is_causal=True))
+
+
+def next_token(model, batch):
+    output = model(ids=batch["ids"])
+    targets = batch["ids"][:, 1:].masked_fill(batch["padding"][:, 1:], -100)
+    loss = F.cross_entropy(output[:, :-1].transpose(1, 2), targets, ignore_index=-100)
+    return loss, (targets >= 0).sum()
+
+
+def text():
+    generator = torch.Generator().manual_seed(0)
+    lengths = (7, 5)
+    return [
+        {
+            "ids": torch.randint(0, 23, (2, length), generator=generator),
+            "padding": torch.arange(length).expand(2, -1) >= length - torch.tensor([[0], [2]]),
+        }
+        for length in lengths
+    ]
+
+
+def sequences():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(6, 7, 5, generator=generator), torch.randint(0, 3, (6,), generator=generator)
+
+
+def vision_transformer():
+    return torchvision.models.VisionTransformer(
+        image_size=32, patch_size=4, num_layers=6, num_heads=4, hidden_dim=256, mlp_dim=1024, num_classes=10
+    )
+
+
+NETWORKS = {
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), images, {}),
+    "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), images, {}),
+    "vision transformer, 5 M": (vision_transformer, images, {}),
+    "LSTM": (Recurrent, sequences, {}),
+    "language model": (LanguageModel, text, {"objective": next_token}),
+}
+CALLS = {
+    "trace": lambda m, d, s: landscape.trace(m, d, max_samples=2, method="hutchinson", per_layer=True, **s),
+    "density": lambda m, d, s: landscape.density(m, d, k=0, vectors=1, steps=3, points=50, **s),
+    "top_eigenvalues": lambda m, d, s: landscape.top_eigenvalues(m, d, k=1, max_products=3, **s),
+    "line": lambda m, d, s: landscape.line(m, d, points=3, **s),
+    "surface": lambda m, d, s: landscape.surface(m, d, points=3, **s),
+    "plot_line": lambda m, d, s: landscape.plot_line(m, d, points=3, **s),
+    "plot_surface": lambda m, d, s: landscape.plot_surface(m, d, points=3, **s),
+    "average_sharpness": lambda m, d, s: landscape.average_sharpness(m, d, draws=2, radii=(0.1,), **s),
+    "worst_case_sharpness": lambda m, d, s: landscape.worst_case_sharpness(m, d, steps=1, radii=(0.1,), **s),
+    "Hessian": lambda m, d, s: (h := landscape.Hessian(m, d, **s)) @ torch.ones(h.shape[0]),
+}
+
+
+def finite(result):
+    if isinstance(result, torch.Tensor):
+        assert result.isfinite().all() and result.any()
+        return
+    numbers = [
+        getattr(result, name) for name in ("value", "loss", "values", "rise", "density") if hasattr(result, name)
+    ]
+    assert all(torch.as_tensor(number).isfinite().all() for number in numbers)
+    assert numbers or len(result.data)  # a plotly figure has traces
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_goes_through_every_call(name, call):
+    make, data, settings = NETWORKS[name]
+    torch.manual_seed(0)
+    finite(CALLS[call](make(), data(), settings))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "language model", "vision transformer, 5 M"])
+def test_products_with_them_are_second_differences(name):
+    """In float64, along one direction: an oracle that shares nothing with double backward."""
+    make, data, settings = NETWORKS[name]
+    torch.manual_seed(0)
+    model = make().double()
+    hessian = landscape.Hessian(model, data(), **settings)
+    names = hessian.coordinates.names
+    generator = torch.Generator().manual_seed(1)
+    v = torch.randn(hessian.shape[0], generator=generator, dtype=torch.float64)
+    v /= v.norm()
+    function, step = hessian.objective, 1e-4
+    slopes = [function.gradient(hessian.coordinates.unflatten(sign * step * v)) for sign in (1, -1)]
+    ahead, behind = (torch.cat([slope[n].flatten() for n in names]) for slope in slopes)
+    expected = (ahead - behind) / (2 * step)
+    assert float((hessian @ v - expected).norm() / expected.norm()) < 1e-5
