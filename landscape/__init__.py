@@ -3,10 +3,13 @@
 from .comparison import Comparison, compare
 from .curvature import Eigenvalues, density, top_eigenvalues, trace
 from .densities import Density
+from .measures import Sharpness, SharpnessTable, average_sharpness, sharpness, worst_case_sharpness
 from .operators import GGN, Hessian, Operator
+from .paths import Trajectory, trajectory
 from .results import Result, load, save_figure
-from .sharpness import Sharpness, average_sharpness, worst_case_sharpness
-from .surfaces import Line, Surface, line, plot_line, plot_surface, surface
+from .rounding import RoundingSharpness, rounding_sharpness
+from .scales import ScaleCurvature, curvature_at_scale
+from .surfaces import BatchNormCheck, Line, Surface, batchnorm_check, line, plot_line, plot_surface, surface
 from .traces import Trace
 
 __all__ = [
@@ -17,7 +20,10 @@ __all__ = [
     "trace",
     "top_eigenvalues",
     "density",
+    "curvature_at_scale",
     # sharpness
+    "sharpness",
+    "rounding_sharpness",
     "worst_case_sharpness",
     "average_sharpness",
     # surfaces
@@ -25,6 +31,8 @@ __all__ = [
     "surface",
     "plot_line",
     "plot_surface",
+    "trajectory",
+    "batchnorm_check",
     # several networks
     "compare",
     # results
@@ -35,7 +43,12 @@ __all__ = [
     "Eigenvalues",
     "Density",
     "Sharpness",
+    "SharpnessTable",
+    "RoundingSharpness",
+    "ScaleCurvature",
     "Line",
     "Surface",
+    "Trajectory",
+    "BatchNormCheck",
     "Comparison",
 ]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 _CPU_ELEMENTS = 200_000
 _ACCELERATOR_ROWS = 1024
 FOLDS = 16  # at most: parts of the data whose scatter tells the error over data
-_FOLD_ROWS = 32  # at least, where tensors are cut here: small batches cost time
+# Where tensors are cut here, so many parts for the sake of folds: fewer of small images, whose batches cost time.
+_PARTS, _FEW_PARTS, _PART_ROWS, _PART_ELEMENTS = 10, 5, 32, 50_000
 
 
 def source(model: nn.Module, data: Any, batch_size: int | None, device: torch.device) -> tuple[Iterable[Any], bool]:
@@ -41,8 +42,9 @@ def _chunks(x: Tensor, y: Tensor, batch_size: int | None, device: torch.device) 
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"data=(x, y) needs as many targets as inputs and at least one, got {len(x)} and {len(y)}")
     most = max(1, _CPU_ELEMENTS // x[0].numel()) if device.type == "cpu" else _ACCELERATOR_ROWS
-    rows = batch_size or min(most, max(_FOLD_ROWS, -(-len(x) // FOLDS)))
-    parts = -(-len(x) // rows)  # of nearly equal size: BatchNorm cannot be recomputed on a last batch of one
+    folds = min(_PARTS, len(x) // _PART_ROWS, max(_FEW_PARTS, x.numel() // _PART_ELEMENTS))
+    # of nearly equal size: BatchNorm cannot be recomputed on a last batch of one
+    parts = -(-len(x) // batch_size) if batch_size else max(-(-len(x) // most), folds, 1)
     # moved once: a probe lives on the CPU, and every pass reads it
     return list(zip(x.to(device).tensor_split(parts), y.to(device).tensor_split(parts), strict=True))
 

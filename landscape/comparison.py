@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .curvature import deflated_trace, eigenvalues_of
+from .measures import RADII, average_sharpness, worst_case_sharpness
 from .objective import BatchObjective, Loss, Objective
 from .operators import Hessian, Scaled
 from .results import Result
-from .sharpness import RADII, average_sharpness, worst_case_sharpness
 from .spectra import lanczos
 from .surfaces import Line, Surface, grid, line, surface
 from .timing import progress, stopwatch
@@ -49,7 +49,7 @@ class Measured:
     stderr: float = float("nan")
     parts: list[float] | None = None
     converged: bool = True
-    folds: tuple[list[float], list[float]] | None = None
+    folds: list[list[float]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,8 +239,14 @@ def compare(
         measured[name].append({quantity: list(astuple(number)) for quantity, number in found.items()})
     picture = settings | {"span": span, "seed": seed}
     firsts = {name: group[0] for name, group in groups.items() if points}
-    lines = {name: line(model, data, points=2 * points + 1, **picture) for name, model in firsts.items()}
-    surfaces = {name: surface(model, data, points=points, **picture) for name, model in firsts.items()}
+    # without their directions, which fill a file: the seed draws them again
+    lines = {
+        name: replace(line(model, data, points=2 * points + 1, **picture), directions={})
+        for name, model in firsts.items()
+    }
+    surfaces = {
+        name: replace(surface(model, data, points=points, **picture), directions={}) for name, model in firsts.items()
+    }
     about = _together(abouts) | {"seed": seed, "seconds": elapsed()}
     return Comparison(about, measured, lines, surfaces)
 
@@ -282,13 +288,13 @@ def _curvature(operator: Scaled | Hessian, units: str, rtol: float, seed: int) -
             trace.value,
             math.hypot(trace.stderr, 0 if math.isnan(trace.stderr_data) else trace.stderr_data),
             trace.samples.tolist(),
-            folds=(trace.fold_values.tolist(), shares),
+            folds=[trace.fold_values.tolist(), shares],
         ),
         f"lambda1_{units}": Measured(
             first,
             float(top.stderr_data[0]),
             converged=bool(top.converged[0]),
-            folds=(top.fold_values[:, 0].tolist(), shares),
+            folds=[top.fold_values[:, 0].tolist(), shares],
         ),
     }
     if units == "filter":

@@ -82,8 +82,8 @@ class Objective:
         batchnorm: ``"fixed"`` statistics, or ``"recomputed"`` by one pass over the data at every point.
         metrics: name → ``metric(output, target)``, a mean or one value per sample, measured beside the loss.
         precision: ``"fp32"`` (the model's own dtype), or ``"bf16"`` for forward passes under autocast.
-        batch_size: rows per batch, at most, where ``data`` is ``(x, y)``; default up to 200,000 input elements on a
-            CPU, 1,024 rows on an accelerator, and 16 batches where each has 32 rows.
+        batch_size: rows per batch, at most, where ``data`` is ``(x, y)``; default 200,000 input elements on a CPU
+            and 1,024 rows on an accelerator, but five to ten batches where each has 32 rows.
 
     Raises:
         ValueError: no probe, empty data, unknown settings, nothing trainable.
@@ -118,7 +118,8 @@ class Objective:
         self.device, self.dtype = reference.device, reference.dtype
         self.batchnorm, self.precision = batchnorm, precision
         self.metrics = dict(metrics or {})
-        self.batch_rows: list[int] = []  # known once the centre has been looked at
+        self.batch_rows: list[int] = []  # known, as are the weights, once the centre has been looked at
+        self.batch_weights: list[float] = []
         self.has_output = objective is None
         self._loss = loss
         self._classes_known = loss is None and objective is None
@@ -186,7 +187,10 @@ class Objective:
         with self.quiet(), torch.no_grad():
             if self.batchnorm == "recomputed":
                 live = live | self._recomputed_statistics(live)
-            return _together([self.loss(live, batch) for batch in self.batches()], self.same_order)
+            parts = [self.loss(live, batch) for batch in self.batches()]
+            if not self.batch_weights:
+                self.batch_weights = [float(part.weight) for part in parts]
+            return _together(parts, self.same_order)
 
     def gradient(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the gradient of the mean loss at centre + displacement. Cost: one gradient over the data."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from . import parallel
 from .batches import FOLDS
 from .coordinates import Coordinates
 from .objective import BatchObjective, Loss, Objective
@@ -91,8 +92,11 @@ class Hessian:
         self.products = 0
         self._inputs = None if at is None else _Inputs(self.objective, at)
         self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
-        self._kept: list[Graph] = []
-        self._weights: list[float] = []
+        self._kept: dict[int, Graph] = {}
+        self._weights = self.objective.batch_weights
+        self._mine = parallel.share(len(self._weights))
+        if parallel.size() > 1 and not self.objective.same_order:
+            raise ValueError("several processes need data in one order: pass (x, y) or a list of batches, not a loader")
         with self.objective.quiet(), torch.enable_grad():
             first = next(self.objective.batches())
             self.probe: Probe = probe(lambda batch: self._build(0, batch), first, self.device)
@@ -115,23 +119,22 @@ class Hessian:
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         columns = self._columns(vectors)
         total = torch.zeros(self.shape[0], len(columns), dtype=torch.float64, device=self.device)
-        for rows, image in self._images(columns):
+        for _fold, rows, image in self._images(columns):
             total[rows] += image
-        return (total / sum(self._weights)).to(self.dtype).reshape(vectors.shape)
+        return (parallel.sum_(total) / sum(self._weights)).to(self.dtype).reshape(vectors.shape)
 
     def by_fold(self, vectors: Tensor) -> Tensor:
         """Return A_f v for each fold f of the data, (folds, n) or (folds, n, k): their weighted mean is A v."""
         weights = self.fold_weights * sum(self._weights)
-        columns, folds = self._columns(vectors), self._folds()
+        columns = self._columns(vectors)
         images = torch.zeros(len(weights), self.shape[0], len(columns), dtype=torch.float64, device=self.device)
-        for number, (rows, image) in enumerate(self._images(columns)):
-            images[folds[number], rows] += image
-        return (images / weights[:, None, None]).reshape(-1, *vectors.shape)
+        for fold, rows, image in self._images(columns):
+            images[fold, rows] += image
+        return (parallel.sum_(images) / weights[:, None, None]).reshape(-1, *vectors.shape)
 
     @property
     def fold_weights(self) -> Tensor:
-        """The folds' shares of the data, (folds,) float64: up to 16 groups of batches in their order."""
-        self._know_weights()
+        """The folds' shares of the data, (folds,) float64: groups of batches, one if their order may change."""
         sums = torch.zeros(max(self._folds()) + 1, dtype=torch.float64)
         sums.index_add_(0, torch.tensor(self._folds()), torch.tensor(self._weights, dtype=torch.float64))
         return (sums / sums.sum()).to(self.device)
@@ -167,31 +170,32 @@ class Hessian:
             raise ValueError(f"vectors must have shape ({n},) or ({n}, k), got {tuple(vectors.shape)}")
         return vectors.to(self.device, self.dtype).reshape(n, -1).unbind(1)
 
-    def _images(self, columns: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
-        """Yield for each batch the coordinates that it concerns and weight·A_batch·v there, (rows, k)."""
-        n = self.shape[0]
+    def _images(self, columns: Sequence[Tensor]) -> Iterator[tuple[int, slice, Tensor]]:
+        """Yield for each batch its fold, the coordinates that it concerns, and weight·A_batch·v there, (rows, k)."""
+        n, folds = self.shape[0], self._folds()
         self.products += len(columns)
         with self.objective.quiet(), torch.enable_grad():
-            for number, graph in enumerate(self._graphs()):
+            for number, graph in self._graphs():
                 rows, parts = slice(0, n), [list(self.coordinates.unflatten(column).values()) for column in columns]
                 if self._inputs:
                     rows, parts = self._inputs.rows[number], [self._inputs.cut(number, c) for c in columns]
                 images = [torch.cat([part.reshape(-1) for part in graph.product(v)]) for v in parts]
-                yield rows, torch.stack(images, dim=1)
+                yield folds[number], rows, torch.stack(images, dim=1)
 
-    def _graphs(self) -> Iterator[Graph]:
-        """Yield a graph per batch: those kept, and others built anew."""
-        if self._kept and len(self._kept) == len(self._weights):
-            yield from self._kept
+    def _graphs(self) -> Iterator[tuple[int, Graph]]:
+        """Yield number and graph of each batch of this process: graphs kept, and others built anew."""
+        if len(self._kept) == len(self._mine):
+            yield from self._kept.items()
             return
-        kept, weights, room = list(self._kept), [], self._room()
+        kept, room = dict(self._kept), self._room()
         for number, batch in enumerate(self.objective.batches()):
-            graph = kept[number] if number < len(kept) else self._build(number, batch)
-            weights.append(graph.weight)
-            if number >= len(kept) and number < room:
-                kept.append(graph)
-            yield graph
-        self._kept, self._weights = kept, weights  # only now: an interrupted product leaves nothing half done
+            if number not in self._mine:
+                continue
+            graph = kept[number] if number in kept else self._build(number, batch)
+            if number in room:
+                kept[number] = graph
+            yield number, graph
+        self._kept = kept  # only now: an interrupted product leaves nothing half done
 
     def _build(self, number: int, batch: Any) -> Graph:
         if self._inputs:
@@ -200,29 +204,26 @@ class Hessian:
         leaves = [leaf.detach().clone().requires_grad_() for leaf in self.objective.live().values()]
         return self._graph(self.objective, dict(zip(self.objective.live(), leaves, strict=True)), leaves, batch)
 
-    def _room(self) -> int:
-        """Count the batches whose graphs fit in memory; all or none where their order may change."""
+    def _room(self) -> Sequence[int]:
+        """Return the batches of this process whose graphs fit in memory; all or none where their order may change."""
         rows = self.objective.batch_rows
         used, room = 0.0, 0
-        while room < len(rows) and (used := used + rows[room] * self.probe.graph_bytes) <= self.memory:
-            room += 1
-        return room if room == len(rows) or self.objective.same_order else 0
+        for number in self._mine:
+            used += rows[number] * self.probe.graph_bytes
+            room += used <= self.memory
+        return self._mine[:room] if room == len(self._mine) or self.objective.same_order else ()
 
     def _share_kept(self) -> float:
         rows = self.objective.batch_rows
-        return sum(rows[: self._room()]) / sum(rows)
+        return sum(rows[number] for number in self._room()) / sum(rows[number] for number in self._mine)
 
     def _folds(self) -> list[int]:
         """Give each batch its fold."""
         batches = len(self.objective.batch_rows)
         most = min(FOLDS, batches, int(_FOLD_BYTES / (8 * self.shape[0])))
-        folds = most if most >= 4 and not self._inputs else 1  # a scatter of two or three says nothing
+        alone = self._inputs or not self.objective.same_order
+        folds = most if most >= 4 and not alone else 1  # a scatter of two or three says nothing
         return [number * folds // batches for number in range(batches)]
-
-    def _know_weights(self) -> None:
-        if not self._weights:
-            self @ torch.zeros(self.shape[0], device=self.device)
-            self.products -= 1
 
 
 class GGN(Hessian):

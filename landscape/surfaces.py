@@ -1,21 +1,23 @@
-"""Loss and accuracy along one direction or over a plane through a network."""
+"""Loss, accuracy and metrics along one direction or over a plane through a network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .coordinates import Point
-from .directions import NORMALIZATIONS, checked_direction, direction_to, random_direction
-from .objective import BatchObjective, Loss, Objective
+from .directions import Directions, prepared, stacked
+from .objective import BatchObjective, Loss
 from .results import Result
-from .timing import progress, stopwatch
+from .tiles import COLUMNS, FAILED, TILE, Spline, Survey, adaptive_plan, bf16_error, known_batch_size, open_tiles, rings
+from .timing import stopwatch
 
-Directions = str | nn.Module | Point | Sequence[nn.Module | Point]
+Span = float | tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +25,33 @@ class Line(Result):
     """Loss and accuracy along a direction.
 
     Attributes:
-        alphas: (points,) steps in units of the direction; the middle one is zero, the model itself.
+        alphas: (points,) steps in units of the direction; the model itself is at zero.
         loss, accuracy: (points,) float64; NaN and inf stay what they are.
+        stderr: (points,) standard error, over the data, of the loss's difference to the model's.
+        status: (points,) int8: 0 pending, 1 computed, 2 interpolated, 3 failed (not finite, or it raised an error).
+        metrics: name → (points,).
+        directions: name → (1, *shape), the direction; see `direction`.
     """
 
     alphas: Tensor
     loss: Tensor
     accuracy: Tensor
-    dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(("alphas", "loss", "accuracy"), ("alpha",))
+    stderr: Tensor | None = None
+    status: Tensor | None = None
+    metrics: Point = field(default_factory=dict)
+    directions: Point = field(default_factory=dict)
+    dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
+        ("alphas", "loss", "accuracy", "stderr", "status"), ("alpha",)
+    )
+
+    @property
+    def centre(self) -> int | None:
+        """Where the model itself stands in the arrays, if it does."""
+        return _zero(self.alphas)
+
+    def direction(self, axis: int = 0) -> Point:
+        """Give the direction, name → tensor."""
+        return {name: stack[axis] for name, stack in self.directions.items()}
 
     def plot(self, value: str = "loss", *, log: bool = False) -> Any:
         """Draw the curve as an interactive plotly figure."""
@@ -45,10 +66,7 @@ class Line(Result):
         return paper.lines({"": self}, ax, value=value, log=log)
 
     def __repr__(self) -> str:
-        middle = len(self.alphas) // 2
-        return (
-            f"Line({len(self.alphas)} points, loss {float(self.loss[middle]):.4g} at the centre, {_range(self.loss)})"
-        )
+        return f"Line({len(self.alphas)} points, {_told(self.loss, self.centre)})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +75,35 @@ class Surface(Result):
 
     Attributes:
         alphas, betas: (points,) steps in units of the first and the second direction.
-        loss, accuracy: (points, points) float64, ``loss[i, j]`` at ``alphas[i]``, ``betas[j]``.
+        loss, accuracy: (alphas, betas) float64, ``loss[i, j]`` at ``alphas[i]``, ``betas[j]``.
+        stderr: (alphas, betas) standard error, over the data, of the loss's difference to the model's; NaN where
+            interpolated.
+        status: (alphas, betas) int8: 0 pending, 1 computed, 2 interpolated, 3 failed (not finite, or it raised).
+        metrics: name → (alphas, betas).
+        directions: name → (2, *shape), the two directions; see `direction`. They need not be orthogonal.
     """
 
     alphas: Tensor
     betas: Tensor
     loss: Tensor
     accuracy: Tensor
-    dims: ClassVar[dict[str, tuple[str, ...]]] = {
-        "alphas": ("alpha",),
-        "betas": ("beta",),
-        "loss": ("alpha", "beta"),
-        "accuracy": ("alpha", "beta"),
-    }
+    stderr: Tensor | None = None
+    status: Tensor | None = None
+    metrics: Point = field(default_factory=dict)
+    directions: Point = field(default_factory=dict)
+    dims: ClassVar[dict[str, tuple[str, ...]]] = {"alphas": ("alpha",), "betas": ("beta",)} | dict.fromkeys(
+        ("loss", "accuracy", "stderr", "status"), ("alpha", "beta")
+    )
+
+    @property
+    def centre(self) -> tuple[int, int] | None:
+        """Where the model itself stands in the arrays, if it does."""
+        i, j = _zero(self.alphas), _zero(self.betas)
+        return None if i is None or j is None else (i, j)
+
+    def direction(self, axis: int = 0) -> Point:
+        """Give the direction of an axis, name → tensor."""
+        return {name: stack[axis] for name, stack in self.directions.items()}
 
     def plot(self, value: str = "loss", *, log: bool = False) -> Any:
         """Draw the surface in interactive 3-D with contours (plotly)."""
@@ -84,16 +118,16 @@ class Surface(Result):
         return paper.contours(self, ax, value=value, levels=levels)
 
     def __repr__(self) -> str:
-        points, middle = len(self.alphas), len(self.alphas) // 2
-        centre = float(self.loss[middle, middle])
-        return f"Surface({points}×{points} points, loss {centre:.4g} at the centre, {_range(self.loss)})"
+        error = self.about.get("interpolation_error")
+        told = "" if error is None else f", {self.about['evaluated']} evaluated, interpolated to {100 * error:.2g} %"
+        return f"Surface({len(self.alphas)}×{len(self.betas)} points{told}, {_told(self.loss, self.centre)})"
 
 
 def line(
     model: nn.Module,
     data: Any = None,
     *,
-    span: float = 1.0,
+    span: Span = 1.0,
     points: int = 51,
     directions: Directions = "random",
     normalize: str = "filter",
@@ -102,42 +136,58 @@ def line(
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
+    metrics: Mapping[str, Loss] | None = None,
+    precision: str = "fp32",
+    batch_size: int | str | None = None,
+    path: str | Path | None = None,
 ) -> Line:
-    """Measure loss and accuracy from −span to span along a direction through the model.
+    """Measure loss, accuracy and metrics along a direction through the model.
+
+    ``line(a, directions=b, span=(0, 1))`` goes from one network to another and ends exactly at both.
 
     Args:
         model: any network; not touched.
         data: ``(x, y)`` or batches; default ``model.probe``.
-        span: half the length of the line, in units of the (normalised) direction.
-        points: odd, so that the middle one is the model exactly.
-        directions: ``"random"``, a direction (name → tensor; missing names stay), or another network, which then lies
-            at +1. Between quantized networks only what varies moves: steps and clips stay those of ``model``.
-        normalize: ``"filter"``, ``"layer"`` or ``"none"``, for random directions; others are walked as they are.
+        span: half the length of the line, in units of the (normalised) direction, or its two ends.
+        points: where span is a number odd, so that the middle one is the model exactly.
+        directions: ``"random"``; ``"gradient"`` (one unit is a step at learning rate 1); ``"eigenvectors"`` of the
+            Hessian, or a result of `top_eigenvalues`; a direction (name → tensor; missing names stay); or another
+            network, which then lies at 1. Between quantized networks only what varies moves: steps and clips stay
+            those of ``model``. Only random directions are rescaled.
+        normalize: ``"filter"``, ``"layer"`` or ``"none"``, for random directions.
         batchnorm: ``"fixed"`` statistics or ``"recomputed"`` at every point by one pass over the data; default
-            recomputed between networks, fixed otherwise.
+            recomputed between networks, fixed otherwise; `batchnorm_check` shows the difference.
         space: ``"quantized"`` (default) or ``"latent"``, where a quantized network's line is a staircase.
         seed: of the random direction.
-        loss, objective: see `Objective`.
+        loss, objective, metrics, precision: see `Objective`; bf16's difference to fp32 is measured at five points.
+        batch_size: rows per batch where data is ``(x, y)``, or ``"fastest"`` for what a short measurement finds.
+        path: folder that keeps every finished tile of 16 points; a second call goes on from there.
 
     Raises:
-        ValueError: points even or < 3, span ≤ 0, unknown settings, a direction that does not fit, bad data.
+        ValueError: points even or < 3, span ≤ 0, unknown settings, a direction that does not fit, bad data, a path
+            that holds something else.
 
     Cost: one forward pass over the data per point (two with recomputed statistics).
     """
     elapsed = stopwatch()
-    function, steps = _prepared(model, data, 1, directions, normalize, batchnorm, space, seed, loss, objective)
     alphas = grid(span, points)
-    values = _evaluated(function, steps, alphas[:, None])
-    about = _about(function, directions, normalize, seed, len(alphas), elapsed())
-    return Line(about, alphas, values[:, 0], values[:, 1])
+    settings = {"data": data, "loss": loss, "objective": objective, "space": space, "batchnorm": batchnorm}
+    settings |= {"metrics": metrics, "precision": precision, "batch_size": known_batch_size(path, batch_size)}
+    function, steps, about = prepared(model, settings, directions, 1, normalize, seed)
+    survey = Survey(function, steps, alphas[:, None])
+    plan = rings(alphas, torch.zeros(1))
+    for _ in survey.run(plan, open_tiles(path, survey, about), -(-len(alphas) // TILE)):
+        pass
+    about = _about(survey, about, elapsed())
+    return Line(about, alphas, **_fields(survey, (len(alphas),)), directions=stacked(steps))
 
 
 def surface(
     model: nn.Module,
     data: Any = None,
     *,
-    span: float = 1.0,
-    points: int = 25,
+    span: Span | tuple[Span, Span] = 1.0,
+    points: int | tuple[int, int] = 25,
     directions: Directions = "random",
     normalize: str = "filter",
     batchnorm: str | None = None,
@@ -145,33 +195,65 @@ def surface(
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
+    metrics: Mapping[str, Loss] | None = None,
+    precision: str = "fp32",
+    batch_size: int | str | None = None,
+    adaptive: bool = False,
+    tolerance: float = 0.01,
+    path: str | Path | None = None,
+    watch: Callable[[Surface], Any] | None = None,
 ) -> Surface:
-    """Measure loss and accuracy over the square of ±span spanned by two directions through the model.
+    """Measure loss, accuracy and metrics over a rectangle spanned by two directions through the model.
 
     Args:
         model: any network; not touched.
         data: ``(x, y)`` or batches; default ``model.probe``.
-        span: half the side of the square, in units of the (normalised) directions.
-        points: per side, odd, so that the middle one is the model exactly.
-        directions: ``"random"``, or a pair, each a direction (name → tensor) or another network, which then lies at +1.
-        normalize: ``"filter"``, ``"layer"`` or ``"none"``, for random directions; others are walked as they are.
-        batchnorm: ``"fixed"`` or ``"recomputed"`` (see `line`).
-        space: ``"quantized"`` (default) or ``"latent"``.
-        seed: of the random directions.
-        loss, objective: see `Objective`.
+        span: half the side of the square, in units of the directions; or the two ends of both axes; or a pair of
+            either, for each axis its own.
+        points: per side, or a pair; odd where span is a number, so that the middle one is the model exactly.
+        directions: ``"random"``, ``"gradient"`` or ``"eigenvectors"`` (the top two), or a pair of what `line` takes.
+            Two networks give the plane through all three, at (0, 0), (1, 0) and (0, 1): its axes are oblique. A
+            `Trajectory` gives its plane.
+        normalize, batchnorm, space, seed, loss, objective, metrics, precision, batch_size: see `line`.
+        adaptive: measure where the surface bends and interpolate the rest (``status`` says which).
+            ``about["interpolation_error"]`` is the largest error that was seen: at the last 80 points, each predicted
+            before it was measured (they decide when to stop), or at a measured point left out; a stair between two
+            points may be missed. Accuracy and metrics are interpolated too, their errors
+            (``about["interpolation_errors"]``) are not controlled.
+        tolerance: of the interpolation, as a share of the range of the log-loss.
+        path: folder that keeps every finished tile of 16 points: a kill loses the tile in progress, and a second call
+            goes on from there. Without it, an interrupted surface is lost.
+        watch: called with the unfinished surface after each tile; what it raises stops the measurement.
 
     Raises:
-        ValueError: points even or < 3, span ≤ 0, unknown settings, directions that do not fit, bad data.
+        ValueError: points even or < 3, span ≤ 0, unknown settings, directions that do not fit, bad data, a path that
+            holds something else.
 
-    Cost: points² forward passes over the data (twice that with recomputed statistics).
+    Cost: one forward pass over the data per point (two with recomputed statistics). Adaptive, 10 % of 51 × 51 points
+        were enough for a float network, 15–25 % for a W4A4 one; stairs (W2A2 on few data) take all of them.
     Source: Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets".
     """
     elapsed = stopwatch()
-    function, steps = _prepared(model, data, 2, directions, normalize, batchnorm, space, seed, loss, objective)
-    axis = grid(span, points)
-    values = _evaluated(function, steps, torch.cartesian_prod(axis, axis)).view(points, points, 2)
-    about = _about(function, directions, normalize, seed, points**2, elapsed())
-    return Surface(about, axis, axis.clone(), values[..., 0], values[..., 1])
+    alphas, betas = _axes(span, points)
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must be > 0 and < 1, a share of the range of the log-loss, got {tolerance}")
+    settings = {"data": data, "loss": loss, "objective": objective, "space": space, "batchnorm": batchnorm}
+    settings |= {"metrics": metrics, "precision": precision, "batch_size": known_batch_size(path, batch_size)}
+    function, steps, about = prepared(model, settings, directions, 2, normalize, seed)
+    survey = Survey(function, steps, torch.cartesian_prod(alphas, betas))
+    plan = adaptive_plan(survey, alphas, betas, tolerance) if adaptive else rings(alphas, betas)
+    tiles = open_tiles(path, survey, about | {"tolerance": tolerance if adaptive else None})
+    shape, directions_kept = (len(alphas), len(betas)), stacked(steps)
+
+    def found(about: dict[str, Any]) -> Surface:
+        return Surface(about, alphas, betas, **_fields(survey, shape), directions=directions_kept)
+
+    for _ in survey.run(plan, tiles, None if adaptive else -(-len(survey.status) // TILE)):
+        if watch is not None:
+            watch(found(function.about(**about)))
+    if "interpolation_error" in survey.about:
+        Spline(survey, shape).fill()
+    return found(_about(survey, about, elapsed()))
 
 
 def plot_line(model: nn.Module, data: Any = None, **settings: Any) -> Any:
@@ -184,61 +266,16 @@ def plot_surface(model: nn.Module, data: Any = None, **settings: Any) -> Any:
     return surface(model, data, **settings).plot()
 
 
-def _prepared(
-    model: nn.Module,
-    data: Any,
-    count: int,
-    directions: Directions,
-    normalize: str,
-    batchnorm: str | None,
-    space: str | None,
-    seed: int,
-    loss: Loss | None,
-    objective: BatchObjective | None,
-) -> tuple[Objective, list[Point]]:
-    """Build the objective and as many directions as the picture has axes."""
-    given = [directions] if isinstance(directions, nn.Module | dict | str) else list(directions)
-    between = any(isinstance(part, nn.Module) for part in given)
-    policy = batchnorm or ("recomputed" if between else "fixed")
-    function = Objective(model, data, loss=loss, objective=objective, space=space, batchnorm=policy)
-    if normalize not in NORMALIZATIONS:
-        raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}")
-    if given == ["random"]:
-        # seeds of the axes are spread out, so that seed=1 does not share a direction with seed=0
-        steps = [random_direction(function.coordinates, seed * 1_000_003 + axis, normalize) for axis in range(count)]
-    elif len(given) != count or any(isinstance(part, str) for part in given):
-        raise ValueError(f'directions must be "random" or {count} of directions and networks, got {_shown(directions)}')
-    else:
-        steps = [_step(function, part) for part in given]
-    function.centre()
-    return function, steps
-
-
-def _step(function: Objective, part: Any) -> Point:
-    if isinstance(part, nn.Module):
-        return direction_to(function.coordinates, part)
-    return checked_direction(function.coordinates, part)
-
-
-def _evaluated(function: Objective, steps: list[Point], coefficients: Tensor) -> Tensor:
-    """Return (points, 2) losses and accuracies on the CPU; fetched once, so that an accelerator never waits."""
-    values = []
-    with function.quiet():
-        for row in progress(coefficients.tolist(), "points"):
-            values.append(torch.stack(function.evaluate(_combined(steps, row))[:2]))
-        return torch.stack(values).cpu()
-
-
-def _combined(steps: list[Point], coefficients: list[float]) -> Point:
-    total: Point = {}
-    for step, coefficient in zip(steps, coefficients, strict=True):
-        for name, part in step.items():
-            total[name] = total[name] + coefficient * part if name in total else coefficient * part
-    return total
-
-
-def grid(span: float, points: int) -> Tensor:
-    """Return the steps −span…span, the middle one exactly zero."""
+def grid(span: Span, points: int) -> Tensor:
+    """Return the steps −span…span, the middle one exactly zero; or those between two ends, zero exactly zero."""
+    if isinstance(span, tuple | list):
+        if len(span) != 2 or not -float("inf") < span[0] < span[1] < float("inf"):
+            raise ValueError(f"span must be a number > 0 or two finite ends, the lower one first, got {span}")
+        if not isinstance(points, int) or points < 2:
+            raise ValueError(f"points must be >= 2 between two ends, got {points}")
+        steps = torch.arange(points, dtype=torch.float64) / (points - 1)
+        alphas = span[0] * (1 - steps) + span[1] * steps  # both ends exactly
+        return torch.where(alphas.abs() < 1e-12 * (span[1] - span[0]), 0.0, alphas)
     if not span > 0 or span == float("inf"):
         raise ValueError(f"span must be > 0 and finite, got {span}")
     if not isinstance(points, int) or points < 3 or points % 2 == 0:
@@ -247,29 +284,85 @@ def grid(span: float, points: int) -> Tensor:
     return half * (span / (points // 2))
 
 
-def _about(
-    function: Objective, directions: Directions, normalize: str, seed: int, points: int, seconds: float
-) -> dict[str, Any]:
-    random = isinstance(directions, str)
-    passes = points * (2 if function.batchnorm == "recomputed" else 1)
-    return function.about(
-        directions=f"random, {normalize} normalisation" if random else _shown(directions),
-        seed=seed if random else None,
-        forward_passes=passes,
-        seconds=seconds,
+def _axes(span: Any, points: Any) -> tuple[Tensor, Tensor]:
+    own = isinstance(span, tuple | list) and any(isinstance(part, tuple | list) for part in span)
+    spans = span if own else (span, span)
+    counts = points if isinstance(points, tuple | list) else (points, points)
+    if len(spans) != 2 or len(counts) != 2:
+        raise ValueError(f"span and points must be one for both axes or a pair, got {span} and {points}")
+    return grid(spans[0], counts[0]), grid(spans[1], counts[1])
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNormCheck(Result):
+    """The loss at five points of a random line, under both policies for BatchNorm's statistics.
+
+    Attributes:
+        alphas: (5,) steps in units of the direction.
+        fixed, recomputed: (5,) losses with the model's own statistics, and with those of one pass at each point.
+    """
+
+    alphas: Tensor
+    fixed: Tensor
+    recomputed: Tensor
+    dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(("alphas", "fixed", "recomputed"), ("alpha",))
+
+    def __repr__(self) -> str:
+        rows = zip(*(values.tolist() for values in (self.alphas, self.fixed, self.recomputed)), strict=True)
+        told = "; ".join(f"{alpha:g}: {fixed:.4g}, {fresh:.4g}" for alpha, fixed, fresh in rows)
+        return f"BatchNormCheck(step: loss with fixed, with recomputed statistics: {told})"
+
+
+def batchnorm_check(
+    model: nn.Module, data: Any = None, *, span: float = 1.0, seed: int = 0, **settings: Any
+) -> BatchNormCheck:
+    """Show what the policy for BatchNorm's statistics does to a surface, at five points of a random line.
+
+    At step 0 the two differ by how far the running statistics are from those of ``data``. Away from it fixed
+    statistics no longer fit the moved weights; which of the two is meant is the caller's choice.
+
+    Args:
+        model, data, span, seed: see `line`.
+        settings: others of `line`, but for ``batchnorm``.
+
+    Cost: 15 forward passes.
+    """
+    fixed, fresh = (
+        line(model, data, points=5, span=span, seed=seed, batchnorm=policy, **settings)
+        for policy in ("fixed", "recomputed")
     )
+    about = fixed.about | {"batchnorm": "fixed and recomputed"}
+    return BatchNormCheck(about, fixed.alphas, fixed.loss, fresh.loss)
 
 
-def _shown(directions: Directions) -> str:
-    if isinstance(directions, str):
-        return repr(directions)
-    parts = [directions] if isinstance(directions, nn.Module | dict) else list(directions)
-    return " and ".join("towards a network" if isinstance(part, nn.Module) else "given" for part in parts)
+def _fields(survey: Survey, shape: tuple[int, ...]) -> dict[str, Any]:
+    columns = [column.reshape(shape).clone() for column in survey.values.T]
+    names = list(survey.function.metrics)
+    return dict(zip(COLUMNS, columns, strict=False)) | {
+        "status": survey.status.view(shape).clone(),
+        "metrics": dict(zip(names, columns[len(COLUMNS) :], strict=True)),
+    }
 
 
-def _range(values: Tensor) -> str:
+def _about(survey: Survey, about: dict[str, Any], seconds: float) -> dict[str, Any]:
+    found = survey.function.about(**about) | survey.about
+    passes = found["evaluated"] * (2 if survey.function.batchnorm == "recomputed" else 1)
+    if failed := int((survey.status == FAILED).sum()):
+        found["failed"] = failed
+    if survey.function.precision == "bf16":
+        found["bf16_error"] = bf16_error(survey)
+    return found | {"forward_passes": passes, "seconds": seconds}
+
+
+def _zero(axis: Tensor) -> int | None:
+    middle = int(axis.abs().argmin())
+    return middle if axis[middle] == 0 else None
+
+
+def _told(values: Tensor, centre: Any) -> str:
+    at = "" if centre is None else f"loss {float(values[centre]):.4g} at the centre, "
     finite = values[values.isfinite()]
-    gaps = len(values.flatten()) - len(finite)
     if not len(finite):
-        return "no finite value"
-    return f"{float(finite.min()):.4g}…{float(finite.max()):.4g}" + (f", {gaps} not finite" if gaps else "")
+        return f"{at}no finite value"
+    gaps = values.numel() - len(finite)
+    return f"{at}{float(finite.min()):.4g}…{float(finite.max()):.4g}" + (f", {gaps} not finite" if gaps else "")

@@ -1,5 +1,7 @@
 """Networks that people bring go through every public call: torchvision's, recurrent ones, language models."""
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -72,6 +74,14 @@ def vision_transformer():
     )
 
 
+def shaken(model):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return other
+
+
 NETWORKS = {
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), images, {}),
     "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), images, {}),
@@ -87,21 +97,30 @@ CALLS = {
     "surface": lambda m, d, s: landscape.surface(m, d, points=3, **s),
     "plot_line": lambda m, d, s: landscape.plot_line(m, d, points=3, **s),
     "plot_surface": lambda m, d, s: landscape.plot_surface(m, d, points=3, **s),
+    "adaptive": lambda m, d, s: landscape.surface(m, d, points=5, adaptive=True, tolerance=0.3, **s),
+    "trajectory": lambda m, d, s: landscape.trajectory(m, [shaken(m) for _ in range(3)], d, **s),
+    "batchnorm_check": lambda m, d, s: landscape.batchnorm_check(m, d, **s),
+    "curvature_at_scale": lambda m, d, s: landscape.curvature_at_scale(m, d, draws=2, ladder=False, **s),
+    "rounding_sharpness": lambda m, d, s: landscape.rounding_sharpness(m, d, bits=(4,), draws=2, **s),
+    "sharpness": lambda m, d, s: landscape.sharpness(m, d, measures=["worst case, plain", "rounding noise"], **s),
+    "compare": lambda m, d, s: landscape.compare({"a": m}, d, points=0, radii=(0.1,), **s),
     "average_sharpness": lambda m, d, s: landscape.average_sharpness(m, d, draws=2, radii=(0.1,), **s),
     "worst_case_sharpness": lambda m, d, s: landscape.worst_case_sharpness(m, d, steps=1, radii=(0.1,), **s),
     "Hessian": lambda m, d, s: (h := landscape.Hessian(m, d, **s)) @ torch.ones(h.shape[0]),
 }
 
 
+NUMBERS = ("value", "loss", "values", "rise", "density", "recomputed", "curvature")
+
+
 def finite(result):
     if isinstance(result, torch.Tensor):
         assert result.isfinite().all() and result.any()
         return
-    numbers = [
-        getattr(result, name) for name in ("value", "loss", "values", "rise", "density") if hasattr(result, name)
-    ]
-    assert all(torch.as_tensor(number).isfinite().all() for number in numbers)
-    assert numbers or len(result.data)  # a plotly figure has traces
+    numbers = [torch.as_tensor(vars(result)[name]) for name in NUMBERS if name in vars(result)]
+    assert all(number.isfinite().all() for number in numbers)
+    rows = getattr(result, "rows", None) or getattr(result, "data", ())
+    assert numbers or len(rows)  # a table has rows, a plotly figure traces
 
 
 @pytest.mark.parametrize("call", CALLS)

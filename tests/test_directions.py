@@ -1,10 +1,18 @@
 import pytest
 import torch
-from networks import convolutional, perceptron, quantized
+from networks import RAGGED, convolutional, perceptron, quantized
 from torch import nn
 
+from landscape import Hessian, top_eigenvalues
 from landscape.coordinates import coordinates
-from landscape.directions import checked_direction, direction_to, random_direction
+from landscape.directions import (
+    checked_direction,
+    direction_to,
+    eigenvector,
+    fingerprint,
+    principal_directions,
+    random_direction,
+)
 
 
 def rows(tensor):
@@ -80,3 +88,66 @@ def test_directions_that_do_not_fit_are_refused():
         checked_direction(centre, {"0.bias": torch.zeros(3)})
     with pytest.raises(ValueError, match="random directions move nothing"):
         random_direction(coordinates(nn.BatchNorm1d(3)), 0)
+
+
+def test_packed_q_k_and_v_are_three_layers():
+    attention = nn.MultiheadAttention(4, 2).double()
+    with torch.no_grad():
+        attention.in_proj_weight[:4] *= 10
+        attention.in_proj_weight[8:] = 0
+    step = random_direction(coordinates(attention), 0, "layer")["in_proj_weight"]
+    for part, weight in zip(step.chunk(3), attention.in_proj_weight.detach().chunk(3), strict=True):
+        torch.testing.assert_close(part.norm(), weight.norm())
+    assert step[:4].any() and not step[8:].any() and step.isfinite().all()
+
+
+def test_ml_and_pl_random_directions_have_no_sign_and_no_common_part():
+    # drawn uniformly on [0, 1], two "random" directions of a peer have cosine 0.75
+    steps = [random_direction(coordinates(nn.Linear(100, 40).double()), seed)["weight"] for seed in range(6)]
+    units = torch.stack([step.flatten() / step.norm() for step in steps])
+    cosines = units @ units.T - torch.eye(6).double()
+    assert float(cosines.abs().max()) < 0.1 and all(0.4 < float((step > 0).double().mean()) < 0.6 for step in steps)
+
+
+@pytest.mark.parametrize("units", ["raw", "filter"])
+def test_an_eigenvector_is_walked_in_weights(units):
+    model = convolutional()
+    found = top_eigenvalues(model, RAGGED, k=2, tol=1e-9, units=units)
+    centre = coordinates(model)
+    step = centre.flatten(eigenvector(centre, found, 1))
+    hessian = Hessian(model, RAGGED)
+    if units == "raw":
+        torch.testing.assert_close(step, centre.flatten(found.vector(1)))
+        torch.testing.assert_close(hessian @ step, found.values[1] * step, rtol=0, atol=1e-6 * float(found.values[0]))
+    else:  # v'DHDv = (Dv)'H(Dv)
+        torch.testing.assert_close(step @ (hessian @ step), found.values[1], rtol=1e-6, atol=0)
+
+
+def test_principal_directions_are_the_top_singular_vectors():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4, 10, generator=generator, dtype=torch.float64)
+    points = [{"a": row[:6].view(2, 3), "b": row[6:]} for row in rows]
+    found, shares = principal_directions(points, 3)
+    _, s, v = torch.linalg.svd(rows, full_matrices=False)
+    torch.testing.assert_close(shares, s.square() / s.square().sum())
+    flat = torch.stack([torch.cat([step["a"].flatten(), step["b"]]) for step in found])
+    torch.testing.assert_close((flat @ v.T).abs(), torch.eye(3, 4).double(), rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="the checkpoints span 4 dimensions, and 5 are needed"):
+        principal_directions(points, 5)
+
+
+def test_eigenvectors_that_do_not_fit_are_refused():
+    model = quantized("W4A4")
+    found = top_eigenvalues(model, RAGGED, k=1, max_products=5)
+    with pytest.raises(ValueError, match="directions need eigenvector 2, but the result has 1: raise k"):
+        eigenvector(coordinates(model), found, 1)
+    with pytest.raises(ValueError, match="found in quantized space, the surface is in latent: pass space="):
+        eigenvector(coordinates(model, "latent"), found, 0)
+
+
+def test_a_fingerprint_sees_every_bit_and_name():
+    here = {"a": torch.ones(2, 3), "b": torch.zeros(())}
+    others = [{"a": torch.ones(3, 2), "b": here["b"]}, {"c": here["a"], "b": here["b"]}, here | {"b": -here["b"]}]
+    others += [here | {"a": torch.ones(2, 3) + 2**-23}, {"a": here["a"]}, here | {"a": torch.ones(2, 3).double()}]
+    assert len({fingerprint(point) for point in [here, *others]}) == 7
+    assert fingerprint(dict(reversed(here.items()))) == fingerprint(here)

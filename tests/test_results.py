@@ -4,7 +4,22 @@ import pytest
 import torch
 from networks import RAGGED, convolutional, perceptron
 
-from landscape import average_sharpness, compare, line, load, surface, top_eigenvalues, trace, worst_case_sharpness
+from landscape import (
+    average_sharpness,
+    batchnorm_check,
+    compare,
+    curvature_at_scale,
+    density,
+    line,
+    load,
+    rounding_sharpness,
+    sharpness,
+    surface,
+    top_eigenvalues,
+    trace,
+    trajectory,
+    worst_case_sharpness,
+)
 
 MAKERS = {
     "Trace": lambda: trace(convolutional(), RAGGED, max_samples=10),
@@ -19,6 +34,13 @@ MAKERS = {
     "Surface": lambda: surface(convolutional(), RAGGED, points=3),
     "average Sharpness": lambda: average_sharpness(convolutional(), RAGGED, draws=2),
     "worst Sharpness": lambda: worst_case_sharpness(convolutional(), RAGGED, steps=1),
+    "Trace with layers": lambda: trace(convolutional(), RAGGED, max_samples=10, per_layer=True),
+    "Density": lambda: density(convolutional(), RAGGED, k=2, vectors=2, steps=5, points=50),
+    "ScaleCurvature": lambda: curvature_at_scale(convolutional(), RAGGED, draws=2, ladder=[1e-2]),
+    "RoundingSharpness": lambda: rounding_sharpness(convolutional(), RAGGED, draws=2),
+    "SharpnessTable": lambda: sharpness(convolutional(), RAGGED, measures=["average, filter", "rounding noise"]),
+    "Trajectory": lambda: trajectory(convolutional(), [convolutional(s) for s in range(3)], RAGGED),
+    "BatchNormCheck": lambda: batchnorm_check(convolutional(), RAGGED),
     "Comparison": lambda: compare({"a b/c": convolutional(), "W4": convolutional(1)}, RAGGED, points=3, radii=(0.1,)),
     "Comparison without pictures": lambda: compare({"a": convolutional()}, RAGGED, points=0, radii=(0.1,)),
 }

@@ -1,17 +1,26 @@
+import contextlib
 import copy
+import json
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from networks import RAGGED, X, Y, classification, convolutional, quantized
 from test_curvature import rescaled
 from test_objective import recomputed_by_hand
+from test_untouched import assert_same, network, state
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from landscape import line, surface
+from landscape import line, load, surface, top_eigenvalues
 from landscape.coordinates import coordinates
 from landscape.directions import random_direction
 from landscape.objective import Objective
+from landscape.surfaces import batchnorm_check
+from landscape.tiles import COMPUTED, FAILED, INTERPOLATED, PENDING
 
 
 def linear():
@@ -177,7 +186,10 @@ def test_what_is_not_finite_stays_so():
         ({"span": float("inf")}, "span must be > 0 and finite, got inf"),
         ({"normalize": "weight"}, "normalize must be one of filter, layer, none, got 'weight'"),
         ({"batchnorm": "train"}, "batchnorm must be one of fixed, recomputed, got 'train'"),
-        ({"directions": "hessian"}, "directions must be \"random\" or . of directions and networks, got 'hessian'"),
+        (
+            {"directions": "hessian"},
+            "directions must be one of .* or . of names, directions and networks, got 'hessian'",
+        ),
         ({"directions": [{}, {}, {}]}, "directions must be .* got given and given and given"),
         ({"directions": nn.Linear(2, 2)}, "directions must be|no line between networks"),
         ({"space": "weights"}, "space must be one of quantized, latent, got 'weights'"),
@@ -187,3 +199,376 @@ def test_what_is_not_finite_stays_so():
 def test_bad_settings_are_refused(function, settings, message):
     with pytest.raises(ValueError, match=message):
         function(convolutional(), RAGGED, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"span": (1.0, 0.0)}, r"span must be a number > 0 or two finite ends, the lower one first, got \(1.0, 0.0\)"),
+        ({"span": (0.0, float("inf"))}, "span must be a number > 0 or two finite ends"),
+        ({"span": (0, 1), "points": 1}, "points must be >= 2 between two ends, got 1"),
+        ({"points": (3, 5, 7)}, "span and points must be one for both axes or a pair"),
+        ({"tolerance": 0.0}, "tolerance must be > 0 and < 1"),
+        ({"directions": ["random", "hessian"]}, "directions must be one of .* got 'random' and 'hessian'"),
+        ({"batch_size": "fastest"}, 'batch_size="fastest" needs data='),
+    ],
+)
+def test_bad_surface_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        surface(convolutional(), RAGGED, **settings)
+
+
+# defects of other tools
+
+
+def test_tg_a_grid_that_is_not_square_has_every_value_at_its_coordinates():
+    along = [unit(1.0, 0.0), unit(0.0, 3.0)]
+    found = surface(linear(), **PAIRED, directions=along, span=((-2.0, 0.5), (0.0, 3.0)), points=(6, 4))
+    a, b = found.alphas[:, None], found.betas[None]
+    assert found.alphas.tolist() == [-2, -1.5, -1, -0.5, 0, 0.5] and found.betas.tolist() == [0, 1, 2, 3]  # ymin is 0
+    torch.testing.assert_close(found.loss, ((1 + a - 0.5) ** 2 + (-2 + 3 * b - 3) ** 2) / 2, rtol=1e-12, atol=0)
+    assert found.centre == (4, 0) and float(found.loss[found.centre]) == pytest.approx((0.5**2 + 5**2) / 2)
+
+
+def test_ml_the_plane_is_centred_and_no_column_is_shifted():
+    found = surface(linear(), **PAIRED, directions=[unit(0.5, 2.0), unit(0.0, 1.0)], points=7)
+    assert found.centre == (3, 3) and torch.equal(found.alphas, -found.alphas.flip(0))
+    for j, beta in enumerate(found.betas.tolist()):
+        column = [((0.5 + 0.5 * a) ** 2 + (-5 + 2 * a + beta) ** 2) / 2 for a in found.alphas.tolist()]
+        assert found.loss[:, j].tolist() == pytest.approx(column)
+
+
+def test_ls_and_pl_values_are_those_of_all_batches_unaltered_and_the_same_again():
+    first, again = (surface(convolutional(), RAGGED, points=5) for _ in range(2))
+    assert torch.equal(first.loss, again.loss) and first.about["samples"] == 7
+    top = first.loss == first.loss.max()
+    i, j = top.nonzero()[0].tolist()
+    step = {
+        n: first.alphas[i] * a + first.betas[j] * b
+        for (n, a), b in zip(first.direction(0).items(), first.direction(1).values(), strict=True)
+    }
+    assert float(Objective(convolutional(), RAGGED).evaluate(step).loss) == pytest.approx(
+        float(first.loss.max()), rel=1e-12
+    )
+
+
+def test_ls_eigenvectors_are_walked_as_they_are():
+    model = convolutional()
+    top = top_eigenvalues(model, RAGGED, k=2, tol=1e-8)
+    for directions in ("eigenvectors", top):
+        found = line(model, RAGGED, directions=directions, span=1e-3, points=3, batchnorm="fixed")
+        second = float(found.loss[0] - 2 * found.loss[1] + found.loss[2]) / 1e-6
+        assert second == pytest.approx(float(top.values[0]), rel=1e-2)
+    plane = surface(model, RAGGED, directions=top, points=3)
+    lengths = [sum(float(p.square().sum()) for p in plane.direction(axis).values()) for axis in range(2)]
+    assert lengths == pytest.approx([1, 1]) and plane.about["directions"] == "eigenvector 1 and eigenvector 2"
+
+
+def test_the_gradient_is_the_slope():
+    found = line(linear(), **PAIRED, directions="gradient", span=0.1, points=3)
+    gradient = torch.tensor([0.5, -5.0]).double()
+    assert torch.equal(found.direction()["weight"][0], gradient) and found.about["seed"] is None
+    slope = float(found.loss[2] - found.loss[0]) / 0.2
+    assert slope == pytest.approx(float(gradient.square().sum()))
+
+
+def cut(output, target):
+    """Fail beyond 0.4 on one side, be infinite beyond on the other, and below zero elsewhere."""
+    value = float(output[0])
+    if value > 1.4:
+        raise RuntimeError("too far")
+    return (output * 0).sum() + (float("inf") if value < 0.6 else -1.0)
+
+
+def test_tg_what_fails_or_is_negative_is_measured_once_and_marked(tmp_path):
+    calls = []
+
+    def loss(output, target):
+        calls.append(1)
+        return cut(output, target)
+
+    def found():
+        return surface(
+            linear(), EYE, loss=loss, directions=[unit(1.0, 0.0), unit(0.0, 1.0)], points=5, path=tmp_path / "s"
+        )
+
+    first = found()
+    assert first.status.tolist() == [[FAILED] * 5] * 2 + [[COMPUTED] * 5] + [[FAILED] * 5] * 2
+    assert first.loss[:2].eq(float("inf")).all() and first.loss[3:].isnan().all() and first.loss[2].eq(-1).all()
+    assert first.about["failed"] == 20 and first.about["first_failure"] == "RuntimeError: too far"
+    points = len(calls)
+    again = found()
+    assert len(calls) - points == points - 25  # what the centre costs, and no point
+    assert torch.equal(first.status, again.status) and again.loss[3:].isnan().all()
+
+
+def test_metrics_are_measured_beside_the_loss():
+    metrics = {"mean": lambda output, target: output.mean(), "twice": lambda output, target: 2 * target.squeeze(1)}
+    found = surface(linear(), **PAIRED, directions=[unit(1.0, 0.0), unit(0.0, 1.0)], points=3, metrics=metrics)
+    a, b = found.alphas[:, None], found.betas[None]
+    torch.testing.assert_close(found.metrics["mean"], ((1 + a) + (-2 + b)) / 2, rtol=1e-12, atol=1e-12)
+    assert (found.metrics["twice"] == 3.5).all() and list(found.metrics) == ["mean", "twice"]
+
+
+def test_the_standard_error_is_that_of_the_difference_to_the_centre():
+    found = line(convolutional(), (X, Y), points=3)
+    function = Objective(convolutional(), (X, Y))
+    there = function.evaluate({n: 1.0 * part for n, part in found.direction().items()}).losses
+    differences = there - function.evaluate().losses
+    assert float(found.stderr[2]) == pytest.approx(float(differences.std() / 7**0.5))
+    assert float(found.stderr[1]) == 0 and found.status.tolist() == [COMPUTED] * 3
+
+
+def test_a_low_precision_surface_says_how_far_off_it_is():
+    model = convolutional().float()
+    low, full = (line(model, RAGGED, points=5, precision=precision) for precision in ("bf16", "fp32"))
+    assert low.about["bf16_error"] == pytest.approx(float((low.loss - full.loss).abs().max()), rel=1e-3)
+    assert 1e-5 < low.about["bf16_error"] < 0.2 and "bf16_error" not in full.about
+
+
+def test_batchnorm_policies_side_by_side():
+    found = batchnorm_check(convolutional(), RAGGED, span=0.5)
+    for policy in ("fixed", "recomputed"):
+        expected = line(convolutional(), RAGGED, span=0.5, points=5, batchnorm=policy).loss
+        assert torch.equal(getattr(found, policy), expected)
+    assert not torch.allclose(found.fixed, found.recomputed, rtol=1e-2) and "-0.5: " in repr(found)
+
+
+def test_what_was_walked_is_kept_with_the_result(tmp_path):
+    found = surface(convolutional(), RAGGED, points=3, metrics={"m": lambda output, target: output.mean()})
+    kept = load(found.save(tmp_path / "s.nc"))
+    for axis in range(2):
+        drawn = random_direction(coordinates(convolutional()), axis)
+        assert all(torch.equal(kept.direction(axis)[name], part) for name, part in drawn.items())
+    assert torch.equal(kept.status, found.status) and torch.equal(kept.metrics["m"], found.metrics["m"])
+    again = surface(convolutional(), RAGGED, points=3, directions=kept)
+    assert torch.equal(again.loss, found.loss) and again.about["plane"] == found.about["plane"]
+
+
+# tiles
+
+
+def test_a_surface_that_is_stopped_keeps_what_is_there(tmp_path):
+    seen = []
+
+    def watch(unfinished):
+        seen.append(unfinished)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    settings = {"points": 7, "path": tmp_path / "s"}
+    with pytest.raises(KeyboardInterrupt):
+        surface(convolutional(), RAGGED, **settings, watch=watch)
+    whole = surface(convolutional(), RAGGED, points=7)
+    done = seen[-1].status == COMPUTED
+    assert done.sum() == 32 and (seen[-1].status[~done] == PENDING).all() and seen[-1].loss[~done].isnan().all()
+    assert torch.equal(seen[-1].loss[done], whole.loss[done]) and done[1:6, 1:6].all()  # from the model outwards
+    assert torch.equal(surface(convolutional(), RAGGED, **settings).loss, whole.loss)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed|plane"),
+        ({"span": 0.5}, "coordinates"),
+        ({"batchnorm": "recomputed"}, "batchnorm"),
+        ({"model": convolutional(1)}, "model|weight_norm|plane"),
+        ({"data": [(X[:4], Y[:4]), (X[4:], Y[4:])]}, "data|batch_rows"),
+        ({"data": [(X[:3], Y[:3]), (X[3:] + 1e-9, Y[3:])]}, "data"),
+        ({"adaptive": True}, "tolerance"),
+        ({"metrics": {"m": lambda output, target: output.mean()}}, "metrics"),
+    ],
+)
+def test_another_surface_does_not_go_on_in_the_folder(change, named, tmp_path):
+    settings = {"model": convolutional(), "data": RAGGED, "points": 3, "path": tmp_path}
+    surface(**settings)
+    with pytest.raises(
+        ValueError, match=f"path must be a new folder, or the one of this very surface: .* ({named}) = "
+    ):
+        surface(**settings | change)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="path must be a new folder or one of a surface, but .* holds 'thesis.tex'"):
+        surface(convolutional(), RAGGED, points=3, path=tmp_path)
+
+
+KILLED = """
+import os, pathlib, signal, sys, time
+sys.path.insert(0, {tests!r})
+from networks import RAGGED, convolutional
+from torch.nn.functional import cross_entropy
+import landscape
+
+here, kills, settings = pathlib.Path({here!r}), {kills!r}, {settings!r}
+log = here / "calls"
+log.touch()
+
+def loss(output, target):
+    with log.open("a") as file:
+        file.write("x")
+    return cross_entropy(output, target, reduction="none")
+
+done = 0
+for calls in (*kills, None):  # of the loss, until the kill
+    began = log.stat().st_size
+    child = os.fork()
+    if not child:
+        landscape.surface(convolutional(), RAGGED, loss=loss, path=here / "s", **settings).save(here / "result.nc")
+        os._exit(0)
+    while calls is not None and log.stat().st_size < began + calls:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    if calls is not None:
+        os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == (0 if calls is None else signal.SIGKILL)
+    left = len(list((here / "s").glob("*.npz")))
+    assert left >= done + (calls is None or calls > 14 + 32)
+    done = left
+log = here / "calls of the whole"
+landscape.surface(convolutional(), RAGGED, loss=loss, **settings).save(here / "whole.nc")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_killed_at_any_moment_it_goes_on_and_does_nothing_twice(adaptive, tmp_path):
+    kills = [3, *torch.randint(20, 130, (5,)).tolist()]
+    names = {"tests": os.path.dirname(__file__), "here": str(tmp_path), "kills": kills}
+    code = KILLED.format(**names, settings={"points": 21, "span": 0.5, "adaptive": adaptive, "tolerance": 0.002})
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    found, whole = load(tmp_path / "result.nc"), load(tmp_path / "whole.nc")
+    for values in ("loss", "accuracy", "stderr", "status"):
+        assert np.array_equal(getattr(found, values), getattr(whole, values), equal_nan=True), kills
+    # each start looks at the centre in 14 calls at most, each kill loses a tile of 16 points in two batches at most
+    least = 2 * whole.about["evaluated"]
+    calls = (tmp_path / "calls").stat().st_size
+    assert least < (tmp_path / "calls of the whole").stat().st_size <= least + 14
+    assert least <= calls <= least + 14 * (len(kills) + 1) + 2 * 16 * len(kills), kills
+    assert json.loads((tmp_path / "s" / "manifest.json").read_text())["samples"] == 7
+
+
+# adaptive
+
+
+def plane_loss(function):
+    """A loss over the plane of a linear model's two weights, through its output on the unit vectors."""
+    return lambda output, target: function(output[0, 0], output[1, 0])
+
+
+def over_plane(function, **settings):
+    model = linear()
+    model.weight.data.zero_()
+    along = [unit(1.0, 0.0), unit(0.0, 1.0)]
+    return surface(model, EYE, loss=plane_loss(function), directions=along, **{"points": 51} | settings)
+
+
+SMOOTH = {
+    "a valley": lambda a, b: 0.05 + (a + 0.5 * b) ** 2 + 0.1 * (b - 0.3 * a) ** 2,
+    "rosenbrock": lambda a, b: 0.1 + (1 - a) ** 2 + 10 * (b - a**2) ** 2,
+    "a soft kink": lambda a, b: 0.2 + (a - 0.2).relu() ** 1.5 + ((b + 0.3 * a) ** 2 + 0.03).sqrt(),
+    "below zero": lambda a, b: (3 * a).sin() + b**2 - 0.5,
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_an_adaptive_surface_is_as_good_as_it_says_from_a_fifth_of_the_points(name):
+    found, whole = over_plane(SMOOTH[name], adaptive=True), over_plane(SMOOTH[name])
+    measured = found.status == COMPUTED
+    assert torch.equal(found.loss[measured], whole.loss[measured]) and (found.status[~measured] == INTERPOLATED).all()
+    assert int(measured.sum()) == found.about["evaluated"] == found.about["forward_passes"] <= 520
+    log = found.about["interpolation_error_of"] == "log-loss"
+    assert log == (name != "below zero")
+    heights, truth = (found.loss.log(), whole.loss.log()) if log else (found.loss, whole.loss)
+    error = float((heights - truth).abs().max() / (truth.max() - truth.min()))
+    assert found.about["interpolation_held_out"] <= 0.01
+    assert error <= min(0.015, 1.25 * found.about["interpolation_error"])
+    assert found.stderr[~measured].isnan().all() and measured[found.centre]
+    assert f"{int(measured.sum())} evaluated, interpolated to" in repr(found)
+
+
+def test_an_adaptive_grid_need_not_be_square_nor_centred():
+    settings = {"points": (41, 25), "span": ((-0.3, 1.0), (-2.0, 0.5))}
+    found, whole = (over_plane(SMOOTH["a valley"], adaptive=adaptive, **settings) for adaptive in (True, False))
+    assert (found.status == INTERPOLATED).sum() > 500
+    assert float((found.loss.log() - whole.loss.log()).abs().max()) < 0.02 * float(whole.loss.log().max() + 3)
+
+
+def test_stairs_do_not_fool_an_adaptive_surface():
+    def stairs(a, b):
+        return 1 + ((4 * a).floor() ** 2 + (4 * b).floor() ** 2) / 4
+
+    found = over_plane(stairs, adaptive=True, points=35)
+    assert (found.status == COMPUTED).all() and "interpolation_error" not in found.about
+    assert torch.equal(found.loss, over_plane(stairs, points=35).loss)
+
+
+@pytest.mark.parametrize("rate", [0.95, 0.997])
+def test_jumps_that_interpolation_cannot_see_show_in_the_stated_error_or_are_measured(rate):
+    def rough(a, b):
+        return (a**2 + b**2 + 0.02 * (torch.sin(1e4 * a + 2e4 * b) > rate)).exp()
+
+    points = 31 if rate == 0.95 else 51
+    found, whole = over_plane(rough, adaptive=True, points=points), over_plane(rough, points=points)
+    error = float((found.loss.log() - whole.loss.log()).abs().max() / (whole.loss.log().max() - whole.loss.log().min()))
+    if rate == 0.95:
+        assert error == 0 and (found.status == COMPUTED).all()
+    else:  # so few that no tile in five meets a large one: those that are measured tell
+        assert error > 0.011 > 0.01 >= found.about["interpolation_held_out"]
+        assert 0.8 * error < found.about["interpolation_error"] < 1.25 * error
+
+
+def test_next_to_what_is_not_finite_an_adaptive_surface_interpolates_nothing():
+    def hole(a, b):
+        return 1 + a**2 + b**2 + torch.where((a - 0.5) ** 2 + (b - 0.5) ** 2 < 0.05, float("nan"), 0.0)
+
+    found, whole = over_plane(hole, adaptive=True), over_plane(hole)
+    assert torch.equal(found.loss.isnan(), whole.loss.isnan()) and (found.status[whole.loss.isnan()] == FAILED).all()
+    assert (found.status == INTERPOLATED).sum() > 1000 and "not finite" in repr(found)
+
+
+def test_a_flat_surface_is_known_from_a_few_points():
+    found = over_plane(lambda a, b: 0 * a + 2.0, adaptive=True)
+    assert found.about["evaluated"] < 250 and found.about["interpolation_error"] < 1e-4
+    torch.testing.assert_close(found.loss, torch.full((51, 51), 2.0).double())
+
+
+def test_a_small_adaptive_surface_is_measured_whole():
+    found = surface(convolutional(), RAGGED, points=3, adaptive=True)
+    assert torch.equal(found.loss, surface(convolutional(), RAGGED, points=3).loss)
+
+
+LONG = {
+    "adaptive": {"points": 7, "adaptive": True},
+    "eigenvectors": {"points": 3, "directions": "eigenvectors"},
+    "gradient": {"points": 3, "directions": ["gradient", "random"]},
+    "low precision": {"points": 3, "precision": "bf16"},
+    "recomputed": {"points": 3, "batchnorm": "recomputed"},
+}
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("name", LONG)
+def test_no_surface_leaves_a_trace(name, interrupted, tmp_path):
+    calls = []
+
+    def loss(output, target):
+        torch.rand(1)
+        calls.append(1)
+        if interrupted and len(calls) > 20:
+            raise KeyboardInterrupt
+        return cross_entropy(output, target)
+
+    model = network("W4A4")
+    before = state(model)
+    with pytest.raises(KeyboardInterrupt) if interrupted else contextlib.nullcontext():
+        surface(model, RAGGED, loss=loss, path=tmp_path / "s", **LONG[name])
+    assert_same(before, state(model))
+
+
+def test_the_fastest_batch_size_is_found_once(tmp_path):
+    model = convolutional()
+    settings = {"data": (X, Y), "points": 3, "batch_size": "fastest", "path": tmp_path}
+    first = surface(model, **settings)
+    again = surface(model, **settings)  # a new measurement might choose another
+    assert torch.equal(first.loss, again.loss) and first.about["batch_size"] == again.about["batch_size"]

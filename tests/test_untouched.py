@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import landscape
 
-OTHER = convolutional(1)
+OTHER, THIRD = convolutional(1), convolutional(2)
 FLAGS = [getattr(torch.backends.mkldnn, part) for part in ("matmul", "conv", "rnn")]
 FLAGS += [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
 
@@ -37,6 +37,12 @@ FUNCTIONS = {
     "surface": lambda m, d, f: landscape.surface(m, d, loss=f, points=3),
     "average sharpness": lambda m, d, f: landscape.average_sharpness(m, d, loss=f, draws=2),
     "worst-case sharpness": lambda m, d, f: landscape.worst_case_sharpness(m, d, loss=f, steps=2),
+    "adaptive surface": lambda m, d, f: landscape.surface(m, d, loss=f, points=5, adaptive=True),
+    "trajectory": lambda m, d, f: landscape.trajectory(m, [m, OTHER, THIRD], d, loss=f),
+    "BatchNorm check": lambda m, d, f: landscape.batchnorm_check(m, d, loss=f),
+    "curvature at a scale": lambda m, d, f: landscape.curvature_at_scale(m, d, loss=f, draws=2, ladder=[1e-2]),
+    "rounding sharpness": lambda m, d, f: landscape.rounding_sharpness(m, d, loss=f, draws=2),
+    "sharpness": lambda m, d, f: landscape.sharpness(m, d, loss=f, measures=["average, filter"]),
     "compare": lambda m, d, f: landscape.compare({"a": m, "b": m}, d, loss=f, points=3, radii=(0.1,)),
 }
 

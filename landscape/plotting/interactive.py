@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
 
+from ..densities import Density
+from ..scales import ScaleCurvature
 from ..surfaces import Line, Surface
 from . import COLOURS, axis_label, caption, check, columns, drawable, even_levels, gaps, limits, round_levels
 
 _MARK = "#D55E00"
+_BAND = "rgba(0, 114, 178, 0.3)"
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 
 
@@ -75,10 +79,111 @@ def surfaces(
     return figure
 
 
+def density(density: Density, *, title: str | None = None) -> go.Figure:
+    """Draw a density of eigenvalues with its band, and the atoms as stems.
+
+    The vertical axis is logarithmic and ends at a third of what one eigenvalue alone would reach: less means nothing.
+    The horizontal one is bent (asinh) where the atoms lie far outside of the bulk.
+
+    Args:
+        density: what to draw.
+        title: replaces the default one.
+    """
+    one, colour = density.one_eigenvalue, COLOURS[0]
+    grid, values, low, high = (getattr(density, name).numpy() for name in ("grid", "density", "low", "high"))
+    atoms, bulk = density.atoms.numpy(), float(np.abs(grid).max())
+    bent = bool((np.abs(atoms) > 4 * bulk).any())
+    place = (lambda x: np.arcsinh(3 * np.asarray(x) / bulk)) if bent else np.asarray
+    floor, top = one / 3, 3 * max(float(values.max()), one)
+    figure = go.Figure()
+    figure.add_hline(one, line={"color": "#999999", "width": 1, "dash": "dot"})
+    where = {"x": 1, "xref": "paper", "y": np.log10(one), "yshift": 9, "xanchor": "right", "showarrow": False}
+    figure.add_annotation(text="one eigenvalue", **where)  # on a logarithmic axis these go by exponents, lines do not
+    if np.isfinite(low).all():
+        edge = {"x": place(grid), "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": "band"}
+        figure.add_scatter(**edge, y=np.maximum(low, floor), showlegend=False)
+        figure.add_scatter(**edge, y=np.maximum(high, floor), fill="tonexty", fillcolor=_BAND, name="95 % band")
+    hover = "eigenvalue %{customdata:.4g}<br>density %{y:.4g}<extra></extra>"
+    line = {"color": colour, "width": 2}
+    figure.add_scatter(x=place(grid), y=values, customdata=grid, line=line, hovertemplate=hover, name="bulk")
+    if len(atoms):
+        stems = {"type": "data", "symmetric": False, "array": 0 * atoms, "arrayminus": 0 * atoms + one - floor}
+        figure.add_scatter(
+            x=place(atoms),
+            y=0 * atoms + one,
+            customdata=atoms,
+            mode="markers",
+            marker={"color": _MARK, "size": 8},
+            error_y=stems | {"width": 0, "thickness": 1.5},
+            hovertemplate="eigenvalue %{customdata:.6g}<extra></extra>",
+            name=f"{len(atoms)} outliers",
+        )
+    figure.update_xaxes(title="Eigenvalue" + " (asinh scale)" * bent, zeroline=False)
+    if bent:
+        ends = [float(f(np.append(grid, atoms))) for f in (np.min, np.max)]
+        ticks = np.array([s * m * 10.0**d for d in range(-9, 10) for m in (1, 3) for s in (-1, 1)] + [0])
+        ticks = np.sort(ticks[(np.abs(ticks) >= bulk / 3) & (ticks >= ends[0]) & (ticks <= ends[1]) | (ticks == 0)])
+        figure.update_xaxes(tickvals=place(ticks), ticktext=[f"{tick:g}" for tick in ticks])
+    figure.update_yaxes(title="Density (log scale)", type="log", range=np.log10([floor, top]), exponentformat="power")
+    value, error = density.implied_trace()
+    note = f"{density.size:,} eigenvalues · trace {value:.4g} ± {error:.2g} · smoothed over {density.width:.2g}"
+    shown: Any = {"": density}
+    _finish(figure, title or "Density of eigenvalues", [note, caption(shown)])
+    figure.update_layout(height=440)
+    return figure
+
+
+def scales(found: ScaleCurvature, *, title: str | None = None) -> go.Figure:
+    """Draw the curvature against the radius, with its error band and the derivative.
+
+    Rungs that are not to be trusted are hollow and grey, at the edge where they lie outside. Random directions are
+    drawn as the trace that they imply.
+
+    Args:
+        found: what to draw.
+        title: replaces the default one.
+    """
+    unit = found.numel if found.is_random else 1
+    radii, trusted = found.radii.numpy(), found.trusted.numpy()
+    values, errors = unit * found.curvature.numpy(), unit * found.error.numpy()
+    low, high = (unit * end for end in found.window())
+    figure = go.Figure()
+    edge = {"x": radii, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": "band"}
+    figure.add_scatter(**edge, y=values - errors, showlegend=False)
+    figure.add_scatter(**edge, y=values + errors, fill="tonexty", fillcolor=_BAND, name="± one error")
+    hover = "%{customdata[0]:.4g} ± %{customdata[1]:.2g} at %{x:g}‖w‖<extra></extra>"
+    outside = np.where(values >= high, "triangle-up-open", np.where(values <= low, "triangle-down-open", "circle-open"))
+    for seen, name, mode, colour, symbol in (
+        (trusted, "at a scale", "lines+markers", COLOURS[0], "circle"),
+        (~trusted, "not to be trusted", "markers", "#888888", outside),
+    ):
+        figure.add_scatter(
+            x=radii,
+            y=np.where(seen, values.clip(low, high), np.nan),
+            customdata=np.stack([values, errors], -1),
+            mode=mode,
+            line={"color": colour, "width": 2},
+            marker={"symbol": symbol, "size": 8, "color": colour},
+            hovertemplate=hover,
+            name=name,
+        )
+    if len(found.derivatives):
+        text = f"{found.about['derivative']} {unit * found.derivative:.4g}"
+        line = {"color": _MARK, "width": 2, "dash": "dash"}
+        figure.add_hline(unit * found.derivative, line=line, annotation_text=text, annotation_font_color=_MARK)
+    what = "Trace" if found.is_random else "Curvature"
+    figure.update_xaxes(title="Length of the step ε, in norms of the weights", type="log", exponentformat="power")
+    figure.update_yaxes(title=f"{what}, {found.about['units']} units", range=[low, high])
+    shown: Any = {"": found}
+    _finish(figure, title or f"{what} at a scale, along {found.about['directions']}", [caption(shown)])
+    figure.update_layout(height=440)
+    return figure
+
+
 def _curve(number: int, name: str, line: Line, values: np.ndarray) -> list[go.Scatter]:
     """Return the curve and, as a trace of its own, the marked centre."""
     colour, symbol = COLOURS[number % len(COLOURS)], _SYMBOLS[number % len(_SYMBOLS)]
-    alphas, middle = line.alphas.numpy(), len(values) // 2
+    alphas, middle = line.alphas.numpy(), [] if line.centre is None else [line.centre]
     curve = go.Scatter(
         x=alphas,
         y=values,
@@ -92,7 +197,7 @@ def _curve(number: int, name: str, line: Line, values: np.ndarray) -> list[go.Sc
     )
     marker = {"symbol": symbol, "size": 12, "color": colour, "line": {"color": "white", "width": 1.5}}
     centre = go.Scatter(
-        x=alphas[[middle]], y=values[[middle]], mode="markers", marker=marker, showlegend=False, hoverinfo="skip"
+        x=alphas[middle], y=values[middle], mode="markers", marker=marker, showlegend=False, hoverinfo="skip"
     )
     return [curve, centre]
 
@@ -132,11 +237,11 @@ def _sheet(surface: Surface, heights: np.ndarray, low: float, high: float) -> go
 
 def _centre(surface: Surface, heights: np.ndarray, floor: float) -> go.Scatter3d:
     """Return a point on the sheet and the plumb line below it."""
-    middle = len(heights) // 2
+    there = surface.centre is not None
     return go.Scatter3d(
-        x=surface.alphas.numpy()[[middle, middle]],
-        y=surface.betas.numpy()[[middle, middle]],
-        z=[heights[middle, middle], floor],
+        x=[0.0, 0.0] * there,
+        y=[0.0, 0.0] * there,
+        z=[heights[surface.centre], floor] if there else [],
         mode="lines+markers",
         line={"color": _MARK, "width": 3},
         marker={"size": 5, "color": _MARK, "line": {"color": "white", "width": 1}},
@@ -159,13 +264,17 @@ def _scene(
         "camera": {"eye": {"x": 1.25 * away, "y": -1.25 * away, "z": 1.05 * away}, "center": {"z": -0.28}},
     }
     for number, axis in ((1, "alphas"), (2, "betas")):
-        span = max(float(getattr(surface, axis).abs().max()) for surface in surfaces)
+        steps = torch.cat([getattr(surface, axis) for surface in surfaces])
         label = axis_label(surfaces[0], number)
         # several scenes side by side have no room for the whole of it: the caption says the unit
         label = (
             label.replace(", ", "<br>") if len(surfaces) == 1 else label.partition(", ")[0].replace("Step along d", "D")
         )
-        scene["xyz"[number - 1] + "axis"] = plain | {"title_text": label, "range": [-span, span], "nticks": 5}
+        scene["xyz"[number - 1] + "axis"] = plain | {
+            "title_text": label,
+            "range": [float(steps.min()), float(steps.max())],
+            "nticks": 5,
+        }
     return scene
 
 

@@ -15,6 +15,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 
+from ..densities import Density
+from ..scales import ScaleCurvature
 from ..surfaces import Line, Surface
 from . import COLOURS, axis_label, caption, check, columns, drawable, even_levels, limits, round_levels
 
@@ -146,6 +148,91 @@ def surfaces(
     return figure
 
 
+def density(density: Density, ax: Axes | None = None) -> Axes:
+    """Draw a density of eigenvalues with its band, and the atoms as stems, into axes (new ones by default).
+
+    The vertical axis is logarithmic and ends at a third of what one eigenvalue alone would reach: less means nothing.
+    The horizontal one is bent (asinh) where the atoms lie far outside of the bulk.
+
+    Args:
+        density: what to draw.
+        ax: axes to draw into; labels that they have stay.
+    """
+    grid, values, low, high = (getattr(density, name).numpy() for name in ("grid", "density", "low", "high"))
+    one = density.one_eigenvalue
+    with plt.rc_context(_RC):
+        ax = ax or _new_axes(2.3)
+        colour = COLOURS[0]
+        ax.set_yscale("log")
+        ax.set_ylim(one / 3, 3 * max(float(values.max()), one))
+        ax.axhline(one, color="0.6", linewidth=0.6, linestyle=":", label="one eigenvalue", zorder=1)
+        ax.fill_between(grid, one / 3, np.maximum(values, one / 3), color=colour, alpha=0.15, linewidth=0)
+        ax.fill_between(
+            grid, *np.maximum([low, high], one / 3), color=colour, alpha=0.4, linewidth=0, label="95 % band"
+        )
+        ax.plot(grid, values, color=colour, linewidth=1, label="bulk")
+        if len(density.atoms):
+            atoms = density.atoms.numpy()
+            ax.vlines(atoms, one / 3, one, color=_MARK, linewidth=1)
+            ax.plot(atoms, np.full(len(atoms), one), "o", color=_MARK, label=f"{len(atoms)} outliers")
+        bulk = float(np.abs(grid).max())
+        if bent := bool((density.atoms.abs() > 4 * bulk).any()):
+            ax.set_xscale("asinh", linear_width=bulk / 3)
+            left, right = ax.get_xlim()
+            ticks = [x for x in ax.get_xticks() if left <= x <= right and (x == 0 or abs(x) >= bulk / 3)]
+            ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        _label(ax, x="Eigenvalue" + " (asinh scale)" * bent, y="Density")
+        shown: Any = {"": density}
+        _entitle(ax, shown)
+        ax.legend(frameon=False)
+    return ax
+
+
+def scales(found: ScaleCurvature, ax: Axes | None = None) -> Axes:
+    """Draw the curvature against the radius, with its error band and the derivative, into axes (new ones by default).
+
+    Rungs that are not to be trusted are hollow and grey, at the edge where they lie outside. Random directions are
+    drawn as the trace that they imply.
+
+    Args:
+        found: what to draw.
+        ax: axes to draw into; labels that they have stay.
+    """
+    unit = found.numel if found.is_random else 1
+    radii, trusted = found.radii.numpy(), found.trusted.numpy()
+    values, errors = unit * found.curvature.numpy(), unit * found.error.numpy()
+    low, high = (unit * end for end in found.window())
+    with plt.rc_context(_RC):
+        ax = ax or _new_axes(2.3)
+        ax.set_xscale("log")
+        ax.axhline(0, color="0.7", linewidth=0.6, zorder=0.6)
+        for where, colour in ((None, "0.93"), (trusted, "#cce3f0")):
+            ax.fill_between(radii, values - errors, values + errors, where, color=colour, linewidth=0, zorder=0.5)
+        ax.plot(radii, np.where(trusted, values, np.nan), "o-", color=COLOURS[0], label="at a scale ± one error")
+        if len(found.derivatives):
+            ax.axhline(unit * found.derivative, color=_MARK, linestyle=(0, (4, 1.5)), label=found.about["derivative"])
+        inside = (values > low) & (values < high)
+        hollow: dict[str, Any] = {
+            "linestyle": "",
+            "markeredgecolor": "0.5",
+            "markerfacecolor": "white",
+            "zorder": 3,
+            "clip_on": False,
+        }
+        label: str | None = "not to be trusted"
+        for marker, seen in (("o", inside), ("^", values >= high), ("v", values <= low)):
+            if (seen & ~trusted).any():
+                ax.plot(radii[seen & ~trusted], values[seen & ~trusted].clip(low, high), marker, label=label, **hollow)
+                label = None
+        ax.set_ylim(low, high)
+        what = "Trace" if found.is_random else "Curvature"
+        _label(ax, x="Length of the step ε, in norms of the weights", y=f"{what}, {found.about['units']} units")
+        shown: Any = {"": found}
+        _entitle(ax, shown)
+        ax.legend(frameon=False)
+    return ax
+
+
 def save(figure: Figure, path: str | Path) -> list[Path]:
     """Write a PDF with embedded fonts and a PNG of 300 dpi beside it, without timestamps; return both paths."""
     path = Path(path)
@@ -208,14 +295,16 @@ def _label_panels(figure: Figure, axes: Sequence[Axes], surface: Surface, kind: 
 
 def _curve(ax: Axes, number: int, name: str, line: Line, values: np.ndarray) -> None:
     """Draw a curve with about eight markers, one on every point between two gaps, and a larger one at the centre."""
-    alphas, middle = line.alphas.numpy(), len(values) // 2
+    alphas = line.alphas.numpy()
     style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
     missing = np.isnan(np.pad(values, 1, constant_values=np.nan))
     every = -(-len(values) // 8)
     marked = (np.arange(len(values)) % every == number * every // 6 % every) | (missing[:-2] & missing[2:])
     dash = _DASHES[number % len(_DASHES)]
     ax.plot(alphas, values, label=name or None, linestyle=dash, markevery=list(np.flatnonzero(marked)), **style)
-    ax.plot(alphas[middle], values[middle], markersize=6, markeredgecolor="white", linestyle="none", **style)
+    if line.centre is not None:
+        at = [line.centre]
+        ax.plot(alphas[at], values[at], markersize=6, markeredgecolor="white", linestyle="none", **style)
 
 
 def _scale(values: Sequence[np.ndarray], value: str, levels: Sequence[float] | None) -> _Scale:
@@ -232,7 +321,7 @@ def _scale(values: Sequence[np.ndarray], value: str, levels: Sequence[float] | N
 
 
 def _contours(ax: Axes, surface: Surface, values: np.ndarray, scale: _Scale) -> None:
-    alphas, betas, middle = surface.alphas.numpy(), surface.betas.numpy(), len(values) // 2
+    alphas, betas = surface.alphas.numpy(), surface.betas.numpy()
     seen = np.ma.masked_invalid(values.T)  # matplotlib has x along columns
     if seen.count():
         colours = scale.steps()
@@ -241,7 +330,8 @@ def _contours(ax: Axes, surface: Surface, values: np.ndarray, scale: _Scale) -> 
     if crossed:  # matplotlib warns of levels that nothing reaches
         drawn = ax.contour(alphas, betas, seen, crossed, colors="0.25", linewidths=0.6)
         ax.clabel(drawn, fmt="%g", fontsize=7)
-    ax.plot(alphas[middle], betas[middle], "+", color=_MARK, markersize=8, markeredgewidth=1.5)
+    if surface.centre is not None:
+        ax.plot(0, 0, "+", color=_MARK, markersize=8, markeredgewidth=1.5)
     ax.update_datalim([(alphas[0], betas[0]), (alphas[-1], betas[-1])])  # also where nothing is finite
     ax.margins(0)
 
@@ -252,7 +342,7 @@ def _relief(ax: Any, surface: Surface, values: np.ndarray, scale: _Scale) -> Non
     levels = np.log10(scale.levels) if scale.log else np.array(scale.levels)
     floor = levels[0] - 0.4 * (levels[-1] - levels[0])
     x, y = np.meshgrid(surface.alphas.numpy(), surface.betas.numpy(), indexing="ij")
-    seen, middle = np.ma.masked_invalid(heights), len(values) // 2
+    seen = np.ma.masked_invalid(heights)
     colours = Normalize(levels[0], levels[-1])
     crossed = [level for level in levels if seen.count() and seen.min() < level < seen.max()]
     if crossed:
@@ -269,8 +359,8 @@ def _relief(ax: Any, surface: Surface, values: np.ndarray, scale: _Scale) -> Non
             antialiased=False,
             zorder=2,
         )
-    centre = (x[middle, middle], y[middle, middle], heights[middle, middle])
-    ax.plot(*([part] for part in centre), marker="o", color=_MARK, markersize=3, zorder=3)
+    if surface.centre is not None:
+        ax.plot([0], [0], [heights[surface.centre]], marker="o", color=_MARK, markersize=3, zorder=3)
     shown = np.arange(len(levels))[:: -(-len(levels) // 5)]
     ax.set_zticks(levels[shown], [f"{scale.levels[number]:g}" for number in shown])
     ax.set(xlim=(x[0, 0], x[-1, 0]), ylim=(y[0, 0], y[0, -1]), zlim=(floor, levels[-1]))

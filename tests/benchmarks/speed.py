@@ -1,19 +1,33 @@
-"""Speeds as ratios, measured in turn within one run: ``make bench`` or ``python tests/benchmarks/speed.py``.
+"""Speeds as ratios, measured in turn within one run: ``make bench``, ``python tests/benchmarks/speed.py [section …]``.
 
-Times are medians of interleaved repeats on one machine; only the ratios mean anything elsewhere.
+Times are medians of interleaved repeats on one machine; only the ratios mean anything elsewhere. "Gradient" and
+"forward" are plain eager float32 PyTorch on the unmodified network in eval mode, at the best of the batch sizes 32…512.
 """
 
 import argparse
+import contextlib
+import copy
+import io
 import statistics
 import time
 import warnings
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import landscape
 import saq_core
-from landscape.objective import Objective
+
+ROWS = (32, 64, 128, 256, 512)
+
+
+def timed(function, device):
+    start = time.perf_counter()
+    result = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
 
 
 def measured(functions, repeats, device):
@@ -21,76 +35,240 @@ def measured(functions, repeats, device):
     seconds = {name: [] for name in functions}
     for _ in range(repeats + 1):
         for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(timed(function, device)[0])
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def show(title, seconds, reference):
     print(f"\n{title}")
     for name, value in seconds.items():
-        print(f"  {name:44} {value * 1e3:9.1f} ms   {value / seconds[reference]:6.2f} ×", flush=True)
+        print(f"  {name:58} {value * 1e3:10.1f} ms   {value / seconds[reference]:7.2f} ×", flush=True)
 
 
-def images(n, device, seed=0):
+def best(seconds, name):
+    """Take the fastest of the batch sizes as the one that counts."""
+    found = {key: value for key, value in seconds.items() if key.startswith(f"{name}, batches of")}
+    fastest = min(found, key=found.__getitem__)
+    return {key: value for key, value in seconds.items() if key not in found or key == fastest}, fastest
+
+
+def images(n, device, seed=0, size=32):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 3, 32, 32, generator=generator)
+    x = torch.randn(n, 3, size, size, generator=generator)
     return x.to(device), torch.randint(0, 10, (n,), generator=generator).to(device)
 
 
-def product(network, device, repeats):
-    """A Hessian-vector product against one gradient, and against PyHessian's product with its graph kept."""
+def gradients(model, x, y):
+    """Name → a plain gradient over all data, for each batch size."""
+    parameters = list(model.parameters())
+
+    def run(rows):
+        for a, b in zip(x.split(rows), y.split(rows), strict=True):
+            torch.autograd.grad(cross_entropy(model(a), b), parameters)
+
+    return {f"gradient, batches of {rows}": lambda rows=rows: run(rows) for rows in ROWS if rows <= len(x)}
+
+
+def forwards(model, x):
+    def run(rows):
+        with torch.no_grad():
+            for a in x.split(rows):
+                model(a)
+
+    return {f"forward, batches of {rows}": lambda rows=rows: run(rows) for rows in ROWS if rows <= len(x)}
+
+
+class Unfolded(nn.Module):
+    """BatchNorm in front of each convolution cannot be folded into it."""
+
+    def __init__(self, width=32, depth=8):
+        super().__init__()
+        block = [part for _ in range(depth) for part in (nn.BatchNorm2d(width), nn.ReLU(), convolution(width, width))]
+        self.body = nn.Sequential(convolution(3, width), *block, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def convolution(a, b):
+    return nn.Conv2d(a, b, 3, padding=1, bias=False)
+
+
+@contextlib.contextmanager
+def silence():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def pyhessian_product(model, x, y, device):
     from pyhessian import hessian
     from pyhessian.utils import hessian_vector_product
 
-    model, (x, y) = network.eval(), images(512, device)
-    ours = landscape.Hessian(model, (x, y))
-    vector = torch.randn(ours.shape[0], device=device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # backward(create_graph=True), which PyHessian cannot do without
+    with silence():  # backward(create_graph=True), which PyHessian cannot do without
         theirs = hessian(model, cross_entropy, data=(x, y), cuda=device.type == "cuda")
     parts = [torch.randn_like(p) for p in theirs.params]
-    parameters = list(model.parameters())
+    return lambda: hessian_vector_product(theirs.gradsH, theirs.params, parts)
+
+
+def product(given, device):
+    """Hessian-vector products, kept and rebuilt, against one gradient and against other people's."""
+    from curvlinops import HessianLinearOperator
+
+    x, y = images(512, device)
+    for title, model in (("", given.model()), (", BatchNorm before the convolutions", Unfolded().to(device))):
+        model = model.eval()
+        cold, kept = timed(lambda model=model: landscape.Hessian(model, (x, y)), device)
+        vector, block = torch.randn(kept.shape[0], device=device), torch.randn(kept.shape[0], 8, device=device)
+        cold += timed(lambda: kept @ vector, device)[0]  # noqa: B023
+        rebuilt = landscape.Hessian(model, (x, y), memory=0)
+        functions = gradients(model, x, y) | {
+            "Hessian, graphs kept": lambda: kept @ vector,  # noqa: B023
+            "Gauss-Newton, graphs kept": (g := landscape.GGN(model, (x, y))) and (lambda: g @ vector),  # noqa: B023
+            "Hessian, rebuilt": lambda: rebuilt @ vector,  # noqa: B023
+            "Hessian, rebuilt, each of a block of 8": lambda: rebuilt @ block,  # noqa: B023
+        }
+        if not title:
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            with silence():
+                theirs = HessianLinearOperator(
+                    model, nn.CrossEntropyLoss(), parameters, [(x, y)], check_deterministic=False
+                )
+            functions["pyhessian"] = pyhessian_product(model, x, y, device)
+            functions["curvlinops, eager"] = lambda theirs=theirs, vector=vector: theirs @ vector
+            if given.compile:
+                functions["jvp of the gradient, compiled"] = compiled_product(model, x, y, device)
+        seconds = measured(functions, given.repeats, device)
+        seconds["Hessian, rebuilt, each of a block of 8"] /= 8
+        seconds, reference = best(seconds, "gradient")
+        show(f"product, 512 images{title}; first product from nothing {cold:.1f} s", seconds, reference)
+        kept = rebuilt = g = None
+
+
+def compiled_product(model, x, y, device):
+    from torch.func import functional_call, grad, jvp
+
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    vector = {name: torch.randn_like(p) for name, p in weights.items()}
+
+    def loss(w, a, b):
+        return cross_entropy(functional_call(model, w, (a,)), b)
+
+    @torch.compile
+    def one(w, v, a, b):
+        return jvp(lambda at: grad(loss)(at, a, b), (w,), (v,))[1]
+
+    def run():
+        for a, b in zip(x.split(64), y.split(64), strict=True):
+            one(weights, vector, a, b)
+
+    return run
+
+
+def trained(device, epochs=4):
+    """A network trained on real images of CIFAR's size for a few epochs: its spectrum is that of a trained network."""
+    digits = saq_core.load_data("digits")
+    x, y = (torch.nn.functional.interpolate(digits.train[0], size=32).expand(-1, 3, -1, -1), digits.train[1])
+    data = saq_core.Data((x, y), (x, y), (x, y), num_classes=10)
+    torch.manual_seed(0)
+    model = saq_core.build_model("resnet8", data).to(device)
+    with silence():
+        saq_core.train(model, data, saq_core.Recipe(epochs=epochs, lr=0.1))
+    return model.eval(), (x[:512].contiguous().to(device), y[:512].to(device))
+
+
+def eigenvalues(given, device):
+    """Top-5 eigenvalues to a relative residual of 1e-3, warm and cold, against pyhessian at its tol=1e-3."""
+    from pyhessian import hessian
+
+    model, (x, y) = trained(device)
+    operator = landscape.Hessian(model, (x, y))
+    operator @ torch.zeros(operator.shape[0], device=device)
+    with silence():
+        theirs = hessian(model, cross_entropy, data=(x, y), cuda=device.type == "cuda")
     functions = {
-        "plain gradient, one batch of 512": lambda: torch.autograd.grad(cross_entropy(model(x), y), parameters),
-        "our gradient": Objective(model, (x, y)).gradient,
-        "our product": lambda: ours @ vector,
-        "pyhessian's product": lambda: hessian_vector_product(theirs.gradsH, theirs.params, parts),
+        "pyhessian.eigenvalues(top_n=5, tol=1e-3)": lambda: theirs.eigenvalues(top_n=5, tol=1e-3),
+        "top_eigenvalues(k=5), warm": lambda: landscape.top_eigenvalues(operator, k=5),
+        "top_eigenvalues(k=5), cold": lambda: landscape.top_eigenvalues(model, (x, y), k=5),
     }
-    show("Hessian-vector product, 512 images", measured(functions, repeats, device), "our gradient")
+    show("top-5, trained ResNet-8, 512 digits of 32×32", measured(functions, 3, device), "top_eigenvalues(k=5), warm")
+    ours = landscape.top_eigenvalues(operator, k=5)
+    found = sorted(theirs.eigenvalues(top_n=5, tol=1e-3)[0], key=lambda v: -abs(v))
+    floor = landscape.top_eigenvalues(operator, k=5, tol=1e-9, max_products=80).residuals.max()
+    exact = landscape.top_eigenvalues(copy.deepcopy(model).double(), (x.double(), y), k=10, tol=1e-6, max_products=300)
+    for name, values in (("pyhessian", torch.tensor(found).double()), ("landscape", ours.values)):
+        error = ((values - exact.values[:5]) / exact.values[0]).abs().max()
+        print(f"  {name}: largest error relative to λ₁ {float(error):.1e}")
+    products = exact.about["products"] - 10
+    print(f"  top-10 to 1e-6 in float64: {products} products, then 10 that measure; {bool(exact.converged.all())}")
+    print(f"  float32: measured residuals stop at {float(floor):.1e}")
 
 
-def pictures(network, device):
-    """A 25×25 surface against as many forward passes over the same batches and nothing else."""
-    model, data = network.eval(), images(128, device)
-    batches = list(Objective(model, data).batches())
+def traces(given, device):
+    """Products, and seconds, to a standard error of 2 % (from the scatter of single probes), against Hutchinson's."""
+    model, (x, y) = trained(device)
+    for units in ("raw", "filter"):
+        top = landscape.top_eigenvalues(model, (x, y), k=10, units=units)
+        settings = {"units": units, "rtol": 0.02, "max_samples": 2000}
+        plain = landscape.trace(model, (x, y), method="hutchinson", units=units, rtol=0, max_samples=60)
+        needed = (float(plain.samples.std()) / (0.02 * plain.value)) ** 2
+        print(f"\ntrace to 2 %, {units} units: plain Hutchinson needs {needed:.0f} products (scatter of 60 probes)")
+        found = {
+            "10 eigenvectors at hand": landscape.trace(model, (x, y), eigenvalues=top, **settings),
+            "lanczos, alone": landscape.trace(model, (x, y), method="lanczos", **settings),
+            "hutch++, alone": landscape.trace(model, (x, y), method="hutch++", **settings),
+            "xtrace, alone (optimistic)": landscape.trace(model, (x, y), method="xtrace", **settings),
+        }
+        for name, result in found.items():
+            products = result.about["products"]
+            print(f"  {name:30} {products:5} products, {needed / products:6.1f} × fewer   {result!r}")
 
-    def forwards():
-        with torch.no_grad():
-            for _ in range(625):
-                for x, _y in batches:
-                    model(x)
 
-    functions = {"625 bare forward passes": forwards, "surface": lambda: landscape.surface(model, data, points=25)}
-    show("25×25 surface, 128 images", measured(functions, 1, device), "625 bare forward passes")
+def pictures(given, device):
+    """A 25×25 surface against bare forward passes at their best batch size, and in bf16; points over time."""
+    model = given.model().eval()
+    x, y = images(512, device)
+    seconds, reference = best(measured(forwards(model, x), given.repeats, device), "forward")
+    bare = 625 * seconds[reference]
+    rows = {f"625 × {reference}": bare}
+    for precision in ("fp32", "bf16"):
+        rows[f"surface, 25×25, {precision}"] = timed(
+            lambda p=precision: landscape.surface(model, (x, y), points=25, precision=p), device
+        )[0]
+    again = 625 * best(measured(forwards(model, x), given.repeats, device), "forward")[0][reference]
+    rows[f"625 × {reference}, afterwards"] = again
+    show("surface, 512 images", rows, f"625 × {reference}")
 
 
-def steps(name, data, device, repeats, compiled):
+def scaling(given, device):
+    """Cost grows linearly in data and points."""
+    model = given.model().eval()
+    for n in (128, 256, 512):
+        x, y = images(n, device)
+        line = timed(lambda d=(x, y): landscape.line(model, d, points=11), device)[0]
+        hessian = landscape.Hessian(model, (x, y))
+        v = torch.randn(hessian.shape[0], device=device)
+        product_ = measured({"": lambda h=hessian, v=v: h @ v}, 2, device)[""]
+        print(f"  {n:4} images: line of 11 points {line:6.2f} s, product {product_:6.2f} s", flush=True)
+    x, y = images(128, device)
+    for points in (11, 21, 41):
+        print(
+            f"  {points:4} points: {timed(lambda p=points: landscape.line(model, (x, y), points=p), device)[0]:6.2f} s"
+        )
+
+
+def steps(given, device):
     """A quantization-aware and a sharpness-aware step against a float one, batch of 128."""
     x, y = images(128, device)
-    functions = {}
-    for label, bits, sam in (("float", None, None), ("QAT W4A4", "W4A4", None), ("SAQ W4A4", "W4A4", saq_core.SAQ())):
-        model = saq_core.build_model(name, data).to(device)
-        model = model if bits is None else saq_core.calibrate(saq_core.quantize(model, bits), (x, y))
-        functions[label] = _step(model.train(), x, y, sam, compiled)
-    show(
-        f"training step, batch 128, {'compiled' if compiled else 'eager'}",
-        measured(functions, repeats, device),
-        "float",
-    )
+    for compiled in (False, True) if given.compile else (False,):
+        functions = {}
+        for label, bits, sam in (("float", None, None), ("QAT W4A4", "W4A4", None), ("SAQ", "W4A4", saq_core.SAQ())):
+            model = given.model()
+            model = model if bits is None else saq_core.calibrate(saq_core.quantize(model, bits), (x, y))
+            functions[label] = _step(model.train(), x, y, sam, compiled)
+        kind = "compiled" if compiled else "eager"
+        show(f"training step, batch 128, {kind}", measured(functions, given.repeats, device), "float")
 
 
 def _step(model, x, y, sam, compiled):
@@ -107,22 +285,25 @@ def _step(model, x, y, sam, compiled):
     return lambda: optimizer.step(closure)
 
 
+SECTIONS = {f.__name__: f for f in (product, eigenvalues, traces, pictures, scaling, steps)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}; default all")
     parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument(
-        "--compile", action="store_true", help="compiled training steps too (takes a minute to compile)"
-    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="compiled rivals and steps too (a minute to compile)")
     given = parser.parse_args()
+    if unknown := set(given.sections) - set(SECTIONS):
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     x, y = images(32, device)
     data = saq_core.Data((x, y), (x, y), (x, y), num_classes=10)
+    given.model = lambda: saq_core.build_model(given.network, data).to(device)
     print(f"{given.network} on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    product(saq_core.build_model(given.network, data), device, given.repeats)
-    pictures(saq_core.build_model(given.network, data), device)
-    for compiled in (False, True) if given.compile else (False,):
-        steps(given.network, data, device, given.repeats, compiled)
+    for name in given.sections or SECTIONS:
+        SECTIONS[name](given, device)
 
 
 if __name__ == "__main__":
