@@ -38,6 +38,7 @@ class Density(Result):
     density: Tensor
     low: Tensor
     high: Tensor
+    row: ClassVar[str] = "grid"
     dims: ClassVar[dict[str, tuple[str, ...]]] = {"nodes": ("vector", "step"), "weights": ("vector", "step")}
 
     @property

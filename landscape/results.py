@@ -17,11 +17,13 @@ class Result:
     """One measurement with how it came about.
 
     ``about`` holds the space, the kind of derivative, samples, seed, products used, seconds, dtype and versions.
-    Tensors are on the CPU. Subclasses name the dimensions of their arrays in ``dims``.
+    Tensors are on the CPU. Subclasses name the dimensions of their arrays in ``dims``, and in ``row`` the array with an
+    entry for every row of `frame`, where it is not the first of one dimension.
     """
 
     about: dict[str, Any]
     dims: ClassVar[dict[str, tuple[str, ...]]] = {}
+    row: ClassVar[str] = ""
 
     def _kind(self) -> str:
         """Say what a number means: its units, its space, and whether derivatives are straight-through."""
@@ -29,15 +31,34 @@ class Result:
         return ", ".join(parts + ["straight-through"] * (self.about.get("derivatives") == "straight-through"))
 
     def save(self, path: str | Path) -> Path:
-        """Write the result to a netCDF file (readable by `landscape.load` and by xarray); return the path."""
+        """Write the result to a netCDF file (readable by `landscape.load` and by xarray); return the path.
+
+        A name that ends in .csv gets the `frame` instead, which `load` cannot read back.
+        """
         import xarray
 
         path = Path(path)
         scratch = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
-        xarray.DataTree.from_dict(self._groups()).to_netcdf(scratch, engine="h5netcdf")
+        if path.suffix == ".csv":
+            self.frame.to_csv(scratch, index=False)
+        else:
+            xarray.DataTree.from_dict(self._groups()).to_netcdf(scratch, engine="h5netcdf")
         scratch.replace(path)  # a reader never sees half a file
         return path
+
+    @property
+    def frame(self) -> Any:
+        """The numbers as a tidy pandas DataFrame: a row per point, sample or eigenvalue."""
+        import pandas
+
+        arrays: dict[str, Tensor] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            arrays |= value if _is_point(value) else {field.name: value} if isinstance(value, Tensor) else {}
+        rows = len(arrays[self.row or next(name for name, array in arrays.items() if array.ndim == 1)])
+        columns = {name: array.tolist() for name, array in arrays.items() if array.shape == (rows,)}
+        return pandas.DataFrame(columns)
 
     def _groups(self) -> dict[str, Any]:
         """Split into datasets: arrays are variables, nested results are groups, everything else is JSON."""
@@ -68,7 +89,7 @@ class Result:
 
 
 def load(path: str | Path) -> Any:
-    """Read a result written by ``.save``.
+    """Read a result written by ``.save``, or a surface or line of the loss-landscape scripts of Li et al. (.h5).
 
     Raises:
         FileNotFoundError: no such file.
@@ -81,8 +102,12 @@ def load(path: str | Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"no result at {path}")
     try:
-        with h5py.File(path):  # a damaged file is refused here: h5netcdf would complain again when it is collected
-            pass
+        with h5py.File(path) as file:  # a damaged file is refused here: h5netcdf would complain when it is collected
+            foreign = "xcoordinates" in file
+        if foreign:
+            from .exchange import loss_landscape
+
+            return loss_landscape(path)
         tree = xarray.open_datatree(path, engine="h5netcdf").load()
         tree.close()
     except Exception as error:

@@ -101,6 +101,16 @@ class Surface(Result):
         i, j = _zero(self.alphas), _zero(self.betas)
         return None if i is None or j is None else (i, j)
 
+    @property
+    def frame(self) -> Any:
+        """The points as a pandas DataFrame: a row each, alpha and beta first."""
+        import pandas
+
+        alphas, betas = torch.meshgrid(self.alphas, self.betas, indexing="ij")
+        columns: dict[str, Tensor | None] = {"alpha": alphas, "beta": betas, "loss": self.loss}
+        columns |= {"accuracy": self.accuracy, "stderr": self.stderr, "status": self.status, **self.metrics}
+        return pandas.DataFrame({name: part.flatten().tolist() for name, part in columns.items() if part is not None})
+
     def direction(self, axis: int = 0) -> Point:
         """Give the direction of an axis, name → tensor."""
         return {name: stack[axis] for name, stack in self.directions.items()}

@@ -103,7 +103,6 @@ CALLS = {
     "curvature_at_scale": lambda m, d, s: landscape.curvature_at_scale(m, d, draws=2, ladder=False, **s),
     "rounding_sharpness": lambda m, d, s: landscape.rounding_sharpness(m, d, bits=(4,), draws=2, **s),
     "sharpness": lambda m, d, s: landscape.sharpness(m, d, measures=["worst case, plain", "rounding noise"], **s),
-    "compare": lambda m, d, s: landscape.compare({"a": m}, d, points=0, radii=(0.1,), **s),
     "average_sharpness": lambda m, d, s: landscape.average_sharpness(m, d, draws=2, radii=(0.1,), **s),
     "worst_case_sharpness": lambda m, d, s: landscape.worst_case_sharpness(m, d, steps=1, radii=(0.1,), **s),
     "Hessian": lambda m, d, s: (h := landscape.Hessian(m, d, **s)) @ torch.ones(h.shape[0]),
@@ -129,6 +128,15 @@ def test_every_network_goes_through_every_call(name, call):
     make, data, settings = NETWORKS[name]
     torch.manual_seed(0)
     finite(CALLS[call](make(), data(), settings))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "language model"])
+def test_they_can_be_compared(name):
+    make, data, settings = NETWORKS[name]
+    model = make()
+    table = landscape.compare({"a": model, "b": shaken(model)}, data(), points=3, radii=(0.1,), **settings)
+    finite(table)
+    assert list(table.table.columns) == ["a", "b", "b − a"]
 
 
 @pytest.mark.parametrize("name", ["LSTM", "language model", "vision transformer, 5 M"])

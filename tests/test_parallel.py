@@ -1,0 +1,153 @@
+"""Two processes of torchrun give the numbers of one; the command line; tables and other people's files."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from networks import RAGGED, convolutional
+
+import landscape
+from landscape import __main__ as command_line
+from landscape import load, parallel
+
+HERE = pathlib.Path(__file__).parent
+
+
+def measured():
+    """The network and data that the command lines below ask for: a function of `--model test_parallel:measured`."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(36, 2, 4, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (36,), generator=generator)
+    sizes = [3, 4, 5, 3, 4, 5, 6, 6]
+    return convolutional(), list(zip(x.split(sizes), y.split(sizes), strict=True))
+
+
+def run(*words, processes=1, **settings):
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "-m"] if processes > 1 else ["-m"]
+    environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, "landscape", *map(str, words), "--model", "test_parallel:measured"]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, **settings)
+
+
+COMMANDS = {
+    "surface": ["--points", 7, "--seed", 2],
+    "adaptive": ["--points", 9, "--adaptive", "--tolerance", 0.2],
+    "trace": ["--units", "filter", "--per-layer"],
+    "eigen": ["--k", 3, "--which", "both"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_two_processes_give_the_numbers_of_one(name, tmp_path):
+    command = "surface" if name == "adaptive" else name
+    one, two = tmp_path / "one.nc", tmp_path / "two.nc"
+    command_line.main([command, *map(str, COMMANDS[name]), "--model", "test_parallel:measured", "--out", str(one)])
+    done = run(command, *COMMANDS[name], "--out", two, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(str(two)) == 1
+    ours, theirs = load(one), load(two)
+    for field in ("loss", "stderr", "status", "value", "samples", "values", "residuals", "fold_values"):
+        if field in vars(ours):
+            found, expected = (torch.as_tensor(getattr(r, field), dtype=torch.float64) for r in (theirs, ours))
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-10, equal_nan=True)
+
+
+def test_two_processes_share_a_folder_of_tiles(tmp_path):
+    words = ["surface", "--points", 9, "--path", tmp_path / "tiles", "--out"]
+    assert run(*words, tmp_path / "two.nc", processes=2).returncode == 0
+    written = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "tiles").iterdir()}
+    assert len(written) == 1 + -(-81 // 16)
+    command_line.main([*map(str, words), str(tmp_path / "one.nc"), "--model", "test_parallel:measured"])
+    assert torch.equal(load(tmp_path / "one.nc").loss, load(tmp_path / "two.nc").loss)
+    assert written == {file.name: file.stat().st_mtime_ns for file in (tmp_path / "tiles").iterdir()}
+
+
+def test_alone_everything_is_the_identity():
+    assert (parallel.rank(), parallel.size(), list(parallel.share(3)), parallel.gather("a")) == (0, 1, [0, 1, 2], ["a"])
+    tensor = torch.ones(2)
+    assert parallel.sum_(tensor) is tensor and parallel.first_alone(lambda: 7) == 7
+
+
+def test_the_command_line_measures_and_writes(tmp_path, capsys):
+    out = tmp_path / "top.nc"
+    command_line.main(["eigen", "--model", "test_parallel:measured", "--k", "2", "--out", str(out)])
+    model, data = measured()
+    expected = landscape.top_eigenvalues(model, data, k=2)
+    assert torch.equal(load(out).values, expected.values) and "Eigenvalues([" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nowhere:at_all", "--model must be package.module:function, got 'nowhere:at_all'"),
+        ("test_parallel:nothing", "has no attribute 'nothing'"),
+        ("test_parallel", "must be package.module:function"),
+        ("builtins:list", "must return a network"),
+    ],
+)
+def test_a_bad_model_is_refused_in_words(spec, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        command_line.main(["trace", "--model", spec, "--out", str(tmp_path / "x.nc")])
+
+
+def test_the_help_names_every_command_and_option(capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in command_line.COMMANDS)
+    for name, (_, options) in command_line.COMMANDS.items():
+        with pytest.raises(SystemExit):
+            command_line.main([name, "--help"])
+        text = capsys.readouterr().out
+        assert all(f"--{option.replace('_', '-')}" in text for option in options)
+
+
+# --- exchange -------------------------------------------------------------------------------------------------------
+
+
+def test_tables_have_a_row_per_point(tmp_path):
+    import pandas
+
+    found = landscape.surface(convolutional(), RAGGED, points=(3, 5))
+    table = pandas.read_csv(found.save(tmp_path / "surface.csv"))
+    assert list(table.columns) == ["alpha", "beta", "loss", "accuracy", "stderr", "status"] and len(table) == 15
+    row = table[(table.alpha == -1) & (table.beta == 0.5)]
+    assert float(row.loss.iloc[0]) == pytest.approx(float(found.loss[0, 3]), rel=1e-12)
+    density = landscape.density(convolutional(), RAGGED, k=2, vectors=2, steps=4, points=20)
+    assert list(density.frame.columns) == ["grid", "density", "low", "high"]
+    line = landscape.line(convolutional(), RAGGED, points=3, metrics={"size": lambda z, y: z.norm(dim=1)})
+    assert list(line.frame["size"]) == pytest.approx(line.metrics["size"].tolist())
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (3, 5)])
+def test_their_surfaces_are_read_at_the_coordinates_they_were_measured_at(shape, tmp_path):
+    """As their script writes: raveled meshgrid coordinates, arrays shaped (x, y), −1 where nothing is measured yet."""
+    x, y = np.linspace(-1, 1, shape[0]), np.linspace(-2, 2, shape[1])
+    losses, accuracies = -np.ones(shape), -np.ones(shape)
+    across, up = np.meshgrid(x, y)
+    for index in range(losses.size - 1):  # the last one is pending
+        losses.ravel()[index] = 10 + 3 * across.ravel()[index] + up.ravel()[index] ** 2
+        accuracies.ravel()[index] = 50.0
+    losses.ravel()[0] = np.nan
+    with h5py.File(tmp_path / "theirs.h5", "w") as file:
+        file["xcoordinates"], file["ycoordinates"], file["train_loss"], file["train_acc"] = x, y, losses, accuracies
+    found = load(tmp_path / "theirs.h5")
+    expected = 10 + 3 * found.alphas[:, None] + found.betas[None] ** 2
+    known = found.status == 1
+    torch.testing.assert_close(found.loss[known], expected[known])
+    assert found.status[0, 0] == 3 and found.status[-1, -1] == 0 and found.loss[-1, -1].isnan()
+    assert float(found.accuracy[known].unique()) == 0.5 and len(known.nonzero()) == losses.size - 2
+    found.draw()
+
+
+def test_their_lines_are_read_too(tmp_path):
+    with h5py.File(tmp_path / "line.h5", "w") as file:
+        file["xcoordinates"], file["test_loss"], file["test_acc"] = np.linspace(0, 1, 3), np.ones(3), 100 * np.ones(3)
+    found = load(tmp_path / "line.h5")
+    assert found.loss.tolist() == [1, 1, 1] and found.accuracy.tolist() == [1, 1, 1] and found.about["data"] == "test"
