@@ -18,8 +18,10 @@ FOLDS = 16  # at most: parts of the data whose scatter tells the error over data
 _PARTS, _FEW_PARTS, _PART_ROWS, _PART_ELEMENTS = 10, 5, 32, 50_000
 
 
-def source(model: nn.Module, data: Any, batch_size: int | None, device: torch.device) -> tuple[Iterable[Any], bool]:
-    """Return the batches, and whether they were cut here out of (x, y)."""
+def source(
+    model: nn.Module, data: Any, batch_size: int | None, device: torch.device, pair: Any = tuple | list
+) -> tuple[Iterable[Any], bool]:
+    """Return the batches, and whether they were cut here out of (x, y), a ``pair`` of tensors."""
     if data is None:
         data = getattr(model, "probe", None)
         if data is None:
@@ -32,7 +34,7 @@ def source(model: nn.Module, data: Any, batch_size: int | None, device: torch.de
         )
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise TypeError(f"data must be (x, y), a list of batches or a DataLoader, got {type(data).__name__}")
-    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(p, Tensor | np.ndarray) for p in data):
+    if isinstance(data, pair) and len(data) == 2 and all(isinstance(p, Tensor | np.ndarray) for p in data):
         x, y = map(torch.as_tensor, data)
         return _chunks(x, y, batch_size, device), True
     return data, False

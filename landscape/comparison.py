@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -239,14 +240,9 @@ def compare(
         measured[name].append({quantity: list(astuple(number)) for quantity, number in found.items()})
     picture = settings | {"span": span, "seed": seed}
     firsts = {name: group[0] for name, group in groups.items() if points}
-    # without their directions, which fill a file: the seed draws them again
-    lines = {
-        name: replace(line(model, data, points=2 * points + 1, **picture), directions={})
-        for name, model in firsts.items()
-    }
-    surfaces = {
-        name: replace(surface(model, data, points=points, **picture), directions={}) for name, model in firsts.items()
-    }
+    light = partial(replace, directions={})  # directions fill a file: the seed draws them again
+    lines = {name: light(line(model, data, points=2 * points + 1, **picture)) for name, model in firsts.items()}
+    surfaces = {name: light(surface(model, data, points=points, **picture)) for name, model in firsts.items()}
     about = _together(abouts) | {"seed": seed, "seconds": elapsed()}
     return Comparison(about, measured, lines, surfaces)
 
@@ -260,8 +256,10 @@ def _measure(
     worst = worst_case_sharpness(model, data, radii=radii, **settings)
     average = average_sharpness(model, data, radii=radii, seed=seed, **settings)
     for name, result in (("worst", worst), ("average", average)):
-        for radius, rise, error, parts in zip(radii, result.rise, result.stderr, result.samples, strict=True):
-            found[f"{name}_{radius:g}"] = Measured(float(rise), float(error), parts.tolist())
+        columns = (radii, result.rise, result.stderr, result.stderr_data, result.samples)
+        for radius, rise, draws, over_data, parts in zip(*columns, strict=True):
+            own = parts.tolist() if name == "average" else None
+            found[f"{name}_{radius:g}"] = Measured(float(rise), _joined(float(draws), float(over_data)), own)
     found |= _curvature(hessian, "raw", rtol, seed)
     return found | {"weight_norm": Measured(hessian.coordinates.norm())}, hessian.objective.about()
 
@@ -280,13 +278,11 @@ def _curvature(operator: Scaled | Hessian, units: str, rtol: float, seed: int) -
     krylov = lanczos(operator, min(5, operator.shape[0]), which="largest", seed=seed)
     top = eigenvalues_of(operator, krylov, 1e-3)
     trace = deflated_trace(operator, krylov, rtol=rtol, seed=seed)
-    first, last = float(top.values[0]), float(top.values[-1])
-    shares = top.fold_weights.tolist()
-    # every network's probes are the same draws, so the differences of two traces pair up
-    found = {
+    first, last, shares = float(top.values[0]), float(top.values[-1]), top.fold_weights.tolist()
+    found = {  # every network's probes are the same draws, so the differences of two traces pair up
         f"trace_{units}": Measured(
             trace.value,
-            math.hypot(trace.stderr, 0 if math.isnan(trace.stderr_data) else trace.stderr_data),
+            _joined(trace.stderr, trace.stderr_data),
             trace.samples.tolist(),
             folds=[trace.fold_values.tolist(), shares],
         ),
@@ -298,9 +294,15 @@ def _curvature(operator: Scaled | Hessian, units: str, rtol: float, seed: int) -
         ),
     }
     if units == "filter":
-        ratio = first / last if len(top.values) == 5 else float("nan")
+        ratio = first / last if len(top.values) == 5 else math.nan
         found["lambda1_over_lambda5"] = Measured(ratio, converged=bool(top.converged.all()))
     return found
+
+
+def _joined(*errors: float) -> float:
+    """Add independent errors up, those that are known."""
+    known = [error for error in errors if not math.isnan(error)]
+    return math.hypot(*known) if known else math.nan
 
 
 def _mean(seeds: list[Measured]) -> tuple[float, float]:

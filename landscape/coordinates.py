@@ -111,6 +111,8 @@ def coordinates(model: nn.Module, space: str | None = None, layers: Sequence[str
     live: dict[str, str] = {}
     base: Point = {}
     for name, parameter in model.named_parameters():
+        if parameter.is_complex() and parameter.requires_grad:
+            raise ValueError(f"{name} is complex: only real weights can vary; freeze it with requires_grad_(False)")
         if id(parameter) in left_out or not (parameter.requires_grad and parameter.is_floating_point()):
             continue
         if layers is not None and not any(_inside(name, layer) for layer in layers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class Eigenvalues(Result):
     vectors: Point
     fold_values: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     fold_weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    columns: ClassVar[tuple[str, ...]] = ("values", "stderr_data", "residuals", "converged")
 
     @property
     def stderr_data(self) -> Tensor:
@@ -297,6 +298,13 @@ def operator_of(
 
 def _known(operator: Operator, eigenvalues: Eigenvalues) -> dict[str, Any]:
     """Turn eigenpairs at hand into what `hutchinson` deflates with."""
+    mine: dict[str, Any] = getattr(operator, "about", dict)()
+    theirs = eigenvalues.about
+    for key in ("matrix", "units", "space", "samples", "centre_loss"):
+        if key in mine and mine[key] != theirs.get(key):
+            raise ValueError(f"eigenvalues= are of another operator: {key} {theirs.get(key)!r}, not {mine[key]!r}")
+    if not eigenvalues.converged.all():
+        raise ValueError("eigenvalues= must all have converged: raise max_products, or ask for fewer")
     rows = torch.cat([stack.flatten(1) for stack in eigenvalues.vectors.values()], dim=1).double()
     if rows.shape[1] != operator.shape[0]:
         raise ValueError(f"eigenvalues= are those of an operator of size {rows.shape[1]}, not {operator.shape[0]}")

@@ -38,7 +38,7 @@ class Density(Result):
     density: Tensor
     low: Tensor
     high: Tensor
-    row: ClassVar[str] = "grid"
+    columns: ClassVar[tuple[str, ...]] = ("grid", "density", "low", "high")
     dims: ClassVar[dict[str, tuple[str, ...]]] = {"nodes": ("vector", "step"), "weights": ("vector", "step")}
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import parallel
 from .coordinates import Coordinates, Point, coordinates, filter_norms, gaussian
 from .curvature import Eigenvalues, top_eigenvalues
 from .objective import Objective
@@ -41,7 +42,7 @@ def prepared(
     policy = policy if plane is None else plane.about["batchnorm"]
     settings = dict(settings) | {"batchnorm": settings["batchnorm"] or policy}
     if settings["batch_size"] == "fastest":
-        settings["batch_size"] = fastest_batch(model, settings)
+        settings["batch_size"] = parallel.gather(fastest_batch(model, settings))[0]
     function = Objective(model, **settings)
     eigen = None
     if wanted := sum(part == "eigenvectors" for part in given if isinstance(part, str)):
@@ -129,6 +130,7 @@ def resolved(
             next_vector += 1
             label = f"eigenvector {next_vector}"
         elif isinstance(part, nn.Module):
+            _check_frozen(function, part)
             step, label = direction_to(function.coordinates, part), "towards a network"
         else:
             step, label = checked_direction(function.coordinates, part), "given"
@@ -177,12 +179,22 @@ def eigenvector(centre: Coordinates, found: Eigenvalues, number: int) -> Point:
     return {name: scale[name] * part for name, part in vector.items()}
 
 
+def _check_frozen(function: Objective, other: nn.Module) -> None:
+    """Refuse a network whose frozen weights are not those of the first: no step along the line would reach it."""
+    theirs = dict(getattr(other, "_orig_mod", other).named_parameters())
+    for name, weight in function.model.named_parameters():
+        frozen = not weight.requires_grad and name in theirs and name not in function.coordinates.centre
+        if frozen and "quantizer" not in name and not torch.equal(weight, theirs[name].to(weight)):
+            raise ValueError(f"{name} is frozen and differs between the networks: unfreeze it, or no line gets there")
+
+
 def direction_to(centre: Coordinates, other: nn.Module) -> Point:
     """Return the step from one network to another of the same architecture, over all that varies.
 
     Raises:
-        ValueError: the two networks' weights differ in name or shape.
+        ValueError: the two networks' weights differ in name or shape, or weights that do not vary in value.
     """
+    other = getattr(other, "_orig_mod", other)
     target = coordinates(other, None if centre.space == "float" else centre.space).centre
     mine = {name: w.shape for name, w in centre.centre.items()}
     theirs = {name: w.shape for name, w in target.items()}

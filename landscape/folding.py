@@ -25,15 +25,17 @@ class Folding(TorchFunctionMode):
     """Inside this context a convolution waits until its output is used; a BatchNorm with fixed statistics is folded in.
 
     Any other use computes it as it stands. A use that PyTorch's functions hide from us would see a stand-in:
-    `Objective` therefore compares the folded loss with the plain one, and does without where they differ.
+    `Objective` therefore compares folded losses and gradients with plain ones, and does without where they differ.
 
     Args:
         channels_last: lay images out so; faster on CPUs in float32.
+        folded: weights that were folded before, without gradients: batches at one point share them. Default: none.
     """
 
-    def __init__(self, channels_last: bool) -> None:
+    def __init__(self, channels_last: bool, folded: WeakIdKeyDictionary | None = None) -> None:
         super().__init__()
         self.channels_last = channels_last
+        self._folded = WeakIdKeyDictionary() if folded is None else folded
         self._waiting = WeakIdKeyDictionary()  # stand-in → its convolution, forgotten with the stand-in
 
     def result(self, output: Any) -> Any:
@@ -43,7 +45,9 @@ class Folding(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Put convolutions off, fold BatchNorm into them, and pass everything else on."""
         kwargs = kwargs or {}
-        if func in _CONVOLUTIONS and len(args) == 7 and not isinstance(args[4], str) and args[0].ndim == args[1].ndim:
+        # as modules call it; padding by name and single images are left alone
+        usual = func in _CONVOLUTIONS and len(args) == 7 and all(isinstance(part, tuple) for part in args[3:6])
+        if usual and args[0].ndim == args[1].ndim:
             return self._put_off(func, args)
         if func is batch_norm and (folded := self._fold(*args, **kwargs)) is not None:
             return folded
@@ -75,13 +79,30 @@ class Folding(TorchFunctionMode):
     ) -> Tensor | None:
         if training or running_mean is None or running_var is None:
             return None
-        scale = (running_var + eps).rsqrt() if weight is None else (running_var + eps).rsqrt() * weight
-        shift = -running_mean * scale if bias is None else bias - running_mean * scale
         before = self._waiting.get(x)
+        if before is not None and not before.can_take(running_var):
+            return None
+        norm = (running_mean, running_var, weight, bias, eps)
         if before is not None and before.result is None:
-            return before.scaled(scale, shift)
+            return before.function(before.x, *self._weights(before, norm), *before.settings)
+        scale, shift = _affine(*norm)
         shape = [1, -1] + [1] * (x.ndim - 2)
         return torch.addcmul(shift.view(shape), self._computed(x), scale.view(shape))
+
+    def _weights(self, convolution: _Waiting, norm: tuple) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of a convolution with BatchNorm in it."""
+        weight, bias = convolution.weight, convolution.bias
+        sources = (*norm, bias)
+        known = self._folded.get(weight)
+        if known and not torch.is_grad_enabled() and all(a is b for a, b in zip(known[0], sources, strict=True)):
+            return known[1]
+        scale, shift = _affine(*norm)
+        found = weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else shift + bias * scale
+        if not torch.is_grad_enabled():
+            if self.channels_last and weight.ndim == 4:
+                found = found[0].contiguous(memory_format=torch.channels_last), found[1]
+            self._folded[weight] = sources, found
+        return found
 
     def _computed(self, tensor: Tensor) -> Tensor:
         waiting = self._waiting.get(tensor)
@@ -93,14 +114,28 @@ class _Waiting:
 
     def __init__(self, function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple) -> None:
         self.function, self.x, self.weight, self.bias, self.settings = function, x, weight, bias, settings
+        # what it must be computed under, wherever its output is used
+        self.gradients, self.autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type)
         self.result: Tensor | None = None
+
+    def can_take(self, variance: Tensor) -> bool:
+        """Tell whether a BatchNorm that follows here and now may be folded in."""
+        alike = self.gradients == torch.is_grad_enabled()
+        alike &= self.autocast == torch.is_autocast_enabled(self.x.device.type)
+        return alike and self.weight.dtype == variance.dtype
 
     def plain(self) -> Tensor:
         if self.result is None:
-            self.result = self.function(self.x, self.weight, self.bias, *self.settings)
+            device, kind = self.x.device.type, torch.get_autocast_dtype(self.x.device.type)
+            cast = torch.autocast(device, kind, enabled=self.autocast, cache_enabled=False)
+            with torch.set_grad_enabled(self.gradients), cast:
+                self.result = self.function(self.x, self.weight, self.bias, *self.settings)
         return self.result
 
-    def scaled(self, scale: Tensor, shift: Tensor) -> Tensor:
-        weight = self.weight * scale.view(-1, *[1] * (self.weight.ndim - 1))
-        bias = shift if self.bias is None else shift + self.bias * scale
-        return self.function(self.x, weight, bias, *self.settings)
+
+def _affine(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of a BatchNorm with fixed statistics."""
+    scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight
+    return scale, -mean * scale if bias is None else bias - mean * scale

@@ -17,11 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .batches import rows_of
 from .coordinates import Point, gaussian
 from .directions import random_direction
 from .objective import BatchObjective, Loss, Objective, stderr_of_mean
@@ -51,6 +52,7 @@ class Sharpness(Result):
     stderr: Tensor
     samples: Tensor
     stderr_data: Tensor
+    columns: ClassVar[tuple[str, ...]] = ("radii", "rise", "stderr", "stderr_data")
 
     def __repr__(self) -> str:
         parts = []
@@ -167,7 +169,7 @@ def worst_case_sharpness(
     function = Objective(model, data, batch_size=m, **settings)
     ball = ball_of(function.coordinates, radii, metric, relative)
     function.centre()
-    groups = [function] if m is None else _groups(function, m, settings)
+    groups = [function] if m is None else _groups(function, m)
     found = torch.stack([worst_rises(group, ball, radii, steps) for group in progress(groups, "worst-case sharpness")])
     rises, errors = found.cpu().unbind(-1)
     shares = torch.tensor([group.samples for group in groups], dtype=torch.float64)
@@ -179,11 +181,17 @@ def worst_case_sharpness(
     return Sharpness(about, torch.tensor(radii, dtype=torch.float64), shares @ rises, unknown, rises.T, over_data)
 
 
-def _groups(function: Objective, m: int, settings: dict[str, Any]) -> list[Objective]:
-    """Return an objective for each batch, which holds at most m samples."""
-    if max(function.batch_rows) > m:
-        raise ValueError(f"m = {m}, but a batch has {max(function.batch_rows)} rows: pass data=(x, y), or smaller ones")
-    return [Objective(function.model, [batch], **settings) for batch in function.batches()]
+def _groups(function: Objective, m: int) -> list[Objective]:
+    """Return the objective on each group of at most m samples."""
+    groups: list[Any] = []
+    for batch in function.batches():
+        if rows_of(batch) <= m:
+            groups.append(batch)
+        elif isinstance(batch, tuple | list) and all(isinstance(part, Tensor) for part in batch):
+            groups += zip(*(part.split(m) for part in batch), strict=True)
+        else:
+            raise ValueError(f"m = {m}, but a batch has {rows_of(batch)} rows and is no (x, y): pass smaller batches")
+    return [function.on(group) for group in groups]
 
 
 @dataclass(frozen=True, eq=False)

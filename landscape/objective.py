@@ -7,6 +7,7 @@ ever called through `torch.func.functional_call` on other tensors: its weights, 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,10 +18,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.weak import WeakIdKeyDictionary
 
+from . import parallel
 from .batches import check_labels, moved, rows_of, source
 from .coordinates import Coordinates, Point, coordinates
 from .folding import Folding
+from .guards import checked, folding_agrees, pair, random_module, refuse_change
+from .precision import full_precision
 
 BATCHNORM = ("fixed", "recomputed")
 PRECISIONS = ("fp32", "bf16")
@@ -123,11 +128,16 @@ class Objective:
         self.has_output = objective is None
         self._loss = loss
         self._classes_known = loss is None and objective is None
-        self._bound = _Bound(self.model, objective or (lambda model, batch: model(batch[0])))
-        self._source, self._own_batches = source(self.model, data, batch_size, self.device)
+        self._bound = _Bound(
+            self.model, checked(objective) if objective else lambda model, batch: model(pair(batch)[0])
+        )
+        cut = tuple if objective else tuple | list  # with an objective a list is one of batches, whatever they are
+        self._source, self._own_batches = source(self.model, data, batch_size, self.device, cut)
         self._norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.folded = bool(self._norms) and batchnorm == "fixed"  # until a batch shows that it changes the loss
-        self._quiet = False
+        self._folded_weights = WeakIdKeyDictionary()
+        self._changing: Point = {}  # buffers that the network changes while it runs, as they were
+        self._settled = self._quiet = False
         self._checked: tuple[float, float] | None = None
         tensors = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
         self._frozen = {f"model.{name}": tensor.detach().clone() for name, tensor in tensors}
@@ -155,19 +165,22 @@ class Objective:
     def output(self, live: Mapping[str, Tensor], batch: Any) -> Any:
         """Return what the network (or the objective) gives for one batch at given live tensors."""
         tensors = self._frozen | {f"model.{name}": value for name, value in live.items()}
+        tensors |= {name: tensor.clone() for name, tensor in self._changing.items()}
         low = self.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
             if not self.folded:
                 return functional_call(self._bound, tensors, (batch,))
-            with Folding(channels_last=self.dtype != torch.float64 and self.device.type == "cpu") as folding:
+            images_last = self.dtype != torch.float64 and self.device.type == "cpu"
+            with Folding(images_last, self._folded_weights) as folding:
                 output = functional_call(self._bound, tensors, (batch,))
             return folding.result(output)
 
     def loss_of(self, output: Any, batch: Any) -> BatchLoss:
         """Compute the loss of one batch from the network's output."""
-        x, y = batch
+        x, y = pair(batch)
         output = output.to(self.dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
         classes = isinstance(output, Tensor) and output.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
+        classes = classes and output.shape[1] > 1
         if self._checked is None and classes and self._classes_known:  # before the loss: on CUDA it would abort
             check_labels(y, output.shape[1])
         target, rows = y.long() if classes else y, rows_of(x)
@@ -184,6 +197,7 @@ class Objective:
         Cost: one forward pass over the data; two where BatchNorm statistics are recomputed.
         """
         live = self.live(displacement)
+        self._settle()
         with self.quiet(), torch.no_grad():
             if self.batchnorm == "recomputed":
                 live = live | self._recomputed_statistics(live)
@@ -195,6 +209,7 @@ class Objective:
     def gradient(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the gradient of the mean loss at centre + displacement. Cost: one gradient over the data."""
         total, weights = None, 0.0
+        self._settle()
         with self.quiet(), torch.enable_grad():
             for batch in self.batches():
                 leaves = {k: v.detach().requires_grad_() for k, v in self.live(displacement).items()}
@@ -205,6 +220,13 @@ class Objective:
                 weights += found.weight
         assert total is not None
         return {name: part / weights for name, part in zip(self.coordinates.names, total, strict=True)}
+
+    def on(self, batch: Any) -> Objective:
+        """Return the same function on one batch alone; the two share all tensors."""
+        other = copy.copy(self)
+        other._source, other.batch_rows, other.batch_weights = [batch], [rows_of(batch)], []
+        other._checked = None
+        return other
 
     def live(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Give the live tensors at centre + displacement, in the order of the coordinates."""
@@ -228,6 +250,11 @@ class Objective:
                 raise ValueError(
                     f"the loss of the model itself is {loss}: look at its weights and data before measuring"
                 )
+            seen = parallel.gather((f"{loss:.5g}", self.batch_rows))
+            if any(other != seen[0] for other in seen):
+                raise ValueError(
+                    f"the processes measure different networks or data (losses {[s[0] for s in seen]}): seed them"
+                )
             self._checked = loss, accuracy
         return self._checked
 
@@ -237,56 +264,28 @@ class Objective:
             raise ValueError(f"data is empty, or one of its batches is: pass at least one sample in each, got {rows}")
         self.batch_rows = rows
         first = next(self.batches())
-        once, again = (self.loss(self.live(), first).mean for _ in range(2))
-        if not self._same(once, again):
-            self._refuse_change(once, again, f"{self._random_module(first)} is random in eval mode")
+        refuse_change(self, lambda: self.loss(self.live(), first).mean, lambda: random_module(self, first))
         if not self._own_batches:
-            passes = ([self.loss(self.live(), batch) for batch in self.batches()] for _ in range(2))
-            once, again = (_together(parts, same_order=False).loss for parts in passes)
-            if not self._same(once, again):
-                self._refuse_change(once, again, "the data change from pass to pass (augmentation?)")
-        if self.folded:
-            moved_on = {name: 1.01 * value + 1e-3 for name, value in self.live().items()}
-            folded = self.loss(moved_on, first).mean
-            self.folded = False
-            plain = self.loss(moved_on, first).mean
-            # rounded activations may jump where sums differ by a rounding error; a fold gone wrong is far off
-            self.folded = bool(torch.allclose(folded, plain, rtol=1e-3, atol=1e-3, equal_nan=True))
+            parts = functools.partial(map, functools.partial(self.loss, self.live()))
+            reason = "the data change from pass to pass (augmentation?)"
+            refuse_change(self, lambda: _together(list(parts(self.batches())), False).loss, lambda: reason)
 
-    def _same(self, once: Tensor, again: Tensor) -> bool:
-        # a shuffled loader adds up in another order, and some kernels do so every time
-        slack = 1e3 * torch.finfo(self.dtype).eps
-        return torch.allclose(once.double(), again.double(), rtol=slack, atol=slack, equal_nan=True)
-
-    def _refuse_change(self, once: Tensor, again: Tensor, reason: str) -> None:
-        raise ValueError(
-            f"the loss changed when repeated ({float(once):.6g}, then {float(again):.6g}): {reason}, and curvature "
-            "of a moving function means nothing"
-        )
-
-    def _random_module(self, batch: Any) -> str:
-        """Name the first module, innermost first, whose output changes when a batch is repeated."""
-        seen: list[dict[str, Tensor]] = []
-
-        def note(name: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                if isinstance(output, Tensor):
-                    seen[-1].setdefault(name, output.detach().clone())
-
-            return hook
-
-        hooks = [module.register_forward_hook(note(name)) for name, module in self.model.named_modules() if name]
-        try:
-            for _ in range(2):
-                seen.append({})
-                self.loss(self.live(), batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        once, again = seen
-        changed = (name for name in once if name in again and not torch.equal(once[name], again[name]))
-        name = next(changed, None)
-        return "the model or its loss" if name is None else f"{name} ({type(self.model.get_submodule(name)).__name__})"
+    def _settle(self) -> None:
+        """Once: find buffers that the network itself changes, and whether BatchNorm can be folded."""
+        if self._settled:
+            return
+        self._settled = True
+        with self.quiet(), torch.no_grad():
+            first = next(iter(self.batches()), None)
+            if first is None:
+                return
+            before = {name: tensor._version for name, tensor in self._frozen.items()}
+            self.loss(self.live(), first)
+            own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+            changed = [name for name, tensor in self._frozen.items() if tensor._version != before[name]]
+            self._changing = {name: own[name.removeprefix("model.")].detach().clone() for name in changed}
+            wanted, self.folded = self.folded, False
+            self.folded = wanted and folding_agrees(self, first)
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
@@ -294,10 +293,14 @@ class Objective:
         if self._quiet:
             yield
             return
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("nothing can be measured under torch.inference_mode(): leave it, or use torch.no_grad()")
         modes = [(module, module.training) for module in self.model.modules()]
+        own = getattr(self._source, "generator", None)  # of a DataLoader that shuffles by itself
+        state = own.get_state() if isinstance(own, torch.Generator) else None
         devices = [self.device] if self.device.type == "cuda" else []
         autocast_off = torch.autocast(self.device.type, enabled=False)
-        with torch.random.fork_rng(devices), _full_precision(), autocast_off, sdpa_kernel(SDPBackend.MATH):
+        with torch.random.fork_rng(devices), full_precision(), autocast_off, sdpa_kernel(SDPBackend.MATH):
             try:
                 self._quiet = True
                 self.model.eval()
@@ -306,6 +309,8 @@ class Objective:
                 self._quiet = False
                 for module, training in modes:
                     module.training = training
+                if own is not None and state is not None:
+                    own.set_state(state)
 
     def about(self, **more: Any) -> dict[str, Any]:
         """Describe how a result came about."""
@@ -316,6 +321,7 @@ class Objective:
             "batchnorm": self.batchnorm,
             "batchnorm_folded": self.folded,
             "samples": self.samples,
+            "centre_loss": float(f"{self.centre()[0]:.6g}"),
             "dtype": str(self.dtype).removeprefix("torch."),
             "precision": self.precision,
             "device": str(self.device),
@@ -383,19 +389,3 @@ def _together(parts: list[BatchLoss], same_order: bool) -> Evaluation:
     if not same_order:
         losses, hits, shares = losses[:0], hits[:0], shares[:0]
     return Evaluation((means * weights).sum(), (right * weights).sum(), losses, hits, shares, weights @ metrics)
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """Switch TF32 off, and bfloat16 on a CPU: curvature in ten bits of mantissa is noise."""
-    backends: Any = torch.backends
-    flags = [backends.cuda.matmul] + [getattr(backends.cudnn, part) for part in ("conv", "rnn")]
-    flags += [getattr(backends.mkldnn, part) for part in ("matmul", "conv", "rnn")]
-    before = [flag.fp32_precision for flag in flags]
-    try:
-        for flag in flags:
-            flag.fp32_precision = "ieee"
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.fp32_precision = value

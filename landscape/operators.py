@@ -88,7 +88,8 @@ class Hessian:
     ) -> None:
         self.objective = Objective(model, data, space=space, layers=layers, loss=loss, objective=objective)
         self.objective.centre()  # refuses data and weights that mean nothing
-        self.memory = free_memory(self.device) / 2 if memory is None else memory
+        # the least of all processes: they must take the same steps
+        self.memory = min(parallel.gather(free_memory(self.device) / 2 if memory is None else memory))
         self.products = 0
         self._inputs = None if at is None else _Inputs(self.objective, at)
         self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
@@ -161,7 +162,7 @@ class Hessian:
         share = self._share_kept()
         graphs = "graphs kept" if share == 1 else "graphs rebuilt" if share == 0 else f"{share:.0%} of the graphs kept"
         space = {"space": self.coordinates.space} if self._inputs else {}
-        way = {"matrix": self.matrix, "products_by": f"double backward, {graphs}"}
+        way = {"matrix": self.matrix, "units": "raw", "products_by": f"double backward, {graphs}"}
         return self.objective.about() | space | way | more
 
     def _columns(self, vectors: Tensor) -> tuple[Tensor, ...]:
@@ -279,6 +280,8 @@ class _Inputs:
     def __init__(self, objective: Objective, at: str) -> None:
         name, _, leaf = at.rpartition(".")
         modules = dict(objective.model.named_modules())
+        if not objective.same_order:
+            raise ValueError("at= needs data in one order: pass (x, y) or a list of batches, not a loader")
         if leaf != "input" or name not in modules:
             raise ValueError(f'at must be "<module>.input" with the name of a module, got {at!r}')
         self.module, self.name = modules[name], at

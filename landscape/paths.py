@@ -46,6 +46,7 @@ class Trajectory(Result):
         "coordinates": ("checkpoint", "axis"),
         "explained": ("component",),
     } | dict.fromkeys(("loss", "plane_loss", "distance", "off_plane"), ("checkpoint",))
+    columns: ClassVar[tuple[str, ...]] = ("coordinates", "loss", "plane_loss", "distance", "off_plane")
 
     def direction(self, axis: int = 0) -> Point:
         """Give the direction of an axis, name → tensor."""

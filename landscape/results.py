@@ -17,13 +17,13 @@ class Result:
     """One measurement with how it came about.
 
     ``about`` holds the space, the kind of derivative, samples, seed, products used, seconds, dtype and versions.
-    Tensors are on the CPU. Subclasses name the dimensions of their arrays in ``dims``, and in ``row`` the array with an
-    entry for every row of `frame`, where it is not the first of one dimension.
+    Tensors are on the CPU. Subclasses name the dimensions of their arrays in ``dims``, and what has an entry for every
+    row of `frame` in ``columns``.
     """
 
     about: dict[str, Any]
     dims: ClassVar[dict[str, tuple[str, ...]]] = {}
-    row: ClassVar[str] = ""
+    columns: ClassVar[tuple[str, ...]] = ()
 
     def _kind(self) -> str:
         """Say what a number means: its units, its space, and whether derivatives are straight-through."""
@@ -52,12 +52,14 @@ class Result:
         """The numbers as a tidy pandas DataFrame: a row per point, sample or eigenvalue."""
         import pandas
 
-        arrays: dict[str, Tensor] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            arrays |= value if _is_point(value) else {field.name: value} if isinstance(value, Tensor) else {}
-        rows = len(arrays[self.row or next(name for name, array in arrays.items() if array.ndim == 1)])
-        columns = {name: array.tolist() for name, array in arrays.items() if array.shape == (rows,)}
+        columns: dict[str, Any] = {}
+        for name in self.columns:
+            value = getattr(self, name)
+            parts = value if isinstance(value, dict) else {name: value}
+            for key, part in parts.items():
+                part = torch.as_tensor(part)
+                several = {f"{key}_{i}": column for i, column in enumerate(part.unbind(1))} if part.ndim == 2 else {}
+                columns |= {k: column.tolist() for k, column in (several or {key: part}).items()}
         return pandas.DataFrame(columns)
 
     def _groups(self) -> dict[str, Any]:
@@ -79,11 +81,14 @@ class Result:
                 plain[field.name] = {"keys": list(value)}
             else:
                 plain[field.name] = value
-        attributes = {"result": type(self).__name__, "fields": json.dumps(plain)}
+        attributes = {"result": type(self).__name__, "fields": json.dumps(plain, default=lambda number: number.item())}
         return {"/": xarray.Dataset(variables, attrs=attributes)} | groups
 
     def _variable(self, name: str, value: Tensor | np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        if isinstance(value, Tensor):
+            value = value.detach().cpu()
+            value = value.float() if value.dtype == torch.bfloat16 else value  # which netCDF does not know
+        array = value.numpy() if isinstance(value, Tensor) else value
         # a dimension is named by its length where it has no name of its own: one name, one length
         return self.dims.get(name) or tuple(f"length_{n}_{i}" for i, n in enumerate(array.shape)), array
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ class RoundingSharpness(Result):
     stderr_data: Tensor
     rounded: Tensor
     rounded_stderr_data: Tensor
+    columns: ClassVar[tuple[str, ...]] = ("bits", "rise", "stderr", "stderr_data", "rounded", "rounded_stderr_data")
 
     def __repr__(self) -> str:
         rows = zip(self.bits, self.rise.tolist(), self.stderr.tolist(), self.rounded.tolist(), strict=True)

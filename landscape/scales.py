@@ -107,7 +107,7 @@ class ScaleCurvature(Result):
 
         names = ("radii", "curvature", "error", "stderr_data", "stderr_draws", "rounding", "misstep", "trusted")
         columns = {name: getattr(self, name).numpy() for name in names}
-        return pandas.DataFrame(columns | {"derivative": self.derivative}).set_index("radii")
+        return pandas.DataFrame(columns | {"derivative": self.derivative})
 
     def window(self) -> tuple[float, float]:
         """Return the range of curvatures worth seeing: the trusted ones with their errors, the derivative, and zero."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ class Line(Result):
     dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
         ("alphas", "loss", "accuracy", "stderr", "status"), ("alpha",)
     )
+    columns: ClassVar[tuple[str, ...]] = ("alphas", "loss", "accuracy", "stderr", "status", "metrics")
 
     @property
     def centre(self) -> int | None:
@@ -153,7 +155,7 @@ def line(
 ) -> Line:
     """Measure loss, accuracy and metrics along a direction through the model.
 
-    ``line(a, directions=b, span=(0, 1))`` goes from one network to another and ends exactly at both.
+    ``line(a, directions=b, span=(0, 1))`` goes from one network to another and ends at both, to rounding.
 
     Args:
         model: any network; not touched.
@@ -278,6 +280,7 @@ def plot_surface(model: nn.Module, data: Any = None, **settings: Any) -> Any:
 
 def grid(span: Span, points: int) -> Tensor:
     """Return the steps −span…span, the middle one exactly zero; or those between two ends, zero exactly zero."""
+    points = int(points) if isinstance(points, np.integer) else points
     if isinstance(span, tuple | list):
         if len(span) != 2 or not -float("inf") < span[0] < span[1] < float("inf"):
             raise ValueError(f"span must be a number > 0 or two finite ends, the lower one first, got {span}")
@@ -316,6 +319,7 @@ class BatchNormCheck(Result):
     fixed: Tensor
     recomputed: Tensor
     dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(("alphas", "fixed", "recomputed"), ("alpha",))
+    columns: ClassVar[tuple[str, ...]] = ("alphas", "fixed", "recomputed")
 
     def __repr__(self) -> str:
         rows = zip(*(values.tolist() for values in (self.alphas, self.fixed, self.recomputed)), strict=True)

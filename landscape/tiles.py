@@ -53,7 +53,8 @@ class Survey:
         """Measure what the plan asks for, or read it where it is finished; pause after each tile."""
         centre = self.function.evaluate()
         for number, points in enumerate(progress(plan, f"tiles of {TILE} points", total)):
-            found = tiles.read(number, points) if tiles else None
+            # as the first process finds it: a folder may look different from another machine
+            found = parallel.gather(tiles.read(number, points))[0] if tiles else None
             if found is None:
                 found = self._measured(points, centre)
                 if tiles and parallel.rank() == 0:
@@ -214,7 +215,11 @@ def bf16_error(survey: Survey) -> float:
 
 def _tensors(batch: Any) -> dict[str, Tensor]:
     leaves, _ = tree_flatten(batch)
-    return {str(number): torch.as_tensor(leaf) for number, leaf in enumerate(leaves)}
+    known = (Tensor, np.ndarray, int, float)
+    return {
+        str(number): torch.as_tensor(leaf if isinstance(leaf, known) else list(repr(leaf).encode()))
+        for number, leaf in enumerate(leaves)
+    }
 
 
 def _to_disk(file: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Trace(Result):
     layer_samples: dict[str, Tensor] = field(default_factory=dict)
     fold_values: Tensor = field(default_factory=lambda: torch.empty(0))
     fold_weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    columns: ClassVar[tuple[str, ...]] = ("samples", "layer_samples")
 
     @property
     def stderr_data(self) -> float:
@@ -199,19 +200,21 @@ def xtrace(
 
     Args:
         operator, blocks, rtol, atol: as for `hutchinson`; the stop rule is asked after every tenth probe.
-        max_samples: probes at most, and n in any case.
+        max_samples: probes at most, and n/2 in any case.
         seed: of the probes.
 
     Raises:
-        ValueError: as `hutchinson`.
+        ValueError: n ≤ 20, and as `hutchinson`.
 
     Cost: two products per probe; memory 4·n·probes float64.
 
     Source: Epperly, Tropp, Webber 2023, algorithm 1.2, with signs, without the normalisation of their section 2.3.
     """
     _check(operator, blocks, rtol, atol, max_samples)
+    if operator.shape[0] <= 2 * _FIRST_LOOK:
+        raise ValueError(f"xtrace needs more than {2 * _FIRST_LOOK} rows, got {operator.shape[0]}: add the diagonal up")
     generator = torch.Generator().manual_seed(seed)
-    most = min(max_samples, operator.shape[0])
+    most = min(max_samples, operator.shape[0] // 2)  # with as many probes as rows its estimates are degenerate
     taken = _Products(operator)
     signs: list[int] = []  # where among the products the signs and the basis are
     basis: list[int] = []

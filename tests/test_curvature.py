@@ -206,8 +206,13 @@ def test_eigenvalues_at_hand_take_the_place_of_lanczos():
     assert sum(value for value, _ in found.layers.values()) == pytest.approx(found.value, rel=1e-6)
     alone = trace(model, RAGGED, units="filter", method="hutchinson", max_samples=30, rtol=0)
     assert found.samples.std() < 0.7 * alone.samples.std()
-    with pytest.raises(ValueError, match="those of an operator of size 138, not 39"):
-        trace(perceptron(), (X.flatten(1)[:, :5], Y), eigenvalues=top)
+    with pytest.raises(ValueError, match="eigenvalues= are of another operator: centre_loss"):
+        trace(perceptron(), (X.flatten(1)[:, :5], Y), units="filter", eigenvalues=top)
+    with pytest.raises(ValueError, match="of another operator: units 'filter', not 'raw'"):
+        trace(model, RAGGED, eigenvalues=top)
+    with pytest.raises(ValueError, match="must all have converged"):
+        rough = top_eigenvalues(model, RAGGED, units="filter", k=8, max_products=8)
+        trace(model, RAGGED, units="filter", eigenvalues=rough)
     with pytest.raises(ValueError, match="are for method='lanczos'"):
         trace(model, RAGGED, eigenvalues=top, method="xtrace")
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from networks import RAGGED, X, Y, convolutional
+from networks import RAGGED, X, Y, classification, convolutional, dense_hessian, varied
 from torch import nn
 from torch.nn import functional as F
 
@@ -126,3 +126,94 @@ def test_float32_products_agree_with_those_of_the_plain_network():
     expected = plain @ v
     assert float((folded @ v - expected).norm() / expected.norm()) < 1e-5
     assert folded.about()["batchnorm_folded"]
+
+
+class Frozen(torch.autograd.Function):
+    """Keeps its input for the backward pass: a stand-in would be kept as zeros."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 2 * slope * ctx.saved_tensors[0]
+
+
+class Contexts(nn.Module):
+    """A convolution called in one context of gradients and used in another."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(2, 3, 2), moved(nn.BatchNorm2d(3)), nn.Conv2d(3, 4, 2)
+        self.last, self.head, self.how = moved(nn.BatchNorm2d(4)), nn.Linear(4, 3), how
+
+    def forward(self, x):
+        h = self.norm(self.first(x))
+        if self.how == "detached":
+            with torch.no_grad():
+                h = self.second(h)
+            return self.head(self.last(h).mean((2, 3)))
+        h = self.second(h)
+        if self.how == "scale without gradient":
+            with torch.no_grad():
+                scale = h.abs().amax((1, 2, 3), keepdim=True)
+            return self.head(self.last(h / scale).mean((2, 3)))
+        if self.how == "custom function":
+            return self.head(self.last(Frozen.apply(h)).mean((2, 3)))
+        return self.head(torch.utils.checkpoint.checkpoint(self.last, h, use_reentrant=False).mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["detached", "scale without gradient", "custom function", "checkpoint"])
+def test_gradients_flow_where_they_flow_in_the_plain_network(how):
+    torch.manual_seed(0)
+    model = Contexts(how).double().eval()
+    expected = dense_hessian(model, classification, varied(model))
+    hessian = Hessian(model, RAGGED)
+    found = hessian @ torch.eye(len(expected), dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+class Output:
+    def __init__(self, image):
+        self.image = image
+
+
+class Denoiser(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(2, 3, 1), moved(nn.BatchNorm2d(3)), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        return Output(self.last(x) + 0 * self.norm(self.first(x)).sum())
+
+
+def test_outputs_that_hide_tensors_are_seen_right_however_small_the_loss():
+    torch.manual_seed(0)
+    model = Denoiser().double().eval()
+    with torch.no_grad():
+        for parameter in model.last.parameters():
+            parameter.mul_(1e-3)
+
+    def loss(output, target):
+        return output.image.square().mean()
+
+    expected = float(model.last(X).square().mean().detach())
+    assert Objective(model, [(X, Y)], loss=loss).evaluate().loss.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_buffers_that_a_forward_pass_moves_start_anew_each_time():
+    class Averaging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = convolutional()
+            self.register_buffer("average", torch.zeros((), dtype=torch.float64))
+
+        def forward(self, x):
+            self.average.mul_(0.999).add_(1e-6 * x.mean())
+            return self.inner(x) + self.average
+
+    function = Objective(Averaging(), RAGGED)
+    losses = {float(function.evaluate().loss) for _ in range(5)}
+    assert len(losses) == 1

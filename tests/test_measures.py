@@ -315,7 +315,6 @@ def test_the_table_measures_what_is_asked_for():
         (worst_case_sharpness, {"metric": "box"}, "metric must be one of filter, plain, adaptive, got 'box'"),
         (average_sharpness, {"relative": False}, 'relative=False needs metric="plain" or "adaptive"'),
         (worst_case_sharpness, {"m": 0}, "m must be >= 1, got 0"),
-        (worst_case_sharpness, {"m": 3}, "m = 3, but a batch has 4 rows"),
         (rounding_sharpness, {"bits": (1,)}, "bits must be 2 to 16, or 0 for the steps of a network that is quantized"),
         (rounding_sharpness, {"bits": (0,)}, "bits must be 2 to 16, or 0"),
         (rounding_sharpness, {"draws": 1}, "draws must be >= 2"),

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from landscape.plotting import COLOURS, even_levels, gaps, interactive, paper, round_levels
+from landscape.plotting import BAND, COLOURS, even_levels, gaps, interactive, paper, round_levels, wrapped
 from landscape.surfaces import Line, Surface
+from landscape.tiles import FAILED, INTERPOLATED, PENDING
 
 ABOUT = {"space": "float", "batchnorm": "fixed", "samples": 1024, "directions": "random, filter normalisation"}
 NAN, INF = float("nan"), float("inf")
@@ -85,6 +87,8 @@ def test_interactive_curve_leaves_gaps_and_counts_them():
 
 def test_interactive_log_curve_takes_values_below_zero_as_gaps():
     figure = interactive.lines({"A": line(gaps=[(0, 0.0), (1, -1.0)])}, log=True)
+    assert list(figure.layout.yaxis.ticktext) == [f"{tick:g}" for tick in figure.layout.yaxis.tickvals]
+    assert {1.0, 10.0} <= {*figure.layout.yaxis.tickvals}
     assert figure.layout.yaxis.type == "log" and np.isnan(figure.data[0].y[:2]).all()
     assert "2 of 11 points not drawn (NaN, infinite or ≤ 0)" in text_of(figure)
 
@@ -148,7 +152,7 @@ def test_interactive_log_surface_draws_log10_with_ticks_in_units_of_the_loss():
 def test_interactive_accuracy_surface_runs_from_0_to_1():
     figure = interactive.surfaces({"A": surface()}, value="accuracy")
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
-    assert figure.layout.coloraxis.colorbar.title.text == "accuracy"
+    assert figure.layout.coloraxis.colorbar.title.text == "Accuracy"
 
 
 @pytest.mark.parametrize(("count", "rows"), [(3, 1), (4, 2), (5, 2)])
@@ -282,8 +286,15 @@ def test_surfaces_without_a_finite_value_say_so(kind):
 
 @pytest.mark.parametrize("draw", [interactive.lines, paper.lines])
 def test_wrong_settings_are_named(draw):
-    with pytest.raises(ValueError, match='value must be "loss" or "accuracy", got \'error\''):
+    with pytest.raises(
+        ValueError, match='value must be one of "loss", "accuracy", which is what there is, got \'error\''
+    ):
         draw({"": line()}, value="error")
+    has = 'one of "loss", "accuracy", "stderr", "top5", which is what \'B\' has, got \'calibration\''
+    with pytest.raises(ValueError, match=has):
+        draw({"A": richer(line(), "top5", "calibration"), "B": richer(line(), "top5")}, value="calibration")
+    with pytest.raises(ValueError, match="which is what 'B' has, got 'stderr'"):
+        draw({"A": richer(line()), "B": line()}, value="stderr")
     with pytest.raises(ValueError, match="log must be False"):
         draw({"": line()}, value="accuracy", log=True)
     with pytest.raises(ValueError, match="nothing to draw"):
@@ -299,8 +310,20 @@ def test_wrong_settings_are_named(draw):
             "random, layer normalisation",
             ["Step along direction 1, in layer norms", "Step along direction 2, in layer norms"],
         ),
-        ("towards a network and given", ["Step towards the first other network (at 1)", "Step along direction 2"]),
-        ("given and given", ["Step along direction 1", "Step along direction 2"]),
+        (
+            "towards a network and given",
+            ["Step towards the first other network (at 1)", "Step along given direction 2"],
+        ),
+        ("eigenvector 1 and eigenvector 2", ["Step along eigenvector 1", "Step along eigenvector 2"]),
+        (
+            "random, none normalisation and gradient",
+            ["Step along direction 1, not normalised", "Step along the gradient, in learning rates"],
+        ),
+        (
+            "principal component 1 and principal component 2",
+            ["Step along principal component 1", "Step along principal component 2"],
+        ),
+        ("", ["Step along direction 1", "Step along direction 2"]),
     ],
 )
 def test_axes_say_which_direction(directions, labels):
@@ -308,10 +331,150 @@ def test_axes_say_which_direction(directions, labels):
     assert [ax.get_xlabel(), ax.get_ylabel()] == labels
 
 
-def test_a_line_between_networks_says_so():
-    assert (
-        paper.lines({"": line(directions="towards a network")}).get_xlabel() == "Step towards the other network (at 1)"
-    )
+@pytest.mark.parametrize(
+    ("directions", "label"),
+    [
+        ("towards a network", "Step towards the other network (at 1)"),
+        ("eigenvector 1", "Step along eigenvector 1"),
+        ("gradient", "Step along the gradient, in learning rates"),
+        ("given", "Step along the given direction"),
+    ],
+)
+def test_a_line_says_its_direction(directions, label):
+    assert paper.lines({"": line(directions=directions)}).get_xlabel() == label
+    assert interactive.lines({"": line(directions=directions)}).layout.xaxis.title.text == label
+
+
+def test_panels_name_directions_briefly_and_say_each_unit_once():
+    given = {name: surface(directions="random, filter normalisation and gradient") for name in "AB"}
+    figure, print_ = interactive.surfaces(given), paper.surfaces(given, kind="3d")
+    assert [figure.layout.scene2[axis].title.text for axis in ("xaxis", "yaxis")] == ["Direction 1", "Gradient"]
+    assert [print_.axes[1].get_xlabel(), print_.axes[1].get_ylabel()] == ["direction 1", "gradient"]
+    assert print_.get_supxlabel() == "Steps along direction 1 in filter norms, along the gradient in learning rates"
+    assert print_.get_supxlabel()[1:] in text_of(figure)
+    plain = paper.surfaces({"A": surface(directions="towards a network and principal component 2")}, kind="3d")
+    assert [plain.axes[0].get_xlabel(), plain.axes[0].get_ylabel()] == ["first network", "component 2"]
+    assert plain.get_supxlabel() == ""
+
+
+# more than the loss
+
+
+def richer(result, *metrics, status=None):
+    """Add a standard error, metrics (the first one negative in part), and a status."""
+    found = {name: result.loss * (number + 2) - 3 for number, name in enumerate(metrics)}
+    return replace(result, stderr=0.1 + result.loss / 4, metrics=found, status=status)
+
+
+@pytest.mark.parametrize(("value", "label"), [("top5", "top5"), ("stderr", "Standard error")])
+def test_metrics_and_standard_errors_are_drawn_as_they_are(value, label):
+    curve, plane = richer(line(), "top5"), richer(surface(), "top5")
+    expected = [result.stderr if value == "stderr" else result.metrics[value] for result in (curve, plane)]
+    figure, ax = curve.plot(value), curve.draw(value=value)
+    np.testing.assert_array_equal(figure.data[0].y, expected[0])
+    np.testing.assert_array_equal(ax.lines[1].get_ydata(), expected[0])
+    assert figure.layout.yaxis.title.text == ax.get_ylabel() == label
+    assert len(figure.data) == 2 and not ax.collections  # a band is of the loss alone
+    sheet = sheets(plane.plot(value))[0]
+    np.testing.assert_array_equal(sheet.z, expected[1].T)
+    filled, _ = contour_levels(plane.draw(value=value))
+    low, high = float(expected[1].min()), float(expected[1].max())
+    assert filled == (round_levels(low, high, 9) if value == "stderr" else even_levels(low, high))
+    assert bar_of(paper.surfaces({"A": plane, "B": plane}, value=value)).get_ylabel() == label
+    assert ("stderr of the loss's difference to the centre" in ax.get_title()) == (value == "stderr")
+
+
+def test_metrics_of_several_networks_share_limits():
+    figure = interactive.surfaces({"A": richer(surface(), "m"), "B": richer(surface(3.0), "m")}, value="m")
+    both = torch.cat([richer(surface(scale), "m").metrics["m"] for scale in (1.0, 3.0)])
+    axis = figure.layout.coloraxis
+    assert (axis.cmin, axis.cmax, axis.colorbar.title.text) == (float(both.min()), float(both.max()), "m")
+
+
+def test_hovering_tells_all_that_was_measured():
+    curve, plane = richer(line(), "m"), richer(surface(), "m")
+    assert curve.plot().data[0].customdata[3].tolist() == [
+        float(part[3]) for part in (curve.loss, curve.accuracy, curve.stderr, curve.metrics["m"])
+    ]
+    sheet = sheets(plane.plot())[0]
+    assert sheet.customdata[2][7][3] == plane.metrics["m"][2, 7] and "m %{customdata[3]:.4g}" in sheet.hovertemplate
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_band_is_one_standard_error_wide_in_the_colour_of_its_curve(log):
+    given = {"A": line(), "B": richer(line(2.0, gaps=[(3, NAN), (4, INF)]))}
+    loss = np.where(given["B"].loss.isfinite().numpy(), given["B"].loss.numpy(), NAN)
+    low, high = loss - given["B"].stderr.numpy(), loss + given["B"].stderr.numpy()
+    low = np.maximum(low, np.nanmin(loss)) if log else low
+    figure, ax = interactive.lines(given, log=log), paper.lines(given, log=log)
+    (band,) = (trace for trace in figure.data if trace.fill)
+    assert band.fillcolor == "rgba(213, 94, 0, 0.18)" and band.legendgroup == "B" and not band.showlegend
+    seen = np.isfinite(loss)
+    for edge in (low, high):
+        assert {*zip(given["B"].alphas[seen].tolist(), edge[seen], strict=True)} <= {*zip(band.x, band.y, strict=True)}
+    assert np.isnan(band.y).sum() == 2  # a run on either side of the gap, closed by itself
+    assert np.nanmin(band.y) == np.nanmin(low) and np.nanmax(band.y) == np.nanmax(high)
+    (area,) = ax.collections
+    corners = np.concatenate([path.vertices for path in area.get_paths()])
+    assert len(area.get_paths()) == 2 and to_hex(area.get_facecolor()[0]).upper() == COLOURS[1]
+    assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((np.nanmin(low), np.nanmax(high)))
+    assert BAND in text_of(figure) and BAND in ax.get_title()
+
+
+def test_no_band_without_an_error_to_state():
+    unknown = richer(line())
+    unknown.stderr[:] = NAN
+    for given in (line(), unknown):
+        figure, ax = given.plot(), given.draw()
+        assert not [trace for trace in figure.data if trace.fill] and not ax.collections
+        assert BAND not in text_of(figure) + ax.get_title()
+
+
+# what is missing or interpolated
+
+
+def status_of(result, *marks):
+    status = torch.ones(result.loss.shape, dtype=torch.int8)
+    for where, kind in marks:
+        status[where] = kind
+    return status
+
+
+def test_gaps_say_whether_they_failed_or_were_not_reached():
+    kinds = [((0, slice(None)), PENDING), ((3, 4), FAILED), ((3, 5), FAILED)]
+    given = surface(gaps=[(where, NAN) for where, _ in kinds])
+    given = richer(given, status=status_of(given, *kinds))
+    told = "9 of 81 points not yet measured, 2 of 81 points failed (NaN, infinite or an error)"
+    assert told in text_of(given.plot()) and told in given.draw().get_title().replace("\n", " ")
+    panels = paper.surfaces({"A": surface(), "B": given})
+    assert f"B: {told}" in panels.get_suptitle().replace("\n", " ")
+    curve = line(gaps=[(0, NAN), (1, INF)])
+    curve = richer(curve, status=status_of(curve, (0, PENDING), (1, FAILED)))
+    told = "1 of 11 points not yet measured, 1 of 11 points failed (NaN, infinite or an error)"
+    assert told in text_of(curve.plot()) and told in curve.draw().get_title().replace("\n", " ")
+    below = richer(line(gaps=[(2, -1.0)]), status=status_of(line()))
+    assert "1 of 11 points not drawn (NaN, infinite or ≤ 0)" in text_of(below.plot(log=True))
+
+
+def test_interpolation_is_said_with_its_error():
+    about = {"evaluated": 60, "interpolation_error": 0.0123, "interpolation_error_of": "log-loss"}
+    given = surface(**about, interpolation_errors={"accuracy": 0.034, "m": 5.6})
+    given = richer(given, "m", status=status_of(given, ((0, slice(None)), INTERPOLATED)))
+    given.stderr[0] = NAN
+    start = "interpolated from 60 measured points"
+    for value, error in (("loss", ", error ≤ 1.2 % of the log-loss range"), ("accuracy", ", error ≤ 0.034")):
+        assert start + error in text_of(given.plot(value))
+        assert start + error in given.draw(value=value).get_title().replace("\n", " ")
+    assert f"{start}, error ≤ 5.6" in text_of(given.plot("m"))
+    assert "9 of 81 points interpolated, without a standard error" in text_of(given.plot("stderr"))
+    assert "error ≤" not in text_of(given.plot("stderr"))
+    both = text_of(interactive.surfaces({"A": surface(), "B": given}))
+    assert f"{start}, error ≤ 1.2 % of the log-loss range (B)" in both.replace("<br>", " ")
+
+
+def test_captions_break_between_phrases():
+    assert wrapped("one two · three four · five", 12) == "one two ·\nthree four ·\nfive"
+    assert wrapped("one two three four", 9) == "one two\nthree\nfour"
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-9, 60), (0.002, 36), (0.6, 3.9), (0.9, 6.9), (2.301, 2.305), (1, 10)])

@@ -194,7 +194,7 @@ def test_results_are_saved_shown_and_laid_out(tmp_path):
     found = curvature_at_scale(quantized("W4A4"), RAGGED, directions="random", draws=2, units="filter")
     loaded = load(found.save(tmp_path / "scales.nc"))
     assert repr(loaded) == repr(found) and loaded.frame.equals(found.frame)
-    assert list(found.frame.index) == list(LADDER) and (found.frame["trusted"] == found.trusted.numpy()).all()
+    assert list(found.frame["radii"]) == list(LADDER) and (found.frame["trusted"] == found.trusted.numpy()).all()
     assert repr(found).startswith("ScaleCurvature(") and "2 random directions; filter units, quantized space" in repr(
         found
     )
@@ -207,7 +207,8 @@ def test_pictures_show_trusted_rungs_filled_the_others_hollow_and_the_derivative
     filled, hollow = figure.data[-2:]
     assert list(figure.data[-2].y[1:]) == found.curvature[1:].tolist() and math.isnan(filled.y[0])
     assert hollow.name == "not to be trusted" and math.isnan(hollow.y[1]) and hollow.y[0] == hollow.y[0]
-    assert f"exact {found.derivative:.4g}" in figure.layout.annotations[0].text
+    (dashed,) = figure.layout.shapes
+    assert (dashed.name, dashed.y0) == (f"exact {found.derivative:.4g}", found.derivative) and dashed.showlegend
     ax = found.draw()
     lines = {line.get_label(): line for line in ax.lines}
     assert lines["at a scale ± one error"].get_ydata()[1:].tolist() == found.curvature[1:].tolist()

@@ -386,6 +386,8 @@ def test_pictures_of_a_density_show_its_numbers(outliers):
     np.testing.assert_array_equal(traces["bulk"].y, found.density)
     np.testing.assert_array_equal(traces["bulk"].customdata, found.grid)
     assert figure.layout.yaxis.type == "log" and "95 % band" in traces
+    (dotted,) = figure.layout.shapes
+    assert (dotted.name, dotted.y0) == ("one eigenvalue", found.one_eigenvalue) and dotted.showlegend
     assert 10 ** figure.layout.yaxis.range[0] == pytest.approx(found.one_eigenvalue / 3)
     assert ("10 outliers" in traces) == ("10 outliers" in lines) == bool(outliers)
     if outliers:

@@ -372,7 +372,7 @@ def test_a_surface_that_is_stopped_keeps_what_is_there(tmp_path):
         ({"seed": 1}, "seed|plane"),
         ({"span": 0.5}, "coordinates"),
         ({"batchnorm": "recomputed"}, "batchnorm"),
-        ({"model": convolutional(1)}, "model|weight_norm|plane"),
+        ({"model": convolutional(1)}, "model|weight_norm|plane|centre_loss"),
         ({"data": [(X[:4], Y[:4]), (X[4:], Y[4:])]}, "data|batch_rows"),
         ({"data": [(X[:3], Y[:3]), (X[3:] + 1e-9, Y[3:])]}, "data"),
         ({"adaptive": True}, "tolerance"),

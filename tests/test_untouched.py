@@ -102,7 +102,7 @@ def test_nothing_changes(name, bits):
     assert_same(before, state(model))
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - {"trace at an input"}))  # which needs data in one order
 def test_reading_a_loader_leaves_the_random_numbers_alone(name):
     model = network(None)
     before = state(model)

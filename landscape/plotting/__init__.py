@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,33 +15,79 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind readers; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _UNITS = {
-    "random, filter normalisation": ", in filter norms",
-    "random, layer normalisation": ", in layer norms",
-    "random, none normalisation": ", not normalised",
+    "random, filter normalisation": "in filter norms",
+    "random, layer normalisation": "in layer norms",
+    "random, none normalisation": "not normalised",
+    "gradient": "in learning rates",
 }
+_LABELS = {"loss": "Loss", "accuracy": "Accuracy", "stderr": "Standard error"}  # metrics keep their own names
+BAND = "band: ± 1 stderr of the difference to centre"
+_GAPS = ("not yet measured", "", "interpolated, without a standard error", "failed (NaN, infinite or an error)")
 
 
-def check(results: Mapping[str, Any], value: str, log: bool = False) -> None:
-    """Refuse to draw nothing, an unknown value, or the logarithm of an accuracy."""
+def check(results: Mapping[str, Line] | Mapping[str, Surface], value: str, log: bool = False) -> None:
+    """Refuse to draw nothing, a value that a result does not have, or the logarithm of an accuracy."""
     if not results:
         raise ValueError("nothing to draw: the mapping from names to results is empty")
-    if value not in ("loss", "accuracy"):
-        raise ValueError(f'value must be "loss" or "accuracy", got {value!r}')
+    for name, result in results.items():
+        if value not in (known := measured(result)):
+            listed, whose = ", ".join(f'"{one}"' for one in known), f"{name!r} has" if name else "there is"
+            raise ValueError(f"value must be one of {listed}, which is what {whose}, got {value!r}")
     if log and value == "accuracy":
         raise ValueError('log must be False for value="accuracy", which runs from 0 to 1')
 
 
+def measured(result: Line | Surface) -> list[str]:
+    """Name what a result has at each of its points."""
+    return ["loss", "accuracy", *["stderr"] * (result.stderr is not None), *result.metrics]
+
+
+def label(value: str) -> str:
+    """Name a value on an axis: a metric as its caller did."""
+    return _LABELS.get(value, value)
+
+
+def column(result: Line | Surface, value: str) -> np.ndarray:
+    """Return a value at all points, float64."""
+    found: np.ndarray = (getattr(result, value) if value in _LABELS else result.metrics[value]).numpy().astype(float)
+    return found
+
+
 def drawable(result: Line | Surface, value: str, log: bool = False) -> np.ndarray:
     """Return the values with NaN for everything that stays a gap: not finite or, on a log scale, not positive."""
-    values = getattr(result, value).numpy().astype(float)
+    values = column(result, value)
     return np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
 
 
-def gaps(values: np.ndarray, log: bool = False) -> str:
-    """Say how many of the values are gaps, in words; empty without any."""
-    missing = int(np.isnan(values).sum())
-    reason = "NaN, infinite or ≤ 0" if log else "NaN or infinite"
-    return f"{missing} of {values.size} points not drawn ({reason})" if missing else ""
+def band(line: Line, values: np.ndarray, value: str, log: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the edges, one standard error of the loss's difference to the centre around it; None without any."""
+    if value != "loss" or line.stderr is None or not np.isfinite(values + line.stderr.numpy()).any():
+        return None
+    errors = drawable(line, "stderr")
+    floor = np.nanmin(values) if log else -np.inf  # a logarithmic axis has no place for what lies below zero
+    return np.maximum(values - errors, floor), values + errors
+
+
+def gaps(values: np.ndarray, log: bool = False, status: np.ndarray | None = None) -> str:
+    """Say how many of the values are gaps and why, in words; empty without any."""
+    missing = np.isnan(values)
+    status = np.ones(values.shape, int) if status is None else status
+    reasons = [*_GAPS]
+    reasons[1] = f"not drawn ({'NaN, infinite or ≤ 0' if log else 'NaN or infinite'})"
+    counts = [(int((missing & (status == kind)).sum()), reason) for kind, reason in enumerate(reasons)]
+    return ", ".join(f"{count} of {values.size} points {reason}" for count, reason in counts if count)
+
+
+def missing(results: Mapping[str, Any], values: Mapping[str, np.ndarray], log: bool = False) -> dict[str, str]:
+    """Say of each result what its gaps are, name → words; see `gaps`."""
+    statuses = {name: None if result.status is None else result.status.numpy() for name, result in results.items()}
+    return {name: gaps(array, log, statuses[name]) for name, array in values.items()}
+
+
+def notes(results: Mapping[str, Any], values: Mapping[str, np.ndarray], log: bool = False) -> list[str]:
+    """Say what the gaps are, a note for each result that has any."""
+    told = missing(results, values, log)
+    return [f"{name}: {text}" if name else text for name, text in told.items() if text]
 
 
 def limits(arrays: Iterable[np.ndarray], value: str) -> tuple[float, float]:
@@ -78,14 +125,37 @@ def even_levels(low: float, high: float) -> list[float]:
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
-def axis_label(result: Line | Surface, number: int = 0) -> str:
-    """Name the axis of direction 1 or 2 (0: the only one) and its unit."""
+def axis(result: Line | Surface, number: int = 0) -> tuple[str, str]:
+    """Return the name of direction 1 or 2 (0: the only one) and its unit, empty where it has none of its own."""
     directions = str(result.about.get("directions", ""))
     part = (directions.split(" and ") * 2)[max(number - 1, 0)]
     if part == "towards a network":
-        return f"Step towards {('the', 'the first', 'the second')[number]} other network (at 1)"
-    name = f"direction {number}" if number else "the direction"
-    return f"Step along {name}{_UNITS.get(directions, '')}"
+        return f"{('the', 'the first', 'the second')[number]} other network (at 1)", ""
+    if part.startswith(("eigenvector", "principal component")):
+        return part, ""
+    kind = "given direction" if part == "given" else "direction"
+    name = "the gradient" if part == "gradient" else f"{kind} {number}" if number else f"the {kind}"
+    return name, _UNITS.get(part, "")
+
+
+def axis_label(result: Line | Surface, number: int = 0) -> str:
+    """Name the axis of direction 1 or 2 (0: the only one) and its unit."""
+    name, unit = axis(result, number)
+    return f"Step {'towards' if 'network' in name else 'along'} {name}" + f", {unit}" * bool(unit)
+
+
+def short(surface: Surface, number: int) -> str:
+    """Name a direction in a word or two, for 3-D panels."""
+    name = axis(surface, number)[0].replace(" other network (at 1)", " network")
+    return name.removeprefix("the ").removeprefix("principal ").removeprefix("given ")
+
+
+def units(surface: Surface) -> str:
+    """Say the units of both axes, where the directions have any, for pictures without room for them at the axes."""
+    axes = [axis(surface, number) for number in (1, 2)]
+    if axes[0][1] == axes[1][1]:
+        return f"steps {axes[0][1]}" if axes[0][1] else ""
+    return "steps " + ", ".join(f"along {name} {unit}" for name, unit in axes if unit)
 
 
 def columns(panels: int) -> int:
@@ -93,18 +163,37 @@ def columns(panels: int) -> int:
     return 2 if panels == 4 else min(panels, 3)
 
 
-def caption(results: Mapping[str, Line] | Mapping[str, Surface]) -> str:
-    """Say what was measured: the space, BatchNorm's statistics and the number of samples."""
-    phrases: dict[str, Callable[[Any], str]] = {
-        "space": lambda space: f"{space} weights",
-        "batchnorm": lambda policy: f"BatchNorm statistics {policy}",
-        "samples": lambda samples: f"{samples:,} samples",
+def caption(results: Mapping[str, Any], value: str = "") -> str:
+    """Say what was measured: the space, BatchNorm's statistics, the number of samples, what is interpolated."""
+    phrases: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "space": lambda about: f"{about['space']} weights",
+        "batchnorm": lambda about: f"BatchNorm statistics {about['batchnorm']}",
+        "samples": lambda about: f"{about['samples']:,} samples",
+        "interpolation_error": lambda about: _interpolated(about, value),
     }
-    parts = []
+    parts = ["stderr of the loss's difference to the centre"] * (value == "stderr")
     for key, phrase in phrases.items():
         names: dict[str, list[str]] = {}
         for name, result in results.items():
             if key in result.about:
-                names.setdefault(phrase(result.about[key]), []).append(name)
-        parts += [f"{text} ({', '.join(who)})" if len(names) > 1 else text for text, who in names.items()]
+                names.setdefault(phrase(result.about), []).append(name)
+        everyone = len(names) == 1 and len(results) == len(*names.values())
+        parts += [text if everyone else f"{text} ({', '.join(who)})" for text, who in names.items()]
     return " · ".join(parts)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Break a caption into lines, between its phrases where they are short enough."""
+    phrases = [part.replace(" ", "\xa0") if len(part) <= width else part for part in text.split(" · ")]
+    return textwrap.fill("\xa0· ".join(phrases), width, break_on_hyphens=False).replace("\xa0", " ")
+
+
+def _interpolated(about: Mapping[str, Any], value: str) -> str:
+    """Say from how many points, and how far off: a share of the loss's range, or plainly."""
+    text = f"interpolated from {about['evaluated']:,} measured points"
+    if value == "loss":
+        return (
+            f"{text}, error ≤ {100 * about['interpolation_error']:.2g} % of the {about['interpolation_error_of']} range"
+        )
+    error = about["interpolation_errors"].get(value)
+    return text if error is None else f"{text}, error ≤ {error:.2g}"

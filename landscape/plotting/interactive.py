@@ -7,16 +7,34 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import torch
 from plotly.subplots import make_subplots
 
 from ..densities import Density
 from ..scales import ScaleCurvature
 from ..surfaces import Line, Surface
-from . import COLOURS, axis_label, caption, check, columns, drawable, even_levels, gaps, limits, round_levels
+from . import (
+    BAND,
+    COLOURS,
+    axis_label,
+    band,
+    caption,
+    check,
+    column,
+    columns,
+    drawable,
+    even_levels,
+    label,
+    limits,
+    measured,
+    missing,
+    notes,
+    round_levels,
+    short,
+    units,
+    wrapped,
+)
 
 _MARK = "#D55E00"
-_BAND = "rgba(0, 114, 178, 0.3)"
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 
 
@@ -25,23 +43,33 @@ def lines(lines: Mapping[str, Line], *, value: str = "loss", log: bool = False, 
 
     Args:
         lines: name → line.
-        value: ``"loss"`` or ``"accuracy"``.
-        log: logarithmic axis of the loss; values ≤ 0 are gaps then, as NaN and inf always are.
+        value: ``"loss"``, ``"accuracy"``, ``"stderr"`` or a metric.
+        log: logarithmic axis; values ≤ 0 are gaps then, as NaN and inf always are.
         title: replaces the default one.
     """
     check(lines, value, log)
     values = {name: drawable(line, value, log) for name, line in lines.items()}
     figure = go.Figure()
     figure.add_vline(0, line={"color": "#bbbbbb", "width": 1}, layer="below")
+    bands = {name: band(line, values[name], value, log) for name, line in lines.items()}
     for number, (name, line) in enumerate(lines.items()):
         figure.add_traces(_curve(number, name, line, values[name]))
+        if (edges := bands[name]) is not None:
+            style: dict[str, Any] = {"legendgroup": name, "showlegend": False, "name": f"{name} ± 1 standard error"}
+            figure.add_trace(_band(line.alphas.numpy(), edges, COLOURS[number % len(COLOURS)], 0.18, **style))
     figure.update_xaxes(title=axis_label(next(iter(lines.values()))), zeroline=False, hoverformat=".4g")
-    figure.update_yaxes(title=value.capitalize() + " (log scale)" * log, type="log" if log else "linear")
+    figure.update_yaxes(title=label(value) + " (log scale)" * log, type="log" if log else "linear")
     if value == "accuracy":
         figure.update_yaxes(range=[-0.02, 1.02])
-    notes = [f"{name}: {gaps(array, log)}".removeprefix(": ") for name, array in values.items() if gaps(array, log)]
-    _finish(figure, title or f"{value.capitalize()} along a direction", [caption(lines), *notes])
-    figure.update_layout(height=420 + 16 * len(notes), showlegend=len(lines) > 1, hovermode="x unified")
+    if log and any(np.isfinite(array).any() for array in values.values()):
+        levels = round_levels(*limits(values.values(), value), 5)
+        figure.update_yaxes(tickvals=levels, ticktext=[f"{level:g}" for level in levels])
+    told = notes(lines, values, log)
+    if any(edges is not None for edges in bands.values()):
+        told.append(BAND)
+    _finish(figure, title or f"{label(value)} along a direction", [caption(lines, value), *told])
+    figure.update_layout(height=420 + 16 * len(told), showlegend=len(lines) > 1, hovermode="x unified")
+    figure.update_layout(legend_tracegroupgap=0)
     _say_if_empty(figure, values, value)
     return figure
 
@@ -53,8 +81,8 @@ def surfaces(
 
     Args:
         surfaces: name → surface.
-        value: ``"loss"`` or ``"accuracy"``.
-        log: heights are log10 of the loss, for steep surfaces; values ≤ 0 are gaps then, as NaN and inf always are.
+        value: ``"loss"``, ``"accuracy"``, ``"stderr"`` or a metric.
+        log: heights are log10 of the value, for steep surfaces; values ≤ 0 are gaps then, as NaN and inf always are.
         title: replaces the default one.
     """
     check(surfaces, value, log)
@@ -62,7 +90,7 @@ def surfaces(
     heights = {name: np.log10(array) if log else array for name, array in values.items()}
     low, high = limits(heights.values(), value)
     floor = low - 0.3 * (high - low)  # below the lowest point, so that the contours on it are seen
-    figure = _panels({name: gaps(array, log) for name, array in values.items()})
+    figure = _panels(missing(surfaces, values, log))
     wide = columns(len(surfaces))
     for number, (name, surface) in enumerate(surfaces.items()):
         cell = {"row": number // wide + 1, "col": number % wide + 1}
@@ -72,9 +100,9 @@ def surfaces(
     ticks = _ticks(low, high, log)
     figure.update_scenes(_scene(list(surfaces.values()), value, (floor, high + 0.02 * (high - low)), ticks))
     figure.update_layout(coloraxis=_colours(value, low, high, ticks))
-    _finish(
-        figure, title or f"{value.capitalize()} surface" + " (log scale)" * log, [caption(surfaces) + _unit(surfaces)]
-    )
+    told = [caption(surfaces, value), units(next(iter(surfaces.values()))) if len(surfaces) > 1 else ""]
+    title = title or f"{label(value)} surface" + " (log scale)" * log
+    _finish(figure, title, [" · ".join(filter(None, told))])
     _say_if_empty(figure, values, value)
     return figure
 
@@ -96,13 +124,12 @@ def density(density: Density, *, title: str | None = None) -> go.Figure:
     place = (lambda x: np.arcsinh(3 * np.asarray(x) / bulk)) if bent else np.asarray
     floor, top = one / 3, 3 * max(float(values.max()), one)
     figure = go.Figure()
-    figure.add_hline(one, line={"color": "#999999", "width": 1, "dash": "dot"})
-    where = {"x": 1, "xref": "paper", "y": np.log10(one), "yshift": 9, "xanchor": "right", "showarrow": False}
-    figure.add_annotation(text="one eigenvalue", **where)  # on a logarithmic axis these go by exponents, lines do not
+    dotted = {"color": "#999999", "width": 1, "dash": "dot"}
+    figure.add_hline(one, line=dotted, name="one eigenvalue", showlegend=True)
     if np.isfinite(low).all():
-        edge = {"x": place(grid), "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": "band"}
-        figure.add_scatter(**edge, y=np.maximum(low, floor), showlegend=False)
-        figure.add_scatter(**edge, y=np.maximum(high, floor), fill="tonexty", fillcolor=_BAND, name="95 % band")
+        figure.add_trace(
+            _band(place(grid), (np.maximum(low, floor), np.maximum(high, floor)), colour, name="95 % band")
+        )
     hover = "eigenvalue %{customdata:.4g}<br>density %{y:.4g}<extra></extra>"
     line = {"color": colour, "width": 2}
     figure.add_scatter(x=place(grid), y=values, customdata=grid, line=line, hovertemplate=hover, name="bulk")
@@ -127,8 +154,7 @@ def density(density: Density, *, title: str | None = None) -> go.Figure:
     figure.update_yaxes(title="Density (log scale)", type="log", range=np.log10([floor, top]), exponentformat="power")
     value, error = density.implied_trace()
     note = f"{density.size:,} eigenvalues · trace {value:.4g} ± {error:.2g} · smoothed over {density.width:.2g}"
-    shown: Any = {"": density}
-    _finish(figure, title or "Density of eigenvalues", [note, caption(shown)])
+    _finish(figure, title or "Density of eigenvalues", [note, caption({"": density})])
     figure.update_layout(height=440)
     return figure
 
@@ -148,9 +174,7 @@ def scales(found: ScaleCurvature, *, title: str | None = None) -> go.Figure:
     values, errors = unit * found.curvature.numpy(), unit * found.error.numpy()
     low, high = (unit * end for end in found.window())
     figure = go.Figure()
-    edge = {"x": radii, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": "band"}
-    figure.add_scatter(**edge, y=values - errors, showlegend=False)
-    figure.add_scatter(**edge, y=values + errors, fill="tonexty", fillcolor=_BAND, name="± one error")
+    figure.add_trace(_band(radii, (values - errors, values + errors), COLOURS[0], name="± one error"))
     hover = "%{customdata[0]:.4g} ± %{customdata[1]:.2g} at %{x:g}‖w‖<extra></extra>"
     outside = np.where(values >= high, "triangle-up-open", np.where(values <= low, "triangle-down-open", "circle-open"))
     for seen, name, mode, colour, symbol in (
@@ -170,12 +194,13 @@ def scales(found: ScaleCurvature, *, title: str | None = None) -> go.Figure:
     if len(found.derivatives):
         text = f"{found.about['derivative']} {unit * found.derivative:.4g}"
         line = {"color": _MARK, "width": 2, "dash": "dash"}
-        figure.add_hline(unit * found.derivative, line=line, annotation_text=text, annotation_font_color=_MARK)
+        figure.add_hline(unit * found.derivative, line=line, name=text, showlegend=True)
     what = "Trace" if found.is_random else "Curvature"
-    figure.update_xaxes(title="Length of the step ε, in norms of the weights", type="log", exponentformat="power")
+    figure.update_xaxes(
+        title="Length of the step ε, in norms of the weights", type="log", exponentformat="power", dtick=1
+    )
     figure.update_yaxes(title=f"{what}, {found.about['units']} units", range=[low, high])
-    shown: Any = {"": found}
-    _finish(figure, title or f"{what} at a scale, along {found.about['directions']}", [caption(shown)])
+    _finish(figure, title or f"{what} at a scale, along {found.about['directions']}", [caption({"": found})])
     figure.update_layout(height=440)
     return figure
 
@@ -191,15 +216,35 @@ def _curve(number: int, name: str, line: Line, values: np.ndarray) -> list[go.Sc
         mode="lines+markers",
         line={"color": colour, "width": 2},
         marker={"symbol": symbol, "size": 6},
-        customdata=np.stack([line.loss.numpy(), line.accuracy.numpy()], -1),
-        hovertemplate="loss %{customdata[0]:.4g}, accuracy %{customdata[1]:.4g}",
+        **_told(line, ", "),
+        legendgroup=name,
         connectgaps=False,
     )
     marker = {"symbol": symbol, "size": 12, "color": colour, "line": {"color": "white", "width": 1.5}}
-    centre = go.Scatter(
-        x=alphas[middle], y=values[middle], mode="markers", marker=marker, showlegend=False, hoverinfo="skip"
-    )
-    return [curve, centre]
+    quiet = {"showlegend": False, "hoverinfo": "skip", "legendgroup": name}
+    return [curve, go.Scatter(x=alphas[middle], y=values[middle], mode="markers", marker=marker, **quiet)]
+
+
+def _band(x: np.ndarray, edges: Sequence[np.ndarray], colour: str, opacity: float = 0.3, **style: Any) -> go.Scatter:
+    """Return the area between two curves, interrupted where one has a gap."""
+    low, high = edges
+    whole = np.isfinite(low) & np.isfinite(high)
+    runs = np.split(np.arange(len(x)), np.flatnonzero(np.diff(whole)) + 1)
+    around = [
+        np.array([[*x[run], *x[run][::-1], np.nan], [*high[run], *low[run][::-1], np.nan]])
+        for run in runs
+        if whole[run[0]]
+    ]
+    outline = np.concatenate(around, 1)
+    fill = {"fill": "toself", "fillcolor": f"rgba{(*bytes.fromhex(colour[1:]), opacity)}", "hoverinfo": "skip"}
+    return go.Scatter(x=outline[0], y=outline[1], mode="lines", line={"width": 0}, **fill, **style)
+
+
+def _told(result: Line | Surface, between: str) -> dict[str, Any]:
+    """Return what hovering tells: everything measured at the point."""
+    names = measured(result)
+    text = between.join(f"{name} %{{customdata[{number}]:.4g}}" for number, name in enumerate(names))
+    return {"customdata": np.stack([column(result, name) for name in names], -1), "hovertemplate": text}
 
 
 def _panels(notes: Mapping[str, str]) -> go.Figure:
@@ -221,6 +266,7 @@ def _panels(notes: Mapping[str, str]) -> go.Figure:
 
 def _sheet(surface: Surface, heights: np.ndarray, low: float, high: float) -> go.Surface:
     step = (high - low) / 12
+    told = _told(surface, "<br>")
     levels = {"show": True, "start": low + step / 2, "end": high, "size": step}
     return go.Surface(
         x=surface.alphas.numpy(),
@@ -228,9 +274,8 @@ def _sheet(surface: Surface, heights: np.ndarray, low: float, high: float) -> go
         z=heights.T,  # plotly has x along columns
         coloraxis="coloraxis",
         contours={"z": levels | {"usecolormap": True, "width": 2, "project": {"z": True}}},
-        customdata=np.stack([surface.loss.numpy(), surface.accuracy.numpy()], -1),  # but looks this up by [x, y]
-        hovertemplate="alpha %{x:.4g}<br>beta %{y:.4g}<br>loss %{customdata[0]:.4g}"
-        "<br>accuracy %{customdata[1]:.4g}<extra></extra>",
+        customdata=told["customdata"],  # but looks this up by [x, y]
+        hovertemplate=f"alpha %{{x:.4g}}<br>beta %{{y:.4g}}<br>{told['hovertemplate']}<extra></extra>",
         connectgaps=False,
     )
 
@@ -257,46 +302,40 @@ def _scene(
     plain = {"title_font_size": 11, "tickfont_size": 11, "backgroundcolor": "white", "gridcolor": "#dddddd"}
     away = (1.0, 1.1, 1.55)[columns(len(surfaces)) - 1]  # narrow panels need room for the labels
     scene: dict[str, Any] = {
-        "zaxis": plain | {"title_text": value * (len(surfaces) == 1), "range": heights, **ticks},
-        "zaxis_showticklabels": len(surfaces) < 3,  # the colour bar has them
+        "zaxis": plain | {"title_text": label(value) * (len(surfaces) == 1), "range": heights, **ticks},
+        "zaxis_showticklabels": len(surfaces) == 1,  # the colour bar has them
         "aspectmode": "manual",
         "aspectratio": {"x": 1, "y": 1, "z": 0.8},
         "camera": {"eye": {"x": 1.25 * away, "y": -1.25 * away, "z": 1.05 * away}, "center": {"z": -0.28}},
     }
-    for number, axis in ((1, "alphas"), (2, "betas")):
-        steps = torch.cat([getattr(surface, axis) for surface in surfaces])
-        label = axis_label(surfaces[0], number)
+    for number, steps in ((1, [surface.alphas for surface in surfaces]), (2, [surface.betas for surface in surfaces])):
         # several scenes side by side have no room for the whole of it: the caption says the unit
-        label = (
-            label.replace(", ", "<br>") if len(surfaces) == 1 else label.partition(", ")[0].replace("Step along d", "D")
-        )
         scene["xyz"[number - 1] + "axis"] = plain | {
-            "title_text": label,
-            "range": [float(steps.min()), float(steps.max())],
+            "title_text": short(surfaces[0], number).capitalize()
+            if len(surfaces) > 1
+            else axis_label(surfaces[0], number).replace(", ", "<br>"),
+            "range": [min(float(ends[0]) for ends in steps), max(float(ends[-1]) for ends in steps)],
             "nticks": 5,
         }
     return scene
 
 
 def _colours(value: str, low: float, high: float, ticks: Mapping[str, Any]) -> dict[str, Any]:
-    bar = {"title": {"text": value, "side": "right"}, "thickness": 14, "len": 0.75, **ticks}
+    bar = {"title": {"text": label(value), "side": "right"}, "thickness": 14, "len": 0.75, **ticks}
     return {"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": bar}
 
 
 def _ticks(low: float, high: float, log: bool) -> dict[str, Any]:
     """Return ticks at round values between low and high, which are log10 of the values if asked."""
-    levels = round_levels(10**low, 10**high, 5) if log else even_levels(low, high)[::2]
+    levels = round_levels(10**low, 10**high, 5) if log else even_levels(low, high)
+    levels = levels if log or len(levels) < 8 else levels[::2]
     heights = np.log10(levels) if log else np.array(levels)
     inside = (heights >= low) & (heights <= high)
     return {"tickvals": heights[inside], "ticktext": [f"{level:g}" for level in np.array(levels)[inside]]}
 
 
-def _unit(surfaces: Mapping[str, Surface]) -> str:
-    unit = axis_label(next(iter(surfaces.values())), 1).partition(", ")[2]
-    return f" · steps {unit}" if unit and len(surfaces) > 1 else ""
-
-
 def _finish(figure: go.Figure, title: str, notes: list[str]) -> None:
+    notes = [text for note in notes for text in wrapped(note, 110).split("\n")]
     below = {"text": "<br>".join(notes), "font": {"size": 12, "color": "#666666"}}
     figure.update_layout(
         template="plotly_white",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,24 @@ from matplotlib.figure import Figure
 from ..densities import Density
 from ..scales import ScaleCurvature
 from ..surfaces import Line, Surface
-from . import COLOURS, axis_label, caption, check, columns, drawable, even_levels, limits, round_levels
+from . import (
+    BAND,
+    COLOURS,
+    axis_label,
+    band,
+    caption,
+    check,
+    columns,
+    drawable,
+    even_levels,
+    label,
+    limits,
+    notes,
+    round_levels,
+    short,
+    units,
+    wrapped,
+)
 
 ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # inches, as ICML has them
 _RC: dict[Any, Any] = {
@@ -68,28 +84,32 @@ def lines(lines: Mapping[str, Line], ax: Axes | None = None, *, value: str = "lo
     Args:
         lines: name → line, in the order of the colours.
         ax: axes to draw into; labels that they have stay.
-        value: ``"loss"`` or ``"accuracy"``.
-        log: logarithmic axis of the loss; values ≤ 0 are gaps then, as NaN and inf always are.
+        value: ``"loss"``, ``"accuracy"``, ``"stderr"`` or a metric.
+        log: logarithmic axis; values ≤ 0 are gaps then, as NaN and inf always are.
     """
     check(lines, value, log)
     with plt.rc_context(_RC):
         ax = ax or _new_axes(2.3)
         ax.axvline(0, color="0.8", linewidth=0.6, zorder=0)
         ax.locator_params(axis="x", nbins=5)
-        values = [drawable(line, value, log) for line in lines.values()]
-        for number, ((name, line), array) in enumerate(zip(lines.items(), values, strict=True)):
-            _curve(ax, number, name, line, array)
+        values = {name: drawable(line, value, log) for name, line in lines.items()}
+        bands = {name: band(line, values[name], value, log) for name, line in lines.items()}
+        for number, (name, line) in enumerate(lines.items()):
+            _curve(ax, number, name, line, values[name], bands[name])
         if log:
             ax.set_yscale("log")
         if value == "accuracy":
             ax.set_ylim(-0.02, 1.02)
-        _label(ax, x=axis_label(next(iter(lines.values()))), y=value.capitalize())
-        if all(np.isnan(array).all() for array in values):
+        _label(ax, x=axis_label(next(iter(lines.values()))), y=label(value))
+        if all(np.isnan(array).all() for array in values.values()):
             ax.set(xticks=[], yticks=[])
         if len(lines) > 1:
             ax.legend(frameon=False)
-        _entitle(ax, lines)
-        _say_if_empty(ax, values, value)
+        told = notes(lines, values, log)
+        if any(edges is not None for edges in bands.values()):
+            told.append(BAND)
+        _entitle(ax, caption(lines, value), *told)
+        _say_if_empty(ax, list(values.values()), value)
     return ax
 
 
@@ -101,7 +121,7 @@ def contours(
     Args:
         surface: what to draw; gaps stay white.
         ax: axes to draw into; labels that they have stay.
-        value: ``"loss"`` or ``"accuracy"``.
+        value: ``"loss"``, ``"accuracy"``, ``"stderr"`` or a metric.
         levels: increasing values; default round numbers, logarithmic for a positive loss.
     """
     check({"": surface}, value)
@@ -110,7 +130,7 @@ def contours(
         ax = ax or _new_axes(3.0, box_aspect=1)
         _contours(ax, surface, values, _scale([values], value, levels))
         _label(ax, x=axis_label(surface, 1), y=axis_label(surface, 2))
-        _entitle(ax, {"": surface})
+        _entitle(ax, caption({"": surface}, value), *notes({"": surface}, {"": values}))
         _say_if_empty(ax, [values], value)
     return ax
 
@@ -126,24 +146,27 @@ def surfaces(
 
     Args:
         surfaces: name → surface; the names become titles.
-        value: ``"loss"`` or ``"accuracy"``.
+        value: ``"loss"``, ``"accuracy"``, ``"stderr"`` or a metric.
         kind: ``"contour"`` or ``"3d"``, whose heights are logarithmic where the levels are.
         levels: increasing values; default round numbers around all panels, logarithmic for a positive loss.
     """
     check(surfaces, value)
     if kind not in ("contour", "3d"):
         raise ValueError(f'kind must be "contour" or "3d", got {kind!r}')
-    values = [drawable(surface, value) for surface in surfaces.values()]
-    scale = _scale(values, value, levels)
+    values = {name: drawable(surface, value) for name, surface in surfaces.items()}
+    scale = _scale(list(values.values()), value, levels)
     with plt.rc_context(_RC):
         figure, axes = _panels(list(surfaces), kind)
-        for number, (ax, surface, array) in enumerate(zip(axes, surfaces.values(), values, strict=True)):
+        for number, (ax, surface, array) in enumerate(zip(axes, surfaces.values(), values.values(), strict=True)):
             (_relief if kind == "3d" else _contours)(ax, surface, array, scale)
             below, left = number + columns(len(axes)) >= len(axes), number % columns(len(axes)) == 0
             ax.tick_params(labelbottom=below or kind == "3d", labelleft=left or kind == "3d")
             _say_if_empty(ax, [array], value)
+        width = 120 if len(axes) > 1 else 56
         _label_panels(figure, axes, next(iter(surfaces.values())), kind)
-        figure.suptitle(textwrap.fill(caption(surfaces), 120), fontsize=7, color="0.4")
+        figure.suptitle(
+            wrapped(" · ".join([caption(surfaces, value), *notes(surfaces, values)]), width), fontsize=7, color="0.4"
+        )
         _colour_bar(axes, scale.smooth() if kind == "3d" else scale.steps(), scale, value)
     return figure
 
@@ -182,8 +205,7 @@ def density(density: Density, ax: Axes | None = None) -> Axes:
             ticks = [x for x in ax.get_xticks() if left <= x <= right and (x == 0 or abs(x) >= bulk / 3)]
             ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
         _label(ax, x="Eigenvalue" + " (asinh scale)" * bent, y="Density")
-        shown: Any = {"": density}
-        _entitle(ax, shown)
+        _entitle(ax, caption({"": density}))
         ax.legend(frameon=False)
     return ax
 
@@ -227,8 +249,7 @@ def scales(found: ScaleCurvature, ax: Axes | None = None) -> Axes:
         ax.set_ylim(low, high)
         what = "Trace" if found.is_random else "Curvature"
         _label(ax, x="Length of the step ε, in norms of the weights", y=f"{what}, {found.about['units']} units")
-        shown: Any = {"": found}
-        _entitle(ax, shown)
+        _entitle(ax, caption({"": found}))
         ax.legend(frameon=False)
     return ax
 
@@ -245,10 +266,10 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
     return written
 
 
-def _entitle(ax: Axes, results: Mapping[str, Line] | Mapping[str, Surface]) -> None:
+def _entitle(ax: Axes, *phrases: str) -> None:
     """Say what was measured above the axes, unless they have a title."""
     if not ax.get_title():
-        ax.set_title(textwrap.fill(caption(results), 46), fontsize=7, color="0.4")
+        ax.set_title(wrapped(" · ".join(filter(None, phrases)), 54), fontsize=7, color="0.4")
 
 
 def _new_axes(height: float, box_aspect: float | None = None) -> Axes:
@@ -281,19 +302,18 @@ def _label(ax: Axes, *, x: str, y: str) -> None:
 
 def _label_panels(figure: Figure, axes: Sequence[Axes], surface: Surface, kind: str) -> None:
     """Write the long labels once for all panels; in 3-D each axis has its short name."""
-    labels = [axis_label(surface, 1), axis_label(surface, 2)]
     if kind == "contour":
-        figure.supxlabel(labels[0])
-        figure.supylabel(labels[1])
+        figure.supxlabel(axis_label(surface, 1))
+        figure.supylabel(axis_label(surface, 2))
         return
-    unit = labels[0].partition(", ")[2]
-    figure.supxlabel(f"Steps {unit}" if unit else ("\n" if len(axes) == 1 else " · ").join(labels))
+    if unit := units(surface):
+        figure.supxlabel(f"S{unit[1:]}")
     for ax in axes:
-        ax.set_xlabel("direction 1", labelpad=-4)
-        ax.set_ylabel("direction 2", labelpad=-4)
+        ax.set_xlabel(short(surface, 1), labelpad=-4)
+        ax.set_ylabel(short(surface, 2), labelpad=-4)
 
 
-def _curve(ax: Axes, number: int, name: str, line: Line, values: np.ndarray) -> None:
+def _curve(ax: Axes, number: int, name: str, line: Line, values: np.ndarray, edges: Any) -> None:
     """Draw a curve with about eight markers, one on every point between two gaps, and a larger one at the centre."""
     alphas = line.alphas.numpy()
     style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
@@ -302,16 +322,18 @@ def _curve(ax: Axes, number: int, name: str, line: Line, values: np.ndarray) -> 
     marked = (np.arange(len(values)) % every == number * every // 6 % every) | (missing[:-2] & missing[2:])
     dash = _DASHES[number % len(_DASHES)]
     ax.plot(alphas, values, label=name or None, linestyle=dash, markevery=list(np.flatnonzero(marked)), **style)
+    if edges is not None:
+        ax.fill_between(alphas, *edges, color=style["color"], alpha=0.18, linewidth=0, zorder=1)
     if line.centre is not None:
         at = [line.centre]
         ax.plot(alphas[at], values[at], markersize=6, markeredgecolor="white", linestyle="none", **style)
 
 
 def _scale(values: Sequence[np.ndarray], value: str, levels: Sequence[float] | None) -> _Scale:
-    """Choose levels around all values, logarithmic for a loss without negative values."""
+    """Choose levels around all values, logarithmic for a loss without negative values and its standard error."""
     low, high = limits(values, value)
     positive = np.concatenate([array[array > 0] for array in values])
-    log = value == "loss" and low >= 0 and positive.size > 0
+    log = value in ("loss", "stderr") and low >= 0 and positive.size > 0
     if levels is not None:
         chosen, log = [float(level) for level in levels], log and levels[0] > 0
     else:
@@ -349,15 +371,7 @@ def _relief(ax: Any, surface: Surface, values: np.ndarray, scale: _Scale) -> Non
         ax.contour(x, y, seen, crossed, zdir="z", offset=floor, norm=colours, linewidths=0.7, zorder=1)
     if seen.count():
         ax.plot_surface(
-            x,
-            y,
-            heights,
-            norm=colours,
-            cmap="viridis",
-            rcount=200,
-            ccount=200,
-            antialiased=False,
-            zorder=2,
+            x, y, heights, norm=colours, cmap="viridis", rcount=200, ccount=200, antialiased=False, zorder=2
         )
     if surface.centre is not None:
         ax.plot([0], [0], [heights[surface.centre]], marker="o", color=_MARK, markersize=3, zorder=3)
@@ -366,13 +380,14 @@ def _relief(ax: Any, surface: Surface, values: np.ndarray, scale: _Scale) -> Non
     ax.set(xlim=(x[0, 0], x[-1, 0]), ylim=(y[0, 0], y[0, -1]), zlim=(floor, levels[-1]))
     ax.tick_params(pad=-1.5)
     ax.tick_params(axis="z", pad=1)
+    plt.setp(ax.get_xticklabels(), horizontalalignment="right")  # the last one would touch the other axis's first
     ax.set_box_aspect((1, 1, 0.8), zoom=0.85)
 
 
 def _colour_bar(axes: Sequence[Axes], colours: ScalarMappable, scale: _Scale, value: str) -> None:
     ticks = scale.levels[:: -(-len(scale.levels) // 12)]
     thin = 24 * -(-len(axes) // columns(len(axes)))
-    bar = axes[0].figure.colorbar(colours, ax=axes, label=value.capitalize(), ticks=ticks, format="%g", aspect=thin)
+    bar = axes[0].figure.colorbar(colours, ax=axes, label=label(value), ticks=ticks, format="%g", aspect=thin)
     bar.minorticks_off()
 
 

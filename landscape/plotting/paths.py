@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import axis_label, caption, drawable
+from . import axis_label, caption, drawable, notes, wrapped
 
 if TYPE_CHECKING:
     from ..paths import Trajectory
@@ -27,6 +26,7 @@ def plot(path: Trajectory, surface: Surface) -> Any:
     figure = interactive.surfaces(
         {"": surface}, log=log, title="Optimization on the loss surface" + " (log scale)" * log
     )
+    figure.update_traces(line_color="black", selector={"type": "scatter3d"})  # the plumb line is no part of the path
     place = np.log10 if log else np.asarray
     heights, shadow = place(path.loss.numpy()), place(path.plane_loss.numpy())
     along = {"x": path.coordinates[:, 0].numpy(), "y": path.coordinates[:, 1].numpy()}
@@ -90,13 +90,11 @@ def draw(path: Trajectory, surface: Surface, ax: Any = None) -> Any:
         ax.annotate("start", (x[0], y[0]), (6 * inwards, 5), ha="left" if inwards > 0 else "right", **near)
         bar = ax.figure.colorbar(colours, cax=ax.inset_axes((1.04, 0, 0.05, 1)), label="Loss", format="%g")
         bar.minorticks_off()
-        labels = [axis_label(surface, axis) for axis in (1, 2)]
-        if str(path.about["directions"]).startswith("principal"):
-            labels = [f"Along principal component {axis}" for axis in (1, 2)]
-        ax.set(xlabel=labels[0], ylabel=labels[1])
+        ax.set(xlabel=axis_label(surface, 1), ylabel=axis_label(surface, 2))
         if not titled:
-            lines = [share(path), "markers: each checkpoint's own loss", *textwrap.wrap(caption({"": surface}), 50)]
-            ax.set_title("\n".join(lines), fontsize=7, color="0.4")
+            about = [caption({"": surface}, "loss"), *notes({"": surface}, {"": values})]
+            told = [share(path), "markers: each checkpoint's own loss", wrapped(" · ".join(about), 54)]
+            ax.set_title("\n".join(told), fontsize=7, color="0.4")
     return ax
 
 
