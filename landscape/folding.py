@@ -84,7 +84,7 @@ class Folding(TorchFunctionMode):
             return None
         norm = (running_mean, running_var, weight, bias, eps)
         if before is not None and before.result is None:
-            return before.function(before.x, *self._weights(before, norm), *before.settings)
+            return convolution(before.function, before.x, *self._weights(before, norm), before.settings)
         scale, shift = _affine(*norm)
         shape = [1, -1] + [1] * (x.ndim - 2)
         return torch.addcmul(shift.view(shape), self._computed(x), scale.view(shape))
@@ -129,7 +129,7 @@ class _Waiting:
             device, kind = self.x.device.type, torch.get_autocast_dtype(self.x.device.type)
             cast = torch.autocast(device, kind, enabled=self.autocast, cache_enabled=False)
             with torch.set_grad_enabled(self.gradients), cast:
-                self.result = self.function(self.x, self.weight, self.bias, *self.settings)
+                self.result = convolution(self.function, self.x, self.weight, self.bias, self.settings)
         return self.result
 
 
@@ -139,3 +139,61 @@ def _affine(
     """Return scale and shift of a BatchNorm with fixed statistics."""
     scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight
     return scale, -mean * scale if bias is None else bias - mean * scale
+
+
+def convolution(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple) -> Tensor:
+    """Convolve, with second derivatives by the kernels of the first.
+
+    PyTorch's own double backward convolves with batch and channels exchanged, for which processors have no fast kernel.
+    """
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+        return function(x, weight, bias, *settings)
+    return _Convolution.apply(x, weight, bias, function, settings)
+
+
+def _slopes(slope: Tensor, x: Tensor, weight: Tensor, settings: tuple, mask: list[bool]) -> tuple[Any, Any]:
+    """Return the derivatives by input and weight, those asked for."""
+    stride, padding, dilation, groups = settings
+    zeros, mask = [0] * len(stride), [*mask, False]
+    found = torch.ops.aten.convolution_backward(
+        slope, x, weight, None, stride, padding, dilation, False, zeros, groups, mask
+    )
+    return found[0], found[1]
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, function: Any, settings: tuple) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.function, ctx.settings = function, settings
+        return function(x, weight, bias, *settings)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple:
+        to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
+        found = _Slopes.apply(slope, *ctx.saved_tensors, ctx.function, ctx.settings, [to_x, to_weight])
+        return (*found, slope.sum((0, *range(2, slope.ndim))) if to_bias else None, None, None)
+
+
+class _Slopes(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, slope: Tensor, x: Tensor, weight: Tensor, function: Any, settings: tuple, wanted: list[bool]
+    ) -> tuple:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(slope, x, weight)
+        ctx.function, ctx.settings = function, settings
+        return _slopes(slope, x, weight, settings, wanted)
+
+    @staticmethod
+    def backward(ctx: Any, by_x: Tensor | None, by_weight: Tensor | None) -> tuple:
+        slope, x, weight = ctx.saved_tensors
+        to_slope = to_x = to_weight = None
+        if by_x is not None:
+            to_slope = ctx.function(by_x, weight, None, *ctx.settings)
+            to_weight = _slopes(slope, by_x, weight, ctx.settings, [False, True])[1]
+        if by_weight is not None:
+            along = ctx.function(x, by_weight, None, *ctx.settings)
+            to_slope = along if to_slope is None else to_slope + along
+            to_x = _slopes(slope, x, by_weight, ctx.settings, [True, False])[0] if ctx.needs_input_grad[1] else None
+        return to_slope, to_x, to_weight, None, None, None

@@ -175,7 +175,7 @@ def trained(device, epochs=4):
     model = saq_core.build_model("resnet8", data).to(device)
     with silence():
         saq_core.train(model, data, saq_core.Recipe(epochs=epochs, lr=0.1))
-    return model.eval(), (x[:512].contiguous().to(device), y[:512].to(device))
+    return model.eval(), (x[:128].contiguous().to(device), y[:128].to(device))
 
 
 def eigenvalues(given, device):
@@ -192,7 +192,7 @@ def eigenvalues(given, device):
         "top_eigenvalues(k=5), warm": lambda: landscape.top_eigenvalues(operator, k=5),
         "top_eigenvalues(k=5), cold": lambda: landscape.top_eigenvalues(model, (x, y), k=5),
     }
-    show("top-5, trained ResNet-8, 512 digits of 32×32", measured(functions, 3, device), "top_eigenvalues(k=5), warm")
+    show("top-5, trained ResNet-8, 128 digits of 32×32", measured(functions, 2, device), "top_eigenvalues(k=5), warm")
     ours = landscape.top_eigenvalues(operator, k=5)
     found = sorted(theirs.eigenvalues(top_n=5, tol=1e-3)[0], key=lambda v: -abs(v))
     floor = landscape.top_eigenvalues(operator, k=5, tol=1e-9, max_products=80).residuals.max()
@@ -228,7 +228,7 @@ def traces(given, device):
 def pictures(given, device):
     """A 25×25 surface against bare forward passes at their best batch size, and in bf16; points over time."""
     model = given.model().eval()
-    x, y = images(512, device)
+    x, y = images(128, device)
     seconds, reference = best(measured(forwards(model, x), given.repeats, device), "forward")
     bare = 625 * seconds[reference]
     rows = {f"625 × {reference}": bare}
@@ -238,12 +238,13 @@ def pictures(given, device):
         )[0]
     again = 625 * best(measured(forwards(model, x), given.repeats, device), "forward")[0][reference]
     rows[f"625 × {reference}, afterwards"] = again
-    show("surface, 512 images", rows, f"625 × {reference}")
+    show("surface, 128 images", rows, f"625 × {reference}")
 
 
 def scaling(given, device):
     """Cost grows linearly in data and points."""
     model = given.model().eval()
+    print("\nscaling")
     for n in (128, 256, 512):
         x, y = images(n, device)
         line = timed(lambda d=(x, y): landscape.line(model, d, points=11), device)[0]
