@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml
 
 quickstart: $(INSTALLED)  ## train the networks on real images, measure their landscapes, print the table (minutes)
 	@mkdir -p $(OUT)
-	@echo "Executing notebooks/00_quickstart.ipynb (about three minutes on two CPU cores) …"
+	@echo "Executing notebooks/00_quickstart.ipynb (three to six minutes on two CPU cores) …"
 	@TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --log-level CRITICAL --to notebook --execute notebooks/00_quickstart.ipynb --output-dir $(OUT)
 	@cat $(OUT)/table.txt
 	@echo
