@@ -1,8 +1,9 @@
 """Compact trainers for full-precision, quantized and sharpness-aware networks."""
 
+from .calibration import calibrate
 from .checkpoints import load, save
 from .data import Data, load_data
-from .layers import calibrate, dequantize, quantize
+from .layers import dequantize, quantize
 from .models import build_model
 from .quantizers import LIQ, LSQ
 from .sam import SAM, SAQ

@@ -6,14 +6,13 @@ import copy
 import difflib
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .data import Data, device_of, evaluation_mode
-from .quantizers import QUANTIZERS, Quantizer, Unquantized, check_bits
+from .quantizers import QUANTIZERS, Unquantized, check_bits
 
 Bits = str | int | Mapping[str, str | int]
 
@@ -188,71 +187,6 @@ def _swap(layer: nn.Module, weight_bits: int, input_bits: int, quantizer: str, p
         else kind(input_bits, signed=None, activation=True).to(weight.device, weight.dtype)
     )
     layer.register_buffer("delta", torch.zeros_like(weight, requires_grad=False), persistent=False)
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, data: Any, *, batches: int = 8) -> nn.Module:
-    """Set sign, step or clip of every activation quantizer from data; return the model.
-
-    Every quantizer lets the values through and remembers a sample of them; then each takes "unsigned" if it never saw
-    a negative value, and the step of least squared error. A quantizer that no value reaches stays as it was, with a
-    warning. Every module's mode is restored; after an error the model is as before.
-
-    Args:
-        model: A network from `quantize`.
-        data: A `Data` (its probe is used: un-augmented training images), a tensor of inputs, a tuple (x, y), or an
-            iterable (a list, a loader) of such batches. Floating inputs are cast to the model's dtype.
-        batches: Number of batches used, at most (128 samples each where the split is ours).
-
-    Raises:
-        ValueError: If there are no data, if an input or activation is NaN or infinite, or if a 1-bit LSQ quantizer saw
-            negative values.
-
-    Cost: `batches` forward passes and 80 quantizations of a sample per layer.
-    """
-    quantizers = {n: m for n, m in model.named_modules() if isinstance(m, Quantizer) and m.activation}
-    try:
-        for quantizer in quantizers.values():
-            quantizer.observe_()
-        with evaluation_mode(model):
-            _show(model, data, batches)
-        missed = [name for name, q in quantizers.items() if q.observed() is None]  # all are checked before one is set
-        for quantizer in quantizers.values():
-            quantizer.finish_()
-    finally:
-        for quantizer in quantizers.values():
-            quantizer.finish_(keep=False)  # without effect after a success
-    if missed:
-        warnings.warn(f"calibration never reached {', '.join(missed)}: left as they were", stacklevel=2)
-    return model
-
-
-def _show(model: nn.Module, data: Any, batches: int) -> None:
-    """Let the model see the data."""
-    device = device_of(model)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    seen = 0
-    for _, x in zip(range(batches), _inputs(data), strict=False):
-        if not x.isfinite().all():
-            raise ValueError("data must be finite, got NaN or infinity in the inputs: leave these samples out")
-        model(x.to(device, dtype if x.is_floating_point() else x.dtype))
-        seen += len(x)
-    if not seen:
-        raise ValueError("data must hold at least one sample, got none")
-
-
-def _inputs(data: Any) -> Iterator[Tensor]:
-    if isinstance(data, Data):
-        data = data.probe
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        data = data[0]
-    if isinstance(data, Tensor):
-        yield from data.split(128) if len(data) else ()
-    elif isinstance(data, Iterable):
-        for batch in data:
-            yield batch if isinstance(batch, Tensor) else batch[0]
-    else:
-        raise ValueError(f"data must be a Data, (x, y), or an iterable of batches, got {type(data).__name__}")
 
 
 @torch.no_grad()
