@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .quantizers import QUANTIZERS, Unquantized, check_bits
+from .quantizers import QUANTIZERS, check_bits, input_quantizer, weight_quantizer
 
 Bits = str | int | Mapping[str, str | int]
 
@@ -173,19 +173,10 @@ def _layer_bits(
 
 def _swap(layer: nn.Module, weight_bits: int, input_bits: int, quantizer: str, per_channel: bool) -> None:
     """Turn a layer into its quantized form in place: hooks, tied modules and attributes stay as they are."""
-    kind, options = QUANTIZERS[quantizer]
     weight = cast(Tensor, layer.weight)
     layer.__class__ = cast(Any, SWAPS[type(layer)])
-    layer.weight_quantizer = (
-        Unquantized()
-        if weight_bits == 32
-        else kind.for_weight(weight_bits, weight.detach(), per_channel=per_channel, **options)
-    )
-    layer.input_quantizer = (
-        Unquantized()
-        if input_bits == 32
-        else kind(input_bits, signed=None, activation=True).to(weight.device, weight.dtype)
-    )
+    layer.weight_quantizer = weight_quantizer(quantizer, weight_bits, weight, per_channel=per_channel)
+    layer.input_quantizer = input_quantizer(quantizer, input_bits, weight)
     layer.register_buffer("delta", torch.zeros_like(weight, requires_grad=False), persistent=False)
 
 

@@ -344,3 +344,22 @@ QUANTIZERS: dict[str, tuple[type[Quantizer], dict[str, Any]]] = {
     "liq": (LIQ, {}),
     "liq-authors": (LIQ, {"rescale": False}),
 }
+
+
+def weight_quantizer(name: str, bits: int, weight: Tensor, *, per_channel: bool = False) -> nn.Module:
+    """Make the quantizer of that name for a weight, calibrated on it; the identity for 32 bits."""
+    if bits == 32:
+        return Unquantized()
+    kind, options = QUANTIZERS[name]
+    return kind.for_weight(bits, weight.detach(), per_channel=per_channel, **options)
+
+
+def input_quantizer(name: str, bits: int, like: Tensor, *, signed: bool | None = None) -> nn.Module:
+    """Make the quantizer of that name for activations, on the device of `like`; the identity for 32 bits.
+
+    It waits for calibration, which also decides on the sign where `signed` is None.
+    """
+    if bits == 32:
+        return Unquantized()
+    kind, _ = QUANTIZERS[name]
+    return kind(bits, signed=signed, activation=True).to(like.device, like.dtype)
