@@ -1,8 +1,9 @@
 """Eval-mode BatchNorm folded into the convolution before it, for any network, while it runs.
 
-γ·(conv(x, w) + b − μ)/√(σ² + ε) + β is one convolution with other weights, so that a forward pass, a gradient and a
-Hessian-vector product lose a quarter of their time (libraries of deployed networks do it once; here w, γ and β vary).
-The derivative passes through the folding, so every number stays exact up to rounding.
+γ·(conv(x, w) + b − μ)/√(σ² + ε) + β is one convolution with other weights (libraries of deployed networks fold once;
+here w, γ and β vary). The derivative passes through the folding, so every number stays exact up to rounding. Saved of
+the time of ResNet-20 on a CPU core: a tenth of a forward pass, a fifth of a gradient, and with `convolution` below a
+third of a Hessian-vector product.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 # what BatchNorm modules ask of their input before they call the function: answered by a stand-in as well
 _HARMLESS = {Tensor.dim, Tensor.size, Tensor.shape.__get__, Tensor.ndim.__get__, Tensor.dtype.__get__}  # type: ignore[attr-defined]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,11 +79,34 @@ def random_module(function: Objective, batch: Any) -> str:
     return f"{who} is random in eval mode"
 
 
+@contextlib.contextmanager
+def folding_set(function: Objective, folded: bool) -> Iterator[None]:
+    """Fold BatchNorm, or do not, inside this context."""
+    before, function.folded = function.folded, folded
+    try:
+        yield
+    finally:
+        function.folded = before
+
+
 def folding_agrees(function: Objective, batch: Any) -> bool:
     """Tell whether loss and gradient of a batch, a step from the centre, stay the same when BatchNorm is folded."""
-    plain, folded = _slopes(function, batch, False), _slopes(function, batch, True)
-    if len(plain) != len(folded):
+    there = {name: 1.01 * value + 1e-3 for name, value in function.live().items()}
+    with folding_set(function, False):
+        plain = _slopes(function, there, batch)
+        if plain is None:
+            with torch.no_grad():
+                function.loss(there, batch)  # what fails for another reason than the gradient fails again, and says so
+            return False
+    try:
+        with folding_set(function, True):
+            folded = _slopes(function, there, batch)
+    except Exception:  # the network does what a stand-in cannot
         return False
+    return folded is not None and _alike(function, plain, folded)
+
+
+def _alike(function: Objective, plain: list[Tensor], folded: list[Tensor]) -> bool:
     # rounded activations may jump where sums differ by a rounding error; a fold gone wrong is far off
     slack = max(1e-2, 8 * torch.finfo(torch.bfloat16 if function.precision == "bf16" else function.dtype).eps)
     whole = sum(float(slope.norm()) for slope in plain[1:])
@@ -90,17 +114,13 @@ def folding_agrees(function: Objective, batch: Any) -> bool:
     return norms[0][0] <= slack * norms[0][1] and all(gap <= slack * (10 * norm + whole) for gap, norm in norms[1:])
 
 
-def _slopes(function: Objective, batch: Any, folded: bool) -> list[Tensor]:
-    """Return the loss and its gradient, float64; the loss alone where there is no gradient to be had."""
-    function.folded = folded
-    leaves = {n: (1.01 * v + 1e-3).detach().requires_grad_() for n, v in function.live().items()}
+def _slopes(function: Objective, live: Mapping[str, Tensor], batch: Any) -> list[Tensor] | None:
+    """Return the loss and its gradient, float64; None where there is no gradient to be had."""
+    leaves = {name: value.detach().requires_grad_() for name, value in live.items()}
     try:
         with torch.enable_grad():
             loss = function.loss(leaves, batch).mean
             slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     except RuntimeError:
-        if folded:
-            return []
-        with torch.no_grad():
-            return [function.loss(leaves, batch).mean.double()]
+        return None
     return [part.detach().double() for part in (loss, *slopes)]

@@ -24,7 +24,7 @@ from . import parallel
 from .batches import check_labels, moved, rows_of, source
 from .coordinates import Coordinates, Point, coordinates
 from .folding import Folding
-from .guards import checked, folding_agrees, pair, random_module, refuse_change
+from .guards import checked, folding_agrees, folding_set, pair, random_module, refuse_change
 from .precision import full_precision
 
 BATCHNORM = ("fixed", "recomputed")
@@ -238,8 +238,8 @@ class Objective:
         Raises:
             ValueError: empty data, labels out of range, a loss that is not finite, or one that changes when repeated.
 
-        Cost: once, one forward pass over the data (two with recomputed statistics), one batch four times; two passes
-        more where the data are not ``(x, y)``, to see that they stay the same.
+        Cost: once, one forward pass over the data (two with recomputed statistics) and three of one batch; two
+        gradients of one batch where BatchNorm may be folded; two passes more where the data are not ``(x, y)``.
         """
         if self._checked is None:
             with self.quiet(), torch.no_grad():
@@ -263,6 +263,7 @@ class Objective:
         if not rows or 0 in rows:
             raise ValueError(f"data is empty, or one of its batches is: pass at least one sample in each, got {rows}")
         self.batch_rows = rows
+        self._settle()
         first = next(self.batches())
         refuse_change(self, lambda: self.loss(self.live(), first).mean, lambda: random_module(self, first))
         if not self._own_batches:
@@ -274,9 +275,8 @@ class Objective:
         """Once: find buffers that the network itself changes, and whether BatchNorm can be folded."""
         if self._settled:
             return
-        self._settled = True
-        with self.quiet(), torch.no_grad():
-            first = next(iter(self.batches()), None)
+        with self.quiet(), torch.no_grad(), folding_set(self, False):
+            first = next(self.batches(), None)
             if first is None:
                 return
             before = {name: tensor._version for name, tensor in self._frozen.items()}
@@ -284,8 +284,9 @@ class Objective:
             own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
             changed = [name for name, tensor in self._frozen.items() if tensor._version != before[name]]
             self._changing = {name: own[name.removeprefix("model.")].detach().clone() for name in changed}
-            wanted, self.folded = self.folded, False
-            self.folded = wanted and folding_agrees(self, first)
+        with self.quiet():
+            self.folded = self.folded and folding_agrees(self, first)
+        self._settled = True  # only now: after an interruption nothing unverified is folded
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:

@@ -1,10 +1,10 @@
 """PyHessian as a second opinion.
 
 The objective goes into a module whose only parameters are a displacement of what varies, so that PyHessian sees the
-very tensors, space and units that our own engine uses. Its traps are avoided here: it needs a gradient in every
-parameter (a displacement is given one), leaves the model in eval mode (it gets a wrapper), draws from the global RNG
-(forked and seeded), adds gradients up when built twice (built once per call), and its trace stops by chance (told never
-to).
+very tensors, space and units that our own engine uses, but the network as it stands: BatchNorm is not folded, and no
+derivative of a convolution is ours. Its traps are avoided here: it needs a gradient in every parameter (a displacement
+is given one), leaves the model in eval mode (it gets a wrapper), draws from the global RNG (forked and seeded), adds
+gradients up when built twice (built once per call), and its trace stops by chance (told never to).
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class _Displaced(nn.Module):
 def _computation(function: Objective, units: str, seed: int) -> Iterator[Any]:
     from pyhessian import hessian
 
+    function.folded = False  # a second opinion has its own way through BatchNorm and convolutions
     function.centre()
     wrapped = _Displaced(function, units)
     nothing = torch.zeros(1)  # the batches are inside, so that ragged ones are weighted and the graph is kept

@@ -22,6 +22,7 @@ from .timing import progress, stopwatch
 LADDER = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 ALONG, RANDOM = 2e-3, 2e-2  # relative radii: finer ones drown in the stairs of 4-bit activations
 _SURE = 3  # errors that a curvature must be away from zero: the stairs of one centre are common to all rungs
+_FAR, _VAGUE = 5, 2  # values and errors beyond these multiples of what is known would fill a picture
 _RUNGS = ("radii", "curvature", "stderr_data", "stderr_draws", "rounding", "misstep")
 _SHAKES = 6  # evaluations that tell the rounding error of the loss
 
@@ -110,12 +111,20 @@ class ScaleCurvature(Result):
         return pandas.DataFrame(columns | {"derivative": self.derivative})
 
     def window(self) -> tuple[float, float]:
-        """Return the range of curvatures worth seeing: the trusted ones with their errors, the derivative, and zero."""
-        shown = self.trusted if self.trusted.any() else self.curvature.isfinite()
-        values, errors = self.curvature[shown], self.error[shown]
-        known = torch.cat([values - errors, values + errors, self.derivatives.mean().reshape(1), values.new_zeros(1)])
-        known = known[known.isfinite()]
-        low, high = float(known.min()), float(known.max())
+        """Return the range of curvatures worth seeing: zero, the derivative, and rungs with their errors.
+
+        Those are the trusted rungs, and the others that are neither far beyond nor far less certain than what is known:
+        the derivative, the trusted rungs and the one with the least bound.
+        """
+        values, errors, bounds = self.curvature, self.error, self.curvature.abs() + self.error
+        sure = self.trusted | values.isfinite() & (bounds == bounds.nan_to_num(nan=math.inf).min())
+        sizes = torch.cat([self.derivatives.mean().abs().reshape(1), values[sure].abs()])
+        known = sizes.nan_to_num(nan=0.0).max()
+        shown = sure | (values.abs() <= _FAR * known) & (errors <= _VAGUE * known)
+        ends = [values[shown] - errors[shown], values[shown] + errors[shown], self.derivatives.mean().reshape(1)]
+        seen = torch.cat([*ends, values.new_zeros(1)])
+        seen = seen[seen.isfinite()]
+        low, high = float(seen.min()), float(seen.max())
         margin = 0.12 * (high - low) or 1.0
         return low - margin, high + margin
 

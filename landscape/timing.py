@@ -38,4 +38,5 @@ def announce(products: int, seconds: float, bytes: float) -> None:
     if seconds > 30 and "TQDM_DISABLE" not in os.environ:
         minutes, rest = divmod(round(seconds), 60)
         time_ahead = f"{minutes} min {rest} s" if minutes else f"{rest} s"
-        print(f"about {products} products: {time_ahead}, {bytes / 1e9:.1f} GB of graphs", file=sys.stderr)
+        held = f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.0f} MB"
+        print(f"ahead: about {products} matrix-vector products, {time_ahead}; graphs hold {held}", file=sys.stderr)

@@ -102,13 +102,77 @@ def test_other_uses_of_a_convolution_see_its_output(how):
     torch.testing.assert_close(found, model(x), rtol=1e-12, atol=1e-13)
 
 
+def wrong_fold(self, x, *args, **kwargs):
+    return 0 * self._computed(x)
+
+
 def test_where_folding_would_change_the_loss_it_is_left_out(monkeypatch):
     right, wrong = Objective(convolutional(), RAGGED), Objective(convolutional(), RAGGED)
     right.centre()
-    monkeypatch.setattr(Folding, "_fold", lambda self, x, *args, **kwargs: 0 * self._computed(x))
+    monkeypatch.setattr(Folding, "_fold", wrong_fold)
     wrong.centre()
     assert right.folded and not wrong.folded
     assert wrong.centre()[0] == pytest.approx(F.cross_entropy(convolutional().eval()(X), Y).item(), rel=1e-12)
+
+
+def fails_once(call, error):
+    """A loss that fails in one of its calls, and a list that is as long as it was called."""
+    calls = []
+
+    def loss(output, target):
+        calls.append(0)
+        if len(calls) == call:
+            raise error("on purpose")
+        return F.cross_entropy(output, target)
+
+    return loss, calls
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+@pytest.mark.parametrize("fold", [Folding._fold, wrong_fold])
+def test_what_an_interruption_left_unverified_is_verified_the_next_time(monkeypatch, call, fold):
+    monkeypatch.setattr(Folding, "_fold", fold)
+    loss, calls = fails_once(call, KeyboardInterrupt)
+    function = Objective(convolutional(), RAGGED, loss=loss)
+    with pytest.raises(KeyboardInterrupt):
+        function.evaluate()
+    assert len(calls) == call
+    expected = F.cross_entropy(convolutional().eval()(X), Y).item()
+    assert float(function.evaluate().loss) == pytest.approx(expected, rel=1e-12)
+    assert function.folded == (fold is not wrong_fold)
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, AttributeError])
+def test_a_fold_that_fails_is_left_out(monkeypatch, error):
+    def failing(*args, **kwargs):
+        raise error("a stand-in cannot do this")
+
+    monkeypatch.setattr(Folding, "_fold", failing)
+    function = Objective(convolutional(), RAGGED)
+    expected = F.cross_entropy(convolutional().eval()(X), Y).item()
+    assert function.centre()[0] == pytest.approx(expected, rel=1e-12) and not function.folded
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, RuntimeError])
+def test_an_error_of_the_loss_itself_is_told(error):
+    centre = convolutional().eval()(X[:3])
+
+    def loss(output, target):
+        if not torch.allclose(output[:3], centre):
+            raise error("only beside the centre")
+        return F.cross_entropy(output, target)
+
+    with pytest.raises(error, match="only beside the centre"):
+        Objective(convolutional(), [(X[:3], Y[:3])], loss=loss).centre()
+
+
+def test_a_loss_without_gradient_is_measured_unfolded():
+    def loss(output, target):
+        return torch.from_numpy(-output.log_softmax(1).numpy()[range(len(target)), target.numpy()])
+
+    function = Objective(convolutional(), RAGGED, loss=loss)
+    expected = F.cross_entropy(convolutional().eval()(X), Y).item()
+    assert function.centre()[0] == pytest.approx(expected, rel=1e-12) and not function.folded
 
 
 def test_folding_remembers_nothing_of_a_batch():
@@ -212,8 +276,9 @@ def test_buffers_that_a_forward_pass_moves_start_anew_each_time():
 
         def forward(self, x):
             self.average.mul_(0.999).add_(1e-6 * x.mean())
-            return self.inner(x) + self.average
+            return self.inner(x) * (1 + self.average)
 
     function = Objective(Averaging(), RAGGED)
     losses = {float(function.evaluate().loss) for _ in range(5)}
-    assert len(losses) == 1
+    assert losses == {function.centre()[0]}
+    assert losses == {Objective(Averaging(), RAGGED).centre()[0]}

@@ -327,8 +327,8 @@ def test_settings_that_mean_nothing_are_refused(measure, settings, message):
         measure(convolutional(), RAGGED, **settings)
 
 
-@pytest.mark.parametrize("call", [1, 8, 30, 60, 90])
-def test_nothing_changes_also_when_the_loss_fails(call):
+@pytest.mark.parametrize("call", [8, 30, 60, 90])
+def test_nothing_changes_when_the_loss_fails_in_the_midst_of_a_measure(call):
     calls = []
 
     def loss(output, target):

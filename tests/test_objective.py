@@ -195,17 +195,6 @@ def test_data_are_moved_to_the_model():
     )
 
 
-def test_progress_bars_do_not_nest_and_come_back():
-    from landscape import timing
-
-    for _ in timing.progress(range(2), "outer"):
-        assert timing._showing
-        assert list(timing.progress(range(3), "inner")) == [0, 1, 2]
-        assert timing._showing
-        break
-    assert not timing._showing
-
-
 def test_data_that_change_from_pass_to_pass_are_refused():
     class Augmented:
         def __init__(self):

@@ -182,6 +182,11 @@ def caption(results: Mapping[str, Any], value: str = "") -> str:
     return " · ".join(parts)
 
 
+def beyond(values: np.ndarray, window: tuple[float, float]) -> dict[str, np.ndarray]:
+    """Return which values lie above and below a picture: they are marked at its edge."""
+    return {"above": values >= window[1], "below": values <= window[0]}
+
+
 def wrapped(text: str, width: int) -> str:
     """Break a caption into lines, between its phrases where they are short enough."""
     phrases = [part.replace(" ", "\xa0") if len(part) <= width else part for part in text.split(" · ")]

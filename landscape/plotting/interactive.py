@@ -17,6 +17,7 @@ from . import (
     COLOURS,
     axis_label,
     band,
+    beyond,
     caption,
     check,
     column,
@@ -160,10 +161,10 @@ def density(density: Density, *, title: str | None = None) -> go.Figure:
 
 
 def scales(found: ScaleCurvature, *, title: str | None = None) -> go.Figure:
-    """Draw the curvature against the radius, with its error band and the derivative.
+    """Draw the curvature against the radius, with its errors and the derivative.
 
-    Rungs that are not to be trusted are hollow and grey, at the edge where they lie outside. Random directions are
-    drawn as the trace that they imply.
+    Rungs that are not to be trusted are hollow and grey, triangles at the edge where they lie above or below the
+    picture. Random directions are drawn as the trace that they imply.
 
     Args:
         found: what to draw.
@@ -174,33 +175,40 @@ def scales(found: ScaleCurvature, *, title: str | None = None) -> go.Figure:
     values, errors = unit * found.curvature.numpy(), unit * found.error.numpy()
     low, high = (unit * end for end in found.window())
     figure = go.Figure()
-    figure.add_trace(_band(radii, (values - errors, values + errors), COLOURS[0], name="± one error"))
     hover = "%{customdata[0]:.4g} ± %{customdata[1]:.2g} at %{x:g}‖w‖<extra></extra>"
-    outside = np.where(values >= high, "triangle-up-open", np.where(values <= low, "triangle-down-open", "circle-open"))
+    out = beyond(values, (low, high))
+    doubtful = "not to be trusted"
     for seen, name, mode, colour, symbol in (
-        (trusted, "at a scale", "lines+markers", COLOURS[0], "circle"),
-        (~trusted, "not to be trusted", "markers", "#888888", outside),
+        (trusted, "at a scale ± one error", "lines+markers", COLOURS[0], "circle"),
+        ((values > low) & (values < high) & ~trusted, doubtful, "markers", "#888888", "circle-open"),
+        (out["above"], f"{doubtful}, above", "markers", "#888888", "triangle-up-open"),
+        (out["below"], f"{doubtful}, below", "markers", "#888888", "triangle-down-open"),
     ):
+        if not seen.any():
+            continue
         figure.add_scatter(
-            x=radii,
-            y=np.where(seen, values.clip(low, high), np.nan),
-            customdata=np.stack([values, errors], -1),
+            x=radii[seen],
+            y=values[seen].clip(low, high),
+            error_y={"array": errors[seen], "thickness": 1, "visible": "triangle" not in symbol},
+            customdata=np.stack([values, errors], -1)[seen],
             mode=mode,
             line={"color": colour, "width": 2},
             marker={"symbol": symbol, "size": 8, "color": colour},
             hovertemplate=hover,
             name=name,
+            cliponaxis="triangle" not in symbol,
         )
     if len(found.derivatives):
         text = f"{found.about['derivative']} {unit * found.derivative:.4g}"
         line = {"color": _MARK, "width": 2, "dash": "dash"}
         figure.add_hline(unit * found.derivative, line=line, name=text, showlegend=True)
-    what = "Trace" if found.is_random else "Curvature"
+    what, notes = "Trace" if found.is_random else "Curvature", [caption({"": found})]
+    notes += [] if trusted.any() else ["no rung is trustworthy"]
     figure.update_xaxes(
         title="Length of the step ε, in norms of the weights", type="log", exponentformat="power", dtick=1
     )
     figure.update_yaxes(title=f"{what}, {found.about['units']} units", range=[low, high])
-    _finish(figure, title or f"{what} at a scale, along {found.about['directions']}", [caption({"": found})])
+    _finish(figure, title or f"{what} at a scale, along {found.about['directions']}", notes)
     figure.update_layout(height=440)
     return figure
 

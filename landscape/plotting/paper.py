@@ -22,6 +22,7 @@ from . import (
     COLOURS,
     axis_label,
     band,
+    beyond,
     caption,
     check,
     columns,
@@ -211,10 +212,10 @@ def density(density: Density, ax: Axes | None = None) -> Axes:
 
 
 def scales(found: ScaleCurvature, ax: Axes | None = None) -> Axes:
-    """Draw the curvature against the radius, with its error band and the derivative, into axes (new ones by default).
+    """Draw the curvature against the radius, with its errors and the derivative, into axes (new ones by default).
 
-    Rungs that are not to be trusted are hollow and grey, at the edge where they lie outside. Random directions are
-    drawn as the trace that they imply.
+    Rungs that are not to be trusted are hollow and grey, triangles at the edge where they lie above or below the
+    picture. Random directions are drawn as the trace that they imply.
 
     Args:
         found: what to draw.
@@ -228,29 +229,26 @@ def scales(found: ScaleCurvature, ax: Axes | None = None) -> Axes:
         ax = ax or _new_axes(2.3)
         ax.set_xscale("log")
         ax.axhline(0, color="0.7", linewidth=0.6, zorder=0.6)
-        for where, colour in ((None, "0.93"), (trusted, "#cce3f0")):
-            ax.fill_between(radii, values - errors, values + errors, where, color=colour, linewidth=0, zorder=0.5)
-        ax.plot(radii, np.where(trusted, values, np.nan), "o-", color=COLOURS[0], label="at a scale ± one error")
+        if trusted.any():
+            sure: dict[str, Any] = {"color": COLOURS[0], "elinewidth": 1, "label": "at a scale ± one error"}
+            ax.errorbar(radii, np.where(trusted, values, np.nan), errors, fmt="o-", **sure)
+        grey: dict[str, Any] = {"color": "0.5", "markerfacecolor": "white", "zorder": 3}
+        inside = (values > low) & (values < high) & ~trusted
+        if inside.any():
+            dots: dict[str, Any] = {"fmt": "o", "elinewidth": 0.6, "label": "not to be trusted"}
+            ax.errorbar(radii[inside], values[inside], errors[inside], **dots, **grey)
+        for (where, out), marker in zip(beyond(values, (low, high)).items(), "^v", strict=True):
+            if out.any():
+                far = values[out].clip(low, high)
+                ax.plot(radii[out], far, marker, label=f"not to be trusted, {where}", clip_on=False, **grey)
         if len(found.derivatives):
             ax.axhline(unit * found.derivative, color=_MARK, linestyle=(0, (4, 1.5)), label=found.about["derivative"])
-        inside = (values > low) & (values < high)
-        hollow: dict[str, Any] = {
-            "linestyle": "",
-            "markeredgecolor": "0.5",
-            "markerfacecolor": "white",
-            "zorder": 3,
-            "clip_on": False,
-        }
-        label: str | None = "not to be trusted"
-        for marker, seen in (("o", inside), ("^", values >= high), ("v", values <= low)):
-            if (seen & ~trusted).any():
-                ax.plot(radii[seen & ~trusted], values[seen & ~trusted].clip(low, high), marker, label=label, **hollow)
-                label = None
         ax.set_ylim(low, high)
         what = "Trace" if found.is_random else "Curvature"
         _label(ax, x="Length of the step ε, in norms of the weights", y=f"{what}, {found.about['units']} units")
-        _entitle(ax, caption({"": found}))
-        ax.legend(frameon=False)
+        _entitle(ax, caption({"": found}), "" if trusted.any() else "no rung is trustworthy")
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(frameon=False)
     return ax
 
 
