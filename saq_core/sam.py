@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import processes
 from .data import device_of
+from .diagnostics import diagnose
+from .policies import Policy, make_policy
+from .sites import KINDS, TINY, Place, Point, added, dot, find_sites, gradients, kept, norm, places
 
 PLACES = ("latent", "quantized")
 METRICS = ("plain", "adaptive", "normalised")
+COMBINATIONS = ("perturbed", "mean", "gsam")
 CASES = {1: ("latent", "quantized"), 2: ("latent", "latent"), 3: ("quantized", "quantized")}
 ADAPTIVE_OFFSET = 0.01  # ASAM's eta
-TINY = 1e-30  # keeps a zero gradient from dividing by zero; far below any norm in float32
+GSAM_ALPHA = 0.4  # share of the gradient's orthogonal part that "gsam" ascends
 
-
-def _check_settings(rho: float, metric: str) -> None:
-    if isinstance(rho, bool) or not isinstance(rho, int | float) or not math.isfinite(rho) or rho < 0:
-        raise ValueError(f"rho must be >= 0 and finite, got {rho!r}")
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {list(METRICS)}, got {metric!r}")
+Radius = float | Callable[[Tensor | None, Tensor | None, int], float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class SAQ:
         case: 1 = gradient at the latent weights, added to the quantized ones; 2 = both at the latent weights (SAM;
             rounding swallows most of it); 3 = both at the quantized weights (SAQ itself).
         metric: See `SAM`.
+        combine: See `SAM`.
+        policy: See `SAM`.
+        perturbed: See `SAM`.
+        rho_range: (lowest, highest) lets `AdaptiveRho` move rho between these, from `rho` on; None holds it.
+        synchronised: See `SAM`.
 
     Source: Liu et al., Sharpness-aware Quantization (2021).
     """
@@ -44,30 +49,75 @@ class SAQ:
     rho: float = 0.05
     case: int = 3
     metric: str = "plain"
+    combine: str = "perturbed"
+    policy: str = "full"
+    perturbed: tuple[str, ...] = ("weight", "bias", "norm")
+    rho_range: tuple[float, float] | None = None
+    synchronised: bool = False
 
     def __post_init__(self) -> None:
         if self.case not in CASES:
             raise ValueError(f"case must be one of {sorted(CASES)}, got {self.case!r}")
-        _check_settings(self.rho, self.metric)
+        if callable(self.rho):
+            raise ValueError("rho must be a number here, got a function: pass rho_range, or use SAM itself")
+        for name in ("perturbed", "rho_range"):  # lists, where a file was read
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check_settings(self.rho, self.metric, self.combine, self.perturbed)
+        make_policy(self.policy)
+        if self.rho_range is not None:
+            AdaptiveRho(self.rho, *self.rho_range)
 
-    def wrap(self, model: nn.Module, optimizer: Optimizer) -> SAM:
-        """Return `optimizer` as a SAM with these settings."""
+    @classmethod
+    def authors(cls, rho: float = 0.4, **settings: Any) -> SAQ:
+        """Return the settings of the authors' released code: normalised units, activation clips perturbed as well.
+
+        With `quantizer="liq-authors"` this is their literal form. Departure: BatchNorm statistics move once.
+        """
+        kinds = ("weight", "bias", "norm", "input_step")
+        return cls(**{"rho": rho, "metric": "normalised", "perturbed": kinds, **settings})
+
+    def wrap(self, model: nn.Module, optimizer: Optimizer, **settings: Any) -> SAM:
+        """Return `optimizer` as a SAM with these settings, and those that only `SAM` has."""
         measured, applied = CASES[self.case]
-        return SAM(model, optimizer, rho=self.rho, measured_at=measured, applied_to=applied, metric=self.metric)
+        rho = AdaptiveRho(self.rho, *self.rho_range) if self.rho_range else self.rho
+        own = {name: getattr(self, name) for name in ("metric", "combine", "policy", "perturbed", "synchronised")}
+        return SAM(model, optimizer, rho=rho, measured_at=measured, applied_to=applied, **own, **settings)
 
 
-@dataclass
-class _Site:
-    """A trainable tensor, and the quantized layers (with its name there) that use it."""
+@dataclass(frozen=True)
+class AdaptiveRho:
+    """Let rho follow the sharpness that the last step with two passes saw: ``clamp(ln(1 + h), lowest, highest)``.
 
-    parameter: nn.Parameter
-    users: list[tuple[nn.Module, str, str]]  # layer, weight's name, name of its delta
+    h = loss at the perturbed weights - loss at the weights. Use it as `SAM(rho=…)`.
 
-    def deltas(self) -> list[Tensor]:
-        return [layer.get_buffer(delta) for layer, _, delta in self.users]
+    Source: ASGA, ``min(rho_max, ln(h + 1))``. The floor is ours: a radius of 0 would hold itself for ever.
+    """
 
-    def quantized(self) -> list[Tensor]:
-        return [cast(Any, layer).quantized_weights()[name][0] for layer, name, _ in self.users]
+    start: float = 0.05
+    lowest: float = 0.005
+    highest: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lowest <= self.start <= self.highest < math.inf:
+            raise ValueError(f"rho must be within its range, got {self.start} for {self.lowest} … {self.highest}")
+
+    def __call__(self, loss: Tensor | None, perturbed_loss: Tensor | None, step: int) -> float | Tensor:
+        """Return the radius of the next step."""
+        if loss is None or perturbed_loss is None:
+            return self.start
+        return (perturbed_loss - loss).clamp_min(0).log1p().clamp(self.lowest, self.highest)
+
+
+def _check_settings(rho: Radius, metric: str, combine: str, perturbed: tuple[str, ...]) -> None:
+    number = isinstance(rho, int | float) and not isinstance(rho, bool)
+    if not callable(rho) and not (number and math.isfinite(rho) and rho >= 0):
+        raise ValueError(f"rho must be >= 0 and finite, got {rho!r}")
+    for name, value, known in (("metric", metric, METRICS), ("combine", combine, COMBINATIONS)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
+    if not perturbed or set(perturbed) - set(KINDS):
+        raise ValueError(f"perturbed must name kinds of parameters among {list(KINDS)}, got {perturbed!r}")
 
 
 class SAM:
@@ -77,28 +127,39 @@ class SAM:
     the same dropout masks. ε has norm rho in the metric, ‖ε/T‖ = rho, over all tensors together.
 
     (latent, latent) is SAM, and Case 2 of SAQ on a quantized network; (latent, quantized) is Case 1, (quantized,
-    quantized) is Case 3. A layer that is not quantized counts as Q = identity. All trainable tensors are perturbed,
-    biases and norms included; steps and clips of quantizers never. torch's learning-rate schedulers want `.optimizer`,
-    the wrapped one.
+    quantized) is Case 3. A layer that is not quantized counts as Q = identity. torch's learning-rate schedulers want
+    `.optimizer`, the wrapped one.
 
     Args:
         model: The network; its quantized layers are found by their method `quantized_weights()`.
-        optimizer: Any torch optimizer over the model's parameters; it makes the actual update.
-        rho: Radius >= 0. With 0 every step equals the optimizer's own bit for bit, at the price of two passes.
+        optimizer: Any torch optimizer over the model's parameters; it makes the actual update. What it does before a
+            step (a hook that clips gradients, say) never changes ε.
+        rho: Radius >= 0, or a function of (loss, loss at the perturbed weights, number of the step) that returns it;
+            both are None before the first step with two passes and tensors afterwards (see `AdaptiveRho`). With 0 every
+            step equals the optimizer's own bit for bit, at the price of two passes.
         measured_at: Where the gradient g is taken: "latent" or "quantized".
         applied_to: What ε is added to: "latent" (before rounding) or "quantized" (after).
         metric: "plain": T = 1. "adaptive": T = |w| + 0.01. "normalised": T = std(w) of each tensor. The last two on
             tensors of two or more dimensions, else T = 1.
+        combine: What the update uses: "perturbed", the gradient at w + ε; "mean", its mean with the one at w; "gsam",
+            the perturbed one less 0.4 times the part of the plain one that is orthogonal to it.
+        policy: Which steps pay for a second pass: "full", "every:5", "look:5", "momentum:0.9" or "subset:0.25" (see
+            `saq_core.policies`), or an object with their methods.
+        perturbed: Kinds of parameters that get ε: "weight" (everything that is none of the others), "bias", "norm",
+            "weight_step" and "input_step" (steps, clips and offsets of quantizers).
+        synchronised: Under several processes: False gives each its own ε from its own rows (m-sharpness, as in the
+            paper's code), True one ε from the mean gradient.
+        no_sync: What DistributedDataParallel calls so: keeps a backward pass from averaging gradients.
 
     Raises:
         ValueError: For settings out of range, a model without trainable weights, and for (quantized, latent): ε would
             be measured where rounding has happened and added where rounding undoes it.
 
-    Cost: two forward and backward passes per step.
+    Cost: two forward and backward passes per step, or what the policy says.
 
     Source: Foret et al. (2021) eq. 2-3; Kwon et al. (2021) for "adaptive" (eta on weights only, as released);
-    Liu et al. (2021) for the cases. Departures: BatchNorm statistics move in the first pass only (the authors' code
-    moves them twice); clips are not perturbed.
+    Liu et al. (2021) for the cases; Zhuang et al. (2022) for "gsam". Departures: BatchNorm statistics move in one pass
+    only (the authors' code moves them twice); clips are perturbed only where asked for.
     """
 
     def __init__(
@@ -106,12 +167,17 @@ class SAM:
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        rho: float,
+        rho: Radius,
         measured_at: str = "latent",
         applied_to: str = "latent",
         metric: str = "plain",
+        combine: str = "perturbed",
+        policy: str | Policy = "full",
+        perturbed: tuple[str, ...] = ("weight", "bias", "norm"),
+        synchronised: bool = False,
+        no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        _check_settings(rho, metric)
+        _check_settings(rho, metric, combine, perturbed)
         for argument, value in (("measured_at", measured_at), ("applied_to", applied_to)):
             if value not in PLACES:
                 raise ValueError(f"{argument} must be one of {list(PLACES)}, got {value!r}")
@@ -121,60 +187,156 @@ class SAM:
                 "perturbation that was measured after it"
             )
         self.model, self.optimizer = model, optimizer
-        self.rho, self.metric = rho, metric
+        self.rho, self.metric, self.combine = rho, metric, combine
         self.measured_at, self.applied_to = measured_at, applied_to
-        self.diagnostics: dict[str, Tensor] = {}
-        self._sites = _find_sites(model)
-        if not self._sites:
+        self.synchronised, self.no_sync = synchronised, no_sync
+        self.policy = make_policy(policy) if isinstance(policy, str) else policy
+        self.diagnostics: Point = {}
+        self.steps = 0
+        self.losses: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)  # at w and at w + ε, when last both
+        self.sites = find_sites(model, perturbed)
+        if not self.sites:
             raise ValueError("model must have trainable weights, got none: call model.requires_grad_(True) before SAM")
+        self._places = places(self.sites, measured_at, applied_to)
+        self._dtype: torch.dtype | None = None
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The wrapped optimizer's."""
         return self.optimizer.param_groups
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Everything that the wrapped optimizer updates."""
+        return [p for group in self.param_groups for p in group["params"]]
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
         self.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimizer's state; SAM has none of its own."""
-        return self.optimizer.state_dict()
+        """Return all that a resumed training needs: the wrapped optimizer's state, and what the policy remembers."""
+        own = {"steps": self.steps, "losses": self.losses, "policy": self.policy.state}
+        return {"optimizer": self.optimizer.state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the wrapped optimizer's state."""
-        self.optimizer.load_state_dict(state)
+        """Take over what `state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps, self.losses, self.policy.state = state["steps"], state["losses"], state["policy"]
 
-    def step(self, closure: Callable[[], Any], *, diagnose: torch.dtype | None = None) -> Any:
+    def step(self, closure: Callable[..., Any], *, diagnose: torch.dtype | None = None) -> Any:
         """Make one step; return the loss of the first pass.
 
         Args:
             closure: torch.optim's own: zero_grad, forward (inside its own autocast), loss, backward, return the loss.
-                It is called twice.
-            diagnose: Fill `diagnostics` in this step, for forward passes in this dtype: "flip_rate" (share of weights
-                whose level changes at Q(w + ε), the diminishment of Case 2), "cosine_case1_case3" (between the ε of
-                these cases), "relative_norm" (‖ε‖/‖w‖), "received_cosine" (between ε and what rounding and the dtype
-                let through, over tensors of two or more dimensions). NaN where there is no such thing.
+                It is called as often as the policy says. "subset" passes it the share of the batch that is enough.
+            diagnose: Fill `diagnostics` in this step, for forward passes in this dtype: see `saq_core.diagnostics`.
         """
-        closure = torch.enable_grad()(closure)
+        self._dtype = diagnose
         with self._gradients_at_deltas(diagnose is not None):
-            state = self._random_state()
-            loss = closure()
-            pairs = self._pairs(self.measured_at, self.applied_to)
-            epsilon = self._epsilon(pairs)
-            if diagnose is not None:
-                self.diagnostics = self._diagnose(pairs, epsilon, diagnose)
-            self._clear_deltas()
-            with _displaced([target for _, target, _ in pairs], epsilon), _kept(_statistics(self.model)):
-                self._replay(state)
-                closure()
+            loss = self.policy.step(self, torch.enable_grad()(closure))
         self.optimizer.step()
+        self.steps += 1
         return loss
+
+    def full_step(
+        self, closure: Callable[..., Any], share: float | None = None, *, keep_plain: bool = False
+    ) -> tuple[Any, list[Tensor | None]]:
+        """Leave the gradient of a step with two passes in `.grad`; return the first loss and the plain gradient.
+
+        With `share`, the first pass sees a part of the batch. The plain gradient is empty where nothing needs it.
+        """
+        whole = share is None
+        random = _random_state(device_of(self.model))
+        loss = self.backward(closure, *(() if whole else (share,)), local=True, still=not whole)
+        epsilon = self.epsilon(self.shared(self.gradient()))
+        self.observe(epsilon)
+        plain = self._plain_gradient() if keep_plain or self.combine != "perturbed" else []
+        if whole:
+            _replay(random)
+        with self.displaced(epsilon):
+            perturbed = self.backward(closure, still=whole)
+        if callable(self.rho):
+            self.losses = loss.detach(), perturbed.detach()
+        if self.combine != "perturbed":
+            self._combine(plain)
+        return loss, plain
+
+    def backward(self, closure: Callable[..., Any], *arguments: Any, local: bool = False, still: bool = False) -> Any:
+        """Call the closure; `local` leaves its gradients to this process, `still` leaves BatchNorm statistics alone."""
+        with ExitStack() as stack:
+            if local:
+                stack.enter_context(self.no_sync())
+            if still:
+                stack.enter_context(kept(_statistics(self.model)))
+            return closure(*arguments)
+
+    def gradient(self) -> Point:
+        """Return the gradients where they are measured, by the names of the weights."""
+        return gradients(self._places)
+
+    def shared(self, gradient: Point) -> Point:
+        """Average a gradient over the processes where ε is to be the same in all."""
+        if self.synchronised:
+            processes.average_(list(gradient.values()))
+        return gradient
+
+    @torch.no_grad()
+    def epsilon(self, gradient: Point, at: dict[str, Place] | None = None) -> Point:
+        """Return ε for gradients by name."""
+        at = at or self._places
+        if not gradient:
+            return {}
+        scales = [self._scale(at[name]) for name in gradient]
+        scaled = [g * t for g, t in zip(gradient.values(), scales, strict=True)]
+        factor = self._radius() / norm(scaled).clamp_min(TINY)
+        return {name: t * g * factor for name, t, g in zip(gradient, scales, scaled, strict=True)}
+
+    @contextmanager
+    def displaced(self, epsilon: Point) -> Iterator[None]:
+        """Stand at w + ε for a while; gradients at the deltas start afresh."""
+        self._clear_deltas()
+        with added([self._places[name].target for name in epsilon], list(epsilon.values())):
+            yield
+
+    def observe(self, epsilon: Point) -> None:
+        """Fill `diagnostics` if this step asked for it; the gradients of the pass that measured ε must stand."""
+        if self._dtype is not None:
+            self.diagnostics = diagnose(self, epsilon, self._dtype)
+
+    def _radius(self) -> float | Tensor:
+        return self.rho(*self.losses, self.steps) if callable(self.rho) else self.rho
+
+    def _scale(self, place: Place) -> Tensor | float:
+        w = place.site.parameter.detach()
+        if self.metric == "plain" or w.ndim < 2 or w.numel() < 2:
+            return 1.0
+        if self.metric == "normalised":
+            return w.std()
+        at_quantized = place.source is not place.site.parameter
+        return (place.site.quantized()[place.user] if at_quantized else w).abs() + ADAPTIVE_OFFSET
+
+    def _plain_gradient(self) -> list[Tensor | None]:
+        found = [None if p.grad is None else p.grad.clone() for p in self.parameters]
+        processes.average_([g for g in found if g is not None])
+        return found
+
+    def _combine(self, plain: list[Tensor | None]) -> None:
+        pairs = [(g, p.grad) for g, p in zip(plain, self.parameters, strict=True) if g is not None]
+        if self.combine == "mean":
+            for g, now in pairs:
+                cast(Tensor, now).add_(g).mul_(0.5)
+            return
+        both = [(g, now) for g, now in pairs if now is not None]
+        along = dot([g for g, _ in both], [now for _, now in both])
+        along = along / norm([now for _, now in both]).square().clamp_min(TINY)
+        for g, now in both:
+            now.sub_(g - along * now, alpha=GSAM_ALPHA)
 
     @contextmanager
     def _gradients_at_deltas(self, always: bool) -> Iterator[None]:
         wanted = always or self.measured_at == "quantized"
-        deltas = [delta for site in self._sites for delta in site.deltas()] if wanted else []
+        deltas = [delta for site in self.sites for delta in site.deltas()] if wanted else []
         try:
             self._clear_deltas()
             for delta in deltas:
@@ -186,149 +348,23 @@ class SAM:
             self._clear_deltas()
 
     def _clear_deltas(self) -> None:
-        for site in self._sites:
+        for site in self.sites:
             for delta in site.deltas():
                 delta.grad = None
 
-    def _random_state(self) -> tuple[Tensor, Tensor | None, torch.device]:
-        device = device_of(self.model)
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return torch.get_rng_state(), cuda, device
 
-    def _replay(self, state: tuple[Tensor, Tensor | None, torch.device]) -> None:
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.cuda.set_rng_state(state[1], state[2])
-
-    def _pairs(self, measured_at: str, applied_to: str) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return (gradient, tensor that gets ε, tensor of the metric) of everything that has a gradient."""
-        pairs = []
-        for site in self._sites:
-            latent, deltas = site.parameter, site.deltas()
-            at_q = measured_at == "quantized" and bool(deltas)
-            sources: list[Tensor] = deltas if at_q else [latent] * max(1, len(deltas) if applied_to != "latent" else 1)
-            targets: list[Tensor] = deltas if applied_to == "quantized" and deltas else [latent]
-            values = site.quantized() if at_q and self.metric == "adaptive" else [latent.detach()] * len(targets)
-            for source, target, value in zip(sources, targets, values, strict=True):
-                if source.grad is not None:
-                    pairs.append((source.grad.detach(), target, value))
-        return pairs
-
-    def _scale(self, w: Tensor) -> Tensor | float:
-        if self.metric == "plain" or w.ndim < 2 or w.numel() < 2:
-            return 1.0
-        return w.abs() + ADAPTIVE_OFFSET if self.metric == "adaptive" else w.std()
-
-    @torch.no_grad()
-    def _epsilon(self, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
-        if not pairs:
-            return []
-        scales = [self._scale(w) for _, _, w in pairs]
-        scaled = [g * t for (g, _, _), t in zip(pairs, scales, strict=True)]
-        factor = self.rho / _norm(scaled).clamp_min(TINY)
-        return [t * g * factor for t, g in zip(scales, scaled, strict=True)]
-
-    @torch.no_grad()
-    def _diagnose(
-        self, pairs: list[tuple[Tensor, Tensor, Tensor]], epsilon: list[Tensor], dtype: torch.dtype
-    ) -> dict[str, Tensor]:
-        nan = torch.full((), math.nan, device=device_of(self.model))
-        targets = [target for _, target, _ in pairs]
-        found = {"flip_rate": nan, "cosine_case1_case3": nan}
-        if any(site.users for site in self._sites):
-            latent = self._pairs("latent", "latent")
-            found["flip_rate"] = self._flip_rate([t for _, t, _ in latent], self._epsilon(latent))
-            first, third = self._pairs("latent", "quantized"), self._pairs("quantized", "quantized")
-            found["cosine_case1_case3"] = _cosine(self._epsilon(first), self._epsilon(third))
-        weights = [site.parameter.detach() for site in self._sites if site.parameter.grad is not None]
-        found["relative_norm"] = _norm(epsilon) / _norm(weights)
-        found["received_cosine"] = self._received(targets, epsilon, dtype)
-        return found
-
-    def _flip_rate(self, targets: list[Tensor], epsilon: list[Tensor]) -> Tensor:
-        before = _levels(self._sites)
-        with _displaced(targets, epsilon):
-            after = _levels(self._sites)
-        # Half a step: a normalising quantizer moves all its levels a little with the mean and spread of the weights.
-        flips = [(a - b).abs() > step / 2 for (b, step), (a, _) in zip(before, after, strict=True)]
-        real = [(step > 0).expand_as(b) for b, step in before]
-        flipped = torch.stack([(f & r).sum() for f, r in zip(flips, real, strict=True)]).sum()
-        return flipped / torch.stack([r.sum() for r in real]).sum()
-
-    def _received(self, targets: list[Tensor], epsilon: list[Tensor], dtype: torch.dtype) -> Tensor:
-        kept = [(t, e) for t, e in zip(targets, epsilon, strict=True) if t.ndim >= 2]
-        if not kept:
-            return torch.full((), math.nan, device=device_of(self.model))
-        sites = [site for site in self._sites if site.parameter.ndim >= 2 and site.parameter.grad is not None]
-        every = self.applied_to == "quantized"
-        before = [w.to(dtype) for w in _used(sites, every)]
-        with _displaced([t for t, _ in kept], [e for _, e in kept]):
-            after = [w.to(dtype) for w in _used(sites, every)]
-        received = [a.to(e.dtype) - b.to(e.dtype) for a, b, (_, e) in zip(after, before, kept, strict=True)]
-        return _cosine([e for _, e in kept], received)
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None, torch.device]:
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), cuda, device
 
 
-def _find_sites(model: nn.Module) -> list[_Site]:
-    users: dict[int, list[tuple[nn.Module, str, str]]] = {}
-    own: set[int] = set()  # parameters of quantizers
-    for layer in model.modules():
-        if getattr(layer, "is_quantizer", False):
-            own.update(id(p) for p in layer.parameters())
-        if hasattr(layer, "quantized_weights"):
-            for name, (_, delta, _) in cast(Any, layer).quantized_weights().items():
-                place = next(key for key, buffer in layer.named_buffers() if buffer is delta)
-                users.setdefault(id(getattr(layer, name)), []).append((layer, name, place))
-    perturbed = (p for p in model.parameters() if p.requires_grad and p.is_floating_point() and id(p) not in own)
-    return [_Site(p, users.get(id(p), [])) for p in perturbed]
-
-
-def _levels(sites: list[_Site]) -> list[tuple[Tensor, Tensor]]:
-    found = (cast(Any, layer).quantized_weights()[name] for site in sites for layer, name, _ in site.users)
-    return [(q, step) for q, _, step in found]
-
-
-def _used(sites: list[_Site], every: bool) -> list[Tensor]:
-    """Return the tensors that the forward pass computes with; of a shared weight `every` use or the first."""
-    used: list[Tensor] = []
-    for site in sites:
-        tensors = [q + delta for q, delta in zip(site.quantized(), site.deltas(), strict=True)]
-        used += (tensors if every else tensors[:1]) or [site.parameter.detach().clone()]
-    return used
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
-
-
-def _cosine(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    product = torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
-    return product / (_norm(a) * _norm(b)).clamp_min(TINY)
+def _replay(state: tuple[Tensor, Tensor | None, torch.device]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], state[2])
 
 
 def _statistics(model: nn.Module) -> list[Tensor]:
     """Return the buffers that a forward pass in training mode moves."""
     norms = (m for m in model.modules() if getattr(m, "running_mean", None) is not None)
     return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-
-
-@contextmanager
-def _kept(tensors: list[Tensor]) -> Iterator[None]:
-    """Copy the tensors back at the end, whatever happens: subtracting what was added would drift."""
-    with torch.no_grad():
-        saved = [tensor.detach().clone() for tensor in tensors]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, saved, strict=True):
-                tensor.copy_(value)
-
-
-@contextmanager
-def _displaced(tensors: list[Tensor], by: list[Tensor]) -> Iterator[None]:
-    """Add to the tensors for a while."""
-    with _kept(tensors):
-        with torch.no_grad():
-            for tensor, e in zip(tensors, by, strict=True):
-                tensor.add_(e)
-        yield

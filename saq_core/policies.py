@@ -1,0 +1,164 @@
+"""Which steps of a sharpness-aware training pay for a second pass.
+
+A policy leaves the gradient of the update in `.grad` and returns the loss. They are ours or from the literature named
+below: the SAQ paper's own efficient strategy is not known to us and is not claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from .sites import TINY, dot, norm
+
+if TYPE_CHECKING:
+    from .sam import SAM
+
+NOISE = 1e-5
+LOOK_ALPHA = 0.7  # LookSAM's, in public re-implementations
+
+
+class Policy(Protocol):
+    """What `SAM` asks of a policy: `step`, and `state` (tensors and primitives) that a checkpoint stores and sets."""
+
+    state: dict[str, Any]
+
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+        """Call the closure as often as it takes; leave the update's gradient in `.grad`; return the first loss."""
+        ...
+
+
+class Full:
+    """Two passes in every step: the method itself. Cost: 2 passes."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+        """Make a step with two passes."""
+        return sam.full_step(closure)[0]
+
+
+class Every:
+    """Two passes in every k-th step, the plain optimizer in between. Cost: 1 + 1/k passes."""
+
+    def __init__(self, k: int = 5) -> None:
+        self.k, self.state = k, {}
+
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+        """Make a step with two passes or one."""
+        return sam.backward(closure) if sam.steps % self.k else sam.full_step(closure)[0]
+
+
+class Look:
+    """Two passes in every k-th step; in between, what the second pass had added is added again.
+
+    ``g + alpha·(‖g‖/‖v‖)·v`` with v the part of the perturbed gradient that is orthogonal to the plain one.
+
+    Cost: 1 + 1/k passes, and one copy of the parameters.
+
+    Source: Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization (2022), "LookSAM"; alpha = 0.7 as in
+    public re-implementations; norms over all parameters together.
+    """
+
+    def __init__(self, k: int = 5) -> None:
+        self.k, self.state = k, {}
+
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+        """Make a step with two passes or one."""
+        if sam.steps % self.k:
+            loss = sam.backward(closure)
+            self._reuse(sam)
+            return loss
+        loss, plain = sam.full_step(closure, keep_plain=True)
+        pairs = [(g, p.grad) for g, p in zip(plain, sam.parameters, strict=True) if g is not None]
+        along = dot([g for g, _ in pairs], [s for _, s in pairs])
+        along = along / norm([g for g, _ in pairs]).square().clamp_min(TINY)
+        rest = [None if g is None else p.grad - along * g for g, p in zip(plain, sam.parameters, strict=True)]
+        # what remains of a gradient that the perturbation did not turn is rounding noise: never blow that up
+        real = norm([v for v in rest if v is not None]) > NOISE * norm([s for _, s in pairs])
+        self.state["orthogonal"] = [None if v is None else v * real for v in rest]
+        return loss
+
+    def _reuse(self, sam: SAM) -> None:
+        pairs = [(p.grad, v) for p, v in zip(sam.parameters, self.state["orthogonal"], strict=True) if v is not None]
+        factor = LOOK_ALPHA * norm([g for g, _ in pairs]) / norm([v for _, v in pairs]).clamp_min(TINY)
+        for g, v in pairs:
+            g.add_(factor * v)
+
+
+class Momentum:
+    """One pass in every step: ε comes from an average of the gradients of the steps before.
+
+    ``ε = rho·T²m / ‖T m‖``, ``m ← decay·m + (1 - decay)·g``, with g the gradient at w + ε: for Case 3 that of the
+    quantized weights, ∂L/∂delta, so that it is Case 3 and not Case 1.
+
+    Choose it where a second pass is too expensive. BatchNorm statistics are those of the perturbed weights.
+
+    Cost: 1 pass, and one copy of the perturbed tensors.
+
+    Source: the idea is Becker et al., Momentum-SAM (2024), which takes the optimizer's own momentum.
+    """
+
+    def __init__(self, decay: float = 0.9) -> None:
+        self.decay, self.state = decay, {}
+
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+        """Make a step with one pass."""
+        epsilon = sam.epsilon(self.state)
+        with sam.displaced(epsilon):
+            loss = sam.backward(closure)
+        sam.observe(epsilon)
+        gradient = sam.shared(sam.gradient())
+        for name in gradient.keys() - self.state.keys():
+            self.state[name] = torch.zeros_like(gradient[name])
+        torch._foreach_lerp_([self.state[name] for name in gradient], list(gradient.values()), 1 - self.decay)
+        return loss
+
+
+class Subset:
+    """Two passes, the first one over a random share of the batch: ε from fewer samples.
+
+    The closure is called with that share first and must compute on so many samples of its batch; then without it, on
+    all of them. BatchNorm statistics move in the second pass, at the perturbed weights.
+
+    Cost: 1 + share passes.
+
+    Source: the idea of a cheaper first pass is Du et al., ESAM (2022), whose choice of samples needs a whole first
+    forward pass.
+    """
+
+    def __init__(self, share: float = 0.25) -> None:
+        self.share, self.state = share, {}
+
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+        """Make a step with a small first pass."""
+        return sam.full_step(closure, self.share)[0]
+
+
+# Name -> (class, type of its number, what the number must be).
+POLICIES: dict[str, tuple[Any, type, str]] = {
+    "full": (Full, int, ""),
+    "every": (Every, int, ">= 1"),
+    "look": (Look, int, ">= 1"),
+    "momentum": (Momentum, float, "in [0, 1)"),
+    "subset": (Subset, float, "in (0, 1)"),
+}
+
+
+def make_policy(text: str) -> Policy:
+    """Return the policy that "full", "every:5", "look:5", "momentum:0.9" or "subset:0.25" names."""
+    name, colon, number = str(text).partition(":")
+    try:
+        kind, type_, rule = POLICIES[name]
+        value = type_(number) if colon else None
+    except (KeyError, ValueError):
+        raise ValueError(f'policy must be one of {list(POLICIES)}, as "every:5", got {text!r}') from None
+    if value is None:
+        return kind()
+    fits = {">= 1": value >= 1, "in [0, 1)": 0 <= value < 1, "in (0, 1)": 0 < value < 1, "": False}
+    if not fits[rule]:
+        raise ValueError(f"policy {name!r} takes {'a number ' + rule if rule else 'no number'}, got {text!r}")
+    return kind(value)

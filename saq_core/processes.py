@@ -1,0 +1,92 @@
+"""Training on many processes: the one place in this package that knows of torch.distributed.
+
+``torchrun`` starts the processes; without it everything here is the identity.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+
+
+@contextmanager
+def joined() -> Iterator[torch.device]:
+    """Join the other processes that torchrun started for a while; give the device that is this process's own."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if "RANK" not in os.environ or distributed.is_initialized():
+        yield device
+        return
+    if cuda:
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield device
+    finally:
+        distributed.destroy_process_group()
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def rank() -> int:
+    """Return this process's number."""
+    return distributed.get_rank() if _together() else 0
+
+
+def size() -> int:
+    """Return the number of processes."""
+    return distributed.get_world_size() if _together() else 1
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Add the tensors of all processes up, in place."""
+    if _together():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def average_(tensors: list[Tensor]) -> None:
+    """Replace tensors by their means over the processes, in one exchange."""
+    if not _together() or not tensors:
+        return
+    flat = sum_(torch.cat([tensor.flatten() for tensor in tensors])) / size()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def agree_(model: nn.Module) -> None:
+    """Give all processes the buffers of the first (BatchNorm statistics of its own rows)."""
+    if _together():
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
+
+
+def wait() -> None:
+    """Wait for all processes."""
+    if _together():
+        distributed.barrier()
+
+
+def parallel(forward: nn.Module, model: nn.Module) -> tuple[nn.Module, Callable[[], AbstractContextManager[Any]]]:
+    """Return `forward`, the model as it is called, with gradients averaged over the processes, and what suspends that.
+
+    Its buffers follow the first process's in every forward pass, except the deltas: each process has its own ε.
+    """
+    if not _together():
+        return forward, nullcontext
+    quantized = [cast(Any, layer) for layer in model.modules() if hasattr(layer, "quantized_weights")]
+    deltas = {id(delta) for layer in quantized for _, delta, _ in layer.quantized_weights().values()}
+    names = [name for name, buffer in forward.named_buffers() if id(buffer) in deltas]
+    kind = nn.parallel.DistributedDataParallel
+    cast(Any, kind)._set_params_and_buffers_to_ignore_for_model(forward, names)
+    device = next(forward.parameters()).device
+    wrapped = kind(forward, device_ids=[device.index] if device.type == "cuda" else None)
+    return wrapped, wrapped.no_sync
