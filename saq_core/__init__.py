@@ -2,21 +2,31 @@
 
 from .calibration import calibrate
 from .checkpoints import load, save
+from .costs import Description, describe
 from .data import Data, load_data
+from .experiments import reproduce
+from .history import History
 from .layers import dequantize, quantize
 from .models import build_model
-from .quantizers import LIQ, LSQ
+from .quantizers import LIQ, LSQ, PACT, DoReFa, LSQPlus, MinMax
+from .recipes import EXPERIMENTS, Experiment, Recipe
 from .sam import SAM, SAQ
-from .training import History, Recipe, evaluate, train
+from .training import evaluate, train
 
 __all__ = [
     # data and networks
     "Data",
     "load_data",
     "build_model",
+    "describe",
+    "Description",
     # quantization
-    "LIQ",
     "LSQ",
+    "LSQPlus",
+    "PACT",
+    "DoReFa",
+    "LIQ",
+    "MinMax",
     "quantize",
     "calibrate",
     "dequantize",
@@ -27,6 +37,9 @@ __all__ = [
     "History",
     "train",
     "evaluate",
+    "Experiment",
+    "EXPERIMENTS",
+    "reproduce",
     # files
     "save",
     "load",

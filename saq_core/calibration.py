@@ -10,29 +10,33 @@ import torch
 from torch import Tensor, nn
 
 from .data import Data, device_of, evaluation_mode
-from .quantizers import Quantizer
+from .quantizer_base import Quantizer, check_method
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, data: Any, *, batches: int = 8) -> nn.Module:
-    """Set sign, step or clip of every activation quantizer from data; return the model.
+def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: str | None = None) -> nn.Module:
+    """Set sign and step, clip or offset of every activation quantizer from data; return the model.
 
-    Every quantizer lets the values through and remembers a sample of them; then each takes "unsigned" if it never saw
-    a negative value, and the step of least squared error. A quantizer that no value reaches stays as it was, with a
-    warning. Every module's mode is restored; after an error the model is as before.
+    Every quantizer lets the values through and remembers a sample of them, and their extremes; then each takes
+    "unsigned" if it never saw a negative value (unless it was made with a sign), and a range by `method`. A quantizer
+    that no value reaches stays as it was, with a warning. Every module's mode is restored; after an error the model is
+    as before.
 
     Args:
         model: A network from `quantize`.
         data: A `Data` (its probe is used: un-augmented training images), a tensor of inputs, a tuple (x, y), or an
             iterable (a list, a loader) of such batches. Floating inputs are cast to the model's dtype.
         batches: Number of batches used, at most (128 samples each where the split is ours).
+        method: "mse" (the range of least squared error), "minmax" (all that was seen), "percentile" (99.99 % of the
+            sample), or None: "minmax" for `MinMax`, "mse" for every other quantizer.
 
     Raises:
-        ValueError: If there are no data, if an input or activation is NaN or infinite, or if a 1-bit LSQ quantizer saw
-            negative values.
+        ValueError: If there are no data, if an input or activation is NaN or infinite, if a 1-bit quantizer that has no
+            level on either side of zero saw negative values, or for an unknown method.
 
-    Cost: `batches` forward passes and 80 quantizations of a sample per layer.
+    Cost: `batches` forward passes; for "mse" 80 quantizations of a sample per layer, 240 where the range has two ends.
     """
+    check_method(method)
     quantizers = {n: m for n, m in model.named_modules() if isinstance(m, Quantizer) and m.activation}
     try:
         for quantizer in quantizers.values():
@@ -41,7 +45,7 @@ def calibrate(model: nn.Module, data: Any, *, batches: int = 8) -> nn.Module:
             _show(model, data, batches)
         missed = [name for name, q in quantizers.items() if q.observed() is None]  # all are checked before one is set
         for quantizer in quantizers.values():
-            quantizer.finish_()
+            quantizer.finish_(method=method)
     finally:
         for quantizer in quantizers.values():
             quantizer.finish_(keep=False)  # without effect after a success

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from . import files
+from .history import History
 from .layers import copy_model, quantize
 from .models import make
-from .training import History, Recipe
+from .recipes import Recipe
 
 
 def save(model: nn.Module, path: str | Path) -> None:

@@ -1,12 +1,13 @@
-"""Data sets as tensors on the device, split and normalised once, augmented per sample where they lie."""
+"""Data sets: small ones as tensors on the device, augmented per sample where they lie; image files as streams."""
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Split = tuple[Tensor, Tensor]
+from . import streams
+from .streams import ImageFiles
+
+Batch = tuple[Tensor, Tensor]
+Split = tuple[Tensor | ImageFiles, Tensor]
+Source = tuple[np.ndarray, np.ndarray]  # images or the paths of their files, labels
 
 PROBE_SIZE = 1024
 PROBE_SEED = 20_111  # of its own, so that every network trained on these data gets the same probe
 TEST_SEED = 1_797  # the digits come without a test split; this one never depends on the caller's seed
-CIFAR_MOMENTS = {
+MOMENTS = {
+    "digits": ((0.3053,), (0.3760,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2557, 0.2761)),
 }
-DIGITS_MOMENTS = ((0.3053,), (0.3760,))
-NAMES = ("cifar10", "cifar100", "digits")
+NAMES = (*MOMENTS, *streams.NAMES)
+MIXES = {"mixup": ("MixUp", 0.8), "cutmix": ("CutMix", 1.0)}  # with alpha as in DeiT
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,11 +41,12 @@ class Data:
     Build one from your own tensors to train on them.
 
     Args:
-        train: Inputs (n, …) float and labels (n,) int64.
+        train: Inputs (n, …) float, or `ImageFiles` in their place, and labels (n,) int64.
         val: Chooses; drawn from the training data.
         test: Never chooses anything.
         num_classes: Labels are 0 … num_classes - 1.
-        padding: Random crop after padding by this many pixels on each side; 0 = none. Images (n, c, h, w) only.
+        padding: Random crop after padding by this many pixels on each side; 0 = none. Tensors (n, c, h, w) only:
+            image files are cropped and scaled at random.
         flip: Horizontal flip of every second image on average.
         fill: Value of the padding per channel (black, once normalised).
         name: For titles.
@@ -58,7 +66,9 @@ class Data:
             check_split(getattr(self, split), split, self.num_classes)
         if self.padding < 0:
             raise ValueError(f"padding must be >= 0, got {self.padding}")
-        if (self.padding or self.flip) and self.train[0].ndim != 4:
+        if self.padding and isinstance(self.train[0], ImageFiles):
+            raise ValueError(f"padding must be 0 for image files, which have crops of their own, got {self.padding}")
+        if (self.padding or self.flip) and len(self.train[0].shape) != 4:
             raise ValueError(f"padding and flip need images (n, c, h, w), got inputs of shape {self.train[0].shape}")
 
     def __repr__(self) -> str:
@@ -71,7 +81,7 @@ class Data:
         return tuple(self.train[0].shape[1:])
 
     @cached_property
-    def probe(self) -> Split:
+    def probe(self) -> Batch:
         """The images on which landscapes are measured: 1,024 of the training split, un-augmented, on the CPU.
 
         Class-balanced; all images where there are fewer; the same for every network trained on these data.
@@ -117,43 +127,100 @@ def load_data(
     device: torch.device | str | None = None,
     download: bool = False,
     val_fraction: float = 0.1,
+    image_size: int | None = None,
+    min_scale: float = 0.08,
+    workers: int | None = None,
 ) -> Data:
-    """Load a data set as normalised tensors on the device.
+    """Load a data set: digits and CIFAR as normalised tensors on the device, the others as `ImageFiles`.
 
-    The validation split is drawn from the training images, balanced over the classes, by `seed`. The test split is
-    always whole.
+    The official splits are used where they exist (ImageNet's val is the test split). A missing validation split is
+    drawn from the training images, balanced over the classes, by `seed`. The test split is always whole; where there is
+    none it is drawn in the same way, by a fixed seed.
 
     Args:
-        name: "digits" (1,797 images of 8x8, comes with scikit-learn), "cifar10" or "cifar100".
-        root: Folder that holds the CIFAR files, as torchvision lays them out.
-        limit: Number of training images kept (the validation split shrinks with it); None = all.
+        name: "digits" (1,797 images of 8x8, comes with scikit-learn), "cifar10", "cifar100", "flowers102", "pets"
+            (Oxford-IIIT, 37 breeds), "imagenet" (2012), or "folder": any images in one folder per class, these in
+            folders train, val and test, or train and one of the others (a lone val is the test split), or in `root`.
+        root: Folder that holds the files, as torchvision lays them out.
+        limit: Number of training images kept (a drawn validation split shrinks with it); None = all.
         seed: Draws the splits.
         device: Where the tensors go; None = the GPU where there is one.
-        download: Fetch missing CIFAR files into `root`.
-        val_fraction: Share of the training images that goes to the validation split.
+        download: Fetch missing files into `root`; not for "imagenet" and "folder".
+        val_fraction: Share of the training images that goes to a drawn validation split (and, first, test split).
+        image_size: Side in pixels of images from files; None = 224.
+        min_scale: Least share of the area that a random crop of an image file keeps (0.2 for MobileNets).
+        workers: Processes that decode image files; None = one per core and at most 8.
 
     Raises:
-        ValueError: For an unknown name, a missing root, or a limit or fraction out of range.
+        ValueError: For an unknown name, a missing root, settings out of range, less than two classes, or a class
+            without a training image.
         FileNotFoundError: If the files are not in `root`.
     """
     if name not in NAMES:
         raise ValueError(f"name must be one of {list(NAMES)}, got {name!r}")
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction}")
+    if image_size is not None and name not in streams.NAMES:
+        raise ValueError(f"image_size must be None for {name}, whose images have one size, got {image_size}")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    train, test, moments = _digits() if name == "digits" else _cifar(name, root, download)
-    ordered = balanced_order(torch.from_numpy(train[1]), seed).numpy()
-    kept, held_out = _split_sizes(len(ordered), limit, val_fraction)
-    pools = [(train, ordered[held_out : held_out + kept]), (train, ordered[:held_out]), (test, slice(None))]
-    mean, std = (np.asarray(m, dtype=np.float32) for m in moments)
-    first, second, third = (_to_tensors(x[rows], y[rows], mean, std, chosen) for (x, y), rows in pools)
-    classes = 100 if name == "cifar100" else 10
-    padding, flip = (1, False) if name == "digits" else (4, True)  # a mirrored digit is another sign
-    return Data(first, second, third, classes, padding, flip, tuple((-mean / std).tolist()), name)
+    parts = _split(_find(name, root, download), limit, seed, val_fraction)
+    wrap: Callable[[np.ndarray], Tensor | ImageFiles]
+    if name in streams.NAMES:
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
+        workers, size = min(8, cores) if workers is None else workers, 224 if image_size is None else image_size
+        wrap = partial(ImageFiles, size=size, device=chosen, min_scale=min_scale, workers=workers)
+        augmentation: dict[str, Any] = {"flip": True}
+    else:
+        mean, std = (np.asarray(m, dtype=np.float32) for m in MOMENTS[name])
+        wrap = partial(_to_tensor, mean=mean, std=std, device=chosen)
+        padding, flip = (1, False) if name == "digits" else (4, True)  # a mirrored digit is another sign
+        augmentation = {"padding": padding, "flip": flip, "fill": tuple((-mean / std).tolist())}
+    splits: dict[str, Any] = {k: (wrap(x), torch.from_numpy(y).to(chosen)) for k, (x, y) in parts.items()}
+    return Data(**splits, num_classes=_classes(parts), name=name, **augmentation)
+
+
+def _find(name: str, root: str | Path | None, download: bool) -> dict[str, Source]:
+    if name == "digits":
+        return _digits()
+    if root is None:
+        raise ValueError(f'root must be the folder of the {name} files, got None: load_data("{name}", "data")')
+    try:
+        return (_cifar if name in MOMENTS else streams.find_images)(name, Path(root), download)
+    except RuntimeError as error:
+        raise FileNotFoundError(f"no complete {name} under {root}, as torchvision lays it out: {error}") from error
+
+
+def _classes(parts: dict[str, Source]) -> int:
+    return 1 + max(int(y.max()) for _, y in parts.values())
+
+
+def _split(parts: dict[str, Source], limit: int | None, seed: int, val_fraction: float) -> dict[str, Source]:
+    """Draw the splits that are missing."""
+    classes = _classes(parts)
+    if "test" not in parts:
+        sizes = _split_sizes(len(parts["train"][1]), None, val_fraction)
+        parts = dict(zip(("train", "test"), _drawn(parts["train"], TEST_SEED, *sizes), strict=True))
+    sizes = _split_sizes(len(parts["train"][1]), limit, 0 if "val" in parts else val_fraction)
+    train, val = _drawn(parts["train"], seed, *sizes)
+    trained = len(np.unique(train[1]))
+    if trained < classes or classes < 2:
+        raise ValueError(
+            f"train must hold images of every class, and of two at least, got {trained} of {classes} classes: raise "
+            "limit, lower val_fraction, or add images"
+        )
+    return {"val": val, **parts, "train": train}
+
+
+def _drawn(source: Source, seed: int, kept: int, held_out: int) -> tuple[Source, Source]:
+    """Return two disjoint samples of these sizes, each balanced over the classes."""
+    x, y = source
+    ordered = balanced_order(torch.from_numpy(y), seed).numpy()
+    rows, others = ordered[held_out : held_out + kept], ordered[:held_out]
+    return (x[rows], y[rows]), (x[others], y[others])
 
 
 def _split_sizes(total: int, limit: int | None, val_fraction: float) -> tuple[int, int]:
-    held_out = max(1, round(val_fraction * total))
+    held_out = max(1, round(val_fraction * total)) if val_fraction else 0
     if limit is None:
         return total - held_out, held_out
     if not 1 <= limit <= total - held_out:
@@ -172,65 +239,113 @@ def balanced_order(y: Tensor, seed: int) -> Tensor:
     return mixed[torch.argsort(rank, stable=True)]
 
 
-def _to_tensors(x: np.ndarray, y: np.ndarray, mean: np.ndarray, std: np.ndarray, device: torch.device) -> Split:
-    images = (x.astype(np.float32) - mean) / std
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device), torch.from_numpy(y).to(device)
+def _to_tensor(x: np.ndarray, mean: np.ndarray, std: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy((x.astype(np.float32) - mean) / std).permute(0, 3, 1, 2).contiguous().to(device)
 
 
-def _digits() -> tuple[Any, Any, Any]:
+def _digits() -> dict[str, Source]:
     from sklearn.datasets import load_digits
 
     source = load_digits()
-    x, y = source.images[..., None] / 16, source.target.astype(np.int64)
-    ordered = balanced_order(torch.from_numpy(y), TEST_SEED).numpy()
-    test, train = ordered[:360], ordered[360:]
-    return (x[train], y[train]), (x[test], y[test]), DIGITS_MOMENTS
+    train, test = _drawn((source.images[..., None] / 16, source.target.astype(np.int64)), TEST_SEED, 1437, 360)
+    return {"train": train, "test": test}
 
 
-def _cifar(name: str, root: str | Path | None, download: bool) -> tuple[Any, Any, Any]:
-    if root is None:
-        raise ValueError(f'root must be the folder of the {name} files, got None: load_data("{name}", "data")')
+def _cifar(name: str, root: Path, download: bool) -> dict[str, Source]:
     from torchvision import datasets
 
     kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    parts = []
-    try:
-        with warnings.catch_warnings():
-            # The published files were pickled by an old numpy; a new one remarks on that.
-            warnings.filterwarnings("ignore", message=".*align")
-            for train in (True, False):
-                source = kind(str(root), train=train, download=download)
-                parts.append((source.data / np.float32(255), np.asarray(source.targets, dtype=np.int64)))
-    except RuntimeError as error:
-        raise FileNotFoundError(
-            f"no complete {name} under {root}: pass download=True, or unpack the archive there ({kind.base_folder}/)"
-        ) from error
-    return parts[0], parts[1], CIFAR_MOMENTS[name]
+    with warnings.catch_warnings():
+        # The published files were pickled by an old numpy; a new one remarks on that.
+        warnings.filterwarnings("ignore", message=".*align")
+        sets = {split: kind(root, train=split == "train", download=download) for split in ("train", "test")}
+    return {k: (v.data / np.float32(255), np.asarray(v.targets, dtype=np.int64)) for k, v in sets.items()}
 
 
-def training_batches(data: Data, batch_size: int) -> Iterator[Split]:
-    """Yield the training split once, shuffled and augmented by the global random generator.
+def steps_per_epoch(data: Data, batch_size: int) -> int:
+    """Return the number of training batches: the last incomplete one is left out, unless it is the only one."""
+    return max(1, len(data.train[0]) // batch_size)
 
-    The last incomplete batch is left out, unless it is the only one.
+
+def training_batches(
+    data: Data, batch_size: int, *, generator: torch.Generator, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """Yield the training split once, shuffled and augmented.
+
+    Each of `world_size` processes draws for the whole batch and takes every `world_size`-th row of it: together they
+    see, image by image, what one would.
+
+    Args:
+        data, batch_size: What to train on, in batches of how many (of all processes together).
+        generator: Draws everything; on the device of the data, in the same state in every process.
+        rank, world_size: Number of this process, and of all.
+
+    Raises:
+        ValueError: If the shares of a batch would differ in size.
     """
     x, y = data.train
-    order = torch.randperm(len(x), device=x.device)
-    used = len(x) - len(x) % batch_size if len(x) >= batch_size else len(x)
-    for rows in order[:used].split(batch_size):
-        yield augment(x[rows], data), y[rows]
+    size = min(batch_size, len(y))
+    if size % world_size:
+        rule = f"equal shares for {world_size} processes, whose gradients are averaged"
+        raise ValueError(f"batch_size must give {rule}, got {size} samples in a batch")
+    own = slice(rank, None, world_size)
+    order = torch.randperm(len(y), generator=generator, device=x.device)[: steps_per_epoch(data, size) * size]
+    batches = order.split(size)
+    if isinstance(x, ImageFiles):
+        seeds = torch.randint(2**62, order.shape, generator=generator, device=x.device)
+        positions, own_seeds = ([part[own].numpy() for part in one.cpu().split(size)] for one in (order, seeds))
+        images: Iterable[Tensor] = x.batches(positions, own_seeds, data.flip)
+    else:
+        images = (augment(data, rows, generator, own) for rows in batches)
+    for inputs, rows in zip(images, batches, strict=True):
+        yield inputs, y[rows[own]]
 
 
-def augment(x: Tensor, data: Data) -> Tensor:
-    """Crop and flip each image on its own, in one gather."""
+def augment(data: Data, rows: Tensor, generator: torch.Generator, own: slice = slice(None)) -> Tensor:
+    """Return the training inputs of the `own` part of `rows`, each cropped and flipped on its own, in one gather."""
+    x = data.train[0][rows[own]]
     if not data.padding and not data.flip:
         return x
     (n, c, h, w), p, device = x.shape, data.padding, x.device
     fill = torch.tensor(data.fill, dtype=x.dtype).to(device, non_blocking=True).view(1, -1, 1, 1)
     padded = fill.expand(n, c, h + 2 * p, w + 2 * p).clone()
     padded[:, :, p : p + h, p : p + w] = x
-    down, right = torch.randint(0, 2 * p + 1, (2, n, 1), device=device)
-    rows, columns = down + torch.arange(h, device=device), torch.arange(w, device=device).expand(n, w)
+    down, right = torch.randint(0, 2 * p + 1, (2, len(rows), 1), generator=generator, device=device)[:, own]
+    places, columns = down + torch.arange(h, device=device), torch.arange(w, device=device).expand(n, w)
     if data.flip:
-        columns = torch.where(torch.rand(n, 1, device=device) < 0.5, columns.flip(1), columns)
-    places = rows[:, :, None] * (w + 2 * p) + (columns + right)[:, None, :]
+        mirrored = torch.rand(len(rows), 1, generator=generator, device=device)[own] < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    places = places[:, :, None] * (w + 2 * p) + (columns + right)[:, None, :]
     return padded.flatten(2).gather(2, places.view(n, 1, h * w).expand(n, c, h * w)).view(n, c, h, w)
+
+
+def evaluation_batches(
+    split: Split, batch_size: int, device: torch.device, *, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """Yield a split on the device, every sample once, in order and un-augmented; of several processes each its part."""
+    x, y = split
+    first, last = (len(y) * k // world_size for k in (rank, rank + 1))
+    rows = [slice(k, min(k + batch_size, last)) for k in range(first, last, batch_size)]
+    inputs = x.to(device).batches(rows) if isinstance(x, ImageFiles) else (x[part] for part in rows)
+    for images, part in zip(inputs, rows, strict=True):
+        yield images.to(device, non_blocking=True), y[part].to(device, non_blocking=True)
+
+
+def mix(x: Tensor, y: Tensor, num_classes: int, kind: str, generator: torch.Generator) -> Batch:
+    """Return images (n, c, h, w) mixed with their neighbours in the batch, and labels (n, num_classes) that sum to 1.
+
+    Args:
+        x, y, num_classes: Images, labels (n,) and how many there are.
+        kind: "mixup" (mean of two images with random weights), "cutmix" (a box from the other), "both" (either).
+        generator: On the CPU wherever `x` is: torchvision needs the draws as numbers.
+
+    Source: Zhang et al. (2018) and Yun et al. (2019), with alpha as in DeiT (Touvron et al., 2021). Departure:
+    torchvision's pairs are neighbours, not a random permutation; our batches come shuffled.
+    """
+    from torchvision.transforms import v2
+
+    seed, coin = torch.randint(2**62, (2,), generator=generator).tolist()
+    name, alpha = MIXES[tuple(MIXES)[coin % 2] if kind == "both" else kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torchvision draws from the global generator
+        return getattr(v2, name)(alpha=alpha, num_classes=num_classes)(x, y)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .data import device_of
-from .sites import TINY, Point, Site, added, dot, gradients, norm, places
+from .sites import TINY, Point, Site, added, dot, gradients_at, norm, places
 
 if TYPE_CHECKING:
     from .sam import SAM
@@ -46,12 +46,12 @@ def diagnose(sam: SAM, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
 def _hypothetical(sam: SAM, measured_at: str, applied_to: str) -> list[Tensor]:
     """Return the ε of another case from the gradients of this step."""
     at = places(sam.sites, measured_at, applied_to)
-    return list(sam.epsilon(gradients(at), at).values())
+    return list(sam.epsilon(gradients_at(at), at).values())
 
 
 def _flip_rate(sam: SAM) -> Tensor:
     at = places(sam.sites, "latent", "latent")
-    epsilon = sam.epsilon(gradients(at), at)
+    epsilon = sam.epsilon(gradients_at(at), at)
     before = _levels(sam.sites)
     with added([at[name].target for name in epsilon], list(epsilon.values())):
         after = _levels(sam.sites)

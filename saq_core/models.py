@@ -1,7 +1,11 @@
-"""CIFAR-size residual networks."""
+"""Networks by name: ResNets, MobileNetV2 and vision transformers, each in a form for small and one for large images."""
 
 from __future__ import annotations
 
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +15,14 @@ from torch.nn import functional as F
 from .data import Data
 
 DEPTHS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet56": 9}  # blocks per stage, (depth - 2) / 6
-NAMES = (*DEPTHS, "preresnet20", "resnet18")
+LARGE = 64  # pixels of height from which an image is large: below, nothing is down-sampled early
+VITS = {  # patch size, layers, heads, width, width of the MLP
+    "deit_tiny": (16, 12, 3, 192, 768),
+    "deit_small": (16, 12, 6, 384, 1536),
+    "vit_b_16": (16, 12, 12, 768, 3072),
+}
+INVERTED = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+NAMES = (*DEPTHS, "preresnet20", "resnet18", "resnet34", "resnet50", "mobilenet_v2", "vit", *VITS)
 
 
 def _conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
@@ -92,46 +103,163 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def _resnet18(num_classes: int, channels: int) -> nn.Module:
-    from torchvision.models import resnet18
+def _conv_norm(channels_in: int, channels_out: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(channels_in, channels_out, size, stride, padding=size // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(channels_out)]
 
-    model = resnet18(num_classes=num_classes)
-    model.conv1 = nn.Conv2d(channels, 64, 3, 1, padding=1, bias=False)  # small images: no early down-sampling
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool = nn.Identity()
+
+class InvertedResidual(nn.Module):
+    """Widen, filter each channel by itself, narrow; a shortcut wherever the stride is 1.
+
+    Source: Sandler et al., MobileNetV2 (2018); Liu et al., Sharpness-aware Quantization (2021), released code: ReLU
+    in place of ReLU6, and a 1x1 convolution with BatchNorm as the shortcut where the width changes.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, expansion: int, stride: int) -> None:
+        super().__init__()
+        wide = expansion * channels_in
+        layers = [*_conv_norm(channels_in, wide, 1), nn.ReLU(), *_conv_norm(wide, wide, 3, stride, wide), nn.ReLU()]
+        self.body = nn.Sequential(*layers, *_conv_norm(wide, channels_out, 1))
+        self.shortcut: nn.Module | None = nn.Identity() if stride == 1 else None
+        if stride == 1 and channels_in != channels_out:
+            self.shortcut = nn.Sequential(*_conv_norm(channels_in, channels_out, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        out = self.body(x)
+        return out if self.shortcut is None else out + self.shortcut(x)
+
+
+def _small_mobilenet_v2(num_classes: int, channels: int) -> nn.Module:
+    """Build MobileNetV2 as Liu et al. do for CIFAR; the initial weights are drawn as torchvision's are."""
+    blocks: list[nn.Module] = []
+    width = 32
+    for expansion, after, count, stride in INVERTED:
+        for k in range(count):
+            blocks.append(InvertedResidual(width, after, expansion, stride if k == 0 else 1))
+            width = after
+    fc = nn.Linear(1280, num_classes)
+    parts = {
+        "stem": nn.Sequential(*_conv_norm(channels, 32, 3), nn.ReLU()),
+        "blocks": nn.Sequential(*blocks),
+        "last": nn.Sequential(*_conv_norm(width, 1280, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        "fc": fc,
+    }
+    model = nn.Sequential(OrderedDict(parts))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    nn.init.normal_(fc.weight, 0, 0.01)
+    nn.init.zeros_(fc.bias)
     return model
 
 
-def build_model(name: str, data: Data, *, seed: int = 0) -> nn.Module:
+def _vision_transformer(name: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    channels, height, width = shape
+    small = (2, 4, 4, 64, 128) if height < 16 else (4 if height < LARGE else 8, 6, 4, 256, 512)
+    patch, layers, heads, hidden, mlp = VITS.get(name, small)
+    if height != width or height % patch:
+        raise ValueError(f"{name} needs square images whose side is a multiple of {patch}, got {height} x {width}")
+    model = VisionTransformer(height, patch, layers, heads, hidden, mlp, num_classes=num_classes)
+    if channels != 3:
+        model.conv_proj = nn.Conv2d(channels, hidden, patch, patch)
+        nn.init.trunc_normal_(model.conv_proj.weight, std=(channels * patch**2) ** -0.5)  # as VisionTransformer does
+        nn.init.zeros_(model.conv_proj.bias)
+    return model
+
+
+def _torchvision(name: str, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models(models):
+        raise ValueError(f"name must be one of {list(NAMES)} or of torchvision's classifiers, got {name!r}")
+    model = models.get_model(name, weights=None, num_classes=num_classes)
+    if isinstance(model, models.ResNet) and shape[1] < LARGE:
+        model.conv1 = nn.Conv2d(shape[0], 64, 3, 1, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()  # type: ignore[assignment]
+    elif shape[0] != 3:
+        raise ValueError(f"{name} is torchvision's and takes images of 3 channels, got {shape[0]}")
+    return model
+
+
+def build_model(
+    name: str, data: Data, *, weights: str | Path | Mapping[str, Any] | None = None, seed: int = 0
+) -> nn.Module:
     """Build a network for `data`, on the device of the data, with initial weights drawn by `seed`.
 
+    Images count as small below a height of 64 pixels; the shape of the input decides on the form of the network.
+
     Args:
-        name: "resnet8", "resnet20", "resnet32", "resnet56" (He et al.'s CIFAR form), "preresnet20", or "resnet18"
-            (torchvision's, with a 3x3 stem and no max-pooling).
+        name: "resnet8", "resnet20", "resnet32", "resnet56" (He et al.'s CIFAR form) or "preresnet20", for any size;
+            "resnet18", "resnet34", "resnet50" (torchvision's; on small images with a 3x3 stem and no max-pooling);
+            "mobilenet_v2" (torchvision's; on small images Liu et al.'s, of `InvertedResidual`s);
+            "vit" (sizes of ViT-Lite-6 by Hassani et al. (2021), in patches of 4 pixels, 8 on large images; below 16
+            pixels patches of 2, 4 layers, width 64: our choice);
+            "deit_tiny", "deit_small", "vit_b_16" (patches of 16). All transformers are torchvision's
+            `VisionTransformer`. Any other of torchvision's classifiers goes by its name there.
         data: Gives the number of classes and the shape of the input, (channels, height, width).
+        weights: Trained weights: a file, a state dict, or the name of weights that torchvision has for this network
+            ("DEFAULT", "IMAGENET1K_V1"; it downloads them). A last layer for another number of classes stays fresh,
+            with a warning that names it.
         seed: Draws the initial weights; the global random state is left as it is.
 
     Raises:
-        ValueError: If the name is unknown or the data are not images.
+        ValueError: If the name is unknown, the data are not images of a size it takes, or the weights do not fit.
     """
     architecture = {"name": name, "num_classes": data.num_classes, "input_shape": list(data.input_shape)}
-    return make(architecture, seed=seed).to(data.train[0].device)
+    model = make(architecture, seed=seed)
+    if weights is not None:
+        _load_weights(model, name, _read_weights(name, weights))
+    return model.to(data.train[0].device)
 
 
 def make(architecture: dict[str, Any], *, seed: int = 0) -> nn.Module:
     """Build the network that `model.architecture` describes."""
     name, classes, shape = (architecture[key] for key in ("name", "num_classes", "input_shape"))
-    if name not in NAMES:
-        raise ValueError(f"name must be one of {list(NAMES)}, got {name!r}")
     if len(shape) != 3:
         raise ValueError(f"{name} needs images (channels, height, width), got inputs of shape {tuple(shape)}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if name == "resnet18":
-            model = _resnet18(classes, shape[0])
-        elif name == "preresnet20":
-            model = ResNet(3, classes, shape[0], preactivation=True)
+        if name in DEPTHS or name == "preresnet20":
+            model: nn.Module = ResNet(DEPTHS.get(name, 3), classes, shape[0], preactivation=name == "preresnet20")
+        elif name == "vit" or name in VITS:
+            model = _vision_transformer(name, classes, tuple(shape))
+        elif name == "mobilenet_v2" and shape[1] < LARGE:
+            model = _small_mobilenet_v2(classes, shape[0])
         else:
-            model = ResNet(DEPTHS[name], classes, shape[0])
+            model = _torchvision(name, classes, tuple(shape))
     model.architecture = dict(architecture)  # type: ignore[assignment]
     return model
+
+
+def _read_weights(name: str, weights: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state dict that `weights` stands for."""
+    if isinstance(weights, Mapping):
+        return weights
+    if not Path(weights).is_file():
+        from torchvision import models
+
+        known = list(models.get_model_weights(name)) if name in models.list_models(models) else []
+        named = {entry.name: entry for entry in known} | ({"DEFAULT": known[0].DEFAULT} if known else {})
+        if str(weights) not in named:
+            raise ValueError(f"weights must be a file, a state dict or one of {sorted(named)}, got {str(weights)!r}")
+        return named[str(weights)].get_state_dict(progress=False, check_hash=True)
+    content = torch.load(weights, map_location="cpu", weights_only=True)
+    inner = (content[key] for key in ("state", "state_dict", "model") if isinstance(content.get(key), Mapping))
+    return next(inner, content)
+
+
+def _load_weights(model: nn.Module, name: str, state: Mapping[str, Any]) -> None:
+    """Load `state`, except for a last layer of another number of classes."""
+    for head, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1:]:
+        theirs, ours = state.get(f"{head}.weight", layer.weight), layer.weight
+        if len(theirs) != len(ours) and theirs.shape[1:] == ours.shape[1:]:
+            warnings.warn(f"weights are for {len(theirs)} classes, not {len(ours)}: {head} stays fresh", stacklevel=3)
+            state = {**state, **{f"{head}.{key}": value for key, value in layer.state_dict().items()}}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"weights must fit {name}: {error}") from error

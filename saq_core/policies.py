@@ -45,7 +45,8 @@ class Every:
     """Two passes in every k-th step, the plain optimizer in between. Cost: 1 + 1/k passes."""
 
     def __init__(self, k: int = 5) -> None:
-        self.k, self.state = k, {}
+        self.k = k
+        self.state: dict[str, Any] = {}
 
     def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes or one."""
@@ -64,7 +65,8 @@ class Look:
     """
 
     def __init__(self, k: int = 5) -> None:
-        self.k, self.state = k, {}
+        self.k = k
+        self.state: dict[str, Any] = {}
 
     def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes or one."""
@@ -73,19 +75,18 @@ class Look:
             self._reuse(sam)
             return loss
         loss, plain = sam.full_step(closure, keep_plain=True)
-        pairs = [(g, p.grad) for g, p in zip(plain, sam.parameters, strict=True) if g is not None]
-        along = dot([g for g, _ in pairs], [s for _, s in pairs])
-        along = along / norm([g for g, _ in pairs]).square().clamp_min(TINY)
-        rest = [None if g is None else p.grad - along * g for g, p in zip(plain, sam.parameters, strict=True)]
+        sharp = sam.gradients()
+        along = dot(plain, sharp) / norm(plain).square().clamp_min(TINY)
+        rest = [s - along * g for s, g in zip(sharp, plain, strict=True)]
         # what remains of a gradient that the perturbation did not turn is rounding noise: never blow that up
-        real = norm([v for v in rest if v is not None]) > NOISE * norm([s for _, s in pairs])
-        self.state["orthogonal"] = [None if v is None else v * real for v in rest]
+        real = norm(rest) > NOISE * norm(sharp)
+        self.state["orthogonal"] = [v * real for v in rest]
         return loss
 
     def _reuse(self, sam: SAM) -> None:
-        pairs = [(p.grad, v) for p, v in zip(sam.parameters, self.state["orthogonal"], strict=True) if v is not None]
-        factor = LOOK_ALPHA * norm([g for g, _ in pairs]) / norm([v for _, v in pairs]).clamp_min(TINY)
-        for g, v in pairs:
+        gradients, orthogonal = sam.gradients(), self.state["orthogonal"]
+        factor = LOOK_ALPHA * norm(gradients) / norm(orthogonal).clamp_min(TINY)
+        for g, v in zip(gradients, orthogonal, strict=True):
             g.add_(factor * v)
 
 
@@ -103,7 +104,8 @@ class Momentum:
     """
 
     def __init__(self, decay: float = 0.9) -> None:
-        self.decay, self.state = decay, {}
+        self.decay = decay
+        self.state: dict[str, Any] = {}
 
     def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
         """Make a step with one pass."""
@@ -112,8 +114,8 @@ class Momentum:
             loss = sam.backward(closure)
         sam.observe(epsilon)
         gradient = sam.shared(sam.gradient())
-        for name in gradient.keys() - self.state.keys():
-            self.state[name] = torch.zeros_like(gradient[name])
+        for name, g in gradient.items():
+            self.state.setdefault(name, torch.zeros_like(g))
         torch._foreach_lerp_([self.state[name] for name in gradient], list(gradient.values()), 1 - self.decay)
         return loss
 
@@ -131,7 +133,8 @@ class Subset:
     """
 
     def __init__(self, share: float = 0.25) -> None:
-        self.share, self.state = share, {}
+        self.share = share
+        self.state: dict[str, Any] = {}
 
     def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
         """Make a step with a small first pass."""

@@ -62,6 +62,14 @@ def average_(tensors: list[Tensor]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
+def gather(value: Any) -> list[Any]:
+    """Return the values of all processes, in their order."""
+    values = [value] * size()
+    if _together():
+        distributed.all_gather_object(values, value)
+    return values
+
+
 def agree_(model: nn.Module) -> None:
     """Give all processes the buffers of the first (BatchNorm statistics of its own rows)."""
     if _together():

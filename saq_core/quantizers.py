@@ -1,8 +1,4 @@
-"""Learned-step quantizers in plain tensor operations.
-
-Everything here is differentiable twice, works under ``torch.func`` and fuses under ``torch.compile``: rounding is
-written as ``x + (round(x) - x).detach()`` and not as a custom autograd function.
-"""
+"""The quantizers by name: LSQ, LSQ+, PACT, DoReFa, LIQ and MinMax."""
 
 from __future__ import annotations
 
@@ -11,171 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SMALLEST_STEP = 1e-8  # a learned step or clip below this is read as this, so that it never reaches 0 or flips sign
+from .quantizer_base import SMALLEST_STEP, Quantizer, Unquantized, round_ste, scale_gradient
+from .quantizer_base import check_bits as check_bits
+
 FIXED_FROM = 8  # bits from which LSQ keeps its calibrated step: see there
-FRACTIONS = 80  # candidates tried between 0 and max|x| by the calibration
-SAMPLE = 16_384  # values kept per observed batch of activations
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """Round half to even, with gradient 1 (straight-through estimator)."""
-    return x + (x.round() - x).detach()
-
-
-def scale_gradient(s: Tensor, factor: float) -> Tensor:
-    """Return s unchanged with its gradient multiplied by `factor`.
-
-    A backward hook would be wrong when gradients accumulate over several uses; this is part of the graph.
-    """
-    return s * factor + (s - s * factor).detach()
-
-
-def check_bits(bits: int, name: str = "bits") -> int:
-    """Return `bits` if it is a whole number from 1 to 32."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 32:
-        raise ValueError(f"{name} must be a whole number from 1 to 32 (32 = leave as it is), got {bits!r}")
-    return bits
-
-
-class Quantizer(nn.Module):
-    """The part that all quantizers share: state, calibration, and watching activations.
-
-    A subclass holds one learned parameter (its step or clip) and gives `_set_clip_`, `_quantize` and `step_size`.
-
-    Args:
-        bits: 1 to 31.
-        signed: Whether negative values have levels; None = calibration decides (activations only).
-        shape: Shape of the learned parameter, broadcastable to the quantized tensor: () or (channels, 1, …).
-        activation: Whether the input has a batch dimension.
-    """
-
-    is_quantizer = True
-    weight_units = "plain"
-
-    def __init__(
-        self, bits: int, *, signed: bool | None = True, shape: tuple[int, ...] = (), activation: bool = False
-    ) -> None:
-        super().__init__()
-        if check_bits(bits) == 32:
-            raise ValueError("bits must be at most 31 for a quantizer, got 32: use saq_core.quantizers.Unquantized")
-        self.bits, self.activation, self.shape = bits, activation, tuple(shape)
-        self._observed: list[Tensor] | None = None
-        self.signed: bool | None = None
-        if signed is not None:
-            self._set_signed(signed)
-
-    @classmethod
-    def for_weight(cls, bits: int, weight: Tensor, *, per_channel: bool = False, **options: Any) -> Quantizer:
-        """Make a quantizer for `weight` (filters along dimension 0) and calibrate it."""
-        shape = (weight.shape[0],) + (1,) * (weight.ndim - 1) if per_channel else ()
-        quantizer = cls(bits, signed=True, shape=shape, **options).to(weight.device, weight.dtype)
-        quantizer.calibrate_(weight)
-        return quantizer
-
-    def _check_signed(self, signed: bool) -> None:
-        """Raise if there are too few bits for negative values."""
-
-    def _set_signed(self, signed: bool) -> None:
-        self._check_signed(signed)
-        self.signed = signed
-
-    def _set_clip_(self, clip: Tensor) -> None:
-        raise NotImplementedError
-
-    def _quantize(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def step_size(self, x: Tensor) -> Tensor:
-        """Return the distance between neighbouring levels, in the units of the output, broadcastable to x."""
-        raise NotImplementedError
-
-    def _rounded_units(self, x: Tensor) -> Tensor:
-        """Return x in the units in which it is clipped and rounded."""
-        return x
-
-    def _output(self, x: Tensor) -> Tensor:
-        """Return the quantized x in the units of the output."""
-        return self._quantize(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the quantized x; while observing, watch x and return it untouched."""
-        if self._observed is not None:
-            self._observe(x.detach())
-            return x
-        if self.signed is None:
-            raise RuntimeError("activations are not calibrated: call saq_core.calibrate(model, data) first")
-        return self._output(x)
-
-    @torch.no_grad()
-    def calibrate_(self, x: Tensor) -> None:
-        """Set the step or clip to the one of least squared error on x.
-
-        Tries 80 clips between 0 and max|x| (per channel where the step is). A departure from LSQ's 2·mean|x|/sqrt(Qp)
-        and from LIQ's c = 1: neither looks at the error, and at 8 bits both clip what would have fitted.
-
-        Cost: 80 quantizations of x.
-        """
-        if x.numel() == 0:
-            raise ValueError("x must hold at least one value, got an empty tensor")
-        z = self._rounded_units(x)
-        top = z.abs().amax(dim=tuple(range(1, z.ndim)), keepdim=True) if self.shape else z.abs().amax()
-        top = torch.where(top > 0, top, torch.ones_like(top))
-        best, least = top, torch.full_like(top, torch.inf)
-        for k in range(FRACTIONS, 0, -1):
-            clip = top * (k / FRACTIONS)
-            self._set_clip_(clip)
-            square = (self._quantize(z) - z).square()
-            error = square.mean(dim=tuple(range(1, z.ndim)), keepdim=True) if self.shape else square.mean()
-            best, least = torch.where(error < least, clip, best), torch.minimum(error, least)
-        self._set_clip_(best)
-
-    def observe_(self) -> None:
-        """Let values through untouched from now on, and remember a sample of them."""
-        self._observed = []
-
-    def _observe(self, x: Tensor) -> None:
-        assert self._observed is not None
-        flat = x.flatten()
-        chosen = torch.randint(flat.numel(), (SAMPLE,), generator=torch.Generator().manual_seed(len(self._observed)))
-        values = flat if flat.numel() <= SAMPLE else flat[chosen.to(flat.device)]
-        self._observed.append(torch.cat([values, flat.amin()[None], flat.amax()[None]]))
-
-    def observed(self) -> Tensor | None:
-        """Return the values seen, or None without any; raise if they cannot be quantized."""
-        if not self._observed:
-            return None
-        values = torch.cat(self._observed)
-        if not values.isfinite().all():
-            raise ValueError("activations must be finite to calibrate on, got NaN or infinity: check data and weights")
-        self._check_signed(bool(values.min() < 0))
-        return values
-
-    def finish_(self, *, keep: bool = True) -> None:
-        """Stop observing; with `keep`, set sign and step from what was seen (nothing seen: stays as it was)."""
-        try:
-            values = self.observed() if keep else None
-        finally:
-            self._observed = None
-        if values is not None:
-            self._set_signed(bool(values.min() < 0))
-            self.calibrate_(values)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return what a state dict must carry beside the tensors."""
-        return {"bits": self.bits, "signed": self.signed}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take sign over from a state dict; the number of bits has to agree."""
-        if state["bits"] != self.bits:
-            raise ValueError(f"bits must agree with the stored quantizer's {state['bits']}, got {self.bits}")
-        if state["signed"] is None:
-            self.signed = None
-        else:
-            self._set_signed(state["signed"])
-
-    def extra_repr(self) -> str:
-        """Show bits and sign."""
-        return f"bits={self.bits}, signed={self.signed}"
 
 
 class LSQ(Quantizer):
@@ -189,9 +24,7 @@ class LSQ(Quantizer):
 
     Args:
         bits: 2 to 31 where signed (the one bit of a signed LSQ would have the levels -s and 0), 1 to 31 otherwise.
-        signed: See `Quantizer`.
-        shape: See `Quantizer`.
-        activation: See `Quantizer`.
+        signed, shape, activation: See `Quantizer`.
 
     Source: Esser et al., Learned Step Size Quantization (2020), eq. 1-3, section 2.2. Departures: the step is used as
     max(|s|, 1e-8), so that no update can make it negative; calibration replaces the paper's initial value; from 8 bits
@@ -200,31 +33,29 @@ class LSQ(Quantizer):
     (ResNet-8, SAQ), while the step of least error costs nothing.
     """
 
-    def __init__(
-        self, bits: int, *, signed: bool | None = True, shape: tuple[int, ...] = (), activation: bool = False
-    ) -> None:
-        super().__init__(bits, signed=signed, shape=shape, activation=activation)
-        self.step = nn.Parameter(torch.ones(shape), requires_grad=bits < FIXED_FROM)
+    smallest_signed_bits = 2
 
-    def _check_signed(self, signed: bool) -> None:
-        if signed and self.bits == 1:
-            raise ValueError('bits must be >= 2 for signed values with LSQ, got 1: use quantizer="liq"')
+    def _add_state(self) -> None:
+        self.step = nn.Parameter(torch.ones(self.shape), requires_grad=self.bits < FIXED_FROM)
 
     def _range(self) -> tuple[int, int]:
         if self.signed:
             return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
         return 0, 2**self.bits - 1
 
-    def _set_clip_(self, clip: Tensor) -> None:
-        self.step.data.copy_(clip / self._range()[1])
+    def _set_range_(self, low: Tensor, high: Tensor) -> None:
+        self.step.data.copy_(high / self._range()[1])
 
     def _step(self) -> Tensor:
         return self.step.abs().clamp_min(SMALLEST_STEP)
 
+    def _gradient_factor(self, x: Tensor) -> float:
+        values = x[0].numel() if self.activation else x.numel() // self.step.numel()
+        return (max(values, 1) * self._range()[1]) ** -0.5
+
     def _quantize(self, x: Tensor) -> Tensor:
         low, high = self._range()
-        values = x[0].numel() if self.activation else x.numel() // self.step.numel()
-        s = scale_gradient(self._step(), (max(values, 1) * high) ** -0.5)
+        s = scale_gradient(self._step(), self._gradient_factor(x))
         return round_ste((x / s).clamp(low, high)) * s
 
     def step_size(self, x: Tensor) -> Tensor:
@@ -232,7 +63,142 @@ class LSQ(Quantizer):
         return self._step().detach()
 
 
-class LIQ(Quantizer):
+class LSQPlus(LSQ):
+    """Quantize with a learned step size and a learned offset: for activations with a short negative tail.
+
+    ``Q(x) = s · round(clamp((x - β)/s, Qn, Qp)) + β``, Qn and Qp as in `LSQ`. The gradient of x and s is LSQ's at
+    x - β; that of β is 0 inside and 1 outside of the range, times the same factor as that of s.
+
+    Choose it after GELU, swish and the like, where a symmetric range spends half of its levels on a short tail and an
+    unsigned one cuts the tail off. Zero need not have a level.
+
+    Args:
+        bits, signed, shape, activation: See `LSQ`. The offset makes levels for negative values either way; `signed`
+            says whether they are counted from -2^(b-1) or from 0, so what the gradient of s is at the ends.
+
+    Source: Bhalgat et al., LSQ+ (2020), section 3. The name "lsq+" quantizes weights by `LSQ`, as in the paper without
+    an offset. Departures: where the paper initialises weights from mean and three standard deviations and activations
+    by gradient descent on the squared error, both get the range of least squared error by search; LSQ's gradient
+    factor for the offset too is our choice; negative values seen = counted from -2^(b-1) (the paper compares both);
+    from 8 bits on neither is trained, for LSQ's reason.
+    """
+
+    two_ended = True
+
+    def _add_state(self) -> None:
+        super()._add_state()
+        self.offset = nn.Parameter(torch.zeros(self.shape), requires_grad=self.step.requires_grad)
+
+    def _set_range_(self, low: Tensor, high: Tensor) -> None:
+        first, last = self._range()
+        self.step.data.copy_((high - low) / (last - first))
+        self.offset.data.copy_(low - first * self._step())
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        offset = scale_gradient(self.offset, self._gradient_factor(x))
+        return super()._quantize(x - offset) + offset
+
+
+class _Clipping(Quantizer):
+    """Hold a clip c; round to ``c·R(clamp(x/c, 0, 1))``, or -1 … 1 with a level at zero where signed (±c for 1 bit)."""
+
+    clip: Tensor
+
+    def _add_state(self) -> None:
+        self.clip = nn.Parameter(torch.ones(self.shape))
+
+    def _set_range_(self, low: Tensor, high: Tensor) -> None:
+        self.clip.data.copy_(high)
+
+    def _clip(self) -> Tensor:
+        return self.clip.abs().clamp_min(SMALLEST_STEP)
+
+    def _steps(self) -> int:
+        """Return how many steps there are from 0 to the clip; 0 where the levels are ± the clip."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        c, n = self._clip(), self._steps()
+        u = (x / c).clamp(-1 if self.signed else 0, 1)
+        return (round_ste(u * n) / n if n else 2 * round_ste((u + 1) / 2) - 1) * c
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """Return the distance between levels, broadcastable to x."""
+        return self._clip().detach() * (1 / self._steps() if self._steps() else 2)
+
+
+class PACT(_Clipping):
+    """Quantize activations with a learned clip whose gradient comes from the clipped values alone.
+
+    ``y = clamp(x, 0, α)``, ``Q(x) = α/n · round(y·n/α)``, n = 2^b - 1. The gradient of α is 1 where x >= α and 0
+    elsewhere: what rounding leaves over does not enter, unlike in LSQ and LIQ. The gradient of x is masked outside.
+
+    Choose it as the baseline that most papers compare with. The paper also decays α by L2, which is left to the
+    trainer (ours decays no parameter of a quantizer).
+
+    Args:
+        bits, signed, shape, activation: See `Quantizer`.
+
+    Source: Choi et al., PACT (2018), eq. 1-3. The name "pact" quantizes weights by `DoReFa`, as the paper. Departures:
+    α starts from calibration; signed activations, which the paper does not have, get -α … α with a level at zero and
+    the gradient of α is -1 where x <= -α (an unsigned range would make zeros of half of them).
+    """
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        a = self._clip()
+        y = torch.where(x >= a, a, torch.where(x <= -a, -a, x) if self.signed else x.clamp_min(0))
+        return super()._quantize(x).detach() + (y - y.detach())
+
+
+class DoReFa(_Clipping):
+    """Quantize weights after squashing them by tanh, and activations by a fixed clip.
+
+    Weights: u = tanh(w)/max|tanh(w)|, ``q = 2·R((u+1)/2) - 1`` with R(v) = round(n·v)/n and n = 2^b - 1: levels from -1
+    to 1, none at zero; ``Q = f·q`` with f = Σwq/Σq². One bit: ``Q = E|w|·sign(w)``, gradient 1. Activations:
+    ``c·R(clamp(x/c, 0, 1))``.
+
+    Choose it as the baseline without learned parameters, or for 1-bit weights; tanh bends weights beyond about ±1, so
+    that a trained network with such weights has to be trained on.
+
+    Args:
+        bits, signed, shape, activation: See `Quantizer`.
+
+    Source: Zhou et al., DoReFa-Net (2016), sections 2.3-2.4. Departures: the paper's weights are q; f, the factor of
+    least squared error (for one bit the paper's E|w|), brings them back to the units of w, for otherwise a trained
+    network loses its function. f and max|tanh(w)| are held constant in the gradient: f undoes what the maximum does, so
+    that a gradient through the maximum alone would be of nothing that happens. Activations of a trained network exceed
+    the paper's 1: c is their calibrated range, never trained; signed ones get -c … c with a level at zero.
+    """
+
+    dynamic = True
+
+    def _add_state(self) -> None:
+        if self.activation:
+            self.register_buffer("clip", torch.ones(self.shape))
+
+    def _levels(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights on levels from -1 to 1, and the factor that brings these to the units of w."""
+        if self.bits == 1:
+            q = (w >= 0).to(w.dtype) * 2 - 1
+        else:
+            u, n = w.tanh(), 2**self.bits - 1
+            largest = u.detach().abs().amax(self._dims(w), keepdim=True).clamp_min(SMALLEST_STEP)
+            q = 2 * round_ste((u / largest + 1) / 2 * n) / n - 1
+        fixed, dims = q.detach(), self._dims(w)
+        return q, (w.detach() * fixed).sum(dims, keepdim=True) / fixed.square().sum(dims, keepdim=True)
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        if self.activation:
+            return super()._quantize(x)
+        q, factor = self._levels(x)
+        return q * factor if self.bits > 1 else q * factor + (x - x.detach())
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """Return the distance between levels, broadcastable to x."""
+        return super().step_size(x) if self.activation else self._levels(x)[1] * (2 / (2**self.bits - 1))
+
+
+class LIQ(_Clipping):
     """Quantize with a learned clip, after normalising convolution weights.
 
     Weights: ŵ = (w - mean)/std, u = clamp(ŵ/c, -1, 1), ``Q̂ = c·(2·R((u+1)/2) - 1)`` with R(v) = round(n·v)/n and
@@ -242,10 +208,7 @@ class LIQ(Quantizer):
     Choose it to reproduce SAQ, or for 1-bit weights.
 
     Args:
-        bits: 1 to 31.
-        signed: See `Quantizer`.
-        shape: See `Quantizer`.
-        activation: See `Quantizer`.
+        bits, signed, shape, activation: See `Quantizer`.
         normalise: Whether x is normalised first (convolution weights).
         rescale: False leaves Q̂ in units of std(w), the authors' literal form (BatchNorm absorbs the scale); only for
             reproducing them: rho, directions and curvature then have other units than in every other network.
@@ -267,7 +230,6 @@ class LIQ(Quantizer):
         rescale: bool = True,
     ) -> None:
         super().__init__(bits, signed=signed, shape=shape, activation=activation)
-        self.clip = nn.Parameter(torch.ones(shape))
         self.normalise = normalise
         self.weight_units = "plain" if rescale or not normalise else "normalised"
 
@@ -279,12 +241,8 @@ class LIQ(Quantizer):
         options.setdefault("normalise", weight.ndim > 2)
         return super().for_weight(bits, weight, per_channel=per_channel, **options)
 
-    def _set_clip_(self, clip: Tensor) -> None:
-        self.clip.data.copy_(clip)
-
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        w = x.detach()
-        dims = tuple(range(1, x.ndim)) if self.shape else tuple(range(x.ndim))
+        w, dims = x.detach(), self._dims(x)
         return w.mean(dims, keepdim=True), w.std(dims, keepdim=True).clamp_min(SMALLEST_STEP)
 
     def _rounded_units(self, x: Tensor) -> Tensor:
@@ -300,58 +258,92 @@ class LIQ(Quantizer):
         q = self._quantize((x - mean) / std)
         return q * std + mean if self.weight_units == "plain" else q
 
-    def _clip(self) -> Tensor:
-        return self.clip.abs().clamp_min(SMALLEST_STEP)
-
     def _quantize(self, x: Tensor) -> Tensor:
+        if self.activation or not self.signed:
+            return super()._quantize(x)
         c, n = self._clip(), 2**self.bits - 1
-        if not self.signed:
-            return round_ste((x / c).clamp(0, 1) * n) / n * c
-        u = (x / c).clamp(-1, 1)
-        m = 2 ** (self.bits - 1) - 1
-        if self.activation and m:
-            return round_ste(u * m) / m * c
-        return (2 * round_ste((u + 1) / 2 * n) / n - 1) * c
+        return (2 * round_ste(((x / c).clamp(-1, 1) + 1) / 2 * n) / n - 1) * c
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between levels, broadcastable to x."""
-        n, m = 2**self.bits - 1, 2 ** (self.bits - 1) - 1
-        gap = 1 / n if not self.signed else 1 / m if self.activation and m else 2 / n
-        step = (self._clip() * gap).detach()
+        if self.activation or not self.signed:
+            return super().step_size(x)
+        step = self._clip().detach() * (2 / (2**self.bits - 1))
         return step * self._moments(x)[1] if self.normalise and self.weight_units == "plain" else step
 
 
-class Unquantized(nn.Module):
-    """Stand in for a quantizer where nothing is quantized (32 bits): the identity, with step 0."""
+class MinMax(Quantizer):
+    """Quantize between the smallest and the largest value, with nothing learned.
 
-    is_quantizer = False
-    weight_units = "plain"
-    bits = 32
-    signed = True
+    Weights: ``s·round(w/s)``, s = max|w|/(2^(b-1) - 1) taken anew in every forward pass. Activations:
+    ``s·(round(clamp(x/s + z, 0, n)) - z)``, n = 2^b - 1, s = (high - low)/n, z = round(-low/s), with low <= 0 <= high
+    from calibration (low = 0 where unsigned), so that zero has a level. Gradients pass through s as through a constant.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x."""
-        return x
+    Choose it as the baseline of post-training quantization: good at 8 bits, poor below 4.
+
+    Args:
+        bits: 2 to 31 where signed (one bit would round half of the values to zero), 1 to 31 otherwise.
+        signed, shape, activation: See `Quantizer`.
+
+    Source: Jacob et al., Quantization and Training of Neural Networks (2018), eq. 1, section 3. Departures: weights are
+    symmetric (there affine too), and ranges of activations are calibrated once (there moving averages).
+    """
+
+    method = "minmax"
+    dynamic = two_ended = True
+    smallest_signed_bits = 2
+    low: Tensor
+    high: Tensor
+
+    def _add_state(self) -> None:
+        if self.activation:
+            self.register_buffer("low", torch.zeros(()))
+            self.register_buffer("high", torch.ones(()))
+
+    def _ends(self, z: Tensor, method: str) -> tuple[Tensor, Tensor]:
+        low, high = super()._ends(z, method)
+        return low.clamp(max=0) if self.signed else torch.zeros_like(low), high.clamp(min=0)
+
+    def _set_range_(self, low: Tensor, high: Tensor) -> None:
+        self.low.copy_(low.clamp(max=0))
+        self.high.copy_(high.clamp(min=0))
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        s = self.step_size(x)
+        if not self.activation:
+            return round_ste(x / s) * s
+        zero = (-self.low / s).round()  # added before the clamp, whose gradient at bounds that are tensors is 1/2
+        return (round_ste((x / s + zero).clamp(0, 2**self.bits - 1)) - zero) * s
 
     def step_size(self, x: Tensor) -> Tensor:
-        """Return 0: there are no levels."""
-        return x.new_zeros(())
+        """Return the step, broadcastable to x."""
+        if self.activation:
+            step = (self.high - self.low) / (2**self.bits - 1)
+        else:
+            step = x.detach().abs().amax(self._dims(x), keepdim=True) / (2 ** (self.bits - 1) - 1)
+        return step.clamp_min(SMALLEST_STEP)
 
 
-# Name -> (class, options for weights).
-QUANTIZERS: dict[str, tuple[type[Quantizer], dict[str, Any]]] = {
-    "lsq": (LSQ, {}),
-    "liq": (LIQ, {}),
-    "liq-authors": (LIQ, {"rescale": False}),
+# Name -> (class for weights, its options, class for activations).
+QUANTIZERS: dict[str, tuple[type[Quantizer], dict[str, Any], type[Quantizer]]] = {
+    "lsq": (LSQ, {}, LSQ),
+    "lsq+": (LSQ, {}, LSQPlus),
+    "pact": (DoReFa, {}, PACT),
+    "dorefa": (DoReFa, {}, DoReFa),
+    "liq": (LIQ, {}, LIQ),
+    "liq-authors": (LIQ, {"rescale": False}, LIQ),
+    "minmax": (MinMax, {}, MinMax),
 }
 
 
-def weight_quantizer(name: str, bits: int, weight: Tensor, *, per_channel: bool = False) -> nn.Module:
+def weight_quantizer(
+    name: str, bits: int, weight: Tensor, *, per_channel: bool = False, method: str | None = None
+) -> nn.Module:
     """Make the quantizer of that name for a weight, calibrated on it; the identity for 32 bits."""
     if bits == 32:
         return Unquantized()
-    kind, options = QUANTIZERS[name]
-    return kind.for_weight(bits, weight.detach(), per_channel=per_channel, **options)
+    kind, options, _ = QUANTIZERS[name]
+    return kind.for_weight(bits, weight.detach(), per_channel=per_channel, method=method, **options)
 
 
 def input_quantizer(name: str, bits: int, like: Tensor, *, signed: bool | None = None) -> nn.Module:
@@ -361,5 +353,4 @@ def input_quantizer(name: str, bits: int, like: Tensor, *, signed: bool | None =
     """
     if bits == 32:
         return Unquantized()
-    kind, _ = QUANTIZERS[name]
-    return kind(bits, signed=signed, activation=True).to(like.device, like.dtype)
+    return QUANTIZERS[name][2](bits, signed=signed, activation=True).to(like.device, like.dtype)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from . import processes
 from .data import device_of
 from .diagnostics import diagnose
 from .policies import Policy, make_policy
-from .sites import KINDS, TINY, Place, Point, added, dot, find_sites, gradients, kept, norm, places
+from .sites import KINDS, TINY, Place, Point, added, dot, find_sites, gradients_at, kept, norm, places
 
 PLACES = ("latent", "quantized")
 METRICS = ("plain", "adaptive", "normalised")
@@ -205,24 +205,27 @@ class SAM:
         """The wrapped optimizer's."""
         return self.optimizer.param_groups
 
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Everything that the wrapped optimizer updates."""
-        return [p for group in self.param_groups for p in group["params"]]
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of all parameters that have one, in the optimizer's order."""
+        return [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
         self.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed training needs: the wrapped optimizer's state, and what the policy remembers."""
+        """Return all that a resumed training needs: the optimizer's state, and what each process remembers of its ε.
+
+        Under several processes all have to call it.
+        """
         own = {"steps": self.steps, "losses": self.losses, "policy": self.policy.state}
-        return {"optimizer": self.optimizer.state_dict(), **own}
+        return {"optimizer": self.optimizer.state_dict(), "processes": processes.gather(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.steps, self.losses, self.policy.state = state["steps"], state["losses"], state["policy"]
+        own = state["processes"][processes.rank() % len(state["processes"])]
+        self.steps, self.losses, self.policy.state = own["steps"], own["losses"], own["policy"]
 
     def step(self, closure: Callable[..., Any], *, diagnose: torch.dtype | None = None) -> Any:
         """Make one step; return the loss of the first pass.
@@ -241,7 +244,7 @@ class SAM:
 
     def full_step(
         self, closure: Callable[..., Any], share: float | None = None, *, keep_plain: bool = False
-    ) -> tuple[Any, list[Tensor | None]]:
+    ) -> tuple[Any, list[Tensor]]:
         """Leave the gradient of a step with two passes in `.grad`; return the first loss and the plain gradient.
 
         With `share`, the first pass sees a part of the batch. The plain gradient is empty where nothing needs it.
@@ -251,7 +254,8 @@ class SAM:
         loss = self.backward(closure, *(() if whole else (share,)), local=True, still=not whole)
         epsilon = self.epsilon(self.shared(self.gradient()))
         self.observe(epsilon)
-        plain = self._plain_gradient() if keep_plain or self.combine != "perturbed" else []
+        plain = [g.clone() for g in self.gradients()] if keep_plain or self.combine != "perturbed" else []
+        processes.average_(plain)
         if whole:
             _replay(random)
         with self.displaced(epsilon):
@@ -273,7 +277,7 @@ class SAM:
 
     def gradient(self) -> Point:
         """Return the gradients where they are measured, by the names of the weights."""
-        return gradients(self._places)
+        return gradients_at(self._places)
 
     def shared(self, gradient: Point) -> Point:
         """Average a gradient over the processes where ε is to be the same in all."""
@@ -305,7 +309,7 @@ class SAM:
             self.diagnostics = diagnose(self, epsilon, self._dtype)
 
     def _radius(self) -> float | Tensor:
-        return self.rho(*self.losses, self.steps) if callable(self.rho) else self.rho
+        return self.rho(*self.losses, self.steps) if callable(self.rho) else self.rho  # type: ignore[call-arg]
 
     def _scale(self, place: Place) -> Tensor | float:
         w = place.site.parameter.detach()
@@ -316,22 +320,14 @@ class SAM:
         at_quantized = place.source is not place.site.parameter
         return (place.site.quantized()[place.user] if at_quantized else w).abs() + ADAPTIVE_OFFSET
 
-    def _plain_gradient(self) -> list[Tensor | None]:
-        found = [None if p.grad is None else p.grad.clone() for p in self.parameters]
-        processes.average_([g for g in found if g is not None])
-        return found
-
-    def _combine(self, plain: list[Tensor | None]) -> None:
-        pairs = [(g, p.grad) for g, p in zip(plain, self.parameters, strict=True) if g is not None]
-        if self.combine == "mean":
-            for g, now in pairs:
-                cast(Tensor, now).add_(g).mul_(0.5)
-            return
-        both = [(g, now) for g, now in pairs if now is not None]
-        along = dot([g for g, _ in both], [now for _, now in both])
-        along = along / norm([now for _, now in both]).square().clamp_min(TINY)
-        for g, now in both:
-            now.sub_(g - along * now, alpha=GSAM_ALPHA)
+    def _combine(self, plain: list[Tensor]) -> None:
+        perturbed = self.gradients()
+        along = dot(plain, perturbed) / norm(perturbed).square().clamp_min(TINY)
+        for g, now in zip(plain, perturbed, strict=True):
+            if self.combine == "mean":
+                now.add_(g).mul_(0.5)
+            else:
+                now.sub_(g - along * now, alpha=GSAM_ALPHA)
 
     @contextmanager
     def _gradients_at_deltas(self, always: bool) -> Iterator[None]:

@@ -80,7 +80,7 @@ def places(sites: list[Site], measured_at: str, applied_to: str) -> dict[str, Pl
     return found
 
 
-def gradients(places: dict[str, Place]) -> Point:
+def gradients_at(places: dict[str, Place]) -> Point:
     """Return the gradient of every place that has one."""
     found = ((name, place.source.grad) for name, place in places.items())
     return {name: grad.detach() for name, grad in found if grad is not None}

@@ -1,120 +1,27 @@
-"""Training and evaluation: one loop for float, quantized and sharpness-aware networks."""
+"""Training and evaluation: one loop for float, quantized and sharpness-aware networks, on one process or many."""
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from . import files
-from .data import Data, Split, device_of, evaluation_mode, training_batches
-from .sam import SAM, SAQ
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-SCHEDULES = ("cosine", "constant")
-OPTIMIZERS = ("sgd", "adamw")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Say how a network is trained.
-
-    Args:
-        epochs: Passes over the training split.
-        lr: Learning rate at the start.
-        batch_size: Samples per step.
-        momentum: Of "sgd".
-        nesterov: Of "sgd"; without effect where momentum is 0.
-        weight_decay: On every parameter except the steps and clips of quantizers (a decayed clip keeps shrinking).
-        optimizer: "sgd" or "adamw".
-        schedule: "cosine" (to 0 over all steps) or "constant".
-        sam: Sharpness-aware, or None for the plain optimizer at the price of one pass per step.
-        amp: Forward passes in bfloat16; it swallows most of a small SAM perturbation (see `received_cosine`).
-        compile: Compile the forward pass; None = on a GPU only.
-        seed: Of shuffling, augmentation and dropout.
-    """
-
-    epochs: int
-    lr: float
-    batch_size: int = 128
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 1e-4
-    optimizer: str = "sgd"
-    schedule: str = "cosine"
-    sam: SAQ | None = None
-    amp: bool = False
-    compile: bool | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-        for name in ("lr", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name} must be >= 0 and finite, got {value!r}")
-        for name, known in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {list(known)}, got {getattr(self, name)!r}")
-
-    @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> Recipe:
-        """Rebuild a recipe from `dataclasses.asdict`."""
-        return cls(**{**stored, "sam": SAQ(**stored["sam"]) if stored["sam"] else None})
-
-
-@dataclass
-class History:
-    """What a training left behind.
-
-    Args:
-        epochs: One row per epoch: epoch, loss, accuracy, val_loss, val_accuracy, lr, seconds, SAM's diagnostics on the
-            epoch's first step, and what `on_epoch` returned.
-        steps: Loss of every step, (steps,).
-        snapshots: Name -> tensor on the CPU after every epoch, where they were asked for.
-    """
-
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    steps: Tensor = field(default_factory=lambda: torch.empty(0))
-    snapshots: list[dict[str, Tensor]] = field(default_factory=list)
-
-    @property
-    def table(self) -> DataFrame:
-        """The epochs as a pandas table."""
-        from pandas import DataFrame
-
-        return DataFrame(self.epochs)
-
-    def state(self) -> dict[str, Any]:
-        """Return it as tensors and primitives."""
-        return {"epochs": files.storable(self.epochs), "steps": self.steps, "snapshots": self.snapshots}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> History:
-        """Rebuild it from `state`, on the CPU."""
-        snapshots = [{name: value.cpu() for name, value in one.items()} for one in state["snapshots"]]
-        return cls(state["epochs"], state["steps"].cpu(), snapshots)
-
-    def __repr__(self) -> str:
-        last = self.epochs[-1] if self.epochs else {}
-        shown = ", ".join(f"{key}={last[key]:.4g}" for key in ("loss", "val_loss", "val_accuracy") if key in last)
-        return f"History({len(self.epochs)} epochs{', last: ' + shown if shown else ''})"
+from . import files, processes
+from .data import Data, Split, device_of, evaluation_batches, evaluation_mode, mix, steps_per_epoch, training_batches
+from .history import History
+from .recipes import Recipe
+from .sam import SAM
 
 
 class Evaluation(NamedTuple):
@@ -130,9 +37,11 @@ class Evaluation(NamedTuple):
 def evaluate(model: nn.Module, split: Split, *, batch_size: int = 128) -> Evaluation:
     """Return mean cross-entropy and accuracy of `model` on a split, in evaluation mode.
 
+    Under several processes each takes its own samples, and all return the same.
+
     Args:
         model: Returns logits (n, classes); the mode of every module is restored.
-        split: Inputs (n, …) and labels (n,), on any device.
+        split: `data.test` or `data.val`, or inputs (n, …) and labels (n,) on any device.
         batch_size: Samples per forward pass.
 
     Raises:
@@ -140,20 +49,27 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 128) -> Evalua
 
     Cost: one forward pass over the split.
     """
-    if not isinstance(split, tuple | list) or len(split) != 2 or not all(isinstance(part, Tensor) for part in split):
-        raise ValueError(f"split must be two tensors (x, y), got {type(split).__name__}: pass data.test or data.val")
-    x, y = split
-    if len(x) == 0:
-        raise ValueError("split must hold at least one sample, got none")
+    parts = [type(part).__name__ for part in split] if isinstance(split, tuple | list) else [type(split).__name__]
+    if len(parts) != 2 or parts[1] != "Tensor" or parts[0] not in ("Tensor", "ImageFiles"):
+        raise ValueError(f"split must be two tensors (x, y), got {', '.join(parts)}: pass data.test or data.val")
+    if len(split[1]) < processes.size():
+        raise ValueError(f"split must hold at least one sample per process, got {len(split[1])}")
     device = device_of(model)
+    outputs, labels = [], []
     with evaluation_mode(model):
-        outputs = torch.cat([model(rows.to(device)) for rows in x.split(batch_size)])
-    y = y.to(device)
-    if not 0 <= int(y.min()) <= int(y.max()) < outputs.shape[1]:
-        raise ValueError(f"labels must lie in 0 … {outputs.shape[1] - 1}, got {int(y.min())} … {int(y.max())}")
-    losses, hits = F.cross_entropy(outputs, y, reduction="none"), (outputs.argmax(1) == y).to(outputs.dtype)
-    stderr = [float(v.std(correction=0)) / len(x) ** 0.5 for v in (losses, hits)]
-    return Evaluation(float(losses.mean()), float(hits.mean()), *stderr)
+        own = evaluation_batches(split, batch_size, device, rank=processes.rank(), world_size=processes.size())
+        for x, y in own:
+            outputs.append(model(x))
+            labels.append(y)
+    output, y = torch.cat(outputs), torch.cat(labels)
+    if not 0 <= int(y.min()) <= int(y.max()) < output.shape[1]:
+        raise ValueError(f"labels must lie in 0 … {output.shape[1] - 1}, got {int(y.min())} … {int(y.max())}")
+    losses, hits = F.cross_entropy(output, y, reduction="none"), (output.argmax(1) == y).to(output.dtype)
+    rows = torch.stack([losses, hits]).double()
+    total = processes.sum_(torch.cat([rows.sum(1), rows.new_full((1,), len(y))]))
+    mean = total[:2] / total[2]
+    spread = processes.sum_((rows - mean[:, None]).square().sum(1))
+    return Evaluation(*mean.tolist(), *(spread.sqrt() / total[2]).tolist())
 
 
 def train(
@@ -164,11 +80,13 @@ def train(
     on_epoch: Callable[[nn.Module, History], Any] | None = None,
     snapshots: str | None = None,
     checkpoint: str | Path | None = None,
+    log: str | Path | None = None,
 ) -> History:
     """Train `model` in place; return its history.
 
     Leaves `model.probe` (the images on which its landscape is measured), `model.recipe` and `model.history`, and the
-    model in evaluation mode. The global random state is left as it was.
+    model in evaluation mode. The global random state is left as it was. Under torchrun every process calls it with the
+    same arguments; each computes its share of every batch, and the first one writes the files.
 
     Args:
         model: A network that returns logits; a quantized one has to be calibrated.
@@ -180,12 +98,13 @@ def train(
         checkpoint: File that is written after every epoch; if it exists, training goes on where it ended, to the
             numbers of an uninterrupted training (on a CPU in float32). What `on_epoch` returned is kept as far as it
             is made of numbers, texts and tensors.
+        log: File that gets the table as JSON lines, after every epoch.
 
     Raises:
         RuntimeError: If activations are not calibrated.
         FloatingPointError: At the end of the epoch in which a loss was NaN or infinite.
-        ValueError: If `data` is no `Data`, or if the checkpoint belongs to another recipe or network or lacks the
-            snapshots of its epochs where they are asked for.
+        ValueError: If `data` is no `Data`, if the processes cannot share a batch, or if the checkpoint belongs to
+            another recipe or network or lacks the snapshots of its epochs where they are asked for.
     """
     from tqdm.auto import tqdm
 
@@ -196,17 +115,18 @@ def train(
         raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}: make it with {remedy}")
     device = device_of(model)
     probe, data = data.probe, _moved(data, device)
-    optimizer = _make_optimizer(model, recipe)
-    forward = _compiled(model, device) if _wants_compile(recipe, device) else model
+    run = _Run.of(model, data, recipe, device)
     history = History()
     if checkpoint is not None and Path(checkpoint).exists():
-        history = _resume(checkpoint, model, optimizer, recipe, snapshots)
+        history = _resume(checkpoint, model, run.optimizer, recipe, snapshots)
     cast(Any, model).probe, cast(Any, model).recipe, cast(Any, model).history = probe, recipe, history
     try:
-        off = "TQDM_DISABLE" in os.environ  # tqdm's bars for notebooks do not ask for its own switch
+        off = (
+            "TQDM_DISABLE" in os.environ or processes.rank() > 0
+        )  # bars for notebooks do not ask for tqdm's own switch
         left = range(len(history.epochs), recipe.epochs)
         for epoch in tqdm(left, desc="training", delay=2, leave=False, disable=off):
-            row = _run_epoch(model, forward, optimizer, data, recipe, epoch, history)
+            row = run.epoch(epoch, history)
             history.epochs.append(row)
             if snapshots:
                 history.snapshots.append(_snapshot(model))
@@ -214,93 +134,122 @@ def train(
                 result = on_epoch(model, history)
                 row.update(result if isinstance(result, dict) else {} if result is None else {"on_epoch": result})
             if checkpoint is not None:
-                _store(checkpoint, model, optimizer, recipe, history)
+                _store(checkpoint, model, run.optimizer, recipe, history)
+            if log is not None and processes.rank() == 0:
+                history.write_lines(log)
+            processes.wait()
     finally:
         model.eval()
     return history
 
 
-def _run_epoch(
-    model: nn.Module,
-    forward: Callable[..., Any],
-    optimizer: Optimizer | SAM,
-    data: Data,
-    recipe: Recipe,
-    epoch: int,
-    history: History,
-) -> dict[str, Any]:
-    """Train for one epoch, then validate; return the row of the table."""
-    start = time.perf_counter()
-    device = data.train[0].device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(recipe.seed * 1_000_003 + epoch)  # by epoch, so that resuming needs no stored random state
-        losses, accuracy, lr = _run_steps(model.train(), forward, optimizer, data, recipe, epoch)
-    steps = losses.cpu()
-    if not steps.isfinite().all():
-        at = int((~steps.isfinite()).nonzero()[0])
-        raise FloatingPointError(
-            f"training loss is {float(steps[at])} at step {at + 1} of epoch {epoch + 1}: try an lr below {recipe.lr}"
+@dataclass
+class _Run:
+    """One training: what every step of it needs."""
+
+    model: nn.Module
+    forward: Callable[..., Any]
+    no_sync: Callable[[], AbstractContextManager[Any]]
+    optimizer: Optimizer | SAM
+    data: Data
+    recipe: Recipe
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: nn.Module, data: Data, recipe: Recipe, device: torch.device) -> _Run:
+        base = _base_optimizer(model, recipe)
+        compiled = _compiled(model, device) if _wants_compile(recipe, device) else model
+        forward, no_sync = processes.parallel(compiled, model)
+        sharp = recipe.sam
+        optimizer = base if sharp is None else sharp.wrap(model, base, no_sync=no_sync)
+        return cls(model, forward, no_sync, optimizer, data, recipe, device)
+
+    def epoch(self, epoch: int, history: History) -> dict[str, Any]:
+        """Train for one epoch, then validate; return the row of the table."""
+        start = time.perf_counter()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            # by epoch, so that resuming needs no stored random state
+            seed = self.recipe.seed * 1_000_003 + epoch
+            torch.manual_seed(seed + 7_919 * processes.rank())  # dropout differs between processes
+            losses, hits, lr = self.steps(seed, epoch)
+        processes.average_([losses, hits])
+        processes.agree_(self.model)
+        steps = losses.cpu()
+        if not steps.isfinite().all():
+            at = int((~steps.isfinite()).nonzero()[0])
+            where = f"at step {at + 1} of epoch {epoch + 1}"
+            raise FloatingPointError(f"training loss is {float(steps[at])} {where}: try an lr below {self.recipe.lr}")
+        history.steps = torch.cat([history.steps, steps])
+        validation = evaluate(self.model, self.data.val)
+        diagnostics = self.optimizer.diagnostics if isinstance(self.optimizer, SAM) else {}
+        return {
+            "epoch": epoch + 1,
+            "loss": float(steps.mean()),
+            "accuracy": float(hits.mean()),
+            "val_loss": validation.loss,
+            "val_accuracy": validation.accuracy,
+            "lr": lr,
+            "seconds": time.perf_counter() - start,
+            **{name: float(value) for name, value in diagnostics.items()},
+        }
+
+    def steps(self, seed: int, epoch: int) -> tuple[Tensor, Tensor, float]:
+        """Return loss and accuracy of every step and the last lr, all without waiting for the device."""
+        recipe, data = self.recipe, self.data
+        self.model.train()
+        # of the data, which every process draws alike; mixing needs numbers on the host
+        generator, mixer = torch.Generator(self.device).manual_seed(seed), torch.Generator().manual_seed(seed)
+        per_epoch = steps_per_epoch(data, recipe.batch_size)
+        losses: list[Tensor] = []
+        hits: list[Tensor] = []
+        lr = recipe.lr
+        batches = training_batches(
+            data, recipe.batch_size, generator=generator, rank=processes.rank(), world_size=processes.size()
         )
-    history.steps = torch.cat([history.steps, steps])
-    validation = evaluate(model, data.val)
-    diagnostics = optimizer.diagnostics if isinstance(optimizer, SAM) else {}
-    return {
-        "epoch": epoch + 1,
-        "loss": float(steps.mean()),
-        "accuracy": float(accuracy),
-        "val_loss": validation.loss,
-        "val_accuracy": validation.accuracy,
-        "lr": lr,
-        "seconds": time.perf_counter() - start,
-        **{name: float(value) for name, value in diagnostics.items()},
-    }
+        for k, (x, y) in enumerate(batches):
+            lr = recipe.lr_at(epoch * per_epoch + k, per_epoch)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            if recipe.mix:
+                x, y = mix(x, y, data.num_classes, recipe.mix, mixer)
+            first: list[Tensor] = []
+            loss = self.step(partial(self.closure, x, y, first), diagnose=k == 0)
+            losses.append(loss.float())
+            hits.append(torch.cat(first).mean())
+        return torch.stack(losses), torch.stack(hits), lr
+
+    def step(self, closure: Callable[..., Tensor], *, diagnose: bool) -> Tensor:
+        """Make one step; return the loss of the first pass."""
+        if isinstance(self.optimizer, SAM):
+            dtype = torch.bfloat16 if self.recipe.amp else torch.float32
+            return self.optimizer.step(closure, diagnose=dtype if diagnose else None)
+        loss = closure()
+        self.optimizer.step()
+        return loss
+
+    def closure(self, x: Tensor, y: Tensor, first: list[Tensor], share: float = 1.0) -> Tensor:
+        """Leave the gradient on (a share of) the batch in `.grad`; return the loss, and in `first` who was right."""
+        self.optimizer.zero_grad()
+        rows = max(1, round(share * len(x)))
+        size = self.recipe.micro_batch or rows
+        parts = list(zip(x[:rows].split(size), y[:rows].split(size), strict=True))
+        watched, total = not first, x.new_zeros(())
+        for k, (a, b) in enumerate(parts):
+            with self.no_sync() if k < len(parts) - 1 else nullcontext():
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp):
+                    output = self.forward(a)
+                output = output.float() if self.recipe.amp else output
+                loss = F.cross_entropy(output, b, label_smoothing=self.recipe.label_smoothing)
+                loss = loss if len(parts) == 1 else loss * (len(a) / rows)
+                loss.backward()
+            total = total + loss.detach()
+            if watched:
+                labels = b if b.ndim == 1 else b.argmax(1)
+                first.append((output.detach().argmax(1) == labels).float())
+        return total
 
 
-def _run_steps(
-    model: nn.Module,
-    forward: Callable[..., Any],
-    optimizer: Optimizer | SAM,
-    data: Data,
-    recipe: Recipe,
-    epoch: int,
-) -> tuple[Tensor, Tensor, float]:
-    """Return the loss of every step, the mean accuracy and the last lr, all without waiting for the device."""
-    device = data.train[0].device
-    per_epoch = max(1, len(data.train[0]) // recipe.batch_size)
-    step: Any = optimizer.step
-    first_step: Any = step
-    if isinstance(optimizer, SAM):
-        first_step = partial(step, diagnose=torch.bfloat16 if recipe.amp else torch.float32)
-    losses: list[Tensor] = []
-    hits: list[Tensor] = []
-    lr = recipe.lr
-    for k, (x, y) in enumerate(training_batches(data, recipe.batch_size)):
-        lr = _lr(recipe, epoch * per_epoch + k, recipe.epochs * per_epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        outputs: list[Tensor] = []
-
-        def closure(x: Tensor = x, y: Tensor = y, outputs: list[Tensor] = outputs) -> Any:
-            optimizer.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp):
-                output = forward(x)
-            outputs.append(output.detach())
-            loss = F.cross_entropy(output.float() if recipe.amp else output, y)
-            loss.backward()
-            return loss
-
-        loss = first_step(closure) if k == 0 else step(closure)
-        losses.append(loss.detach().float())
-        hits.append((outputs[0].argmax(1) == y).float().mean())
-    return torch.stack(losses), torch.stack(hits).mean(), lr
-
-
-def _lr(recipe: Recipe, step: int, steps: int) -> float:
-    return recipe.lr if recipe.schedule == "constant" else recipe.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def _make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer | SAM:
+def _base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError("model must have trainable parameters, got none")
@@ -317,20 +266,27 @@ def _make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer | SAM:
     else:
         nesterov = recipe.nesterov and recipe.momentum > 0
         optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov)
-    return optimizer if recipe.sam is None else recipe.sam.wrap(model, optimizer)
+    if recipe.clip_norm is not None:
+        trained = [p for group in groups for p in cast(Any, group["params"])]
+
+        def clip(*_: Any) -> None:
+            nn.utils.clip_grad_norm_(trained, cast(float, recipe.clip_norm))
+
+        optimizer.register_step_pre_hook(clip)
+    return optimizer
 
 
 def _wants_compile(recipe: Recipe, device: torch.device) -> bool:
     return device.type == "cuda" if recipe.compile is None else recipe.compile
 
 
-def _compiled(model: nn.Module, device: torch.device) -> Callable[..., Any]:
+def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
     try:
         torch.compile(lambda t: t.sin() + 1)(torch.zeros(2, device=device))
     except Exception as error:  # whatever a missing compiler raises differs between platforms
         warnings.warn(f"no working compiler, training runs eager: {str(error).splitlines()[0]}", stacklevel=3)
         return model
-    return torch.compile(model)
+    return cast(Any, torch.compile(model, dynamic=False))
 
 
 def _moved(data: Data, device: torch.device) -> Data:
@@ -345,8 +301,10 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _store(path: str | Path, model: nn.Module, optimizer: Optimizer | SAM, recipe: Recipe, history: History) -> None:
-    content = {"recipe": asdict(recipe), "history": history.state()}
-    files.write(path, "training", {**content, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    content = {"recipe": asdict(recipe), "history": history.state(), "model": model.state_dict()}
+    content["optimizer"] = optimizer.state_dict()  # asks all processes
+    if processes.rank() == 0:
+        files.write(path, "training", content)
 
 
 def _resume(

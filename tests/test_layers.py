@@ -228,18 +228,35 @@ def test_other_bad_arguments_are_refused():
         quantize(nn.Sequential(nn.ReLU()))
 
 
-def test_layers_that_cannot_be_quantized_are_named():
-    with pytest.warns(UserWarning, match=r"0 \(Conv1d\), 1\.attention \(MultiheadAttention\)") as caught:
-        block = nn.Module()
-        block.attention, block.linear = nn.MultiheadAttention(4, 2), nn.Linear(4, 4)
+def test_layers_that_cannot_be_quantized_are_named_with_the_reason():
+    block = nn.Module()
+    block.attention, block.linear = nn.MultiheadAttention(4, 2, add_zero_attn=True), nn.Linear(4, 4)
+    reasons = r"0 \(Conv1d: there is no quantized form of it\), 1\.attention \(MultiheadAttention: it adds keys"
+    with pytest.warns(UserWarning, match=reasons) as caught:
         twin = quantize(nn.Sequential(nn.Conv1d(2, 2, 3), block))
     assert len(caught) == 1 and type(twin[1].linear) is QLinear
 
 
-def test_encoder_layers_are_left_whole_because_their_fused_path_reads_the_weights():
-    with pytest.warns(UserWarning, match="TransformerEncoderLayer"):
-        twin = quantize(nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8), nn.Linear(4, 2)))
-    assert type(twin[0].linear1) is nn.Linear and type(twin[1]) is QLinear
+class Token(nn.Module):
+    def __init__(self, rows):
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(rows, 4))
+
+
+def test_a_token_is_no_weight_but_a_matrix_is():
+    quantize(nn.Sequential(nn.Linear(4, 4), Token(1)))
+    with pytest.warns(UserWarning, match=r"1 \(Token: there is no quantized form"):
+        quantize(nn.Sequential(nn.Linear(4, 4), Token(2)))
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_subclasses_are_left_alone():
+    with pytest.warns(UserWarning, match=r"0 \(Doubled: there is no quantized form"):
+        assert type(quantize(nn.Sequential(Doubled(4, 4), nn.Linear(4, 2)))[0]) is Doubled
 
 
 def test_custom_data_can_be_calibrated_on():

@@ -1,4 +1,5 @@
 import copy
+import json
 import warnings
 
 import pytest
@@ -44,8 +45,7 @@ def test_training_equals_a_loop_written_by_hand():
     model, twin, data = network(0.0), network(0.0), toy()
     train(model, data, Recipe(epochs=1, lr=0.1, batch_size=8, schedule="constant", seed=2))
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    torch.manual_seed(2 * 1_000_003)
-    for x, y in training_batches(data, 8):
+    for x, y in training_batches(data, 8, generator=torch.Generator().manual_seed(2 * 1_000_003)):
         optimizer.zero_grad()
         F.cross_entropy(twin(x), y).backward()
         optimizer.step()
@@ -76,7 +76,7 @@ def test_same_seed_same_numbers_and_the_global_state_is_left_alone(sam):
     (one, a), (two, b), (other, _) = run(0), run(0), run(1)
     assert torch.equal(one.steps, two.steps) and same(a.state_dict(), b.state_dict())
     assert not torch.equal(one.steps, other.steps)
-    names = {"flip_rate", "cosine_case1_case3", "relative_norm", "received_cosine"}
+    names = {"epsilon_norm", "flip_rate", "cosine_case1_case3", "relative_norm", "received_cosine"}
     assert (names & set(one.epochs[0])) == (names if sam else set())
 
 
@@ -253,7 +253,7 @@ def test_other_data_than_expected_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"data must be a saq_core.Data, got tuple: make it with Data\(train="):
         train(network(), data.train, RECIPE)
     for wrong in (data, data.test[0], (data.test[0],), (data.test[0], [0] * 12)):
-        with pytest.raises(ValueError, match=r"split must be two tensors \(x, y\), got \w+: pass data.test"):
+        with pytest.raises(ValueError, match=r"split must be two tensors \(x, y\), got [\w, ]+: pass data.test"):
             evaluate(network(), wrong)
 
 
@@ -332,8 +332,12 @@ def test_bad_evaluation_data_are_refused():
         ({"lr": float("nan")}, "lr must be >= 0 and finite, got nan"),
         ({"lr": -1}, "lr must be >= 0"),
         ({"weight_decay": -1e-4}, "weight_decay must be >= 0"),
-        ({"schedule": "step"}, r"schedule must be one of \['cosine', 'constant'\], got 'step'"),
+        ({"schedule": "step"}, r"schedule must be one of \['cosine', 'steps', 'constant'\], got 'step'"),
         ({"optimizer": "lion"}, "optimizer must be one of"),
+        ({"mix": "blend"}, r"mix must be one of \[None, 'mixup', 'cutmix', 'both'\], got 'blend'"),
+        ({"micro_batch": 0}, "micro_batch must be a whole number >= 1, got 0"),
+        ({"clip_norm": 0.0}, "clip_norm must be > 0 or None, got 0.0"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be from 0 to below 1, got 1.0"),
     ],
 )
 def test_bad_recipes_are_refused(setting, message):
@@ -353,3 +357,79 @@ def test_quantized_residual_network_learns_the_digits():
 def test_every_epoch_has_its_own_shuffle():
     steps = train(network(0.0), toy(), Recipe(epochs=2, lr=0.0, batch_size=8)).steps
     assert len(steps.unique()) == 10
+
+
+def test_label_smoothing_and_warm_up_follow_their_definitions():
+    one, two, data = network(0.0), network(0.0), toy()
+    history = train(
+        one, data, Recipe(epochs=2, lr=0.2, batch_size=40, label_smoothing=0.2, schedule="constant", warmup=2)
+    )
+    x, y = next(training_batches(data, 40, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        loss = F.cross_entropy(two(x), y, label_smoothing=0.2)
+    assert [row["lr"] for row in history.epochs] == pytest.approx([0.1, 0.2])
+    assert float(history.steps[0]) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_learning_rate_falls_in_steps():
+    recipe = Recipe(epochs=10, lr=1.0, schedule="steps")
+    assert [recipe.lr_at(k, 1) for k in range(10)] == [1.0] * 4 + [0.1] * 2 + [0.01] * 4
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch():
+    def run(micro, sam):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+        x, y = toy().train
+        data = Data((x.double(), y), (x.double(), y), (x.double(), y), 3)
+        history = train(model, data, Recipe(epochs=2, lr=0.1, batch_size=20, micro_batch=micro, sam=sam))
+        return torch.cat([p.flatten() for p in model.parameters()]), history.epochs[-1]["accuracy"]
+
+    for sam in (None, SAQ(0.3, case=2)):
+        (whole, right), (parts, same_right) = run(None, sam), run(7, sam)
+        torch.testing.assert_close(parts, whole, atol=1e-12, rtol=1e-10)
+        assert right == pytest.approx(same_right)
+
+
+@pytest.mark.parametrize("sam", [None, SAQ(0.3)])
+def test_clipped_gradients_bound_the_update(sam):
+    model = quantize(network(0.0), "W4A32")
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    recipe = Recipe(epochs=1, lr=1.0, batch_size=40, momentum=0.0, weight_decay=0.0, clip_norm=1e-2, sam=sam)
+    train(model, toy(), recipe)
+    moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+    assert 0.99e-2 < float(moved.norm()) < 1.01e-2
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "both"])
+def test_mixed_images_train_and_repeat(kind):
+    data = load_data("digits", limit=200, device="cpu")
+    recipe = Recipe(epochs=1, lr=0.05, batch_size=50, mix=kind, sam=SAQ(0.05))
+    runs = [train(build_model("resnet8", data), data, recipe) for _ in range(2)]
+    assert torch.equal(runs[0].steps, runs[1].steps) and 0 < runs[0].epochs[0]["accuracy"] <= 1
+    plain = train(build_model("resnet8", data), data, Recipe(epochs=1, lr=0.05, batch_size=50, sam=SAQ(0.05)))
+    assert not torch.equal(plain.steps, runs[0].steps)
+
+
+@pytest.mark.parametrize("policy", ["every:2", "look:2", "momentum", "subset:0.5"])
+def test_every_policy_trains_and_resumes(policy, tmp_path):
+    recipe = Recipe(epochs=3, lr=0.1, batch_size=8, sam=SAQ(0.05, policy=policy))
+    whole = quantize(network(), "W4A32")
+    expected = train(whole, toy(), recipe)
+    assert expected.steps[-5:].mean() < expected.steps[:5].mean()
+
+    def interrupt(model, history):
+        if len(history.epochs) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(quantize(network(), "W4A32"), toy(), recipe, on_epoch=interrupt, checkpoint=tmp_path / "run.pt")
+    resumed = quantize(network(), "W4A32")
+    assert torch.equal(train(resumed, toy(), recipe, checkpoint=tmp_path / "run.pt").steps, expected.steps)
+    assert same(whole.state_dict(), resumed.state_dict())
+
+
+def test_the_log_is_the_table(tmp_path):
+    history = train(network(), toy(), RECIPE, log=tmp_path / "deep" / "run.jsonl")
+    lines = (tmp_path / "deep" / "run.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == history.epochs

@@ -15,6 +15,7 @@ import warnings
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.profiler import ProfilerActivity, profile
 
 import landscape
 import saq_core
@@ -35,7 +36,7 @@ def measured(functions, repeats, device):
     seconds = {name: [] for name in functions}
     for _ in range(repeats + 1):
         for name, function in functions.items():
-            seconds[name].append(timed(function, device)[0])
+            seconds[name].append(timed(function, device)[0] / getattr(function, "steps", 1))
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
@@ -260,33 +261,89 @@ def scaling(given, device):
 
 
 def steps(given, device):
-    """A quantization-aware and a sharpness-aware step against a float one, batch of 128."""
+    """Steps on a batch of 128, W4A4: float, quantization-aware, sharpness-aware with every policy; and the loader."""
     x, y = images(128, device)
+    settings = {"float": None, "QAT": None, **{f"SAQ, {p}": saq_core.SAQ(policy=p) for p in STEP_POLICIES}}
     for compiled in (False, True) if given.compile else (False,):
         functions = {}
-        for label, bits, sam in (("float", None, None), ("QAT W4A4", "W4A4", None), ("SAQ", "W4A4", saq_core.SAQ())):
+        for label, sam in settings.items():
             model = given.model()
-            model = model if bits is None else saq_core.calibrate(saq_core.quantize(model, bits), (x, y))
+            model = model if label == "float" else saq_core.calibrate(saq_core.quantize(model, "W4A4"), (x, y))
             functions[label] = _step(model.train(), x, y, sam, compiled)
+        if not compiled:
+            functions["a batch of CIFAR: drawn, cropped, flipped"] = _loader(device)
+        seconds = measured(functions, given.repeats, device)
         kind = "compiled" if compiled else "eager"
-        show(f"training step, batch 128, {kind}", measured(functions, given.repeats, device), "float")
+        show(f"training step, batch 128, {kind}", seconds, "QAT")
+
+
+STEP_POLICIES = ("full", "look:5", "momentum", "subset:0.15")
 
 
 def _step(model, x, y, sam, compiled):
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
     optimizer = optimizer if sam is None else sam.wrap(model, optimizer)
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(model, dynamic=False) if compiled else model
+    period = 5 if sam is not None and sam.policy.endswith(":5") else 1
 
-    def closure():
+    def closure(share=1.0):
         optimizer.zero_grad()
-        loss = cross_entropy(forward(x), y)
+        rows = round(share * len(x))
+        loss = cross_entropy(forward(x[:rows]), y[:rows])
         loss.backward()
         return loss
 
-    return lambda: optimizer.step(closure)
+    def run():
+        for _ in range(period):
+            optimizer.step(closure)
+
+    run.steps = period
+    return run
 
 
-SECTIONS = {f.__name__: f for f in (product, eigenvalues, traces, pictures, scaling, steps)}
+def _loader(device):
+    x, y = images(12_800, device)
+    data = saq_core.Data((x, y), (x[:1], y[:1]), (x[:1], y[:1]), 10, padding=4, flip=True, fill=(0.0,) * 3)
+    generator = torch.Generator(device)
+
+    def run():
+        for _ in saq_core.data.training_batches(data, 128, generator=generator):
+            pass
+
+    run.steps = 100
+    return run
+
+
+def memory(given, device):
+    """Peak memory of a training step, as a multiple of the quantization-aware one's."""
+    print("\nmemory, peak of a step above the network and data")
+    base = None
+    for label, sam in (("QAT", None), ("SAQ", saq_core.SAQ()), ("SAQ, momentum", saq_core.SAQ(policy="momentum"))):
+        peak = _peak(given, sam, device)
+        base = base or peak
+        print(f"  {label:58} {peak / 1e6:10.1f} MB   {peak / base:7.2f} ×", flush=True)
+
+
+def _peak(given, sam, device):
+    x, y = images(128, device)
+    step = _step(saq_core.calibrate(saq_core.quantize(given.model(), "W4A4"), (x, y)).train(), x, y, sam, False)
+    step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step()
+    total = peak = 0
+    for event in found.profiler.kineto_results.events():  # in the order in which they happened
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    return peak
+
+
+SECTIONS = {f.__name__: f for f in (product, eigenvalues, traces, pictures, scaling, steps, memory)}
 
 
 def main():

@@ -1,0 +1,223 @@
+"""What a network costs: multiplications, bit operations and bits of storage, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from .layers import dequantize, find_layers
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FLOAT_BITS = 32
+IMAGE_BITS = 8  # of the first convolution's input: images are 8-bit already
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer's share.
+
+    Args:
+        name: Of the module; "elsewhere" for multiplications outside of any layer that is known here.
+        type: Of the module.
+        weight_bits: Of the weight, or of the second operand in a product of two activations.
+        activation_bits: Of the input; 8 in a first convolution with quantized weights whose input is an image.
+        shape: Of the weight; () where there is none.
+        parameters: Weights and biases, without steps and clips.
+        macs: Multiply-accumulate operations for one input, all uses of the layer together.
+    """
+
+    name: str
+    type: str
+    weight_bits: int
+    activation_bits: int
+    shape: tuple[int, ...] = ()
+    parameters: int = 0
+    macs: int = 0
+
+    @property
+    def bops(self) -> int:
+        """Bit operations, macs · weight_bits · activation_bits."""
+        return self.macs * self.weight_bits * self.activation_bits
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `describe` found.
+
+    Args:
+        layers: In the order of their first use.
+        parameters: All of the network's, norms and biases included, steps and clips not.
+        bits: To store them: quantized weights at their bits, everything else (steps and clips too) at 32; without the
+            running statistics of BatchNorm, which fold into its two parameters.
+        left_out: Layer -> why it cannot be quantized.
+    """
+
+    layers: tuple[LayerCost, ...]
+    parameters: int
+    bits: int
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations for one input."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def bops(self) -> int:
+        """Bit operations for one input."""
+        return sum(layer.bops for layer in self.layers)
+
+    @property
+    def bops_ratio(self) -> float:
+        """How many times fewer bit operations than the same network at 32x32 bits."""
+        return self.macs * FLOAT_BITS**2 / max(self.bops, 1)
+
+    @property
+    def quantized_share(self) -> float:
+        """Share of the multiplications of which both operands are quantized, 0 to 1."""
+        quantized = (row.macs for row in self.layers if max(row.weight_bits, row.activation_bits) < FLOAT_BITS)
+        return sum(quantized) / max(self.macs, 1)
+
+    @property
+    def bytes(self) -> float:
+        """Bytes to store the parameters."""
+        return self.bits / 8
+
+    @property
+    def table(self) -> DataFrame:
+        """One row per layer, as a pandas table."""
+        from pandas import DataFrame
+
+        return DataFrame([asdict(layer) | {"bops": layer.bops} for layer in self.layers])
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.layers)} layers, {self.parameters:,} parameters, {self.macs / 1e6:,.1f} M MACs"
+        return f"Description({counts}, {self.bops / 1e6:,.1f} M BOPs, {self.bytes / 1e6:.3g} MB)"
+
+    def __str__(self) -> str:
+        lines = [
+            self.table.to_string(index=False),
+            f"parameters  {self.parameters:,} in {self.bytes:,.0f} bytes, {self.parameters * 4 / self.bytes:.1f} times "
+            "fewer than at 32 bits",
+            f"MACs        {self.macs:,}, {self.quantized_share:.1%} of them with both operands quantized",
+            f"BOPs        {self.bops:,}, {self.bops_ratio:.1f} times fewer than at 32x32 bits",
+            *(f"float       {name or 'model'}: {reason}" for name, reason in self.left_out.items()),
+        ]
+        return "\n".join(lines)
+
+
+def describe(model: nn.Module, input_shape: Sequence[int] | None = None) -> Description:
+    """Count what one input costs in `model`, layer by layer, from one forward pass of a copy.
+
+    ``BOPs = MACs · weight bits · activation bits``: a convolution has k²·(C_in/groups)·C_out·H·W MACs, a linear layer
+    in·out per row, each of the two products of attention queries·keys·width. Norms, biases, pooling and additions
+    count nothing. Choose it to compare networks of different bits, and to see what is not quantized.
+
+    Args:
+        model: Any network that takes one tensor; float, quantized (calibrated or not). It is left as it is.
+        input_shape: Of one input, without the batch: (channels, height, width). None takes the shape of the probe, or
+            the one that `build_model` noted.
+
+    Raises:
+        ValueError: If no shape is given and the model knows none, or if it holds no layer that multiplies.
+
+    Cost: a copy of the model and one forward pass of one input.
+
+    Source: Liu et al., Sharpness-aware Quantization (2021), released code, which has no attention.
+    """
+    macs = _count(dequantize(model).eval().requires_grad_(), _input(model, input_shape))
+    modules = dict(model.named_modules())
+    rows = [_row(name, modules.get(name), number) for name, number in macs.items()]
+    if isinstance(modules.get(rows[0].name), _ConvNd) and rows[0].weight_bits < FLOAT_BITS:
+        rows[0] = replace(rows[0], activation_bits=min(rows[0].activation_bits, IMAGE_BITS))
+    steps = {id(p) for m in modules.values() if getattr(m, "is_quantizer", False) for p in m.parameters()}
+    parameters = sum(p.numel() for p in model.parameters() if id(p) not in steps)
+    widths = {id(_weight(modules.get(row.name))): row.weight_bits for row in rows}
+    bits = sum(p.numel() * widths.get(id(p), FLOAT_BITS) for p in model.parameters())
+    return Description(tuple(rows), parameters, bits, find_layers(model)[1])
+
+
+def _input(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:
+    """Return one input: zeros of the shape given, an image of the probe, or zeros of the shape noted."""
+    first = next(model.parameters(), torch.empty(0))
+    if input_shape is None and hasattr(model, "probe"):
+        probe = cast(Any, model).probe[0][:1]
+        return probe.to(first if probe.is_floating_point() else first.device)
+    shape = getattr(model, "architecture", {}).get("input_shape") if input_shape is None else input_shape
+    if shape is None:
+        raise ValueError("input_shape must be given for this model, got None: pass that of one input, without a batch")
+    return torch.zeros(1, *shape).to(first)
+
+
+def _count(model: nn.Module, x: Tensor) -> dict[str, int]:
+    """Return name -> MACs in a float network, in the order of first use; what was never used comes last."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # attention is counted as one, because it never calls its own out_proj
+    inside = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    kinds = (_ConvNd, nn.Linear, nn.MultiheadAttention)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, kinds) and id(m) not in inside}
+    if not layers:
+        raise ValueError("model must have a convolution, linear layer or attention to count, got none")
+    macs: dict[str, int] = {}
+
+    def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        for part, number in zip(_parts(name, layer), _macs(layer, args, kwargs, output), strict=True):
+            macs[part] = macs.get(part, 0) + number
+
+    for name, layer in layers.items():
+        layer.register_forward_hook(partial(note, name), with_kwargs=True)
+    # fused attention cannot be counted: nn.MultiheadAttention's needs gradients to be off, the other is switched off
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(x)
+    rest = counter.get_total_flops() // 2 - sum(macs.values())
+    unused = {part: 0 for name, layer in layers.items() for part in _parts(name, layer) if part not in macs}
+    return macs | unused | ({"elsewhere": rest} if rest > 0 else {})
+
+
+def _parts(name: str, layer: nn.Module) -> list[str]:
+    ends = ("", ".products", ".out_proj") if isinstance(layer, nn.MultiheadAttention) else ("",)
+    return [f"{name}{end}".removeprefix(".") for end in ends]
+
+
+def _macs(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> list[int]:
+    """Return the MACs of one use of a layer, part by part."""
+    if isinstance(layer, nn.MultiheadAttention):
+        inputs = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        query, key, value = (inputs[name] for name in ("query", "key", "value"))
+        width, batch = layer.embed_dim, query.shape[0 if layer.batch_first else 1] if query.ndim == 3 else 1
+        keys = key.numel() // key.shape[-1] + batch * (int(layer.bias_k is not None) + int(layer.add_zero_attn))
+        projections = width * (query.numel() + key.numel() + value.numel())
+        return [projections, 2 * query.numel() * keys // batch, query.numel() * width]
+    x = next(iter((*args, *kwargs.values()))) if isinstance(layer, _ConvTransposeNd) else output
+    return [x.numel() * layer.weight[0].numel()]
+
+
+def _row(name: str, layer: Any, macs: int) -> LayerCost:
+    weight = _weight(layer)
+    return LayerCost(
+        name=name,
+        type="" if layer is None else type(layer).__name__,
+        weight_bits=_bits(layer, "weight_quantizer", "q_weight_quantizer", "map_quantizer"),
+        activation_bits=_bits(layer, "input_quantizer", "map_quantizer"),
+        shape=() if weight is None else tuple(weight.shape),
+        parameters=0 if layer is None else sum(p.numel() for p in layer.parameters(recurse=False)),
+        macs=macs,
+    )
+
+
+def _weight(layer: Any) -> Tensor | None:
+    return getattr(layer, "in_proj_weight", getattr(layer, "weight", None))
+
+
+def _bits(layer: Any, *quantizers: str) -> int:
+    return next((getattr(layer, name).bits for name in quantizers if hasattr(layer, name)), FLOAT_BITS)

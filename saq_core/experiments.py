@@ -1,0 +1,106 @@
+"""Running an experiment by name: from the data to a trained network and its test accuracy, in files."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from . import processes
+from .calibration import calibrate
+from .checkpoints import load, save
+from .data import Data, load_data
+from .layers import quantize
+from .models import build_model
+from .recipes import EXPERIMENTS, Experiment
+from .training import evaluate, train
+
+
+def find_experiment(name: str) -> Experiment:
+    """Return the experiment of that name, or the one that ``package.module:NAME`` holds.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    module, colon, attribute = name.partition(":")
+    if colon:
+        found = getattr(importlib.import_module(module), attribute, None)
+        if not isinstance(found, Experiment):
+            raise ValueError(f"{name} must be a saq_core.Experiment, got {type(found).__name__}")
+        return found
+    if name not in EXPERIMENTS:
+        close = difflib.get_close_matches(name, EXPERIMENTS, n=3) or list(EXPERIMENTS)[:3]
+        raise ValueError(f"name must be an experiment or package.module:NAME, got {name!r}: close are {close}")
+    return EXPERIMENTS[name]
+
+
+def reproduce(
+    experiment: str | Experiment,
+    root: str | Path | None = None,
+    *,
+    seed: int = 0,
+    out: str | Path = "build/runs",
+    device: torch.device | str | None = None,
+    download: bool = False,
+    **changes: Any,
+) -> nn.Module:
+    """Train the network of an experiment (after the one that it starts from), test it, and return it.
+
+    Writes ``NAME-SEED.pt`` (the network), ``.training.pt`` (from which an interrupted training goes on), ``.jsonl``
+    (the epochs) and ``.json`` (settings and test accuracy) into `out`. What is there already is not trained again.
+
+    Args:
+        experiment: A name of `saq_core.recipes.EXPERIMENTS`, ``package.module:NAME``, or an `Experiment`.
+        root: Folder of the data set.
+        seed: Of initial weights, shuffling and augmentation; the splits of the data never depend on it.
+        out: Folder of the files.
+        device: None = the GPU where there is one.
+        download: Fetch a missing data set.
+        changes: Other settings of the recipe, of the network that it starts from as well (``epochs=2``).
+
+    Raises:
+        ValueError: For an unknown name, or if the files in `out` belong to other settings.
+    """
+    chosen = find_experiment(experiment) if isinstance(experiment, str) else experiment
+    data = load_data(chosen.data, root, limit=chosen.limit, device=device, download=download)
+    return _trained(chosen, data, seed, Path(out), changes)
+
+
+def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: dict[str, Any]) -> nn.Module:
+    recipe = replace(experiment.recipe, seed=seed, **changes)
+    stem = out / f"{experiment.name}-{seed}"
+    file = stem.with_name(f"{stem.name}.pt")
+    if file.exists():
+        model = load(file, map_location=data.train[0].device)
+        if model.recipe != recipe:
+            raise ValueError(
+                f"{file} must hold the settings {recipe}, got {model.recipe}: pass another out, or delete it"
+            )
+        return model
+    if experiment.start is None:
+        model = build_model(experiment.network, data, seed=seed)
+    else:
+        model = _trained(find_experiment(experiment.start), data, seed, out, changes)
+    if experiment.bits is not None:
+        model = calibrate(quantize(model, experiment.bits, quantizer=experiment.quantizer), data)
+    history = train(model, data, recipe, checkpoint=f"{stem}.training.pt", log=f"{stem}.jsonl")
+    test = evaluate(model, data.test)
+    if processes.rank() == 0:
+        save(model, file)
+        seconds = sum(row["seconds"] for row in history.epochs)
+        record = {
+            **asdict(replace(experiment, recipe=recipe)),
+            "seed": seed,
+            "test": test._asdict(),
+            "seconds": seconds,
+        }
+        print(f"{stem.name}: test accuracy {test.accuracy:.4f} ± {test.accuracy_stderr:.4f}", flush=True)
+        Path(f"{stem}.json").write_text(json.dumps({**record, "torch": str(torch.__version__)}, indent=1) + "\n")
+    processes.wait()
+    return cast(nn.Module, model)

@@ -1,0 +1,196 @@
+"""Two processes of torchrun train as one does on the union of their rows; a killed training goes on where it was."""
+
+import copy
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from saq_core import SAQ, Data, Recipe, calibrate, evaluate, processes, quantize, train
+from saq_core.data import training_batches
+
+HERE = pathlib.Path(__file__).parent
+SAMS = {
+    "sgd": None,
+    "case 2": SAQ(0.3, case=2, synchronised=True),
+    "case 3": SAQ(0.3, synchronised=True),
+    "mean": SAQ(0.3, combine="mean", synchronised=True),
+    "look": SAQ(0.3, policy="look:2", synchronised=True),
+    "momentum": SAQ(0.3, policy="momentum", synchronised=True),
+    "own ε": SAQ(0.3),
+}
+
+
+def prepared():
+    """A quantized network without BatchNorm, whose batches have no common statistics, and data of ragged size."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(43) % 3
+    x = torch.randn(43, 4, generator=generator, dtype=torch.float64) + 2 * F.one_hot(y, 4)
+    data = Data((x, y), (x[:9], y[:9]), (x[:12], y[:12]), 3)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    return calibrate(quantize(model.double(), "W3A4"), data), data
+
+
+def recipe(sam, **settings):
+    return Recipe(**{"epochs": 3, "lr": 0.1, "batch_size": 8, "sam": sam, "seed": 3, **settings})
+
+
+def main(task, out):
+    """Run a task in this process, one of one or of two, and write what it found."""
+    with processes.joined():
+        found = TASKS[task]()
+    if int(os.environ.get("RANK", 0)) == 0:
+        torch.save(found, out)
+
+
+def _trainings():
+    found = {}
+    for name, sam in SAMS.items():
+        for micro in (None, 3):
+            model, data = prepared()
+            history = train(model, data, recipe(sam, micro_batch=micro))
+            state = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+            found[f"{name} {micro}"] = {
+                **state,
+                "steps": history.steps,
+                "test": torch.tensor(evaluate(model, data.test)),
+            }
+    return found
+
+
+def _perturbations():
+    """ε of both ranks in the second pass, as the forward pass of each sees it, and the gradient of the update."""
+    model, data = prepared()
+    forward, no_sync = processes.parallel(model, model)
+    sam = SAQ(0.3).wrap(
+        model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0), no_sync=no_sync
+    )
+    batches = training_batches(
+        data, 8, generator=torch.Generator().manual_seed(5), rank=processes.rank(), world_size=processes.size()
+    )
+    x, y = next(batches)
+    seen = []
+    model[3].register_forward_pre_hook(lambda layer, _: seen.append(layer.delta.detach().clone()))
+
+    def closure():
+        sam.zero_grad()
+        loss = F.cross_entropy(forward(x), y)
+        loss.backward()
+        return loss
+
+    sam.step(closure)
+    both = [torch.zeros_like(seen[1]) for _ in range(2)]
+    torch.distributed.all_gather(both, seen[1])
+    return {"epsilon": both, "gradient": [p.grad for p in model.parameters() if p.grad is not None]}
+
+
+TASKS = {"trainings": _trainings, "perturbations": _perturbations}
+
+
+def launched(task, out, processes=1):
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"] if processes > 1 else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(HERE)}
+    command = [sys.executable, *launcher, str(HERE / "test_processes.py"), task, str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return _trainings(), launched("trainings", tmp_path_factory.mktemp("two") / "two.pt", processes=2)
+
+
+@pytest.mark.parametrize("micro", [None, 3])
+@pytest.mark.parametrize("name", [name for name in SAMS if name != "own ε"])
+def test_two_processes_train_as_one_does_on_the_union_of_their_rows(trained, name, micro):
+    one, two = (found[f"{name} {micro}"] for found in trained)
+    for key, value in one.items():
+        tolerance = 1e-10 if value.dtype == torch.float64 else 1e-6
+        torch.testing.assert_close(two[key], value, atol=tolerance, rtol=tolerance, msg=key)
+
+
+def test_each_process_has_its_own_perturbation_unless_synchronised(trained):
+    one, two = (found["own ε None"] for found in trained)
+    assert not torch.allclose(one["steps"], two["steps"], atol=1e-6)
+
+
+def test_m_sharpness_is_the_mean_of_gradients_each_at_its_own_worst_case(tmp_path):
+    found = launched("perturbations", tmp_path / "two.pt", processes=2)
+    model, data = prepared()
+    x, y = next(training_batches(data, 8, generator=torch.Generator().manual_seed(5)))
+    halves = []
+    for rank in range(2):
+        twin = copy.deepcopy(model)
+        sam = SAQ(0.3).wrap(twin, torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=0.0))
+        seen = []
+
+        def closure(twin=twin, sam=sam, seen=seen, rank=rank):
+            sam.zero_grad()
+            seen.append(twin[3].delta.detach().clone())
+            loss = F.cross_entropy(twin(x[rank::2]), y[rank::2])
+            loss.backward()
+            return loss
+
+        sam.step(closure)
+        torch.testing.assert_close(found["epsilon"][rank], seen[1], atol=1e-12, rtol=1e-9)
+        halves.append([p.grad for p in twin.parameters() if p.grad is not None])
+    assert (found["epsilon"][0] - found["epsilon"][1]).norm() > 0.1 * found["epsilon"][0].norm()
+    for mean, a, b in zip(found["gradient"], *halves, strict=True):
+        torch.testing.assert_close(mean, (a + b) / 2, atol=1e-12, rtol=1e-9)
+
+
+KILLED = """
+import os, signal, sys
+from test_processes import *
+def die(model, history):
+    if len(history.epochs) == 3 and "kill" in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
+with processes.joined():
+    model, data = prepared()
+    sam = SAQ(0.3, policy="momentum", rho_range=(0.1, 0.5))
+    train(model, data, recipe(sam, epochs=4), on_epoch=die, checkpoint="run.pt", log="run.jsonl")
+    torch.save({k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}, sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_killed_training_goes_on_to_the_same_numbers(tmp_path, count):
+    def start(folder, *words):
+        folder.mkdir(exist_ok=True)
+        (folder / "job.py").write_text(KILLED)
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={count}"] if count > 1 else []
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(HERE)}
+        command = [sys.executable, *launcher, "job.py", *words]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=240)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole, "end.pt").returncode == 0
+    died = start(killed, "end.pt", "kill")
+    assert died.returncode in (1, -signal.SIGKILL) and not (killed / "end.pt").exists()
+    assert len((killed / "run.jsonl").read_text().splitlines()) == 2
+    again = start(killed, "end.pt")
+    assert again.returncode == 0, again.stderr[-2000:]
+    one, two = torch.load(whole / "end.pt"), torch.load(killed / "end.pt")
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+    lines = [[json.loads(line) for line in (f / "run.jsonl").read_text().splitlines()] for f in (whole, killed)]
+    assert [row["loss"] for row in lines[0]] == [row["loss"] for row in lines[1]] and len(lines[0]) == 4
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
+    model, data = prepared()
+    monkeypatch.setattr(processes, "size", lambda: 3)
+    with pytest.raises(ValueError, match="batch_size must give equal shares for 3 processes.*got 8"):
+        train(model, data, recipe(None))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
