@@ -20,8 +20,20 @@ METHODS = ("mse", "minmax", "percentile")
 
 
 def round_ste(x: Tensor) -> Tensor:
-    """Round half to even, with gradient 1 (straight-through estimator)."""
-    return x + (x.round() - x).detach()
+    """Round half to even, with gradient 1 (straight-through estimator).
+
+    ``x + (round(x) - x)`` with the bracket held constant, in place: eager PyTorch pays for every new tensor.
+    """
+    constant = x.detach()
+    return constant.round().sub_(constant).add_(x)
+
+
+def clip(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp, with gradient 1 strictly inside and 0 at the bounds and beyond.
+
+    The same as `torch.clamp` in one pass backward instead of five, and with the same gradient at the bounds everywhere.
+    """
+    return nn.functional.hardtanh(x, low, high)
 
 
 def scale_gradient(s: Tensor, factor: float) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .quantizer_base import SMALLEST_STEP, Quantizer, Unquantized, round_ste, scale_gradient
+from .quantizer_base import SMALLEST_STEP, Quantizer, Unquantized, clip, round_ste, scale_gradient
 from .quantizer_base import check_bits as check_bits
 
 FIXED_FROM = 8  # bits from which LSQ keeps its calibrated step: see there
@@ -56,7 +56,7 @@ class LSQ(Quantizer):
     def _quantize(self, x: Tensor) -> Tensor:
         low, high = self._range()
         s = scale_gradient(self._step(), self._gradient_factor(x))
-        return round_ste((x / s).clamp(low, high)) * s
+        return round_ste(clip(x * (1 / s), low, high)) * s
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the step, broadcastable to x."""
@@ -119,8 +119,9 @@ class _Clipping(Quantizer):
 
     def _quantize(self, x: Tensor) -> Tensor:
         c, n = self._clip(), self._steps()
-        u = (x / c).clamp(-1 if self.signed else 0, 1)
-        return (round_ste(u * n) / n if n else 2 * round_ste((u + 1) / 2) - 1) * c
+        if not n:
+            return (2 * round_ste((clip(x / c, -1, 1) + 1) / 2) - 1) * c
+        return round_ste(clip(x * (n / c), -n if self.signed else 0, n)) * (c / n)
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between levels, broadcastable to x."""
@@ -262,7 +263,7 @@ class LIQ(_Clipping):
         if self.activation or not self.signed:
             return super()._quantize(x)
         c, n = self._clip(), 2**self.bits - 1
-        return (2 * round_ste(((x / c).clamp(-1, 1) + 1) / 2 * n) / n - 1) * c
+        return (2 * round_ste((clip(x / c, -1, 1) + 1) / 2 * n) / n - 1) * c
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between levels, broadcastable to x."""
@@ -312,8 +313,8 @@ class MinMax(Quantizer):
         s = self.step_size(x)
         if not self.activation:
             return round_ste(x / s) * s
-        zero = (-self.low / s).round()  # added before the clamp, whose gradient at bounds that are tensors is 1/2
-        return (round_ste((x / s + zero).clamp(0, 2**self.bits - 1)) - zero) * s
+        zero = (-self.low / s).round()  # added first, so that the bounds are numbers
+        return (round_ste(clip(x * (1 / s) + zero, 0, 2**self.bits - 1)) - zero) * s
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the step, broadcastable to x."""
