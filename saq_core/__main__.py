@@ -8,8 +8,9 @@
 An experiment is a data set, a network, its bits and a recipe; `list` shows those that come along. One of your own is an
 object in any module that can be imported:
 
+    FLOAT = saq_core.Experiment("float", "cifar100", "resnet18", saq_core.Recipe(epochs=90, lr=0.1))
     W3A3 = saq_core.Experiment("w3a3", "cifar100", "resnet18", saq_core.Recipe(epochs=90, lr=0.02,
-        sam=saq_core.SAQ(rho=0.05)), bits="W3A3", start="cifar100-resnet18")
+        sam=saq_core.SAQ(rho=0.05)), bits="W3A3", start="my_package.experiments:FLOAT")
 
 Interrupted, the same command goes on after the last finished epoch, to the same numbers. What it writes: NAME-SEED.pt
 (saq_core.load; python -m landscape surface --model saq_core:load NAME-SEED.pt), .jsonl (a line per epoch), .json.
@@ -18,6 +19,7 @@ Interrupted, the same command goes on after the last finished epoch, to the same
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,8 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = vars(_parser().parse_args(arguments))
     command = given.pop("command")
     if command == "list":
-        for one in EXPERIMENTS.values():
-            print(f"{one.name:36} {one.bits or 'FP32':5} {one.recipe.epochs:3} epochs  {one.source}")
+        for source, group in itertools.groupby(EXPERIMENTS.values(), key=lambda one: one.source):
+            print(f"\n{source}")
+            for one in group:
+                size = f"{one.recipe.epochs:3} epochs, {one.limit or 'all'} images"
+                print(f"  {one.name:36} {one.bits or 'FP32':5} {size}")
         return
     if command == "describe":
         from . import describe, load
