@@ -50,7 +50,7 @@ def measure(names: list[str], seeds: list[int]) -> None:
     for name in names:
         for seed in seeds:
             stem = RUNS / f"{name}-{seed}"
-            if (name, seed) not in rows() and stem.with_name(f"{stem.name}.json").exists():
+            if (name, seed) not in rows() and stem.with_name(f"{stem.name}.pt").exists():
                 row = {"recipe": name, "seed": seed, **_measured(stem)}
                 with ROWS.open("a") as file:
                     file.write(json.dumps(row) + "\n")

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(describe(load(given["file"])))
         return
     own = {name: given.pop(name) for name in ("name", "root", "seed", "out", "device", "download")}
-    changes = {name: value for name, value in given.items() if value}
+    changes = {name: value for name, value in given.items() if value is not None}
     with processes.joined() as device:
         model = reproduce(own.pop("name"), **{**own, "device": own["device"] or device}, **changes)
         if processes.rank() == 0:

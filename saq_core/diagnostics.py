@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .data import device_of
-from .sites import TINY, Point, Site, added, dot, gradients_at, norm, places
+from .sites import TINY, Point, Site, added, dot, gradients_at, in_both, norm, places
 
 if TYPE_CHECKING:
     from .sam import SAM
@@ -39,14 +39,16 @@ def diagnose(sam: SAM, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
         found["received_cosine"] = _received(sam, epsilon, dtype)
     if any(site.users for site in sam.sites):
         found["flip_rate"] = _flip_rate(sam)
-        found["cosine_case1_case3"] = _cosine(*(_hypothetical(sam, at, "quantized") for at in ("latent", "quantized")))
+        found["cosine_case1_case3"] = _cosine(
+            *in_both(*(_hypothetical(sam, at, "quantized") for at in ("latent", "quantized")))
+        )
     return found
 
 
-def _hypothetical(sam: SAM, measured_at: str, applied_to: str) -> list[Tensor]:
+def _hypothetical(sam: SAM, measured_at: str, applied_to: str) -> Point:
     """Return the ε of another case from the gradients of this step."""
     at = places(sam.sites, measured_at, applied_to)
-    return list(sam.epsilon(gradients_at(at), at).values())
+    return sam.epsilon(gradients_at(at), at)
 
 
 def _flip_rate(sam: SAM) -> Tensor:

@@ -7,12 +7,12 @@ import importlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from . import processes
+from . import files, processes
 from .calibration import calibrate
 from .checkpoints import load, save
 from .data import Data, load_data
@@ -73,34 +73,34 @@ def reproduce(
 
 
 def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: dict[str, Any]) -> nn.Module:
-    recipe = replace(experiment.recipe, seed=seed, **changes)
-    stem = out / f"{experiment.name}-{seed}"
-    file = stem.with_name(f"{stem.name}.pt")
+    experiment = replace(experiment, recipe=replace(experiment.recipe, seed=seed, **changes))
+    recipe, stem = experiment.recipe, f"{experiment.name}-{seed}"
+    file, record = out / f"{stem}.pt", out / f"{stem}.json"
+    settings = json.loads(json.dumps(asdict(experiment)))
+    known = json.loads(record.read_text()) if record.exists() else settings
+    other = {name: known.get(name) for name, value in settings.items() if known.get(name) != value}
+    if other:
+        raise ValueError(
+            f"{record} must hold the settings of this run, got other {other}: pass another out, or delete it"
+        )
     if file.exists():
-        model = load(file, map_location=data.train[0].device)
-        if model.recipe != recipe:
-            raise ValueError(
-                f"{file} must hold the settings {recipe}, got {model.recipe}: pass another out, or delete it"
-            )
-        return model
+        return load(file, map_location=data.train[0].device)
     if experiment.start is None:
         model = build_model(experiment.network, data, seed=seed)
     else:
         model = _trained(find_experiment(experiment.start), data, seed, out, changes)
     if experiment.bits is not None:
         model = calibrate(quantize(model, experiment.bits, quantizer=experiment.quantizer), data)
-    history = train(model, data, recipe, checkpoint=f"{stem}.training.pt", log=f"{stem}.jsonl")
+    processes.wait()  # until all have looked
+    if processes.rank() == 0:
+        files.write_text(record, json.dumps(settings, indent=1) + "\n")
+    history = train(model, data, recipe, checkpoint=out / f"{stem}.training.pt", log=out / f"{stem}.jsonl")
     test = evaluate(model, data.test)
     if processes.rank() == 0:
-        save(model, file)
         seconds = sum(row["seconds"] for row in history.epochs)
-        record = {
-            **asdict(replace(experiment, recipe=recipe)),
-            "seed": seed,
-            "test": test._asdict(),
-            "seconds": seconds,
-        }
-        print(f"{stem.name}: test accuracy {test.accuracy:.4f} ± {test.accuracy_stderr:.4f}", flush=True)
-        Path(f"{stem}.json").write_text(json.dumps({**record, "torch": str(torch.__version__)}, indent=1) + "\n")
+        found = {"seed": seed, "test": test._asdict(), "seconds": seconds, "torch": str(torch.__version__)}
+        files.write_text(record, json.dumps({**settings, **found}, indent=1) + "\n")
+        save(model, file)
+        print(f"{stem}: test accuracy {test.accuracy:.4f} ± {test.accuracy_stderr:.4f}", flush=True)
     processes.wait()
-    return cast(nn.Module, model)
+    return model

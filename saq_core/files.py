@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,10 +51,23 @@ def read(path: str | Path, kind: str, map_location: Any = "cpu") -> dict[str, An
     return content
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 def storable(value: Any) -> Any:
     """Return `value` if a checkpoint can hold it (tensors, primitives, lists and dicts of them), else its text."""
-    if value is None or isinstance(value, bool | int | float | str | Tensor):
-        return value.detach().cpu() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     if isinstance(value, list | tuple):
         return [storable(item) for item in value]
     if isinstance(value, dict):

@@ -55,6 +55,4 @@ class History:
 
     def write_lines(self, path: str | Path) -> None:
         """Write the epochs as JSON lines, whole: after an interruption the file and the checkpoint agree."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row, default=str) + "\n" for row in self.epochs))
+        files.write_text(path, "".join(json.dumps(files.storable(row), default=str) + "\n" for row in self.epochs))

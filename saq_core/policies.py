@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from .sites import TINY, dot, norm
+from . import processes
+from .sites import TINY, in_both, norm, projection
 
 if TYPE_CHECKING:
     from .sam import SAM
@@ -21,7 +22,10 @@ LOOK_ALPHA = 0.7  # LookSAM's, in public re-implementations
 
 
 class Policy(Protocol):
-    """What `SAM` asks of a policy: `step`, and `state` (tensors and primitives) that a checkpoint stores and sets."""
+    """What `SAM` asks of a policy: `step`, and `state` (tensors and primitives) that a checkpoint stores and sets.
+
+    One with ``compares = False`` does not see the same batch at w and at w + ε: no adaptive radius, no combining.
+    """
 
     state: dict[str, Any]
 
@@ -76,15 +80,16 @@ class Look:
             return loss
         loss, plain = sam.full_step(closure, keep_plain=True)
         sharp = sam.gradients()
-        along = dot(plain, sharp) / norm(plain).square().clamp_min(TINY)
-        rest = [s - along * g for s, g in zip(sharp, plain, strict=True)]
+        g, s = in_both(plain, sharp)
+        along = projection(s, g)
+        rest = {k: sharp[k] - along * plain[k] for k in plain if k in sharp}
         # what remains of a gradient that the perturbation did not turn is rounding noise: never blow that up
-        real = norm(rest) > NOISE * norm(sharp)
-        self.state["orthogonal"] = [v * real for v in rest]
+        real = norm(list(rest.values())) > NOISE * norm(s)
+        self.state["orthogonal"] = {k: v * real for k, v in rest.items()}
         return loss
 
     def _reuse(self, sam: SAM) -> None:
-        gradients, orthogonal = sam.gradients(), self.state["orthogonal"]
+        gradients, orthogonal = in_both(sam.gradients(), self.state["orthogonal"])
         factor = LOOK_ALPHA * norm(gradients) / norm(orthogonal).clamp_min(TINY)
         for g, v in zip(gradients, orthogonal, strict=True):
             g.add_(factor * v)
@@ -96,12 +101,15 @@ class Momentum:
     ``ε = rho·T²m / ‖T m‖``, ``m ← decay·m + (1 - decay)·g``, with g the gradient at w + ε: for Case 3 that of the
     quantized weights, ∂L/∂delta, so that it is Case 3 and not Case 1.
 
-    Choose it where a second pass is too expensive. BatchNorm statistics are those of the perturbed weights.
+    Choose it where a second pass is too expensive. All processes have one ε, as if
+    synchronised. BatchNorm statistics are those of the perturbed weights.
 
     Cost: 1 pass, and one copy of the perturbed tensors.
 
     Source: the idea is Becker et al., Momentum-SAM (2024), which takes the optimizer's own momentum.
     """
+
+    compares = False
 
     def __init__(self, decay: float = 0.9) -> None:
         self.decay = decay
@@ -113,7 +121,10 @@ class Momentum:
         with sam.displaced(epsilon):
             loss = sam.backward(closure)
         sam.observe(epsilon)
-        gradient = sam.shared(sam.gradient())
+        gradient = sam.gradient()
+        processes.average_(
+            list(gradient.values())
+        )  # that of the parameters is averaged already: its pass is the update's
         for name, g in gradient.items():
             self.state.setdefault(name, torch.zeros_like(g))
         torch._foreach_lerp_([self.state[name] for name in gradient], list(gradient.values()), 1 - self.decay)
@@ -131,6 +142,8 @@ class Subset:
     Source: the idea of a cheaper first pass is Du et al., ESAM (2022), whose choice of samples needs a whole first
     forward pass.
     """
+
+    compares = False
 
     def __init__(self, share: float = 0.25) -> None:
         self.share = share

@@ -25,7 +25,7 @@ def joined() -> Iterator[torch.device]:
         return
     if cuda:
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield device
     finally:
@@ -68,6 +68,15 @@ def gather(value: Any) -> list[Any]:
     if _together():
         distributed.all_gather_object(values, value)
     return values
+
+
+def moved(value: Any, device: torch.device | str) -> Any:
+    """Return a copy of nested dicts, lists and tuples with their tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device, copy=True)
+    if isinstance(value, dict):
+        return {key: moved(item, device) for key, item in value.items()}
+    return type(value)(moved(item, device) for item in value) if isinstance(value, list | tuple) else value
 
 
 def agree_(model: nn.Module) -> None:

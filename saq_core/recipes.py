@@ -65,6 +65,7 @@ class Recipe:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be >= 0 and finite, got {value!r}")
+            object.__setattr__(self, name, float(value))  # numpy's numbers would not come back from a checkpoint
         for name, known in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS), ("mix", MIXES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {list(known)}, got {getattr(self, name)!r}")

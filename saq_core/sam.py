@@ -16,7 +16,7 @@ from . import processes
 from .data import device_of
 from .diagnostics import diagnose
 from .policies import Policy, make_policy
-from .sites import KINDS, TINY, Place, Point, added, dot, find_sites, gradients_at, kept, norm, places
+from .sites import KINDS, TINY, Place, Point, added, find_sites, gradients_at, in_both, kept, norm, places, projection
 
 PLACES = ("latent", "quantized")
 METRICS = ("plain", "adaptive", "normalised")
@@ -64,7 +64,9 @@ class SAQ:
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_settings(self.rho, self.metric, self.combine, self.perturbed)
-        make_policy(self.policy)
+        object.__setattr__(self, "rho", float(self.rho))  # numpy's numbers would not come back from a checkpoint
+        adaptive = self.rho_range is not None
+        _check_policy(make_policy(self.policy), adaptive=adaptive, combine=self.combine)
         if self.rho_range is not None:
             AdaptiveRho(self.rho, *self.rho_range)
 
@@ -107,6 +109,12 @@ class AdaptiveRho:
         if loss is None or perturbed_loss is None:
             return self.start
         return (perturbed_loss - loss).clamp_min(0).log1p().clamp(self.lowest, self.highest)
+
+
+def _check_policy(policy: Policy, *, adaptive: bool, combine: str) -> None:
+    if not getattr(policy, "compares", True) and (adaptive or combine != "perturbed"):
+        name = type(policy).__name__.lower()
+        raise ValueError(f"policy must see a whole batch at w and at w + ε for this rho or combine, got {name!r}")
 
 
 def _check_settings(rho: Radius, metric: str, combine: str, perturbed: tuple[str, ...]) -> None:
@@ -191,13 +199,21 @@ class SAM:
         self.measured_at, self.applied_to = measured_at, applied_to
         self.synchronised, self.no_sync = synchronised, no_sync
         self.policy = make_policy(policy) if isinstance(policy, str) else policy
+        _check_policy(self.policy, adaptive=callable(rho), combine=combine)
         self.diagnostics: Point = {}
         self.steps = 0
         self.losses: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)  # at w and at w + ε, when last both
         self.sites = find_sites(model, perturbed)
         if not self.sites:
-            raise ValueError("model must have trainable weights, got none: call model.requires_grad_(True) before SAM")
-        self._places = places(self.sites, measured_at, applied_to)
+            kinds = f"trainable parameters of the kinds {list(perturbed)}"
+            raise ValueError(f"model must have {kinds} to perturb, got none: see requires_grad and perturbed")
+        mixed = measured_at == "latent" and applied_to == "quantized"
+        if mixed and any(p.normalised() for p in places(self.sites, measured_at, applied_to).values()):
+            raise ValueError(
+                'measured_at must be "quantized" for weights in normalised units, got "latent": other units'
+            )
+        self._places: dict[str, Place] = {}
+        self._radius: float | Tensor = 0.0
         self._dtype: torch.dtype | None = None
 
     @property
@@ -205,9 +221,10 @@ class SAM:
         """The wrapped optimizer's."""
         return self.optimizer.param_groups
 
-    def gradients(self) -> list[Tensor]:
-        """Return the gradients of all parameters that have one, in the optimizer's order."""
-        return [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+    def gradients(self) -> dict[int, Tensor]:
+        """Return the gradients of all parameters that have one, by their place in the optimizer."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        return {k: p.grad for k, p in enumerate(parameters) if p.grad is not None}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
@@ -219,12 +236,12 @@ class SAM:
         Under several processes all have to call it.
         """
         own = {"steps": self.steps, "losses": self.losses, "policy": self.policy.state}
-        return {"optimizer": self.optimizer.state_dict(), "processes": processes.gather(own)}
+        return {"optimizer": self.optimizer.state_dict(), "processes": processes.gather(processes.moved(own, "cpu"))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
-        own = state["processes"][processes.rank() % len(state["processes"])]
+        own = processes.moved(state["processes"][processes.rank() % len(state["processes"])], device_of(self.model))
         self.steps, self.losses, self.policy.state = own["steps"], own["losses"], own["policy"]
 
     def step(self, closure: Callable[..., Any], *, diagnose: torch.dtype | None = None) -> Any:
@@ -236,6 +253,9 @@ class SAM:
             diagnose: Fill `diagnostics` in this step, for forward passes in this dtype: see `saq_core.diagnostics`.
         """
         self._dtype = diagnose
+        self._places = places(self.sites, self.measured_at, self.applied_to)  # moving a model replaces its deltas
+        rho: Any = self.rho
+        self._radius = rho(*self.losses, self.steps) if callable(rho) else rho
         with self._gradients_at_deltas(diagnose is not None):
             loss = self.policy.step(self, torch.enable_grad()(closure))
         self.optimizer.step()
@@ -244,7 +264,7 @@ class SAM:
 
     def full_step(
         self, closure: Callable[..., Any], share: float | None = None, *, keep_plain: bool = False
-    ) -> tuple[Any, list[Tensor]]:
+    ) -> tuple[Any, dict[int, Tensor]]:
         """Leave the gradient of a step with two passes in `.grad`; return the first loss and the plain gradient.
 
         With `share`, the first pass sees a part of the batch. The plain gradient is empty where nothing needs it.
@@ -254,14 +274,18 @@ class SAM:
         loss = self.backward(closure, *(() if whole else (share,)), local=True, still=not whole)
         epsilon = self.epsilon(self.shared(self.gradient()))
         self.observe(epsilon)
-        plain = [g.clone() for g in self.gradients()] if keep_plain or self.combine != "perturbed" else []
-        processes.average_(plain)
-        if whole:
-            _replay(random)
+        plain = {}
+        if keep_plain or self.combine != "perturbed":
+            plain = {k: g.clone() for k, g in self.gradients().items()}
+            processes.average_(list(plain.values()))
+        _replay(random)
         with self.displaced(epsilon):
             perturbed = self.backward(closure, still=whole)
         if callable(self.rho):
-            self.losses = loss.detach(), perturbed.detach()
+            both = [loss.detach().clone(), perturbed.detach().clone()]
+            if self.synchronised:
+                processes.average_(both)
+            self.losses = both[0], both[1]
         if self.combine != "perturbed":
             self._combine(plain)
         return loss, plain
@@ -293,37 +317,36 @@ class SAM:
             return {}
         scales = [self._scale(at[name]) for name in gradient]
         scaled = [g * t for g, t in zip(gradient.values(), scales, strict=True)]
-        factor = self._radius() / norm(scaled).clamp_min(TINY)
+        factor = self._radius / norm(scaled).clamp_min(TINY)
         return {name: t * g * factor for name, t, g in zip(gradient, scales, scaled, strict=True)}
 
     @contextmanager
     def displaced(self, epsilon: Point) -> Iterator[None]:
         """Stand at w + ε for a while; gradients at the deltas start afresh."""
         self._clear_deltas()
+        torch.clear_autocast_cache()  # it would hand the weights of one pass to the other
         with added([self._places[name].target for name in epsilon], list(epsilon.values())):
             yield
+        torch.clear_autocast_cache()
 
     def observe(self, epsilon: Point) -> None:
         """Fill `diagnostics` if this step asked for it; the gradients of the pass that measured ε must stand."""
         if self._dtype is not None:
             self.diagnostics = diagnose(self, epsilon, self._dtype)
 
-    def _radius(self) -> float | Tensor:
-        return self.rho(*self.losses, self.steps) if callable(self.rho) else self.rho  # type: ignore[call-arg]
-
     def _scale(self, place: Place) -> Tensor | float:
         w = place.site.parameter.detach()
         if self.metric == "plain" or w.ndim < 2 or w.numel() < 2:
             return 1.0
         if self.metric == "normalised":
-            return w.std()
+            return 1.0 if place.normalised() else w.std()
         at_quantized = place.source is not place.site.parameter
         return (place.site.quantized()[place.user] if at_quantized else w).abs() + ADAPTIVE_OFFSET
 
-    def _combine(self, plain: list[Tensor]) -> None:
-        perturbed = self.gradients()
-        along = dot(plain, perturbed) / norm(perturbed).square().clamp_min(TINY)
-        for g, now in zip(plain, perturbed, strict=True):
+    def _combine(self, plain: dict[int, Tensor]) -> None:
+        both = in_both(plain, self.gradients())
+        along = projection(*both)
+        for g, now in zip(*both, strict=True):
             if self.combine == "mean":
                 now.add_(g).mul_(0.5)
             else:

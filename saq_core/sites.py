@@ -43,6 +43,13 @@ class Place:
     site: Site
     user: int
 
+    def normalised(self) -> bool:
+        """Say whether the target is in units of std(w) already."""
+        if self.target is self.site.parameter:
+            return False
+        quantizer = getattr(self.site.users[self.user][0], "weight_quantizer", None)
+        return getattr(quantizer, "weight_units", "plain") == "normalised"
+
 
 def find_sites(model: nn.Module, kinds: tuple[str, ...]) -> list[Site]:
     """Find the trainable parameters of these kinds ("weight", "bias", "norm", "weight_step", "input_step")."""
@@ -82,7 +89,7 @@ def places(sites: list[Site], measured_at: str, applied_to: str) -> dict[str, Pl
 
 def gradients_at(places: dict[str, Place]) -> Point:
     """Return the gradient of every place that has one."""
-    found = ((name, place.source.grad) for name, place in places.items())
+    found = ((name, place.source.grad) for name, place in places.items() if place.site.parameter.requires_grad)
     return {name: grad.detach() for name, grad in found if grad is not None}
 
 
@@ -117,3 +124,14 @@ def norm(tensors: list[Tensor]) -> Tensor:
 def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """Return the inner product of all tensors together."""
     return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+
+
+def projection(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """Return how many times b is contained in a."""
+    return dot(a, b) / norm(b).square().clamp_min(TINY)
+
+
+def in_both(a: dict[Any, Tensor], b: dict[Any, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tensors of the names that both have: a pass may leave a parameter without a gradient."""
+    names = [name for name in a if name in b]
+    return [a[name] for name in names], [b[name] for name in names]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -286,7 +287,11 @@ def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
     except Exception as error:  # whatever a missing compiler raises differs between platforms
         warnings.warn(f"no working compiler, training runs eager: {str(error).splitlines()[0]}", stacklevel=3)
         return model
-    return cast(Any, torch.compile(model, dynamic=False))
+    # else all networks of a process share one small number of compiled versions, and later ones run eager
+    apart: dict[str, Any] = (
+        {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+    )
+    return cast(Any, torch.compile(model, dynamic=False, **apart))
 
 
 def _moved(data: Data, device: torch.device) -> Data:

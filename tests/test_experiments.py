@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,10 +41,11 @@ def test_what_is_there_is_not_trained_again_and_other_settings_are_refused(folde
     before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
     model = reproduce(TWIN, seed=3, out=folder, device="cpu")
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before and not model.training
-    with pytest.raises(
-        ValueError, match=r"twin-3.pt must hold the settings .*epochs=5.*: pass another out, or delete it"
-    ):
+    with pytest.raises(ValueError, match=r"twin-3.json must hold .*got other {'recipe': .*'epochs': 2.*delete it"):
         reproduce(TWIN, seed=3, out=folder, device="cpu", epochs=5)
+    for change in ({"bits": "W2A2"}, {"network": "vit"}, {"quantizer": "liq"}, {"limit": 50}):
+        with pytest.raises(ValueError, match=f"got other {{'{next(iter(change))}'"):
+            reproduce(replace(TWIN, **change), seed=3, out=folder, device="cpu")
 
 
 def test_changes_hold_for_the_start_as_well(tmp_path):

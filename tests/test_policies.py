@@ -251,3 +251,80 @@ def test_bad_settings_of_the_family_are_refused():
         SAQ(0.5, rho_range=(0.01, 0.1))
     with pytest.raises(ValueError, match="rho must be a number here, got a function"):
         SAQ(AdaptiveRho())
+
+
+def test_settings_that_a_policy_would_ignore_are_refused():
+    for policy in ("momentum", "subset:0.5"):
+        for other in ({"combine": "mean"}, {"rho_range": (0.01, 0.1)}):
+            with pytest.raises(
+                ValueError, match="policy must see a whole batch at w and at w .* got '(momentum|subset)'"
+            ):
+                SAQ(0.05, policy=policy, **other)
+
+
+def test_normalised_units_are_not_normalised_twice():
+    """The authors' literal form perturbs by as much, in units of the spread of each weight."""
+    for quantizer in ("liq", "liq-authors"):
+        model = build("W4A32", quantizer)
+        layers = {name: layer for name, layer in model.named_children() if hasattr(layer, "delta")}
+        spread = {name: layer.weight.detach().std() for name, layer in layers.items()}
+        epsilon = perturbation(model, setup(model, 0.4, 3, metric="normalised", perturbed=("weight",)))
+        own = {name: layer.weight_quantizer.weight_units == "normalised" for name, layer in layers.items()}
+        assert any(own.values()) == (quantizer == "liq-authors")
+        scaled = [epsilon[f"{name}.delta"] / (1 if own[name] else s) for name, s in spread.items()]
+        assert float(norm(scaled)) == pytest.approx(0.4)
+    with pytest.raises(ValueError, match='measured_at must be "quantized" for weights in normalised units'):
+        setup(build("W4A32", "liq-authors"), 0.4, 1)
+
+
+def test_a_model_that_is_moved_or_frozen_later_keeps_its_case():
+    model = build("W4A32", dtype=torch.float32)
+    sam = setup(model, 0.3, 3)
+    model.double()
+    model.conv1.weight.requires_grad_(False)
+    moved = {name for name, e in perturbation(model, sam).items() if e.any()}
+    assert {"conv2.delta", "fc.delta"} <= moved and "conv1.delta" not in moved
+
+
+def test_autocast_around_the_step_does_not_hide_the_perturbation():
+    model = build(dtype=torch.float32)
+    sam, losses = setup(model, 2.0), []
+
+    def closure():
+        sam.zero_grad()
+        loss = F.cross_entropy(model(X.float()).float(), Y)
+        losses.append(float(loss.detach()))
+        loss.backward()
+        return loss
+
+    with torch.autocast("cpu", torch.bfloat16):
+        sam.step(closure)
+    assert losses[1] > losses[0] + 0.1
+
+
+@pytest.mark.parametrize("policy", ["look:2", "every:2"])
+@pytest.mark.parametrize("combine", ["perturbed", "gsam", "mean"])
+def test_a_layer_that_one_pass_leaves_out_is_no_obstacle(policy, combine):
+    model, calls = build("W4A32"), []
+    sam = setup(model, 0.2, 3, policy=policy, combine=combine)
+
+    def closure():
+        sam.zero_grad()
+        calls.append(1)
+        head = model(X.double())
+        loss = F.cross_entropy(head if len(calls) % 2 else head.detach() + model.fc.bias, Y)
+        loss.backward()
+        return loss
+
+    for _ in range(4):
+        sam.step(closure, diagnose=torch.float64)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_loaded_state_is_a_copy():
+    one, two = (setup(build("W4A32"), 0.2, 3, policy="momentum") for _ in range(2))
+    one.step(closure_for(one.model, one))
+    two.load_state_dict(one.state_dict())
+    before = flat(one.policy.state.values()).clone()
+    two.step(closure_for(two.model, two))
+    assert torch.equal(before, flat(one.policy.state.values()))

@@ -156,7 +156,7 @@ def die(model, history):
         os.kill(os.getpid(), signal.SIGKILL)
 with processes.joined():
     model, data = prepared()
-    sam = SAQ(0.3, policy="momentum", rho_range=(0.1, 0.5))
+    sam = SAQ(0.3, policy="look:2", rho_range=(0.1, 0.5))
     train(model, data, recipe(sam, epochs=4), on_epoch=die, checkpoint="run.pt", log="run.jsonl")
     torch.save({k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}, sys.argv[1])
 """

@@ -369,7 +369,7 @@ def test_bad_rho_is_refused(rho):
 @pytest.mark.parametrize("model", [nn.Flatten(), nn.Linear(2, 2).requires_grad_(False)])
 def test_a_model_without_trainable_weights_is_refused(model):
     base = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    with pytest.raises(ValueError, match="model must have trainable weights, got none"):
+    with pytest.raises(ValueError, match="model must have trainable parameters of the kinds .* to perturb, got none"):
         SAM(model, base, rho=0.05)
 
 

@@ -2,6 +2,7 @@ import copy
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -433,3 +434,15 @@ def test_the_log_is_the_table(tmp_path):
     history = train(network(), toy(), RECIPE, log=tmp_path / "deep" / "run.jsonl")
     lines = (tmp_path / "deep" / "run.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == history.epochs
+
+
+def test_numbers_of_numpy_come_back_from_files(tmp_path):
+    sam = SAQ(np.float64(0.05))
+    recipe = Recipe(epochs=2, lr=np.logspace(-2, -1, 2)[1], batch_size=8, sam=sam)
+
+    def watch(model, history):
+        return {"a": np.float64(0.5), "b": np.float32(0.5), "c": np.int64(3)}
+
+    train(network(), toy(), recipe, on_epoch=watch, checkpoint=tmp_path / "run.pt", log=tmp_path / "run.jsonl")
+    again = train(network(), toy(), recipe, checkpoint=tmp_path / "run.pt")
+    assert [again.epochs[-1][k] for k in "abc"] == [0.5, 0.5, 3]
