@@ -39,7 +39,14 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do what the command line asks for."""
-    given = vars(_parser().parse_args(arguments))
+    parser = _parser()
+    try:
+        _run(vars(parser.parse_args(arguments)))
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def _run(given: dict[str, Any]) -> None:
     command = given.pop("command")
     if command == "list":
         for source, group in itertools.groupby(EXPERIMENTS.values(), key=lambda one: one.source):

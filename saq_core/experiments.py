@@ -78,11 +78,10 @@ def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: 
     file, record = out / f"{stem}.pt", out / f"{stem}.json"
     settings = json.loads(json.dumps(asdict(experiment)))
     known = json.loads(record.read_text()) if record.exists() else settings
-    other = {name: known.get(name) for name, value in settings.items() if known.get(name) != value}
+    mine, theirs = ({**one, **one["recipe"], "recipe": None} for one in (settings, known))
+    other = {name: theirs.get(name) for name in mine if theirs.get(name) != mine[name]}
     if other:
-        raise ValueError(
-            f"{record} must hold the settings of this run, got other {other}: pass another out, or delete it"
-        )
+        raise ValueError(f"{record} must hold this run's settings, got other {other}: pass another out, or delete it")
     if file.exists():
         return load(file, map_location=data.train[0].device)
     if experiment.start is None:

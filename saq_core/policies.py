@@ -101,8 +101,8 @@ class Momentum:
     ``ε = rho·T²m / ‖T m‖``, ``m ← decay·m + (1 - decay)·g``, with g the gradient at w + ε: for Case 3 that of the
     quantized weights, ∂L/∂delta, so that it is Case 3 and not Case 1.
 
-    Choose it where a second pass is too expensive. All processes have one ε, as if
-    synchronised. BatchNorm statistics are those of the perturbed weights.
+    Choose it where a second pass is too expensive. All processes have one ε, as if synchronised. BatchNorm statistics
+    are those of the perturbed weights.
 
     Cost: 1 pass, and one copy of the perturbed tensors.
 

@@ -125,6 +125,7 @@ VARIANTS: dict[str, SAQ | None] = {
     "saq2": SAQ(0.05, case=2),
     "saq3": SAQ(0.05, case=3),
     "saq3-momentum": SAQ(0.05, policy="momentum:0.9"),
+    "saq3-subset": SAQ(0.05, policy="subset:0.15"),
 }
 
 

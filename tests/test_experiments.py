@@ -41,7 +41,7 @@ def test_what_is_there_is_not_trained_again_and_other_settings_are_refused(folde
     before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
     model = reproduce(TWIN, seed=3, out=folder, device="cpu")
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before and not model.training
-    with pytest.raises(ValueError, match=r"twin-3.json must hold .*got other {'recipe': .*'epochs': 2.*delete it"):
+    with pytest.raises(ValueError, match=r"twin-3.json must hold .*got other {'epochs': 2}: .*delete it"):
         reproduce(TWIN, seed=3, out=folder, device="cpu", epochs=5)
     for change in ({"bits": "W2A2"}, {"network": "vit"}, {"quantizer": "liq"}, {"limit": 50}):
         with pytest.raises(ValueError, match=f"got other {{'{next(iter(change))}'"):
@@ -84,6 +84,17 @@ def test_the_command_line_teaches(capsys):
     with pytest.raises(SystemExit):
         command_line.main(["train", "--help"])
     assert "--micro-batch" in capsys.readouterr().out
+
+
+def test_errors_of_the_command_line_are_one_line(capsys, tmp_path):
+    for words, message in (
+        (["digits-resnet8", "--epochs", "0", "--out", str(tmp_path)], "epochs must be a whole number >= 1, got 0"),
+        (["cifar10-resnet20", "--root", str(tmp_path)], "no complete cifar10 under"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            command_line.main(["train", *words])
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
 
 
 def test_a_saved_network_is_described_from_the_command_line(folder, capsys):
