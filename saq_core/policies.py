@@ -111,7 +111,7 @@ class Momentum:
 
     compares = False
 
-    def __init__(self, decay: float = 0.9) -> None:
+    def __init__(self, decay: float = 0.6) -> None:
         self.decay = decay
         self.state: dict[str, Any] = {}
 
@@ -165,7 +165,7 @@ POLICIES: dict[str, tuple[Any, type, str]] = {
 
 
 def make_policy(text: str) -> Policy:
-    """Return the policy that "full", "every:5", "look:5", "momentum:0.9" or "subset:0.25" names."""
+    """Return the policy that "full", "every:5", "look:5", "momentum:0.6" or "subset:0.25" names."""
     name, colon, number = str(text).partition(":")
     try:
         kind, type_, rule = POLICIES[name]

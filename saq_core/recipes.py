@@ -124,7 +124,7 @@ VARIANTS: dict[str, SAQ | None] = {
     "saq1": SAQ(0.05, case=1),
     "saq2": SAQ(0.05, case=2),
     "saq3": SAQ(0.05, case=3),
-    "saq3-momentum": SAQ(0.05, policy="momentum:0.9"),
+    "saq3-momentum": SAQ(0.05, policy="momentum:0.6"),
     "saq3-subset": SAQ(0.05, policy="subset:0.15"),
 }
 

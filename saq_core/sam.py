@@ -151,7 +151,7 @@ class SAM:
             tensors of two or more dimensions, else T = 1.
         combine: What the update uses: "perturbed", the gradient at w + ε; "mean", its mean with the one at w; "gsam",
             the perturbed one less 0.4 times the part of the plain one that is orthogonal to it.
-        policy: Which steps pay for a second pass: "full", "every:5", "look:5", "momentum:0.9" or "subset:0.25" (see
+        policy: Which steps pay for a second pass: "full", "every:5", "look:5", "momentum:0.6" or "subset:0.25" (see
             `saq_core.policies`), or an object with their methods.
         perturbed: Kinds of parameters that get ε: "weight" (everything that is none of the others), "bias", "norm",
             "weight_step" and "input_step" (steps, clips and offsets of quantizers).
