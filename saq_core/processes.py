@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as distributed
+import torch.distributed.nn.functional  # noqa: F401  (imported later, its defaults would keep the process group alive)
 from torch import Tensor, nn
 
 
@@ -29,6 +31,7 @@ def joined() -> Iterator[torch.device]:
     try:
         yield device
     finally:
+        gc.collect()  # what still refers to the group keeps gloo's threads, which abort a process that is ending
         distributed.destroy_process_group()
 
 
