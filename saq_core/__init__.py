@@ -6,6 +6,7 @@ from .costs import Description, describe
 from .data import Data, load_data
 from .experiments import reproduce
 from .history import History
+from .integers import SizeReport, export
 from .layers import dequantize, quantize
 from .models import build_model
 from .quantizers import LIQ, LSQ, PACT, DoReFa, LSQPlus, MinMax
@@ -43,4 +44,6 @@ __all__ = [
     # files
     "save",
     "load",
+    "export",
+    "SizeReport",
 ]

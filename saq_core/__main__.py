@@ -4,6 +4,7 @@
     python -m saq_core train digits-resnet8-w2a2-saq3
     python -m saq_core train cifar10-resnet20-w4a4-saq3 --root data --seed 1
     torchrun --nproc-per-node=8 -m saq_core train my_package.experiments:W3A3 --root data
+    python -m saq_core export build/runs/digits-resnet8-w2a2-saq3-0.pt small.pt
 
 An experiment is a data set, a network, its bits and a recipe; `list` shows those that come along. One of your own is an
 object in any module that can be imported:
@@ -55,14 +56,17 @@ def _run(given: dict[str, Any]) -> None:
                 size = f"{one.recipe.epochs:3} epochs, {one.limit or 'all'} images"
                 print(f"  {one.name:36} {one.bits or 'FP32':5} {size}")
         return
-    if command == "describe":
-        from . import describe, load
+    if command in ("describe", "export"):
+        from . import describe, export, load
 
-        print(describe(load(given["file"])))
+        model = load(given["file"])
+        print(describe(model) if command == "describe" else export(model, given["to"]))
         return
     own = {name: given.pop(name) for name in ("name", "root", "seed", "out", "device", "download")}
     changes = {name: value for name, value in given.items() if value is not None}
     with processes.joined() as device:
+        if processes.size() > 1 and str(own["device"]).startswith("cuda"):
+            raise ValueError(f"device must be left out with several processes, each has its own, got {own['device']}")
         model = reproduce(own.pop("name"), **{**own, "device": own["device"] or device}, **changes)
         if processes.rank() == 0:
             print(model.history)
@@ -85,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         train.add_argument(f"--{name.replace('_', '-')}", default=None, **settings)
     described = commands.add_parser("describe", help="layers, bits, parameters, MACs and BOPs of a saved network")
     described.add_argument("file")
+    exported = commands.add_parser("export", help="write a saved network with its weights as packed integers")
+    exported.add_argument("file", help="that saq_core.save wrote")
+    exported.add_argument("to", help="file to write; saq_core.load reads it")
     return parser
 
 

@@ -48,6 +48,7 @@ class QMultiheadAttention(nn.MultiheadAttention):
     """
 
     parts = ("", ".products")  # each can be given bits of its own; out_proj is found as a layer
+    weight_name = "in_proj_weight"
     float_type: type[nn.Module]
     delta: Tensor
     # nn.TransformerEncoderLayer asks this before it takes its fused path, which would read the float weights
@@ -77,20 +78,22 @@ class QMultiheadAttention(nn.MultiheadAttention):
         for name in [f"{p}_weight_quantizer" for p in PROJECTIONS] + ["input_quantizer", "products", "delta"]:
             delattr(self, name)
 
-    def _thirds(self) -> list[tuple[Any, Tensor]]:
-        """Return (quantizer, weight) of q, k and v."""
-        quantizers = [getattr(self, f"{name}_weight_quantizer") for name in PROJECTIONS]
-        return list(zip(quantizers, self.in_proj_weight.chunk(3), strict=True))
+    def quantized_parts(self) -> dict[str, tuple[Any, Tensor]]:
+        """Return name -> (quantizer, weight) of q, k and v."""
+        names = [f"{name}_weight" for name in PROJECTIONS]
+        thirds = zip(names, self.in_proj_weight.chunk(3), strict=True)
+        return {name: (getattr(self, f"{name}_quantizer"), weight) for name, weight in thirds}
 
     def used_weight(self) -> Tensor:
         """Return the packed weight that the forward pass uses."""
-        return torch.cat([quantizer(w) for quantizer, w in self._thirds()]) + self.delta
+        return torch.cat([quantizer(w) for quantizer, w in self.quantized_parts().values()]) + self.delta
 
     @torch.no_grad()
     def quantized_weights(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Return name -> (Q(w) without delta, the delta buffer itself, step of each row (3·width, 1))."""
-        values = torch.cat([quantizer(w) for quantizer, w in self._thirds()])
-        steps = torch.cat([quantizer.step_size(w).expand(len(w), 1) for quantizer, w in self._thirds()])
+        parts = self.quantized_parts().values()
+        values = torch.cat([quantizer(w) for quantizer, w in parts])
+        steps = torch.cat([quantizer.step_size(w).expand(len(w), 1) for quantizer, w in parts])
         return {"in_proj_weight": (values, self.delta, steps)}
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from . import files
 from .history import History
+from .integers import KIND, check_latent, unpack_
 from .layers import copy_model, quantize
 from .models import make
 from .recipes import Recipe
@@ -23,7 +24,11 @@ def save(model: nn.Module, path: str | Path) -> None:
     Args:
         model: Any network; what `build_model`, `quantize` and `train` left on it goes along.
         path: Folders are made.
+
+    Raises:
+        ValueError: If the network was read from what `export` wrote.
     """
+    check_latent(model, "copy that file, or export() again")
     recipe, history = getattr(model, "recipe", None), getattr(model, "history", None)
     content = {
         "state": model.state_dict(),
@@ -40,6 +45,8 @@ def save(model: nn.Module, path: str | Path) -> None:
 def load(path: str | Path, model: nn.Module | None = None, *, map_location: Any = "cpu") -> nn.Module:
     """Return the network that `save` wrote, in evaluation mode, with its recipe, history and probe.
 
+    From what `export` wrote: the network with the weights it computed with, which can be measured but not trained.
+
     Args:
         path: The file.
         model: Needed for networks that `build_model` did not make: one of the same kind, float or quantized. It is
@@ -50,19 +57,21 @@ def load(path: str | Path, model: nn.Module | None = None, *, map_location: Any 
         FileNotFoundError: If there is no such file.
         ValueError: If the file is cut short or not ours, or holds another network or quantizer than `model`.
     """
-    content = files.read(path, "model", map_location)
+    content = files.read(path, ("model", KIND), map_location)
     network = _instance(content, model, path)
+    if content["kind"] == KIND:
+        content["state"] |= unpack_(network, content["packed"])
     files.check_same_network(network, content["state"], path)
     dtypes = [v.dtype for v in content["state"].values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
     network.to(dtype=dtypes[0] if dtypes else torch.float32).load_state_dict(content["state"])
     attributes = cast(Any, network)
     if content["architecture"] is not None:
         attributes.architecture = content["architecture"]
-    if content["probe"] is not None:
+    if content.get("probe") is not None:
         attributes.probe = tuple(part.cpu() for part in content["probe"])
-    if content["recipe"] is not None:
+    if content.get("recipe") is not None:
         attributes.recipe = Recipe.from_dict(content["recipe"])
-    if content["history"] is not None:
+    if content.get("history") is not None:
         attributes.history = History.from_state(content["history"])
     return network.to(map_location).eval()
 

@@ -30,7 +30,7 @@ def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
         raise
 
 
-def read(path: str | Path, kind: str, map_location: Any = "cpu") -> dict[str, Any]:
+def read(path: str | Path, kinds: str | tuple[str, ...], map_location: Any = "cpu") -> dict[str, Any]:
     """Read what `write` wrote; nothing in the file is executed.
 
     Raises:
@@ -41,13 +41,16 @@ def read(path: str | Path, kind: str, map_location: Any = "cpu") -> dict[str, An
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on a foreign file; the error below says it
             content = torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # from opening; a cut archive's has no name
+            raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path} is cut short or not a saq_core checkpoint: {reason}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is not a saq_core checkpoint: it was written by something else")
-    if content["kind"] != kind:
-        raise ValueError(f"{path} must hold a {kind}, got a {content['kind']}")
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    if content["kind"] not in kinds:
+        raise ValueError(f"{path} must hold a {kinds[0]}, got a {content['kind']}")
     return content
 
 

@@ -27,6 +27,7 @@ class _QuantizedLayer(nn.Module):
     """
 
     parts: tuple[str, ...] = ("",)  # what can be given bits, as endings of the layer's name
+    weight_name = "weight"
     float_type: type[nn.Module]  # what the layer was, and becomes again
     weight: Tensor
     delta: Tensor
@@ -48,6 +49,10 @@ class _QuantizedLayer(nn.Module):
         """Put the used weight into the place of the float one and drop what `attach_` added."""
         self.weight.data = self.used_weight().detach()
         del self.weight_quantizer, self.input_quantizer, self.delta
+
+    def quantized_parts(self) -> dict[str, tuple[Any, Tensor]]:
+        """Return name -> (quantizer, the part of the weight that it quantizes); the whole is their concatenation."""
+        return {"weight": (self.weight_quantizer, self.weight)}
 
     def used_weight(self) -> Tensor:
         """Return the weight that the forward pass uses."""

@@ -122,9 +122,7 @@ class Momentum:
             loss = sam.backward(closure)
         sam.observe(epsilon)
         gradient = sam.gradient()
-        processes.average_(
-            list(gradient.values())
-        )  # that of the parameters is averaged already: its pass is the update's
+        processes.average_(list(gradient.values()))  # changes nothing where the pass of the update has averaged it
         for name, g in gradient.items():
             self.state.setdefault(name, torch.zeros_like(g))
         torch._foreach_lerp_([self.state[name] for name in gradient], list(gradient.values()), 1 - self.decay)
@@ -154,9 +152,9 @@ class Subset:
         return sam.full_step(closure, self.share)[0]
 
 
-# Name -> (class, type of its number, what the number must be).
+# Name -> (class, type of its number, what the number must be; "" = it takes none).
 POLICIES: dict[str, tuple[Any, type, str]] = {
-    "full": (Full, int, ""),
+    "full": (Full, float, ""),
     "every": (Every, int, ">= 1"),
     "look": (Look, int, ">= 1"),
     "momentum": (Momentum, float, "in [0, 1)"),

@@ -37,11 +37,12 @@ def clip(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def scale_gradient(s: Tensor, factor: float) -> Tensor:
-    """Return s unchanged with its gradient multiplied by `factor`.
+    """Return s unchanged, to the bit, with its gradient multiplied by `factor`.
 
     A backward hook would be wrong when gradients accumulate over several uses; this is part of the graph.
     """
-    return s * factor + (s - s * factor).detach()
+    scaled = s * factor
+    return s.detach() + (scaled - scaled.detach())
 
 
 def check_bits(bits: int, name: str = "bits") -> int:

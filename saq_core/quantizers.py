@@ -155,8 +155,8 @@ class DoReFa(_Clipping):
     """Quantize weights after squashing them by tanh, and activations by a fixed clip.
 
     Weights: u = tanh(w)/max|tanh(w)|, ``q = 2·R((u+1)/2) - 1`` with R(v) = round(n·v)/n and n = 2^b - 1: levels from -1
-    to 1, none at zero; ``Q = f·q`` with f = Σwq/Σq². One bit: ``Q = E|w|·sign(w)``, gradient 1. Activations:
-    ``c·R(clamp(x/c, 0, 1))``.
+    to 1, none at zero; ``Q = f·q`` with f = Σwq/Σq², computed as half-integers times the step 2f/n. One bit:
+    ``Q = E|w|·sign(w)``, gradient 1. Activations: ``c·R(clamp(x/c, 0, 1))``.
 
     Choose it as the baseline without learned parameters, or for 1-bit weights; tanh bends weights beyond about ±1, so
     that a trained network with such weights has to be trained on.
@@ -178,25 +178,25 @@ class DoReFa(_Clipping):
             self.register_buffer("clip", torch.ones(self.shape))
 
     def _levels(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weights on levels from -1 to 1, and the factor that brings these to the units of w."""
+        """Return the levels of the weights, half-integers from -n/2 to n/2, and their distance in the units of w."""
         if self.bits == 1:
-            q = (w >= 0).to(w.dtype) * 2 - 1
+            q = (w >= 0).to(w.dtype) - 0.5
         else:
             u, n = w.tanh(), 2**self.bits - 1
             largest = u.detach().abs().amax(self._dims(w), keepdim=True).clamp_min(SMALLEST_STEP)
-            q = 2 * round_ste((u / largest + 1) / 2 * n) / n - 1
+            q = round_ste((u / largest + 1) / 2 * n) - n / 2
         fixed, dims = q.detach(), self._dims(w)
         return q, (w.detach() * fixed).sum(dims, keepdim=True) / fixed.square().sum(dims, keepdim=True)
 
     def _quantize(self, x: Tensor) -> Tensor:
         if self.activation:
             return super()._quantize(x)
-        q, factor = self._levels(x)
-        return q * factor if self.bits > 1 else q * factor + (x - x.detach())
+        q, step = self._levels(x)
+        return q * step if self.bits > 1 else q * step + (x - x.detach())
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between levels, broadcastable to x."""
-        return super().step_size(x) if self.activation else self._levels(x)[1] * (2 / (2**self.bits - 1))
+        return super().step_size(x) if self.activation else self._levels(x)[1]
 
 
 class LIQ(_Clipping):
@@ -263,7 +263,7 @@ class LIQ(_Clipping):
         if self.activation or not self.signed:
             return super()._quantize(x)
         c, n = self._clip(), 2**self.bits - 1
-        return (2 * round_ste((clip(x / c, -1, 1) + 1) / 2 * n) / n - 1) * c
+        return (round_ste((clip(x / c, -1, 1) + 1) / 2 * n) - n / 2) * (c * (2 / n))
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between levels, broadcastable to x."""

@@ -39,7 +39,7 @@ class SAQ:
         metric: See `SAM`.
         combine: See `SAM`.
         policy: See `SAM`.
-        perturbed: See `SAM`.
+        perturbed: See `SAM`. A weight that a quantized layer shares with an embedding is perturbed in that layer alone.
         rho_range: (lowest, highest) lets `AdaptiveRho` move rho between these, from `rho` on; None holds it.
         synchronised: See `SAM`.
 

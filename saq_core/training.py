@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from . import files, processes
 from .data import Data, Split, device_of, evaluation_batches, evaluation_mode, mix, steps_per_epoch, training_batches
 from .history import History
+from .integers import check_latent
 from .recipes import Recipe
 from .sam import SAM
 
@@ -251,6 +252,7 @@ class _Run:
 
 
 def _base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    check_latent(model, "train the one that save() wrote, or dequantize() this one")
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError("model must have trainable parameters, got none")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import saq_core
-from saq_core import EXPERIMENTS, SAQ, Experiment, Recipe, reproduce
+from saq_core import EXPERIMENTS, SAQ, Experiment, Recipe, load, processes, reproduce
 from saq_core import __main__ as command_line
 from saq_core.experiments import find_experiment
 from saq_core.models import NAMES
@@ -101,3 +101,18 @@ def test_a_saved_network_is_described_from_the_command_line(folder, capsys):
     command_line.main(["describe", str(folder / "twin-3.pt")])
     out = capsys.readouterr().out
     assert "conv1" in out and "BOPs" in out and torch.get_num_threads()
+
+
+def test_a_saved_network_is_exported_from_the_command_line(folder, tmp_path, capsys):
+    command_line.main(["export", str(folder / "twin-3.pt"), str(tmp_path / "small.pt")])
+    assert "times fewer than" in capsys.readouterr().out
+    x = torch.randn(2, *load(folder / "twin-3.pt").architecture["input_shape"])
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "small.pt")(x), load(folder / "twin-3.pt")(x))
+
+
+def test_many_processes_are_not_put_on_one_gpu(folder, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "size", lambda: 2)
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(["train", "digits-resnet8", "--device", "cuda:0"])
+    assert "device must be left out" in capsys.readouterr().err
