@@ -58,7 +58,8 @@ class Hessian:
         data: ``(x, y)`` or a re-iterable of batches; default ``model.probe``.
         space: ``"quantized"`` (default) or ``"latent"``, see `landscape.coordinates`.
         layers: names of the modules or weights that vary; default all.
-        at: ``"layer.input"``: not the weights vary but what goes into that layer, n = all its elements over the data.
+        at: ``"layer.input"`` or ``"layer.output"``: not the weights vary but what goes into or comes out of that
+            module, n = all its elements over the data.
         loss: ``loss(output, target)``; default cross-entropy.
         objective: ``objective(model, batch) → (mean loss, weight)`` in place of ``loss``.
         memory: bytes that graphs may hold between products; default half of what is free.
@@ -276,16 +277,16 @@ class Scaled:
 
 
 class _Inputs:
-    """What goes into one layer, over all the data, as the tensor that varies."""
+    """What goes into one layer, or comes out, over all the data, as the tensor that varies."""
 
     def __init__(self, objective: Objective, at: str) -> None:
         name, _, leaf = at.rpartition(".")
         modules = dict(objective.model.named_modules())
         if not objective.same_order:
             raise ValueError("at= needs data in one order: pass (x, y) or a list of batches, not a loader")
-        if leaf != "input" or name not in modules:
-            raise ValueError(f'at must be "<module>.input" with the name of a module, got {at!r}')
-        self.module = modules[name]
+        if leaf not in ("input", "output") or name not in modules:
+            raise ValueError(f'at must be "<module>.input" or ".output" with the name of a module, got {at!r}')
+        self.module, self.leaf = modules[name], leaf
         self._parts: list[Tensor] = []
         with objective.quiet(), torch.no_grad():
             for batch in objective.batches():
@@ -297,7 +298,7 @@ class _Inputs:
         self.rows = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
         rounded = any(getattr(module, "is_quantizer", False) for module in objective.model.modules())
         centre = {at: torch.cat(self._parts)}
-        self.coordinates = Coordinates(f"input of {name}", rounded, centre, {at: at}, centre)
+        self.coordinates = Coordinates(f"{leaf} of {name}", rounded, centre, {at: at}, centre)
 
     def cut(self, number: int, vector: Tensor) -> list[Tensor]:
         """Cut one batch's part out of a vector of shape (n,)."""
@@ -316,7 +317,10 @@ class _Inputs:
 
     @contextlib.contextmanager
     def _hook(self, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        handle = self.module.register_forward_pre_hook(lambda _, inputs: (function(inputs[0]), *inputs[1:]))
+        if self.leaf == "input":
+            handle = self.module.register_forward_pre_hook(lambda _, inputs: (function(inputs[0]), *inputs[1:]))
+        else:
+            handle = self.module.register_forward_hook(lambda _, inputs, output: function(output))
         try:
             yield
         finally:

@@ -9,8 +9,10 @@ from .history import History
 from .integers import SizeReport, export
 from .layers import dequantize, quantize
 from .models import build_model
-from .quantizers import LIQ, LSQ, PACT, DoReFa, LSQPlus, MinMax
+from .perturbation import FPQ, distillation_loss, feature_noise
+from .quantizers import LIQ, LSQ, PACT, AsymmetricLSQ, DoReFa, LSQPlus, MinMax
 from .recipes import EXPERIMENTS, Experiment, Recipe
+from .rises import FeatureRise, feature_rise
 from .sam import SAM, SAQ
 from .training import evaluate, train
 
@@ -24,6 +26,7 @@ __all__ = [
     # quantization
     "LSQ",
     "LSQPlus",
+    "AsymmetricLSQ",
     "PACT",
     "DoReFa",
     "LIQ",
@@ -34,6 +37,11 @@ __all__ = [
     # training
     "SAM",
     "SAQ",
+    "FPQ",
+    "feature_noise",
+    "distillation_loss",
+    "feature_rise",
+    "FeatureRise",
     "Recipe",
     "History",
     "train",

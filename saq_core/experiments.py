@@ -89,7 +89,8 @@ def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: 
     else:
         model = _trained(find_experiment(experiment.start), data, seed, out, changes)
     if experiment.bits is not None:
-        model = calibrate(quantize(model, experiment.bits, quantizer=experiment.quantizer), data)
+        twin = quantize(model, experiment.bits, quantizer=experiment.quantizer, per_channel=experiment.per_channel)
+        model = calibrate(twin, data)
     processes.wait()  # until all have looked
     if processes.rank() == 0:
         files.write_text(record, json.dumps(settings, indent=1) + "\n")

@@ -65,9 +65,10 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
     """Write a quantized network with its weights as packed integers, and report the sizes.
 
     Each weight becomes whole numbers from 0 to 2^bits - 1, stored in `bits` bits without gaps, and ``(integer - zero) ·
-    scale`` with a whole or half zero. Where that is not exact to the bit (LIQ's convolutions, which add a mean) the
-    values of the levels take the scale's place. `load` makes the network again: its outputs equal the exported one's to
-    the bit on the same machine. Activations are rounded as before, in floating point; no integer kernels are called.
+    scale``, one scale and zero per step; zero is a whole or half number. Where that is not exact to the bit (LIQ's
+    convolutions, which add a mean) the values of the levels take their place. `load` makes the network again: its
+    outputs equal the exported one's to the bit on the same machine. Activations are rounded as before, in floating
+    point; no integer kernels are called.
 
     Args:
         model: Quantized by `quantize`, calibrated; it is left as it is. Latent weights, recipe, history and probe stay
@@ -88,7 +89,7 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
             with torch.no_grad():
                 value, step = quantizer(weight).cpu(), quantizer.step_size(weight).detach().cpu()
             packed[label] = _pack(value, step, quantizer.bits, label)
-            scales = sum(_bytes(packed[label][key]) for key in ("scale", "levels") if key in packed[label])
+            scales = sum(_bytes(packed[label][key]) for key in ("scale", "zero", "levels") if key in packed[label])
             sizes[label] = PackedSize(tuple(value.shape), quantizer.bits, _bytes(packed[label]["integers"]), scales)
             gone += [f"{label}_quantizer.", f"{name}.{layer.weight_name}".removeprefix(".")]
     if not packed:
@@ -170,19 +171,18 @@ def _bytes(tensor: Tensor) -> int:
 def _pack(value: Tensor, step: Tensor, bits: int, label: str) -> dict[str, Any]:
     """Return levels as integers without gaps, and what makes floats of them again, checked to be exact."""
     stored = {"bits": bits, "shape": list(value.shape), "step": step}
-    multiples = value.double() / step.double()
-    halves = bool((multiples - multiples.round()).abs().max() > 0.25)  # levels on both sides of zero, none on it
-    zero = (2**bits - 1) / 2 if halves else 2.0 ** (bits - 1)
-    codes = (multiples + zero).round()
-    scaled = {**stored, "scale": step, "zero": zero, "integers": _packed_bits(codes, bits)}
-    if torch.equal(_unpack(scaled), value):
-        return scaled
     rows = value.reshape(step.numel(), -1)
-    codes = ((rows - rows.amin(1, keepdim=True)) / step.reshape(-1, 1)).round().long()
+    unit = step.where(step > 0, 1).reshape(-1, 1).double()  # weights that are all zero may have a step of zero
+    zero = -(2 * rows.amin(1, keepdim=True) / unit).round() / 2  # levels are multiples of the step, or halfway between
+    codes = (rows / unit + zero).round().long()
     if int(codes.max()) >= 2**bits:
         raise ValueError(f"{label} must have at most {2**bits} levels for {bits} bits, got {int(codes.max()) + 1}")
+    integers = _packed_bits(codes, bits)
+    scaled = {**stored, "scale": step, "zero": zero.to(step.dtype).reshape(step.shape), "integers": integers}
+    if torch.equal(_unpack(scaled), value):
+        return scaled
     levels = torch.zeros(len(rows), 2**bits, dtype=rows.dtype).scatter_(1, codes, rows)
-    tabled = {**stored, "levels": levels, "integers": _packed_bits(codes, bits)}
+    tabled = {**stored, "levels": levels, "integers": integers}
     if not torch.equal(_unpack(tabled), value):
         raise ValueError(f"{label} must lie on the levels of its quantizer to be exported, got values between them")
     return tabled
@@ -195,8 +195,8 @@ def _unpack(stored: dict[str, Any]) -> Tensor:
     if "levels" in stored:
         levels = stored["levels"].cpu()
         return levels.gather(1, codes.reshape(len(levels), -1)).reshape(shape)
-    scale = stored["scale"].cpu()
-    return (codes.to(scale.dtype) - stored["zero"]).reshape(shape) * scale
+    scale, zero = stored["scale"].cpu(), stored["zero"].cpu()
+    return (codes.to(scale.dtype).reshape(shape) - zero) * scale
 
 
 def _packed_bits(codes: Tensor, bits: int) -> Tensor:

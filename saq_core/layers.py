@@ -45,9 +45,10 @@ class _QuantizedLayer(nn.Module):
         self.input_quantizer = input_quantizer(quantizer, bits[0][1], self.weight)
         self.register_buffer("delta", torch.zeros_like(self.weight, requires_grad=False), persistent=False)
 
-    def detach_(self) -> None:
-        """Put the used weight into the place of the float one and drop what `attach_` added."""
-        self.weight.data = self.used_weight().detach()
+    def detach_(self, latent: bool = False) -> None:
+        """Put the used weight into the place of the float one unless `latent`; drop what `attach_` added."""
+        if not latent:
+            self.weight.data = self.used_weight().detach()
         del self.weight_quantizer, self.input_quantizer, self.delta
 
     def quantized_parts(self) -> dict[str, tuple[Any, Tensor]]:
@@ -243,14 +244,14 @@ def _swap(layer: Any, bits: list[tuple[int, int]], quantizer: str, per_channel: 
 
 
 @torch.no_grad()
-def dequantize(model: nn.Module) -> nn.Module:
+def dequantize(model: nn.Module, *, latent: bool = False) -> nn.Module:
     """Return a float copy whose weights are the values that the quantized network computes with, Q(w) + delta.
 
-    Activations are no longer quantized.
+    Activations are no longer quantized. With `latent`, the weights are the floats that the optimizer moves.
     """
     model = copy_model(model)
     for layer in [cast(Any, m) for m in model.modules() if hasattr(m, "quantized_weights")]:
-        layer.detach_()
+        layer.detach_(latent)
         layer.__class__ = layer.__dict__.pop("float_type")
     model.__dict__.pop("quantization", None)
     return model

@@ -1,4 +1,4 @@
-"""The quantizers by name: LSQ, LSQ+, PACT, DoReFa, LIQ and MinMax."""
+"""The quantizers by name: LSQ, LSQ+ and LSQ with a fixed zero point, PACT, DoReFa, LIQ and MinMax."""
 
 from __future__ import annotations
 
@@ -97,6 +97,43 @@ class LSQPlus(LSQ):
     def _quantize(self, x: Tensor) -> Tensor:
         offset = scale_gradient(self.offset, self._gradient_factor(x))
         return super()._quantize(x - offset) + offset
+
+
+class AsymmetricLSQ(LSQ):
+    """Quantize with a learned step size and a fixed zero point: levels from 0 to 2^b - 1, wherever the values lie.
+
+    ``Q(x) = s · (round(clamp(x/s + z, 0, n)) - z)``, n = 2^b - 1, s = (max - min)/n and z = round(n - max/s) at the
+    start. The gradient of s is LSQ's: round(x/s) - x/s inside, -z below and n - z above, times 1/sqrt(N·n).
+
+    Choose it to reproduce FPQ (with ``per_channel=True``).
+
+    Args:
+        bits, shape, activation: See `Quantizer`. signed: Without effect, the range of the data decides.
+
+    Source: Pang and Cai, Stabilizing Quantization-Aware Training (2025), eq. 3-6. Departures: the mask is that of the
+    unrounded value and 8-bit steps are not trained, both as in `LSQ`.
+    """
+
+    method = "minmax"
+    two_ended = True
+    smallest_signed_bits = 1
+    zero: Tensor
+
+    def _add_state(self) -> None:
+        super()._add_state()
+        self.register_buffer("zero", torch.zeros(self.shape))
+
+    def _range(self) -> tuple[int, int]:
+        return 0, 2**self.bits - 1
+
+    def _set_range_(self, low: Tensor, high: Tensor) -> None:
+        last = self._range()[1]
+        self.step.data.copy_((high - low) / last)
+        self.zero.copy_((last - high / self._step()).round())
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        s = scale_gradient(self._step(), self._gradient_factor(x))
+        return (round_ste(clip(x * (1 / s) + self.zero, *self._range())) - self.zero) * s
 
 
 class _Clipping(Quantizer):
@@ -329,6 +366,7 @@ class MinMax(Quantizer):
 QUANTIZERS: dict[str, tuple[type[Quantizer], dict[str, Any], type[Quantizer]]] = {
     "lsq": (LSQ, {}, LSQ),
     "lsq+": (LSQ, {}, LSQPlus),
+    "lsq-asymmetric": (AsymmetricLSQ, {}, AsymmetricLSQ),
     "pact": (DoReFa, {}, PACT),
     "dorefa": (DoReFa, {}, DoReFa),
     "liq": (LIQ, {}, LIQ),

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .perturbation import FPQ
 from .sam import SAQ
 
 SCHEDULES = ("cosine", "steps", "constant")
@@ -29,6 +30,7 @@ class Recipe:
             or "constant".
         warmup: Epochs in which the learning rate rises linearly to the schedule's.
         sam: Sharpness-aware, or None for the plain optimizer at the price of one pass per step.
+        fpq: Features with noise, distilled from the float network, or None.
         label_smoothing: Share of the label that is spread over all classes.
         mix: "mixup", "cutmix" or "both" blends pairs of images and their labels; None leaves them.
         clip_norm: Longest gradient, over all parameters together; ε comes from the gradient before.
@@ -48,6 +50,7 @@ class Recipe:
     schedule: str = "cosine"
     warmup: int = 0
     sam: SAQ | None = None
+    fpq: FPQ | None = None
     label_smoothing: float = 0.0
     mix: str | None = None
     clip_norm: float | None = None
@@ -77,7 +80,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
         """Rebuild a recipe from `dataclasses.asdict`."""
-        return cls(**{**stored, "sam": SAQ(**stored["sam"]) if stored["sam"] else None})
+        made = {name: kind(**stored[name]) for name, kind in (("sam", SAQ), ("fpq", FPQ)) if stored.get(name)}
+        return cls(**{**stored, **made})
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0 over all epochs."""
@@ -103,6 +107,7 @@ class Experiment:
         recipe: Its seed is replaced by the run's.
         bits: See `quantize`; None = full precision.
         quantizer: See `quantize`.
+        per_channel: See `quantize`.
         start: Experiment whose trained network this one starts from, with the same seed; None = random weights.
         limit: Training images; None = all.
         source: Where the settings come from.
@@ -114,18 +119,22 @@ class Experiment:
     recipe: Recipe
     bits: str | None = None
     quantizer: str = "lsq"
+    per_channel: bool = False
     start: str | None = None
     limit: int | None = None
     source: str = ""
 
 
-VARIANTS: dict[str, SAQ | None] = {
-    "sgd": None,
-    "saq1": SAQ(0.05, case=1),
-    "saq2": SAQ(0.05, case=2),
-    "saq3": SAQ(0.05, case=3),
-    "saq3-momentum": SAQ(0.05, policy="momentum:0.6"),
-    "saq3-subset": SAQ(0.05, policy="subset:0.15"),
+VARIANTS: dict[str, dict[str, Any]] = {  # what each changes in the recipe
+    "sgd": {},
+    "saq1": {"sam": SAQ(0.05, case=1)},
+    "saq2": {"sam": SAQ(0.05, case=2)},
+    "saq3": {"sam": SAQ(0.05, case=3)},
+    "saq3-momentum": {"sam": SAQ(0.05, policy="momentum:0.6")},
+    "saq3-subset": {"sam": SAQ(0.05, policy="subset:0.15")},
+    "sfp": {"fpq": FPQ(distill=False)},
+    "csd": {"fpq": FPQ(p=0)},
+    "fpq": {"fpq": FPQ()},
 }
 
 
@@ -135,14 +144,30 @@ def _family(data: str, network: str, limit: int | None, start: Recipe, tuned: Re
     shared: dict[str, Any] = {"data": data, "network": network, "limit": limit, "source": source}
     found = [Experiment(base, recipe=start, **shared), Experiment(f"{base}-fp32", recipe=tuned, start=base, **shared)]
     for bits in ("W4A4", "W2A2"):
-        for label, sam in VARIANTS.items():
+        for label, changes in VARIANTS.items():
             name = f"{base}-{bits.lower()}-{label}"
-            found.append(Experiment(name, recipe=replace(tuned, sam=sam), bits=bits, start=base, **shared))
+            found.append(Experiment(name, recipe=replace(tuned, **changes), bits=bits, start=base, **shared))
     return found
 
 
+def _fpq_paper() -> list[Experiment]:
+    """Return ResNet-18 on CIFAR-10 in FPQ's own setting: plain LSQ and FPQ, and the float network they start from."""
+    source = (
+        "FPQ (Pang and Cai, 2025), section 4: asymmetric LSQ per channel, 200 epochs, batch 256, decay 5e-4, lr 0.01; "
+        "the float recipe is ours; hours on a GPU, never run here"
+    )
+    tuned = Recipe(epochs=200, lr=0.01, batch_size=256, weight_decay=5e-4, nesterov=False)
+    base = Experiment("fpq-resnet18", "cifar10", "resnet18", replace(tuned, lr=0.1), source=source)
+    shared: dict[str, Any] = {"quantizer": "lsq-asymmetric", "per_channel": True, "start": base.name}
+    return [base] + [
+        replace(base, name=f"{base.name}-{bits.lower()}-{label}", recipe=replace(tuned, fpq=fpq), bits=bits, **shared)
+        for bits in ("W4A4", "W2A4", "W2A2")
+        for label, fpq in (("lsq", None), ("fpq", FPQ()))
+    ]
+
+
 _DIGITS = Recipe(epochs=15, lr=0.1, batch_size=64)
-_CIFAR = Recipe(epochs=20, lr=0.1)
+_CIFAR = Recipe(epochs=20, lr=0.1, warmup=1)
 
 # What is run here, by name. Quantized networks: LSQ, first and last layer at 8 bits; rho = 0.05 in plain units.
 EXPERIMENTS: dict[str, Experiment] = {
@@ -156,7 +181,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             _CIFAR,
             replace(_CIFAR, lr=0.02),
             "SAQ's scripts: Nesterov 0.9, decay 1e-4, batch 128, from a float network; 10,000 images, 20 epochs, "
-            "lr 0.02 to 0 by cosine are ours; rho 0.05 from Foret et al. (2021)",
+            "lr 0.02 to 0 by cosine, 1 epoch of warm-up are ours; rho 0.05 from Foret et al. (2021)",
         ),
+        *_fpq_paper(),
     )
 }

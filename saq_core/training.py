@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from inspect import signature
@@ -22,6 +22,7 @@ from . import files, processes
 from .data import Data, Split, device_of, evaluation_batches, evaluation_mode, mix, steps_per_epoch, training_batches
 from .history import History
 from .integers import check_latent
+from .perturbation import Distillation, Features, feature_noise, taught_layers, teacher_of
 from .recipes import Recipe
 from .sam import SAM
 
@@ -83,6 +84,7 @@ def train(
     snapshots: str | None = None,
     checkpoint: str | Path | None = None,
     log: str | Path | None = None,
+    teacher: nn.Module | None = None,
 ) -> History:
     """Train `model` in place; return its history.
 
@@ -101,6 +103,8 @@ def train(
             numbers of an uninterrupted training (on a CPU in float32). What `on_epoch` returned is kept as far as it
             is made of numbers, texts and tensors.
         log: File that gets the table as JSON lines, after every epoch.
+        teacher: Float network of the same layers, for a recipe that distills; None takes `model` as it comes, without
+            quantizers and with its latent weights. It is left as it is.
 
     Raises:
         RuntimeError: If activations are not calibrated.
@@ -117,12 +121,13 @@ def train(
         raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}: make it with {remedy}")
     device = device_of(model)
     probe, data = data.probe, _moved(data, device)
-    run = _Run.of(model, data, recipe, device)
-    history = History()
-    if checkpoint is not None and Path(checkpoint).exists():
-        history = _resume(checkpoint, model, run.optimizer, recipe, snapshots)
-    cast(Any, model).probe, cast(Any, model).recipe, cast(Any, model).history = probe, recipe, history
-    try:
+    with ExitStack() as stack:
+        stack.callback(model.eval)
+        run = _Run.of(model, data, recipe, device, teacher, stack)
+        history = History()
+        if checkpoint is not None and Path(checkpoint).exists():
+            history = _resume(checkpoint, model, run.optimizer, recipe, snapshots)
+        cast(Any, model).probe, cast(Any, model).recipe, cast(Any, model).history = probe, recipe, history
         off = (
             "TQDM_DISABLE" in os.environ or processes.rank() > 0
         )  # bars for notebooks do not ask for tqdm's own switch
@@ -140,8 +145,6 @@ def train(
             if log is not None and processes.rank() == 0:
                 history.write_lines(log)
             processes.wait()
-    finally:
-        model.eval()
     return history
 
 
@@ -156,15 +159,32 @@ class _Run:
     data: Data
     recipe: Recipe
     device: torch.device
+    distillation: Distillation | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, data: Data, recipe: Recipe, device: torch.device) -> _Run:
+    def of(
+        cls,
+        model: nn.Module,
+        data: Data,
+        recipe: Recipe,
+        device: torch.device,
+        teacher: nn.Module | None,
+        stack: ExitStack,
+    ) -> _Run:
         base = _base_optimizer(model, recipe)
-        compiled = _compiled(model, device) if _wants_compile(recipe, device) else model
-        forward, no_sync = processes.parallel(compiled, model)
+        network, distillation = model, None
+        prepared = partial(_compiled, device=device) if _wants_compile(recipe, device) else lambda module: module
+        if recipe.fpq is not None:
+            stack.enter_context(feature_noise(model, recipe.fpq.p, placement=recipe.fpq.placement))
+            if recipe.fpq.distill:
+                names = taught_layers(model)
+                distillation = Distillation(recipe.fpq, prepared(Features(teacher_of(model, teacher, names), names)))
+                network = Features(model, names)
+                stack.callback(network.close)
+        forward, no_sync = processes.parallel(prepared(network), model)
         sharp = recipe.sam
         optimizer = base if sharp is None else sharp.wrap(model, base, no_sync=no_sync)
-        return cls(model, forward, no_sync, optimizer, data, recipe, device)
+        return cls(model, forward, no_sync, optimizer, data, recipe, device, distillation)
 
     def epoch(self, epoch: int, history: History) -> dict[str, Any]:
         """Train for one epoch, then validate; return the row of the table."""
@@ -214,6 +234,8 @@ class _Run:
                 group["lr"] = lr
             if recipe.mix:
                 x, y = mix(x, y, data.num_classes, recipe.mix, mixer)
+            if self.distillation is not None:
+                self.distillation.next_batch()
             first: list[Tensor] = []
             loss = self.step(partial(self.closure, x, y, first), diagnose=k == 0)
             losses.append(loss.float())
@@ -239,9 +261,9 @@ class _Run:
         for k, (a, b) in enumerate(parts):
             with self.no_sync() if k < len(parts) - 1 else nullcontext():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp):
-                    output = self.forward(a)
+                    output, extra = self.pass_through(a, (rows, k))
                 output = output.float() if self.recipe.amp else output
-                loss = F.cross_entropy(output, b, label_smoothing=self.recipe.label_smoothing)
+                loss = F.cross_entropy(output, b, label_smoothing=self.recipe.label_smoothing) + extra
                 loss = loss if len(parts) == 1 else loss * (len(a) / rows)
                 loss.backward()
             total = total + loss.detach()
@@ -249,6 +271,13 @@ class _Run:
                 labels = b if b.ndim == 1 else b.argmax(1)
                 first.append((output.detach().argmax(1) == labels).float())
         return total
+
+    def pass_through(self, x: Tensor, part: tuple[int, int]) -> tuple[Tensor, Tensor | float]:
+        """Return the output and what the objective has beside the loss of it; `part` names these rows of the batch."""
+        if self.distillation is None:
+            return self.forward(x), 0.0
+        output, features = self.forward(x)
+        return output, self.distillation.loss(x, features, part)
 
 
 def _base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
@@ -320,8 +349,8 @@ def _resume(
     device = device_of(model)
     content = files.read(path, "training", device)
     stored = content["recipe"]
-    if stored != asdict(recipe):
-        other = {k: stored.get(k) for k, v in asdict(recipe).items() if stored.get(k) != v}
+    other = {k: stored.get(k) for k, v in asdict(recipe).items() if stored.get(k) != v}
+    if other:
         raise ValueError(f"checkpoint {path} must come from the same recipe, got other {other}: delete it or set these")
     history = History.from_state(content["history"])
     kept, epochs = len(history.snapshots), len(history.epochs)

@@ -57,7 +57,7 @@ def test_changes_hold_for_the_start_as_well(tmp_path):
 def test_the_list_shows_every_experiment_with_its_source(capsys):
     command_line.main(["list"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert len(lines) == len(EXPERIMENTS) == 2 * (2 + 2 * len(VARIANTS))
+    assert len(lines) == len(EXPERIMENTS) == 2 * (2 + 2 * len(VARIANTS)) + 7
     assert any("cifar10-resnet20-w2a2-saq3 " in line and "W2A2" in line and "10000 images" in line for line in lines)
 
 

@@ -70,13 +70,13 @@ def test_the_file_holds_what_the_documentation_says(digits, floats, tmp_path):
     stored = torch.load(tmp_path / "net", weights_only=True)["packed"]["layer2.0.conv1.weight"]
     count, raw = int(np.prod(stored["shape"])), stored["integers"].numpy()
     bits = np.array([(byte >> k) & 1 for byte in raw for k in range(8)])[: 3 * count].reshape(count, 3)
-    values = ((bits * [1, 2, 4]).sum(1) - stored["zero"]) * float(stored["scale"])
+    values = ((bits * [1, 2, 4]).sum(1) - float(stored["zero"])) * float(stored["scale"])
     expected = model.layer2[0].conv1.used_weight().detach().flatten().numpy()
     np.testing.assert_allclose(values, expected, rtol=1e-6, atol=0)
     content = torch.load(tmp_path / "net", weights_only=True)
     tensors = [t for t in content["state"].values() if isinstance(t, torch.Tensor)]
     for packed in content["packed"].values():
-        tensors += [packed["integers"], packed["scale"]]
+        tensors += [packed["integers"], packed["scale"], packed["zero"]]
     assert report.bytes == sum(t.numel() * t.element_size() for t in tensors)
     weights = sum(p.numel() for n, p in model.named_parameters() if "quantizer" not in n)
     statistics = {n: b for n, b in model.named_buffers() if n in floats["resnet8"].state_dict()}
@@ -87,7 +87,7 @@ def test_the_file_holds_what_the_documentation_says(digits, floats, tmp_path):
 def test_the_report_reads_like_a_table(digits, floats, tmp_path):
     report = export(calibrate(quantize(floats["resnet8"], "W4A4"), digits), tmp_path / "net")
     lines = str(report).splitlines()
-    assert lines[1].split() == ["conv1.weight", "16x1x3x3", "8", "144", "4"]
+    assert lines[1].split() == ["conv1.weight", "16x1x3x3", "8", "144", "8"]
     assert "times fewer than" in lines[-2] and str(tmp_path / "net") in lines[-1]
     assert isinstance(report, SizeReport)
 

@@ -137,6 +137,12 @@ def test_the_curvature_over_a_layers_input_is_that_of_the_dense_hessian(bits, at
     assert not model[index]._forward_pre_hooks
 
 
+def test_what_comes_out_of_one_layer_goes_into_the_next():
+    outside, inside = (Hessian(convolutional(), RAGGED, at=at) for at in ("2.output", "3.input"))
+    assert outside.about()["space"] == "output of 2" and not outside.objective.model[2]._forward_hooks
+    close(dense(outside), dense(inside))
+
+
 def test_a_layer_input_that_cannot_vary_is_refused():
     with pytest.raises(ValueError, match='at must be "<module>.input"'):
         Hessian(convolutional(), RAGGED, at="3")

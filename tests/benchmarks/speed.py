@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import landscape
 import saq_core
+from saq_core import FPQ, perturbation
 
 ROWS = (32, 64, 128, 256, 512)
 
@@ -261,15 +262,16 @@ def scaling(given, device):
 
 
 def steps(given, device):
-    """Steps on a batch of 128, W4A4: float, quantization-aware, sharpness-aware with every policy; and the loader."""
+    """Steps on a batch of 128, W4A4: float, quantization-aware, sharpness-aware, feature-perturbed; and the loader."""
     x, y = images(128, device)
     settings = {"float": None, "QAT": None, **{f"SAQ, {p}": saq_core.SAQ(policy=p) for p in STEP_POLICIES}}
+    settings |= {"FPQ, noise": FPQ(distill=False), "FPQ, distilled": FPQ(p=0), "FPQ, both": FPQ()}
     for compiled in (False, True) if given.compile else (False,):
         functions = {}
-        for label, sam in settings.items():
+        for label, method in settings.items():
             model = given.model()
             model = model if label == "float" else saq_core.calibrate(saq_core.quantize(model, "W4A4"), (x, y))
-            functions[label] = _step(model.train(), x, y, sam, compiled)
+            functions[label] = _step(model.train(), x, y, method, compiled)
         if not compiled:
             functions["a batch of CIFAR: drawn, cropped, flipped"] = _loader(device)
         seconds = measured(functions, given.repeats, device)
@@ -280,25 +282,42 @@ def steps(given, device):
 STEP_POLICIES = ("full", "look:5", "momentum", "subset:0.15")
 
 
-def _step(model, x, y, sam, compiled):
+def _step(model, x, y, method, compiled):
+    sam = method if isinstance(method, saq_core.SAQ) else None
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
     optimizer = optimizer if sam is None else sam.wrap(model, optimizer)
-    forward = torch.compile(model, dynamic=False) if compiled else model
+    made = (lambda network: torch.compile(network, dynamic=False)) if compiled else (lambda network: network)
+    forward, distillation = _perturbed(model, method, made) if isinstance(method, FPQ) else (made(model), None)
     period = 5 if sam is not None and sam.policy.endswith(":5") else 1
 
     def closure(share=1.0):
         optimizer.zero_grad()
         rows = round(share * len(x))
-        loss = cross_entropy(forward(x[:rows]), y[:rows])
+        output = forward(x[:rows])
+        output, features = output if distillation else (output, [])
+        loss = cross_entropy(output, y[:rows])
+        loss = loss + distillation.loss(x, features, rows) if distillation else loss
         loss.backward()
         return loss
 
     def run():
         for _ in range(period):
+            if distillation:
+                distillation.next_batch()
             optimizer.step(closure)
 
     run.steps = period
     return run
+
+
+def _perturbed(model, fpq, made):
+    """Return the forward pass with noise and, where the method distills, features, and the teacher's side."""
+    perturbation.feature_noise(model, fpq.p).__enter__()  # as long as the benchmark runs
+    if not fpq.distill:
+        return made(model), None
+    names = perturbation.taught_layers(model)
+    teacher = perturbation.Features(perturbation.teacher_of(model, None, names), names)
+    return made(perturbation.Features(model, names)), perturbation.Distillation(fpq, made(teacher))
 
 
 def _loader(device):

@@ -1,0 +1,391 @@
+"""Feature-perturbed quantization: the noise, the distillation, the quantizer of the paper, and its theory."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from saq_core import (
+    EXPERIMENTS,
+    FPQ,
+    SAQ,
+    AsymmetricLSQ,
+    Recipe,
+    build_model,
+    calibrate,
+    distillation_loss,
+    evaluate,
+    feature_noise,
+    feature_rise,
+    load,
+    load_data,
+    quantize,
+    save,
+    train,
+)
+from saq_core.perturbation import Distillation, Features, noisy_inputs, teacher_of
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", limit=256, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def floating(digits):
+    model = build_model("resnet8", digits)
+    train(model, digits, Recipe(epochs=6, lr=0.1, batch_size=32))
+    return model
+
+
+def twin(floating, digits, bits="W4A4", **settings):
+    return calibrate(quantize(floating, bits, **settings), digits)
+
+
+def recipe(**settings):
+    return Recipe(**{"epochs": 2, "lr": 0.02, "batch_size": 32, **settings})
+
+
+def outputs_of(model, x, seed=0, passes=1):
+    """What every convolution with a quantized input computes on, in training mode: name -> (passes, …)."""
+    seen = {name: [] for name in noisy_inputs(model)}
+    layers = [(name, model.get_submodule(name)) for name in seen]
+    handles = [m.register_forward_pre_hook(lambda m, i, n=n: seen[n].append(None)) for n, m in layers]
+    original = nn.Conv2d._conv_forward
+
+    def watched(self, features, *rest):
+        for name, layer in layers:
+            if layer is self:
+                seen[name][-1] = features.detach().clone()
+        return original(self, features, *rest)
+
+    nn.Conv2d._conv_forward = watched
+    try:
+        torch.manual_seed(seed)
+        model.train()
+        for _ in range(passes):
+            model(x)
+    finally:
+        nn.Conv2d._conv_forward = original
+        for handle in handles:
+            handle.remove()
+        model.eval()
+    return {name: torch.stack(values) for name, values in seen.items()}
+
+
+# --- noise ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quantizer", ["lsq", "lsq+", "lsq-asymmetric", "pact", "dorefa", "liq", "minmax"])
+def test_noise_is_uniform_within_half_a_step_of_every_quantizer(quantizer, floating, digits):
+    model = twin(floating, digits, quantizer=quantizer)
+    first = next(iter(noisy_inputs(model)))  # nothing before it is perturbed
+    x = digits.train[0][:64]
+    clean = outputs_of(model, x)[first]
+    with feature_noise(model, p=1.0):
+        noise = outputs_of(model, x)[first] - clean
+    step = float(model.get_submodule(first).input_quantizer.step_size(clean))
+    unit = (noise / step).flatten().double()
+    count = len(unit)
+    assert 0.49 < float(unit.abs().max()) <= 0.5 + 1e-4
+    assert abs(float(unit.mean())) < 4 * (1 / 12 / count) ** 0.5
+    assert float(unit.var()) == pytest.approx(1 / 12, abs=4 * (1 / 180 / count) ** 0.5)
+
+
+def test_gates_open_with_probability_p_independently_in_all_layers(floating, digits):
+    model = twin(floating, digits)
+    x, passes, p = digits.train[0][:2], 400, 0.3
+    quantizers = noisy_inputs(model)
+    seen = []
+    for quantizer in quantizers.values():
+        quantizer.register_forward_hook(lambda m, i, o: seen.append(o))
+    with feature_noise(model, p=p):
+        for quantizer in quantizers.values():
+            quantizer.register_forward_hook(lambda m, i, o: seen.append(o))
+        torch.manual_seed(1)
+        model.train()
+        with torch.no_grad():
+            for _ in range(passes):
+                model(x)
+    model.eval()
+    opened = torch.tensor([float(not torch.equal(a, b)) for a, b in zip(seen[::2], seen[1::2], strict=True)])
+    opened = opened.view(passes, len(quantizers))
+    assert (opened.mean(0) - p).abs().max() < 4 * (p * (1 - p) / passes) ** 0.5
+    together = torch.corrcoef(opened.T).fill_diagonal_(0)
+    assert float(together.abs().max()) < 4 / passes**0.5
+    quantizers = list(noisy_inputs(model).values())
+    assert all(len(q._forward_hooks) == 2 for q in quantizers)  # those of this test: the noise took its own off
+
+
+def test_p_zero_and_evaluation_are_the_plain_network_to_the_bit(floating, digits):
+    plain, still = (twin(floating, digits) for _ in range(2))
+    rows = [train(m, digits, recipe(fpq=f)).epochs for m, f in ((plain, None), (still, FPQ(p=0, distill=False)))]
+    assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]]
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), still.parameters(), strict=True))
+    x = digits.test[0]
+    expected = plain(x)
+    with feature_noise(plain, p=1.0):
+        assert torch.equal(plain(x), expected)
+
+
+def test_pre_is_a_dither_whose_mean_is_the_value_itself(floating, digits):
+    """Inside the range E[Q(x + δ)] = x, where Q(x) alone is up to half a step off."""
+    model = twin(floating, digits, "W4A3")
+    name, quantizer = next(iter(noisy_inputs(model).items()))
+    x = torch.linspace(0.2, 4.8, 200).mul(quantizer.step_size(torch.ones(()))).reshape(1, 1, 10, 20)
+    with feature_noise(model, p=1.0, placement="pre"):
+        quantizer.train()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            mean = torch.stack([quantizer(x) for _ in range(2000)]).mean(0)
+    step = float(quantizer.step_size(x))
+    quantizer.eval()
+    assert float((mean - x).abs().max()) < 4 * 0.5 * step / 2000**0.5
+    assert float((quantizer(x) - x).detach().abs().max()) > 0.4 * step
+
+
+def test_the_compiled_network_has_noise_as_well(floating, digits):
+    model = twin(floating, digits)
+    x = digits.train[0][:4]
+    clean = model.train()(x).detach()
+    with feature_noise(model, p=0.5):
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.manual_seed(0)
+        found = [compiled(x).detach() for _ in range(12)]
+    model.eval()
+    assert len({tuple(o.flatten().tolist()) for o in found}) > 8
+    assert 0 < float((torch.stack(found) - clean).abs().mean()) < float(clean.abs().mean())
+
+
+def test_the_second_pass_of_sam_sees_the_same_noise(floating, digits):
+    model = twin(floating, digits)
+    x, y = (t[:16] for t in digits.train)
+    name, quantizer = next(iter(noisy_inputs(model).items()))
+    seen = []
+    with feature_noise(model, p=0.7):
+        quantizer.register_forward_hook(lambda m, i, o: seen.append(o.detach() - quantizer._quantize(i[0]).detach()))
+        sam = SAQ(0.0).wrap(model.train(), torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01))
+
+        def closure():
+            sam.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        torch.manual_seed(3)
+        for _ in range(6):
+            sam.step(closure)
+    assert all(torch.equal(a, b) for a, b in zip(seen[::2], seen[1::2], strict=True))
+    assert sum(bool(noise.any()) for noise in seen) > 0 and not torch.equal(seen[0], seen[2])
+
+
+# --- distillation ---------------------------------------------------------------------------------------------------
+
+
+def features(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(5, c, 4, 4, generator=generator, dtype=torch.float64) for c in (3, 6)]
+
+
+@pytest.mark.parametrize("statistics", ["batch", "image"])
+def test_distillation_ignores_scale_and_shift_of_each_channel(statistics):
+    teacher = features()
+    assert float(distillation_loss(teacher, teacher, statistics=statistics)) == 0
+    moved = [z * torch.arange(1, z.shape[1] + 1)[:, None, None] + 7 for z in teacher]
+    assert float(distillation_loss(moved, teacher, statistics=statistics)) < 1e-8
+    flipped = [-z for z in teacher]
+    assert float(distillation_loss(flipped, teacher, statistics=statistics)) == pytest.approx(4 * 2, rel=1e-3)
+
+
+def test_distillation_is_twice_one_minus_the_correlation():
+    student, teacher = features(1), features(2)
+    expected = 0.0
+    for z, t in zip(student, teacher, strict=True):
+        rows = [torch.corrcoef(torch.stack([z[:, c].flatten(), t[:, c].flatten()]))[0, 1] for c in range(z.shape[1])]
+        expected += float(2 * (1 - torch.stack(rows)).mean())
+    assert float(distillation_loss(student, teacher)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_teacher_is_asked_once_per_batch_and_learns_nothing(floating, digits):
+    model = twin(floating, digits)
+    before = copy.deepcopy(floating.state_dict())
+    floating.zero_grad()
+    count = []
+    handle = floating.conv1.register_forward_hook(lambda *_: count.append(1))  # hooks go along into the copy
+    settings = {"epochs": 1, "batch_size": 32, "sam": SAQ(0.05)}
+    train(model, digits, recipe(fpq=FPQ(), **settings), teacher=floating)
+    handle.remove()
+    assert len(count) == len(model.history.steps)
+    assert all(torch.equal(v, before[k]) for k, v in floating.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in floating.parameters())
+
+
+def test_without_a_teacher_the_network_as_it_comes_teaches(floating, digits):
+    given, own = (twin(floating, digits) for _ in range(2))
+    train(given, digits, recipe(fpq=FPQ()), teacher=floating)
+    train(own, digits, recipe(fpq=FPQ()))
+    assert all(torch.equal(a, b) for a, b in zip(given.parameters(), own.parameters(), strict=True))
+    plain = twin(floating, digits)
+    train(plain, digits, recipe())
+    assert not torch.equal(plain.conv1.weight, own.conv1.weight)
+
+
+def test_the_objective_is_the_recipes_plus_the_weighted_distillation(floating, digits):
+    model = twin(floating, digits)
+    names = ["conv1", "layer2.0.conv1"]
+    x, y = (t[:16] for t in digits.train)
+    student, teacher = Features(model, names), Features(teacher_of(model, floating, names), names)
+    output, found = student(x)
+    assert torch.equal(output, model(x)) and len(found) == 2
+    student.close()
+    distillation = Distillation(FPQ(weight=2.5), teacher)
+    loss = distillation.loss(x, found, "all")
+    assert float(loss.detach()) == pytest.approx(
+        2.5 * float(distillation_loss(found, teacher(x)[1]).detach()), rel=1e-6
+    )
+    loss.backward()
+    assert model.conv1.weight.grad is not None and all(p.grad is None for p in teacher.parameters())
+    assert not model.conv1._forward_hooks
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"sam": SAQ(0.05)}, {"sam": SAQ(0.05, policy="subset:0.5")}, {"micro_batch": 16}], ids=str
+)
+def test_training_with_both_learns_and_leaves_no_hooks(settings, floating, digits):
+    model = twin(floating, digits, "W2A2")
+    history = train(model, digits, recipe(fpq=FPQ(p=0.5), epochs=4, **settings))
+    assert history.epochs[-1]["loss"] < history.epochs[0]["loss"]
+    assert evaluate(model, digits.test).accuracy > 0.5
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_resumed_training_goes_on_to_the_same_bits(floating, digits, tmp_path):
+    def start():
+        return twin(floating, digits)
+
+    class Killed(Exception):
+        pass
+
+    def kill(model, history):
+        if len(history.epochs) == 1:
+            raise Killed
+
+    whole, killed = start(), start()
+    train(whole, digits, recipe(fpq=FPQ(p=0.5)))
+    with pytest.raises(Killed):
+        train(killed, digits, recipe(fpq=FPQ(p=0.5)), checkpoint=tmp_path / "c", on_epoch=kill)
+    assert not any(m._forward_hooks for m in killed.modules())
+    first = start()
+    train(first, digits, recipe(fpq=FPQ(p=0.5), epochs=2), checkpoint=tmp_path / "c")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), first.parameters(), strict=True))
+    save(first, tmp_path / "net")
+    assert load(tmp_path / "net").recipe == first.recipe
+
+
+# --- the paper's quantizer ------------------------------------------------------------------------------------------
+
+
+def test_the_asymmetric_quantizer_is_the_papers_by_hand():
+    """Eq. 3-5 for values from -1 to 2 at 2 bits: s = 1, z = round(3 - 2) = 1, levels -1, 0, 1, 2."""
+    x = torch.tensor([-1.0, -0.4, 0.3, 0.6, 1.4, 2.0])
+    quantizer = AsymmetricLSQ(2, activation=True)
+    quantizer.calibrate_(x)
+    assert (float(quantizer.step), float(quantizer.zero)) == (1.0, 1.0)
+    assert quantizer(torch.tensor([-9.0, -1.0, -0.4, 0.3, 0.6, 1.4, 9.0])).tolist() == [-1, -1, 0, 0, 1, 1, 2]
+
+
+def test_its_step_has_the_gradient_of_lsq_at_every_place():
+    quantizer = AsymmetricLSQ(2, activation=True)
+    quantizer.calibrate_(torch.tensor([-1.0, 2.0]))
+    for value, expected in ((0.3, 0 - 0.3), (1.4, 1 - 1.4), (-9.0, -1.0), (9.0, 2.0)):
+        quantizer.zero_grad()
+        x = torch.tensor([[value]], requires_grad=True)
+        quantizer(x).sum().backward()
+        assert float(quantizer.step.grad) == pytest.approx(expected / 3**0.5, rel=1e-5)
+        assert float(x.grad) == float(abs(value) < 9)
+
+
+def test_its_zero_point_stays_and_first_and_last_layers_have_8_bits(floating, digits):
+    model = twin(floating, digits, "W2A4", quantizer="lsq-asymmetric", per_channel=True)
+    before = {n: b.clone() for n, b in model.named_buffers() if n.endswith("zero")}
+    steps = {n: p.clone() for n, p in model.named_parameters() if n.endswith("step")}
+    train(model, digits, recipe(fpq=FPQ()))
+    assert before and all(torch.equal(b, before[n]) for n, b in model.named_buffers() if n.endswith("zero"))
+    moved = [n for n, p in model.named_parameters() if n in steps and not torch.equal(p, steps[n])]
+    assert any("layer1" in n for n in moved) and not any(n.startswith(("conv1", "fc")) for n in moved)
+    assert (model.conv1.weight_quantizer.bits, model.fc.input_quantizer.bits) == (8, 8)
+    levels = model.layer1[0].conv1.used_weight().detach().flatten(1)
+    assert max(len(row.unique()) for row in levels) <= 4 and model.layer1[0].conv1.weight_quantizer.step.numel() == 16
+
+
+def test_the_papers_setting_comes_by_name():
+    chosen = EXPERIMENTS["fpq-resnet18-w2a4-fpq"]
+    assert (chosen.quantizer, chosen.per_channel, chosen.bits) == ("lsq-asymmetric", True, "W2A4")
+    assert (chosen.recipe.epochs, chosen.recipe.batch_size, chosen.recipe.weight_decay) == (200, 256, 5e-4)
+    assert chosen.recipe.fpq == FPQ(p=0.1) and chosen.start == "fpq-resnet18"
+
+
+# --- theory ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_rise_is_that_of_the_feature_hessian_for_small_steps():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    for parameter in net.parameters():
+        parameter.data.normal_(0, 0.8)
+    x, y = torch.randn(7, 5, dtype=torch.float64), torch.randint(0, 3, (7,))
+
+    def trace(index):
+        def tail(flat):
+            return F.cross_entropy(net[index:](flat.view(7, 6)), y)
+
+        return float(torch.trace(torch.autograd.functional.hessian(tail, net[:index](x).detach().flatten())))
+
+    exact = sum(trace(index) for index in (2, 4))
+    for step in (0.4, 0.1):
+        rise = feature_rise(net, (x, y), p=0.3, steps={"2": step, "4": step}, draws=1500, rtol=0.01, max_samples=200)
+        assert abs(rise.predicted - 0.3 * step**2 / 24 * exact) < 4 * rise.predicted_stderr + 1e-12
+        assert abs(rise.measured - rise.predicted) < 4 * (rise.measured_stderr + rise.predicted_stderr)
+        assert rise.measured_stderr < 0.1 * rise.measured
+    assert list(rise.layers) == ["2", "4"] and "predicted" in repr(rise)
+
+
+@pytest.mark.parametrize("placement", ["post", "pre"])
+def test_a_quantized_network_is_measured_at_its_own_steps_and_left_alone(placement, floating, digits):
+    model = twin(floating, digits)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    rise = feature_rise(model, tuple(t[:32] for t in model.probe), p=0.5, draws=20, rtol=0.3, placement=placement)
+    assert torch.equal(torch.get_rng_state(), state)
+    after = model.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items() if isinstance(v, torch.Tensor))
+    assert list(rise.layers) == list(noisy_inputs(model))
+    for name, layer in rise.layers.items():
+        assert layer.step == float(model.get_submodule(name).input_quantizer.step.detach())
+        assert layer.rise == pytest.approx(0.5 * layer.step**2 / 24 * layer.trace)
+    assert rise.predicted == pytest.approx(sum(layer.rise for layer in rise.layers.values()))
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_settings_out_of_range_are_refused(floating, digits):
+    for settings, message in (
+        ({"p": 1.5}, "p must be from 0 to 1, got 1.5"),
+        ({"placement": "mid"}, "placement must be one of .*got 'mid'"),
+        ({"statistics": "all"}, "statistics must be one of .*got 'all'"),
+        ({"weight": -1}, "weight must be >= 0 and finite, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FPQ(**settings)
+    with pytest.raises(ValueError, match="convolutions with quantized inputs"):
+        train(copy.deepcopy(floating), digits, recipe(fpq=FPQ()))
+    with pytest.raises(ValueError, match="quantized convolutions to distill"):
+        train(copy.deepcopy(floating), digits, recipe(fpq=FPQ(p=0)))
+    with pytest.raises(ValueError, match="teacher must have the layer conv1 with weights of shape"):
+        train(twin(floating, digits), digits, recipe(fpq=FPQ()), teacher=nn.Sequential(nn.Conv2d(1, 3, 3)))
+    with pytest.raises(ValueError, match="pass steps="):
+        feature_rise(floating)
+    with pytest.raises(ValueError, match="draws >= 2, got 0.1 and 1"):
+        feature_rise(floating, draws=1)
