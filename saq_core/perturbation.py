@@ -158,20 +158,23 @@ class Features(nn.Module):
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__()
         self.model, self.names = model, names
-        self._found: dict[str, Tensor] = {}
+        self._found: dict[str, Tensor] | None = None  # nothing is kept of what others make the model compute
         modules = [model.get_submodule(name) for name in names]
         self._handles = [m.register_forward_hook(self._noting(n)) for n, m in zip(names, modules, strict=True)]
 
     def _noting(self, name: str) -> Any:
         def note(_: nn.Module, __: Any, output: Tensor) -> None:
-            self._found[name] = output
+            if self._found is not None:
+                self._found[name] = output
 
         return note
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the output and the features, in the order of the names."""
+        self._found = found = {}
         output = self.model(x)
-        return output, [self._found.pop(name) for name in self.names]
+        self._found = None
+        return output, [found[name] for name in self.names]
 
     def close(self) -> None:
         """Take the hooks off."""
