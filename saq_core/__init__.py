@@ -2,12 +2,13 @@
 
 from .calibration import calibrate
 from .checkpoints import load, save
-from .costs import Description, describe
+from .costs import Description, cost, describe
 from .data import Data, load_data
 from .experiments import reproduce
 from .history import History
 from .integers import SizeReport, export
 from .layers import dequantize, quantize
+from .mixed_precision import SAMQ, Policy, search
 from .models import build_model
 from .perturbation import FPQ, distillation_loss, feature_noise
 from .quantizers import LIQ, LSQ, PACT, AsymmetricLSQ, DoReFa, LSQPlus, MinMax
@@ -34,6 +35,11 @@ __all__ = [
     "quantize",
     "calibrate",
     "dequantize",
+    # bits per layer
+    "cost",
+    "search",
+    "Policy",
+    "SAMQ",
     # training
     "SAM",
     "SAQ",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .layers import dequantize, find_layers
+from .layers import Bits, dequantize, find_layers, quantize
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -88,7 +88,7 @@ class Description:
         return sum(quantized) / max(self.macs, 1)
 
     @property
-    def bytes(self) -> float:
+    def size_bytes(self) -> float:
         """Bytes to store the parameters."""
         return self.bits / 8
 
@@ -101,13 +101,13 @@ class Description:
 
     def __repr__(self) -> str:
         counts = f"{len(self.layers)} layers, {self.parameters:,} parameters, {self.macs / 1e6:,.1f} M MACs"
-        return f"Description({counts}, {self.bops / 1e6:,.1f} M BOPs, {self.bytes / 1e6:.3g} MB)"
+        return f"Description({counts}, {self.bops / 1e6:,.1f} M BOPs, {self.size_bytes / 1e6:.3g} MB)"
 
     def __str__(self) -> str:
         lines = [
             self.table.to_string(index=False),
-            f"parameters  {self.parameters:,} in {self.bytes:,.0f} bytes, {self.parameters * 4 / self.bytes:.1f} times "
-            "fewer than at 32 bits",
+            f"parameters  {self.parameters:,} in {self.size_bytes:,.0f} bytes, "
+            f"{self.parameters * 4 / self.size_bytes:.1f} times fewer than at 32 bits",
             f"MACs        {self.macs:,}, {self.quantized_share:.1%} of them with both operands quantized",
             f"BOPs        {self.bops:,}, {self.bops_ratio:.1f} times fewer than at 32x32 bits",
             *(f"float       {name or 'model'}: {reason}" for name, reason in self.left_out.items()),
@@ -115,7 +115,9 @@ class Description:
         return "\n".join(lines)
 
 
-def describe(model: nn.Module, input_shape: Sequence[int] | None = None) -> Description:
+def describe(
+    model: nn.Module, input_shape: Sequence[int] | None = None, *, first_input_bits: int = IMAGE_BITS
+) -> Description:
     """Count what one input costs in `model`, layer by layer, from one forward pass of a copy.
 
     ``BOPs = MACs · weight bits · activation bits``: a convolution has k²·(C_in/groups)·C_out·H·W MACs, a linear layer
@@ -126,6 +128,8 @@ def describe(model: nn.Module, input_shape: Sequence[int] | None = None) -> Desc
         model: Any network that takes one tensor; float, quantized (calibrated or not). It is left as it is.
         input_shape: Of one input, without the batch: (channels, height, width). None takes the shape of the probe, or
             the one that `build_model` noted.
+        first_input_bits: What a first convolution with quantized weights counts as its input's bits, at most: images
+            are 8-bit already. 32 counts an image that is not quantized as 32.
 
     Raises:
         ValueError: If no shape is given and the model knows none, or if it holds no layer that multiplies.
@@ -134,11 +138,11 @@ def describe(model: nn.Module, input_shape: Sequence[int] | None = None) -> Desc
 
     Source: Liu et al., Sharpness-aware Quantization (2021), released code, which has no attention.
     """
-    macs = _count(dequantize(model).eval().requires_grad_(), _input(model, input_shape))
+    macs = _count(dequantize(model).eval().requires_grad_(), one_input(model, input_shape))
     modules = dict(model.named_modules())
     rows = [_row(name, modules.get(name), number) for name, number in macs.items()]
     if isinstance(modules.get(rows[0].name), _ConvNd) and rows[0].weight_bits < FLOAT_BITS:
-        rows[0] = replace(rows[0], activation_bits=min(rows[0].activation_bits, IMAGE_BITS))
+        rows[0] = replace(rows[0], activation_bits=min(rows[0].activation_bits, first_input_bits))
     steps = {id(p) for m in modules.values() if getattr(m, "is_quantizer", False) for p in m.parameters()}
     parameters = sum(p.numel() for p in model.parameters() if id(p) not in steps)
     widths = {id(_weight(modules.get(row.name))): row.weight_bits for row in rows}
@@ -146,7 +150,34 @@ def describe(model: nn.Module, input_shape: Sequence[int] | None = None) -> Desc
     return Description(tuple(rows), parameters, bits, find_layers(model)[1])
 
 
-def _input(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:
+def cost(
+    model: nn.Module,
+    input_shape: Sequence[int] | None = None,
+    *,
+    bits: Bits | None = None,
+    first_input_bits: int = IMAGE_BITS,
+) -> Description:
+    """Return ``.macs``, ``.bops``, ``.parameters`` and ``.size_bytes`` of one input, of `model` or of it at other bits.
+
+    Args:
+        model: See `describe`; a float network where `bits` are given.
+        input_shape: See `describe`.
+        bits: As `quantize` takes them, the first and the last layer at 8; None = those the model has. The size is then
+            without steps and clips, whose number depends on the quantizer.
+        first_input_bits: See `describe`.
+
+    Raises:
+        ValueError: As `describe`, and as `quantize` for bits that do not fit.
+
+    Cost: that of `describe`.
+
+    Source: Liu et al., Sharpness-aware Quantization (2021), released code: its table of BOPs to the digit.
+    """
+    twin = model if bits is None else quantize(model, bits, quantizer="dorefa")  # no step to calibrate
+    return describe(twin, input_shape, first_input_bits=first_input_bits)
+
+
+def one_input(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:
     """Return one input: zeros of the shape given, an image of the probe, or zeros of the shape noted."""
     first = next(model.parameters(), torch.empty(0))
     if input_shape is None and hasattr(model, "probe"):

@@ -171,7 +171,8 @@ class Features(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the output and the features, in the order of the names."""
-        self._found = found = {}
+        found: dict[str, Tensor] = {}
+        self._found = found
         output = self.model(x)
         self._found = None
         return output, [found[name] for name in self.names]

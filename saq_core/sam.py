@@ -253,14 +253,21 @@ class SAM:
             diagnose: Fill `diagnostics` in this step, for forward passes in this dtype: see `saq_core.diagnostics`.
         """
         self._dtype = diagnose
-        self._places = places(self.sites, self.measured_at, self.applied_to)  # moving a model replaces its deltas
-        rho: Any = self.rho
-        self._radius = rho(*self.losses, self.steps) if callable(rho) else rho
         with self._gradients_at_deltas(diagnose is not None):
             loss = self.policy.step(self, torch.enable_grad()(closure))
         self.optimizer.step()
         self.steps += 1
         return loss
+
+    @contextmanager
+    def worst(self, closure: Callable[..., Any]) -> Iterator[Any]:
+        """Stand at w + ε for a while, ε from one call of the closure; yield its loss, leave no gradient, do no step."""
+        with self._gradients_at_deltas(False):
+            loss = torch.enable_grad()(closure)()
+            epsilon = self.epsilon(self.shared(self.gradient()))
+            self.zero_grad()
+            with self.displaced(epsilon):
+                yield loss
 
     def full_step(
         self, closure: Callable[..., Any], share: float | None = None, *, keep_plain: bool = False
@@ -354,6 +361,9 @@ class SAM:
 
     @contextmanager
     def _gradients_at_deltas(self, always: bool) -> Iterator[None]:
+        self._places = places(self.sites, self.measured_at, self.applied_to)  # moving a model replaces its deltas
+        rho: Any = self.rho
+        self._radius = rho(*self.losses, self.steps) if callable(rho) else rho
         wanted = always or self.measured_at == "quantized"
         deltas = [delta for site in self.sites for delta in site.deltas()] if wanted else []
         try:

@@ -171,7 +171,7 @@ class _Run:
         teacher: nn.Module | None,
         stack: ExitStack,
     ) -> _Run:
-        base = _base_optimizer(model, recipe)
+        base = base_optimizer(model, recipe)
         network, distillation = model, None
         prepared = partial(_compiled, device=device) if _wants_compile(recipe, device) else lambda module: module
         if recipe.fpq is not None:
@@ -280,7 +280,7 @@ class _Run:
         return output, self.distillation.loss(x, features, part)
 
 
-def _base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+def base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     check_latent(model, "train the one that save() wrote, or dequantize() this one")
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:

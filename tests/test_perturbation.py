@@ -86,7 +86,7 @@ def test_noise_is_uniform_within_half_a_step_of_every_quantizer(quantizer, float
     clean = outputs_of(model, x)[first]
     with feature_noise(model, p=1.0):
         noise = outputs_of(model, x)[first] - clean
-    step = float(model.get_submodule(first).input_quantizer.step_size(clean))
+    step = model.get_submodule(first).input_quantizer.step_size(clean).item()
     unit = (noise / step).flatten().double()
     count = len(unit)
     assert 0.49 < float(unit.abs().max()) <= 0.5 + 1e-4
@@ -140,7 +140,7 @@ def test_pre_is_a_dither_whose_mean_is_the_value_itself(floating, digits):
         torch.manual_seed(0)
         with torch.no_grad():
             mean = torch.stack([quantizer(x) for _ in range(2000)]).mean(0)
-    step = float(quantizer.step_size(x))
+    step = quantizer.step_size(x).item()
     quantizer.eval()
     assert float((mean - x).abs().max()) < 4 * 0.5 * step / 2000**0.5
     assert float((quantizer(x) - x).detach().abs().max()) > 0.4 * step
@@ -292,7 +292,7 @@ def test_the_asymmetric_quantizer_is_the_papers_by_hand():
     x = torch.tensor([-1.0, -0.4, 0.3, 0.6, 1.4, 2.0])
     quantizer = AsymmetricLSQ(2, activation=True)
     quantizer.calibrate_(x)
-    assert (float(quantizer.step), float(quantizer.zero)) == (1.0, 1.0)
+    assert (quantizer.step.item(), quantizer.zero.item()) == (1.0, 1.0)
     assert quantizer(torch.tensor([-9.0, -1.0, -0.4, 0.3, 0.6, 1.4, 9.0])).tolist() == [-1, -1, 0, 0, 1, 1, 2]
 
 

@@ -1,0 +1,137 @@
+"""What a search has to beat: one number of bits everywhere, chance, and the trace of the Hessian."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data import Data
+from ..layers import quantize
+from .choices import MILLION, Space
+
+SLACK = 0.02  # a policy drawn at random lies at most this share of the budget below it
+TRIES = 100_000  # draws before a search by chance gives up
+TRACE_RTOL = 0.05  # standard error of the whole trace, at which the probes stop
+
+
+def uniform(space: Space, budget: float) -> Tensor:
+    """Return the costliest single candidate, everywhere, that fits into the budget."""
+    choices = torch.stack([space.everywhere(k) for k in range(len(space.candidates))])
+    costs = space.bops(choices)
+    if not (costs <= budget).any():
+        least = int(costs.min())
+        raise ValueError(
+            f"budget must be >= {least} for the same bits everywhere, got {budget}: {least / MILLION:,.1f} M BOPs"
+        )
+    return choices[costs.where(costs <= budget, -1).argmax()]
+
+
+def at_random(space: Space, budget: float, seed: int, *, slack: float = SLACK, tries: int = TRIES) -> Tensor:
+    """Return a random choice that costs from (1 - slack)·budget to budget.
+
+    Every layer draws alike, candidate k of v bit operations per multiplication with ``p ∝ exp(-θ·v)``, θ such that the
+    mean cost is the middle of the window; the first draw inside is taken. Equal chances (θ = 0) would hardly ever meet
+    a budget away from their mean where there are many layers.
+    """
+    low = (1 - slack) * budget
+    chances = _tilted(space, (low + budget) / 2)
+    random = torch.Generator().manual_seed(seed)
+    drawn = torch.multinomial(chances, tries * len(space.groups), replacement=True, generator=random)
+    choices = drawn.view(tries, -1)
+    costs = space.bops(choices)
+    inside = ((costs >= low) & (costs <= budget)).nonzero()[:, 0]
+    if not len(inside):
+        found = f"{int(costs.min()) / MILLION:,.1f} … {int(costs.max()) / MILLION:,.1f} M BOPs"
+        window = f"{low / MILLION:,.1f} … {budget / MILLION:,.1f} M"
+        raise ValueError(
+            f"budget must be one that random bits can meet, got {budget}: none of {tries:,} draws cost {window}, they "
+            f"cost {found}"
+        )
+    return choices[inside[0]]
+
+
+def _tilted(space: Space, target: float) -> Tensor:
+    """Return the chances (candidates,) under which the mean cost is the target, as nearly as they allow."""
+    values = space.table.sum(0).double()  # of one candidate everywhere
+    scale = values / values.max()
+    low, high = -500.0, 500.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        chances = (-middle * scale).softmax(0)
+        low, high = (middle, high) if chances @ values + space.fixed > target else (low, middle)
+    return chances
+
+
+def by_hessian(
+    space: Space, model: nn.Module, data: Data, budget: float, seed: int, quantizer: str
+) -> tuple[Tensor, Any]:
+    """Return the choice of least ``Σ mean trace(H_layer) · ‖Q_b(w) - w‖²`` within the budget, and the traces.
+
+    H is the Hessian of the loss of the float network on `data.probe`, in raw units, because the error is in raw units.
+
+    Source: Dong et al., HAWQ-V2 (2020), eq. 8. Departures: exact, as an integer programme, where they pick from a
+    Pareto front; a trace whose estimate is negative counts as 0.
+    """
+    from landscape import trace
+
+    estimates = trace(model, data.probe, per_layer=True, rtol=TRACE_RTOL, seed=seed).layers
+    errors = _errors(space, model, quantizer)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    frozen = sorted(set(errors) - set(estimates))
+    if frozen:
+        raise ValueError(f"model must have trainable weights for method='hessian', got frozen {frozen}")
+    mean = {name: max(estimates[name][0], 0.0) / sizes[name] for name in errors}
+    owners = {name: leader for leader, group in space.groups.items() for name in group}
+    sensitivity = torch.zeros_like(space.table, dtype=torch.float64)
+    rows = {leader: k for k, leader in enumerate(space.groups)}
+    for name, error in errors.items():
+        sensitivity[rows[owners[name.rpartition(".")[0]]]] += mean[name] * error
+    choice = solve(sensitivity, space.table, budget - space.fixed)
+    return choice, {"mean_traces": mean, "rises": dict(zip(rows, sensitivity.tolist(), strict=True))}
+
+
+def _errors(space: Space, model: nn.Module, quantizer: str) -> dict[str, Tensor]:
+    """Return weight's name -> (candidates,) squared error of its quantization."""
+    errors: dict[str, list[Tensor]] = {}
+    for k in range(len(space.candidates)):
+        twin = quantize(model, space.bits(space.everywhere(k)), quantizer=quantizer)
+        free = {name for group in space.groups.values() for name in group}
+        for layer_name in [n for n, _ in twin.named_modules() if n in free]:
+            layer = cast(Any, twin.get_submodule(layer_name))
+            if hasattr(layer, "quantized_weights"):
+                for name, (value, _, _) in layer.quantized_weights().items():
+                    error = (value - layer.get_parameter(name).detach()).double().square().sum()
+                    errors.setdefault(f"{layer_name}.{name}", []).append(error.cpu())
+    return {name: torch.stack(column) for name, column in errors.items()}
+
+
+def solve(costs: Tensor, sizes: Tensor, room: float) -> Tensor:
+    """Return the choice (rows,) of one column per row with least total cost and total size <= room.
+
+    Args:
+        costs: (rows, columns), to be minimised.
+        sizes: (rows, columns), whole numbers.
+        room: For the sizes; some choice has to fit.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    rows, columns = costs.shape
+    unit = int(np.gcd.reduce(sizes.flatten().numpy()))
+    one_each = np.kron(np.eye(rows), np.ones(columns))
+    # half a unit of room more: the solver's tolerance then never decides
+    most = np.floor(room / unit) + 0.5
+    total = LinearConstraint((sizes.flatten().numpy() // unit)[None], -np.inf, most)
+    scale = float(costs.abs().max()) or 1.0
+    found = milp(
+        (costs / scale).flatten().numpy(),
+        integrality=np.ones(rows * columns),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(one_each, 1, 1), total],
+        options={"mip_rel_gap": 0.0},
+    )
+    if found.x is None:
+        raise RuntimeError(f"the integer programme was not solved: {found.message}")
+    return torch.from_numpy(found.x).view(rows, columns).argmax(1)

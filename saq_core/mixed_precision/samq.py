@@ -1,0 +1,278 @@
+"""SAMQ: a generator of bits that learns which of them leave the loss flat, on a network that holds all of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data import (
+    Batch,
+    Data,
+    Split,
+    balanced_order,
+    device_of,
+    evaluation_batches,
+    evaluation_mode,
+    steps_per_epoch,
+    training_batches,
+)
+from ..recipes import Recipe
+from ..sam import METRICS, SAQ
+from ..streams import ImageFiles
+from ..training import Evaluation, base_optimizer, evaluate
+from .choices import MILLION, Space
+from .generator import Generator, Reinforce
+from .switchable import Switchable
+
+PENALTY_AT_TARGET = 1e-4 * 674**2  # the paper's lambda at the paper's target: cost of being off by the whole target
+
+
+@dataclass(frozen=True)
+class SAMQ:
+    """Say how `search(…, method="samq")` goes about it; the defaults are the authors' for CIFAR unless marked "ours".
+
+    Args:
+        epochs: Of the weights, on one half of the training images; each is followed by one of the generator on the
+            other half, after the first `warmup`, whose bits are drawn with equal chances.
+        warmup: See there.
+        rho: Radius of ε, the same for weights, generator and the final choice; 0.05 in plain units is ours, the
+            authors' 0.4 is meant in normalised ones.
+        metric: Units of `rho`: see `SAM`.
+        lam: λ of the penalty ``λ·(BOPs - budget)²``, BOPs in millions; it punishes both sides. None = as much for the
+            same relative deviation as the authors' 1e-4 at their 674 M (ours).
+        beta: Weight of the entropy of the draws.
+        lr: Of the weights, a tenth from 40 % of the epochs on, a hundredth from 60 %.
+        weight_decay: Of the weights (never of quantizers, and never of those that a step did not use).
+        batch_size: Of both.
+        generator_lr: Of the generator's Adam; its weight decay is the same number, as the authors have it.
+        memory: Share of the old value in the baseline, a moving average (ours).
+        share: Of the training images that the weights see; the split is drawn by the seed (ours).
+        candidates: Configurations within the budget that are compared at the end.
+        slack: They cost from (1 - slack)·budget to budget.
+        tries: Draws until there are so many (ours; the authors draw for ever). If the generator met the window less
+            often, its costliest configurations within the budget take the empty places, with a warning.
+
+    Source: Liu et al., Sharpness-aware Quantization, first version (2021), released code.
+    """
+
+    epochs: int = 100
+    warmup: int = 10
+    rho: float = 0.05
+    metric: str = "plain"
+    lam: float | None = None
+    beta: float = 5e-3
+    lr: float = 0.01
+    weight_decay: float = 1e-4
+    batch_size: int = 128
+    generator_lr: float = 5e-4
+    memory: float = 0.9
+    share: float = 0.5
+    candidates: int = 20
+    slack: float = 0.02
+    tries: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("warmup", 0), ("batch_size", 1), ("candidates", 1), ("tries", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+        for name in ("rho", "beta", "lr", "weight_decay", "generator_lr"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)!r}")
+        if self.lam is not None and not (math.isfinite(self.lam) and self.lam >= 0):
+            raise ValueError(f"lam must be >= 0 and finite, or None, got {self.lam!r}")
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup must be below epochs = {self.epochs}, else nothing is learned, got {self.warmup}")
+        if self.metric not in METRICS:
+            raise ValueError(f"metric must be one of {list(METRICS)}, got {self.metric!r}")
+        for name, low, high in (("memory", 0.0, 1.0), ("share", 0.0, 1.0), ("slack", 0.0, 1.0)):
+            value = getattr(self, name)
+            if not low <= value < high or (name == "share" and value == 0):
+                raise ValueError(f"{name} must be from 0 to below 1 (share above 0), got {value!r}")
+
+
+class Search:
+    """One run of SAMQ: the network, its optimizer, the generator and its teacher.
+
+    Args:
+        model: A float network, which is left as it is.
+        data: Only its training images are used (and its probe, to calibrate).
+        space: What can be chosen.
+        budget: In bit operations.
+        settings: See `SAMQ`.
+        seed: Of everything that is drawn.
+        quantizer: See `quantize`.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: Data, space: Space, budget: float, settings: SAMQ, seed: int, quantizer: str
+    ) -> None:
+        self.space, self.budget, self.settings, self.seed = space, budget, settings, seed
+        self.network = Switchable(model, space, data, quantizer=quantizer)
+        self.device = device_of(self.network.model)
+        self.ours, self.held_out = halves(data, settings.share, seed, self.device)
+        self.recipe = Recipe(
+            epochs=settings.epochs,
+            lr=settings.lr,
+            batch_size=settings.batch_size,
+            weight_decay=settings.weight_decay,
+            schedule="steps",
+            sam=SAQ(settings.rho, metric=settings.metric),
+        )
+        base = base_optimizer(self.network.model, self.recipe)
+        self.sam = cast(SAQ, self.recipe.sam).wrap(self.network.model, base)
+        self.generator = Generator(len(space.groups), len(space.candidates), seed=seed)
+        self.teacher = Reinforce(
+            self.generator,
+            lr=settings.generator_lr,
+            weight_decay=settings.generator_lr,
+            entropy_weight=settings.beta,
+            memory=settings.memory,
+        )
+
+    def weight_epoch(self, epoch: int) -> dict[str, float]:
+        """Train the weights on their half for an epoch: SAQ, bits drawn anew per batch, the same in both passes."""
+        self.network.model.train()
+        random = torch.Generator(self.ours.train[1].device).manual_seed(self.seed * 1_000_003 + epoch)
+        per_epoch = steps_per_epoch(self.ours, self.recipe.batch_size)
+        losses = []
+        for k, (x, y) in enumerate(training_batches(self.ours, self.recipe.batch_size, generator=random)):
+            for group in self.sam.param_groups:
+                group["lr"] = self.recipe.lr_at(epoch * per_epoch + k, per_epoch)
+            self.network.choose_(self.draw(even=epoch < self.settings.warmup))
+            losses.append(self.sam.step(partial(self.backward, [(x, y)], len(y))))
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"training loss is {loss} in epoch {epoch + 1}: try an lr below {self.recipe.lr}")
+        return {"epoch": epoch + 1, "loss": loss}
+
+    @torch.no_grad()
+    def draw(self, *, even: bool) -> Tensor:
+        """Return a choice (decisions,): by the generator, or with even chances."""
+        chance = self.generator
+        if even:
+            return torch.randint(chance.candidates, (chance.decisions,), generator=chance.random)
+        return chance()[0][0]
+
+    def generator_epoch(self) -> dict[str, float]:
+        """Teach the generator on the other half for an epoch: one draw per batch, the network in evaluation mode.
+
+        The host waits for the loss of every batch: the next draw depends on it.
+        """
+        rows = []
+        with evaluation_mode(self.network.model):
+            for x, y in evaluation_batches(self.held_out, self.settings.batch_size, self.device):
+                choice, log_probability, entropy = self.generator()
+                self.network.choose_(choice[0])
+                loss, bops = self.perturbed_loss(x, y).cpu(), self.space.bops(choice)
+                self.teacher.learn_(log_probability, entropy, loss + self.penalty(bops))
+                rows.append(torch.stack([loss.double(), bops[0].double(), entropy[0].detach().double()]))
+        return dict(zip(("perturbed_loss", "bops", "entropy"), torch.stack(rows).mean(0).tolist(), strict=True))
+
+    def penalty(self, bops: Tensor) -> Tensor:
+        """Return ``λ·(BOPs - budget)²``, BOPs in millions."""
+        lam = self.settings.lam
+        lam = PENALTY_AT_TARGET / (self.budget / MILLION) ** 2 if lam is None else lam
+        return lam * ((bops.double() - self.budget) / MILLION).square()
+
+    def perturbed_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of one batch at w + ε, with its own ε."""
+        with self.sam.worst(partial(self.backward, [(x, y)], len(y))), torch.no_grad():
+            return F.cross_entropy(self.network.model(x), y)
+
+    def backward(self, batches: Iterable[Batch], samples: int) -> Tensor:
+        """Leave the gradient of the mean loss over the batches in `.grad`, and nothing else; return that loss."""
+        self.sam.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for x, y in batches:
+            loss = F.cross_entropy(self.network.model(x), y, reduction="sum") / samples
+            loss.backward()
+            total = total + loss.detach()
+        return total
+
+    def sharpness(self, choice: Tensor) -> tuple[float, Evaluation]:
+        """Return the rise of the mean loss over the other half at w + ε, one ε for all of it; and the loss at w."""
+        self.network.choose_(choice)
+        model, size = self.network.model, self.settings.batch_size
+        flat = evaluate(model, self.held_out, batch_size=size)
+        with evaluation_mode(model):
+            batches = evaluation_batches(self.held_out, size, self.device)
+            with self.sam.worst(partial(self.backward, batches, len(self.held_out[1]))):
+                return evaluate(model, self.held_out, batch_size=size).loss - flat.loss, flat
+
+    @torch.no_grad()
+    def derive(self) -> Tensor:
+        """Draw the configurations to be compared, all different, (n, decisions) with 1 <= n <= `candidates`."""
+        wanted, slack = self.settings.candidates, self.settings.slack
+        drawn = distinct(self.generator(self.settings.tries)[0])
+        costs = self.space.bops(drawn)
+        fits = costs <= self.budget
+        inside = fits & (costs >= (1 - slack) * self.budget)
+        if not fits.any():
+            raise ValueError(
+                f"budget must be one that the generator meets, got {self.budget}: the cheapest of "
+                f"{self.settings.tries:,} draws costs {int(costs.min()) / MILLION:,.1f} M; raise epochs, lam or tries"
+            )
+        if int(inside.sum()) >= wanted:
+            return drawn[inside][:wanted]
+        order = costs.argsort(descending=True, stable=True)
+        found = order[fits[order]][:wanted]
+        lowest = f"the cheapest of {len(found)} that are compared costs {int(costs[found[-1]]) / MILLION:,.1f} M"
+        rule = f"{int(inside.sum())} different draws lie within {slack:.1%} below the budget, not {wanted}"
+        warnings.warn(f"{rule}: {lowest}; raise tries or epochs", stacklevel=2)
+        return drawn[found]
+
+
+def samq(
+    model: nn.Module, data: Data, space: Space, budget: float, *, settings: SAMQ, seed: int, quantizer: str
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return the choice of least sharpness and the history: see `search`."""
+    from tqdm.auto import tqdm
+
+    run = Search(model, data, space, budget, settings, seed, quantizer)
+    epochs = []
+    off = "TQDM_DISABLE" in os.environ  # bars for notebooks do not ask for tqdm's own switch
+    for epoch in tqdm(range(settings.epochs), desc="searching", delay=2, leave=False, disable=off):
+        row = run.weight_epoch(epoch)
+        epochs.append(row | (run.generator_epoch() if epoch >= settings.warmup else {}))
+    compared: list[dict[str, Any]] = []
+    choices = run.derive()
+    for choice in choices:
+        rise, flat = run.sharpness(choice)
+        own = {"bits": space.bits(choice), "bops": int(space.bops(choice))}
+        compared.append(own | {"sharpness": rise, "loss": flat.loss, "accuracy": flat.accuracy})
+    best = min(range(len(compared)), key=[row["sharpness"] for row in compared].__getitem__)
+    return choices[best], {"epochs": epochs, "compared": compared, "settings": asdict(settings)}
+
+
+def halves(data: Data, share: float, seed: int, device: torch.device) -> tuple[Data, Split]:
+    """Return the data with a share of the training images, and the rest as a split; both balanced over the classes."""
+    x, y = data.train
+    order = balanced_order(y.cpu(), seed)
+    number = round(share * len(y))
+    if not 0 < number < len(y):
+        raise ValueError(f"share must leave images on both sides, got {share} of {len(y)}")
+    first, second = (_rows(x, y, part, device) for part in (order[:number], order[number:]))
+    return replace(data, train=first), second
+
+
+def _rows(x: Tensor | ImageFiles, y: Tensor, rows: Tensor, device: torch.device) -> Split:
+    chosen: Any = replace(x, paths=x.paths[rows.numpy()]) if isinstance(x, ImageFiles) else x[rows.to(x.device)]
+    return chosen.to(device), y[rows.to(y.device)].to(device)
+
+
+def distinct(drawn: Tensor) -> Tensor:
+    """Return the different rows, in the order in which they came."""
+    first: dict[tuple[int, ...], int] = {}
+    for k, row in enumerate(drawn.tolist()):
+        first.setdefault(tuple(row), k)
+    return drawn[list(first.values())]

@@ -1,0 +1,106 @@
+"""The one function that finds bits per layer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import processes
+from ..data import Data, device_of
+from ..quantizers import QUANTIZERS
+from .baselines import at_random, by_hessian, uniform
+from .choices import Policy, Space
+from .samq import SAMQ, samq
+
+METHODS = ("uniform", "random", "hessian", "samq")
+
+
+def search(
+    model: nn.Module,
+    data: Data,
+    *,
+    budget: float,
+    method: str = "samq",
+    seed: int = 0,
+    candidates: Sequence[int | str] = (2, 3, 4, 5),
+    quantizer: str = "lsq",
+    settings: SAMQ | None = None,
+    first_input_bits: int = 8,
+) -> Policy:
+    """Find bits per layer within a budget of bit operations: ``quantize(model, bits=search(…).bits)``.
+
+    The first and the last layer stay at 8 bits. A shortcut's convolution takes the bits of the branch beside it and the
+    products of attention those of its projections; every other layer has a decision of its own. Model, data and random
+    state are left as they are, also after an error. Train the quantized network afterwards: no method does.
+
+    Args:
+        model: A float network, trained: all but "uniform" and "random" look at its weights.
+        data: "hessian" uses its probe, "samq" its training images; neither validation nor test images are looked at.
+        budget: Bit operations of one input, at most, as `cost` counts them: ``cost(model, bits="W4A4").bops``.
+        method: "uniform": the most bits that fit, the same everywhere. "random": random bits that cost from 98 to 100 %
+            of the budget. "hessian": least ``Σ mean Hessian trace · squared error of quantization``, exactly (in the
+            manner of HAWQ-V2). "samq": a generator learns by trial which bits leave a low perturbed loss, and the
+            flattest of its proposals is taken.
+        seed: Of everything drawn; "uniform" draws nothing.
+        candidates: Bits that a layer can take: 4 or "W4A4" (both alike), "W2A4" and so on.
+        quantizer: See `quantize`; pass the one that the policy is for.
+        settings: Of "samq"; None = the authors' schedule of 100 epochs.
+        first_input_bits: See `cost`.
+
+    Raises:
+        ValueError: If no bits fit into the budget (the error names the least possible), or none that were drawn; for an
+            unknown method or quantizer, a quantized network, or settings that are not for this method.
+
+    Cost: a few forward passes of one input; "hessian": 30 to 120 Hessian-vector products of the probe and 80
+    quantizations of each weight per candidate; "samq": per epoch two forward and backward passes over one half of the
+    training images and two forward passes and one backward pass over the other; at the end four forward and one
+    backward pass over that half per configuration compared.
+
+    Source: Liu et al., Sharpness-aware Quantization, first version (2021), and its released code; Dong et al., HAWQ-V2
+    (2020).
+    """
+    start = time.perf_counter()
+    _check(model, data, method, quantizer, settings)
+    device = device_of(model)
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.manual_seed(seed)
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        shape = data.input_shape
+        space = Space.of(model, shape, candidates=candidates, first_input_bits=first_input_bits)
+        space.check(budget)
+        details: dict[str, Any] = {}
+        if method == "uniform":
+            choice = uniform(space, budget)
+        elif method == "random":
+            choice = at_random(space, budget, seed)
+        elif method == "hessian":
+            choice, details = by_hessian(space, model, data, budget, seed, quantizer)
+        else:
+            options: dict[str, Any] = {"settings": settings or SAMQ(), "seed": seed, "quantizer": quantizer}
+            choice, details = samq(model, data, space, budget, **options)
+    peak = torch.cuda.max_memory_allocated(device) if cuda else None
+    bops, seconds = int(space.bops(choice)), time.perf_counter() - start
+    return Policy(space.bits(choice), bops, seconds, method, float(budget), seed, peak, details)
+
+
+def _check(model: nn.Module, data: Data, method: str, quantizer: str, settings: SAMQ | None) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
+    if quantizer not in QUANTIZERS:
+        raise ValueError(f"quantizer must be one of {sorted(QUANTIZERS)}, got {quantizer!r}")
+    if method == "hessian" and quantizer == "liq-authors":
+        raise ValueError('quantizer must keep the units of the weights for "hessian", got \'liq-authors\': use "liq"')
+    if settings is not None and method != "samq":
+        raise ValueError(f'settings are for method="samq", got them for {method!r}')
+    if not isinstance(data, Data):
+        raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}")
+    if any(hasattr(module, "quantized_weights") for module in model.modules()):
+        raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
+    if processes.size() > 1:
+        raise ValueError(f"search runs in one process, got {processes.size()}: call it in one and pass policy.bits on")

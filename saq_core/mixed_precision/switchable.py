@@ -1,0 +1,105 @@
+"""A network that holds several numbers of bits at once: one latent weight, a quantizer and a BatchNorm for each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from ..calibration import calibrate
+from ..data import Data
+from ..layers import quantize
+from ..quantizer_base import Quantizer
+from .choices import Space
+
+
+class Switch(nn.Module):
+    """Stand in the place of a module of which there are several: the chosen one computes.
+
+    Args:
+        options: One per candidate; the same module may stand for several.
+    """
+
+    def __init__(self, options: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.options = nn.ModuleList(options)
+        self.chosen = 0
+
+    @property
+    def current(self) -> Any:
+        """The chosen option."""
+        return self.options[self.chosen]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the chosen option makes of x."""
+        return self.current(x)
+
+
+class QuantizerSwitch(Switch):
+    """Answer what a layer and those who measure it ask a quantizer."""
+
+    @property
+    def bits(self) -> int:
+        """Of the chosen quantizer."""
+        return self.current.bits
+
+    @property
+    def weight_units(self) -> str:
+        """Of the chosen quantizer."""
+        return self.current.weight_units
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """Return the chosen quantizer's step."""
+        return self.current.step_size(x)
+
+
+class Switchable:
+    """A network whose bits are chosen before each forward pass.
+
+    The layers are those of `quantize`: latent weight, `delta`, `quantized_weights()`, so that `SAM` perturbs them as it
+    perturbs any other. Each of their quantizers is replaced by one per candidate (one per number of bits: "W2A4" and
+    "W4A4" share the input's), and each BatchNorm by one per candidate of the layer that feeds it.
+
+    Args:
+        model: The float network, which is left as it is.
+        space: What can be chosen.
+        data: To calibrate every quantizer on, before its network learns anything else.
+        quantizer: See `quantize`.
+
+    Source: Liu et al., Sharpness-aware Quantization, first version (2021), released code. Departures: every step is
+    calibrated (theirs all start at 1); BatchNorm is copied once per candidate, not once per pair of numbers of bits.
+    """
+
+    def __init__(self, model: nn.Module, space: Space, data: Data, *, quantizer: str = "lsq") -> None:
+        fixed = [space.bits(space.everywhere(k)) for k in range(len(space.candidates))]
+        twins = [calibrate(quantize(model, bits, quantizer=quantizer), data) for bits in fixed]
+        self.model, self.space = twins[0], space
+        self.switches: dict[str, list[Switch]] = {leader: [] for leader in space.groups}
+        owners = {name: leader for leader, group in space.groups.items() for name in group}
+        for name in [n for n, m in self.model.named_modules() if isinstance(m, Quantizer)]:
+            owner = next((part for part in _prefixes(name) if part in owners), None)
+            if owner is not None:
+                options = cast(list[Any], [twin.get_submodule(name) for twin in twins])
+                alike = {option.bits: option for option in options}
+                self._put(name, QuantizerSwitch([alike[option.bits] for option in options]), owners[owner])
+        for name, leader in space.norms.items():
+            norm = self.model.get_submodule(name)
+            self._put(name, Switch([copy.deepcopy(norm) for _ in space.candidates]), leader)
+
+    def _put(self, name: str, switch: Switch, leader: str) -> None:
+        self.model.set_submodule(name, switch)
+        self.switches[leader].append(switch)
+
+    def choose_(self, choice: Tensor) -> None:
+        """Take these bits from now on: a choice (decisions,) on the CPU."""
+        for switches, k in zip(self.switches.values(), choice.tolist(), strict=True):
+            for switch in switches:
+                switch.chosen = k
+
+
+def _prefixes(name: str) -> list[str]:
+    """Return the names of all modules that hold the one of this name, the innermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:k]) for k in range(len(parts) - 1, 0, -1)]
