@@ -281,6 +281,7 @@ class _Run:
 
 
 def base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """Return the optimizer of a recipe over a model, without its sharpness; decay spares what quantizers learn."""
     check_latent(model, "train the one that save() wrote, or dequantize() this one")
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
