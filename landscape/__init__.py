@@ -6,6 +6,7 @@ from .densities import Density
 from .measures import Sharpness, SharpnessTable, average_sharpness, sharpness, worst_case_sharpness
 from .operators import GGN, Hessian, Operator
 from .paths import Trajectory, trajectory
+from .plotting.layers import draw_layers, plot_layers
 from .results import Result, load, save_figure
 from .rounding import RoundingSharpness, rounding_sharpness
 from .scales import ScaleCurvature, curvature_at_scale
@@ -33,6 +34,9 @@ __all__ = [
     "plot_surface",
     "trajectory",
     "batchnorm_check",
+    # one number per layer
+    "plot_layers",
+    "draw_layers",
     # several networks
     "compare",
     # results

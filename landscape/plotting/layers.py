@@ -1,0 +1,146 @@
+"""One number per layer, and beside it the bits that each layer got: `plot` with plotly, `draw` with matplotlib."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Values = Mapping[str, float | Sequence[float]]
+WIDE = 30.0  # times the smallest value, from which the axis is logarithmic
+_GREY = "#999999"
+
+
+def plot_layers(
+    values: Values, *, bits: Mapping[str, str | int] | None = None, quantity: str = "Trace", title: str | None = None
+) -> Any:
+    """Draw one bar per layer, coloured by the bits of its weights, to hover over.
+
+    Args:
+        values: Layer -> number, or (number, standard error) as in ``trace(model, per_layer=True).layers``; "conv1" and
+            "conv1.weight" are one layer. Values that are not finite are gaps.
+        bits: Layer -> "W4A4" or a number, say a policy's `.bits`; layers that are not in it are grey.
+        quantity: What the numbers are.
+        title: None takes the quantity.
+
+    Returns:
+        A plotly figure. The axis is logarithmic where all values are positive and span more than a factor of 30.
+
+    Raises:
+        ValueError: If there are no values, or bits of layers that have none.
+    """
+    import plotly.graph_objects as go
+
+    rows = _rows(values, bits)
+    figure = go.Figure()
+    for label, colour, chosen in _groups(rows):
+        figure.add_trace(
+            go.Bar(
+                x=[row[0] for row in chosen],
+                y=[row[1] for row in chosen],
+                error_y={"type": "data", "array": [row[2] for row in chosen], "thickness": 1, "width": 3},
+                text=[row[3] for row in chosen],
+                textposition="none",
+                marker_color=colour,
+                name=label,
+                hovertemplate="%{x}<br>%{y:.4g}<br>%{text}<extra></extra>",
+            )
+        )
+    figure.update_layout(
+        template="plotly_white",
+        title=title or f"{quantity} by layer",
+        yaxis={"title": quantity, "type": "log" if _wide(rows) else "linear", "exponentformat": "power"},
+        xaxis={"categoryorder": "array", "categoryarray": [row[0] for row in rows], "tickangle": -60},
+        barmode="overlay",
+        showlegend=bits is not None,
+        legend_title="weights",
+    )
+    return figure
+
+
+def draw_layers(
+    values: Values, ax: Any = None, *, bits: Mapping[str, str | int] | None = None, quantity: str = "Trace"
+) -> Any:
+    """Draw what `plot_layers` draws for print, the bits above the bars; return the axes.
+
+    Args:
+        values: See `plot_layers`.
+        ax: Matplotlib axes; None makes a figure of two columns' width.
+        bits: See `plot_layers`.
+        quantity: What the numbers are.
+
+    Raises:
+        ValueError: As `plot_layers`.
+    """
+    import matplotlib.pyplot as plt
+
+    from . import paper
+
+    rows = _rows(values, bits)
+    with plt.rc_context(paper._RC):
+        if ax is None:
+            ax = plt.figure(figsize=(paper.TWO_COLUMNS, 2.4), layout="constrained").add_subplot()
+        places = {row[0]: k for k, row in enumerate(rows)}
+        for label, colour, chosen in _groups(rows):
+            x = [places[row[0]] for row in chosen]
+            errors = np.nan_to_num([row[2] for row in chosen])
+            heights = [row[1] if np.isfinite(row[1]) else np.nan for row in chosen]
+            whiskers = {"elinewidth": 0.7, "capsize": 1.5, "ecolor": "0.25"}
+            ax.bar(x, heights, 0.8, color=colour, label=label, yerr=errors if errors.any() else None, error_kw=whiskers)
+        if _wide(rows):
+            ax.set_yscale("log")
+        for name, height, error, text in rows:
+            if text and np.isfinite(height):
+                top = max(height, 0) + np.nan_to_num(error)
+                short = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "fontsize": 6}
+                ax.annotate(text.replace("W", "").replace("A", "/"), (places[name], top), **short)
+        ax.set_xticks(range(len(rows)), [row[0] for row in rows], rotation=60, ha="right", rotation_mode="anchor")
+        ax.set(ylabel=quantity, xlim=(-0.7, len(rows) - 0.3))
+        ax.margins(y=0.12)
+        ax.grid(axis="y")
+        ax.set_axisbelow(True)
+        if bits is not None:
+            ax.legend(title="weights", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return ax
+
+
+def _rows(values: Values, bits: Mapping[str, str | int] | None) -> list[tuple[str, float, float, str]]:
+    """Return (layer, value, standard error or NaN, label of its bits or "") in the order of the values."""
+    if not values:
+        raise ValueError("values must hold at least one layer, got none")
+    labels = {name: f"W{b}A{b}" if isinstance(b, int) else str(b) for name, b in (bits or {}).items()}
+    rows = []
+    for name, value in values.items():
+        layer = re.sub(r"\.(in_proj_)?weight$", "", name)
+        number, error = (value, np.nan) if isinstance(value, int | float) else (float(value[0]), float(value[1]))
+        rows.append((layer, float(number), error, labels.get(layer, "")))
+    unknown = set(labels) - {row[0] for row in rows}
+    parts = {name for name in unknown if name.endswith(".products")}  # of attention: no weights of their own
+    if unknown - parts:
+        raise ValueError(f"values must have every layer that bits name, got none for {sorted(unknown - parts)[:3]}")
+    return rows
+
+
+def _groups(rows: list[tuple[str, float, float, str]]) -> list[tuple[str, str, list[Any]]]:
+    """Return (legend, colour, rows) by the bits of the weights, the fewest and darkest first, the rest in grey."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    widths = sorted({_width(row[3]) for row in rows if row[3]})
+    shades = colormaps["viridis"](np.linspace(0.0, 0.85, max(len(widths), 2)))
+    named = {width: (f"{width} bits", to_hex(shade)) for width, shade in zip(widths, shades, strict=False)}
+    found = [(*named[width], [row for row in rows if row[3] and _width(row[3]) == width]) for width in widths]
+    rest = [row for row in rows if not row[3]]
+    return found + ([("not chosen", _GREY, rest)] if rest else [])
+
+
+def _width(text: str) -> int:
+    return int(re.match(r"W(\d+)", text.upper())[1])  # type: ignore[index]
+
+
+def _wide(rows: list[tuple[str, float, float, str]]) -> bool:
+    values = np.array([row[1] for row in rows])
+    values = values[np.isfinite(values)]
+    return bool(len(values) and values.min() > 0 and values.max() > WIDE * values.min())
