@@ -8,7 +8,7 @@ from .experiments import reproduce
 from .history import History
 from .integers import SizeReport, export
 from .layers import dequantize, quantize
-from .mixed_precision import SAMQ, Policy, search
+from .mixed_precision import ASGA, SAMQ, Policy, search
 from .models import build_model
 from .perturbation import FPQ, distillation_loss, feature_noise
 from .quantizers import LIQ, LSQ, PACT, AsymmetricLSQ, DoReFa, LSQPlus, MinMax
@@ -40,6 +40,7 @@ __all__ = [
     "search",
     "Policy",
     "SAMQ",
+    "ASGA",
     # training
     "SAM",
     "SAQ",

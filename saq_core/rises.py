@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class FeatureRise:
     Args:
         predicted: Σ of the layers' rises, in units of the loss.
         predicted_stderr: Of the traces' probes.
-        measured: Mean rise of the loss over draws of gates and noise.
+        measured: Mean rise of the loss over draws of gates and noise; NaN where none were made.
         measured_stderr: Over the draws.
         layers: Layer -> its share of the prediction.
         p: Probability of a gate.
@@ -49,9 +50,14 @@ class FeatureRise:
     draws: int
     seconds: float
 
+    @property
+    def trace(self) -> float:
+        """Σ s²·Tr(∇²_x L): what the noise penalises, whatever its probability."""
+        return sum(layer.step**2 * layer.trace for layer in self.layers.values())
+
     def __repr__(self) -> str:
         predicted = f"predicted {self.predicted:.3g} ± {self.predicted_stderr:.1g}"
-        measured = f"measured {self.measured:.3g} ± {self.measured_stderr:.1g}"
+        measured = f"measured {self.measured:.3g} ± {self.measured_stderr:.1g}" if self.draws else "not measured"
         return f"FeatureRise({predicted}, {measured}, p={self.p}, {len(self.layers)} layers, {self.draws} draws)"
 
 
@@ -80,7 +86,7 @@ def feature_rise(
         steps: Module -> width s of the noise on its input, for any network; None takes the inputs of the quantized
             convolutions with their learnt steps.
         placement: "post" or "pre" the rounding of the input, where `steps` is None.
-        draws: Pairs of passes with opposite noise (which takes the first-order term out).
+        draws: Pairs of passes with opposite noise (which takes the first-order term out); 0 predicts without measuring.
         rtol: Relative standard error at which a trace is enough.
         max_samples: Of a trace.
         seed: Of noise and probes.
@@ -95,8 +101,10 @@ def feature_rise(
     import landscape
 
     start = time.perf_counter()
-    if not 0 <= p <= 1 or draws < 2:
-        raise ValueError(f"p must be from 0 to 1 and draws >= 2, got {p!r} and {draws!r}")
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must be from 0 to 1, got {p!r}")
+    if draws != 0 and draws < 2:
+        raise ValueError(f"draws must be >= 2, or 0 to measure nothing, got {draws!r}")
     batches = _batches(model, data)
     sites = _sites(model, steps, placement)
     layers = {}
@@ -105,12 +113,12 @@ def feature_rise(
         found = landscape.trace(landscape.Hessian(model, batches, at=at), rtol=rtol, max_samples=max_samples, seed=seed)
         factor = p * step**2 / 24
         layers[name] = LayerRise(step, found.value, factor * found.value, factor * found.stderr)
-    rises = _measured(model, batches, list(sites.values()), p, draws, seed)
+    rises = _measured(model, batches, list(sites.values()), p, draws, seed) if draws else torch.full((2,), math.nan)
     return FeatureRise(
         predicted=sum(layer.rise for layer in layers.values()),
         predicted_stderr=sum(layer.stderr**2 for layer in layers.values()) ** 0.5,
         measured=float(rises.mean()),
-        measured_stderr=float(rises.std() / draws**0.5),
+        measured_stderr=float(rises.std() / len(rises) ** 0.5),
         layers=layers,
         p=p,
         draws=draws,

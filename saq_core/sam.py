@@ -16,6 +16,7 @@ from . import processes
 from .data import device_of
 from .diagnostics import diagnose
 from .policies import Policy, make_policy
+from .radii import AdaptiveRho, Radius
 from .sites import KINDS, TINY, Place, Point, added, find_sites, gradients_at, in_both, kept, norm, places, projection
 
 PLACES = ("latent", "quantized")
@@ -24,8 +25,6 @@ COMBINATIONS = ("perturbed", "mean", "gsam")
 CASES = {1: ("latent", "quantized"), 2: ("latent", "latent"), 3: ("quantized", "quantized")}
 ADAPTIVE_OFFSET = 0.01  # ASAM's eta
 GSAM_ALPHA = 0.4  # share of the gradient's orthogonal part that "gsam" ascends
-
-Radius = float | Callable[[Tensor | None, Tensor | None, int], float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -87,30 +86,6 @@ class SAQ:
         return SAM(model, optimizer, rho=rho, measured_at=measured, applied_to=applied, **own, **settings)
 
 
-@dataclass(frozen=True)
-class AdaptiveRho:
-    """Let rho follow the sharpness that the last step with two passes saw: ``clamp(ln(1 + h), lowest, highest)``.
-
-    h = loss at the perturbed weights - loss at the weights. Use it as `SAM(rho=…)`.
-
-    Source: ASGA, ``min(rho_max, ln(h + 1))``. The floor is ours: a radius of 0 would hold itself for ever.
-    """
-
-    start: float = 0.05
-    lowest: float = 0.005
-    highest: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.lowest <= self.start <= self.highest < math.inf:
-            raise ValueError(f"rho must be within its range, got {self.start} for {self.lowest} … {self.highest}")
-
-    def __call__(self, loss: Tensor | None, perturbed_loss: Tensor | None, step: int) -> float | Tensor:
-        """Return the radius of the next step."""
-        if loss is None or perturbed_loss is None:
-            return self.start
-        return (perturbed_loss - loss).clamp_min(0).log1p().clamp(self.lowest, self.highest)
-
-
 def _check_policy(policy: Policy, *, adaptive: bool, combine: str) -> None:
     if not getattr(policy, "compares", True) and (adaptive or combine != "perturbed"):
         name = type(policy).__name__.lower()
@@ -158,6 +133,7 @@ class SAM:
         synchronised: Under several processes: False gives each its own ε from its own rows (m-sharpness, as in the
             paper's code), True one ε from the mean gradient.
         no_sync: What DistributedDataParallel calls so: keeps a backward pass from averaging gradients.
+        shrink: Shortens ε to ``rho - shrink·‖T g‖``; below 0 it points downhill (beta of SAGM, Wang et al., 2023).
 
     Raises:
         ValueError: For settings out of range, a model without trainable weights, and for (quantized, latent): ε would
@@ -184,20 +160,20 @@ class SAM:
         perturbed: tuple[str, ...] = ("weight", "bias", "norm"),
         synchronised: bool = False,
         no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        shrink: float = 0.0,
     ) -> None:
         _check_settings(rho, metric, combine, perturbed)
+        if not (math.isfinite(shrink) and shrink >= 0):
+            raise ValueError(f"shrink must be >= 0 and finite, got {shrink!r}")
         for argument, value in (("measured_at", measured_at), ("applied_to", applied_to)):
             if value not in PLACES:
                 raise ValueError(f"{argument} must be one of {list(PLACES)}, got {value!r}")
         if (measured_at, applied_to) not in CASES.values():
-            raise ValueError(
-                'applied_to must be "quantized" when measured_at is "quantized", got "latent": rounding would undo a '
-                "perturbation that was measured after it"
-            )
-        self.model, self.optimizer = model, optimizer
-        self.rho, self.metric, self.combine = rho, metric, combine
-        self.measured_at, self.applied_to = measured_at, applied_to
-        self.synchronised, self.no_sync = synchronised, no_sync
+            rule = 'applied_to must be "quantized" when measured_at is "quantized", got "latent"'
+            raise ValueError(f"{rule}: rounding would undo a perturbation that was measured after it")
+        self.model, self.optimizer, self.no_sync = model, optimizer, no_sync
+        self.rho, self.metric, self.combine, self.shrink = rho, metric, combine, shrink
+        self.measured_at, self.applied_to, self.synchronised = measured_at, applied_to, synchronised
         self.policy = make_policy(policy) if isinstance(policy, str) else policy
         _check_policy(self.policy, adaptive=callable(rho), combine=combine)
         self.diagnostics: Point = {}
@@ -324,7 +300,7 @@ class SAM:
             return {}
         scales = [self._scale(at[name]) for name in gradient]
         scaled = [g * t for g, t in zip(gradient.values(), scales, strict=True)]
-        factor = self._radius / norm(scaled).clamp_min(TINY)
+        factor = self._radius / norm(scaled).clamp_min(TINY) - self.shrink
         return {name: t * g * factor for name, t, g in zip(gradient, scales, scaled, strict=True)}
 
     @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from saq_core import SAMQ, Data, Policy, build_model, calibrate, cost, load, load_data, quantize, save, search
+from saq_core import ASGA, SAMQ, Data, Policy, build_model, calibrate, cost, load, load_data, quantize, save, search
 from saq_core.mixed_precision.baselines import _tilted, at_random, by_hessian, solve
 from saq_core.mixed_precision.choices import Space
 from saq_core.mixed_precision.generator import Generator, Reinforce
@@ -290,13 +290,14 @@ def everything(model):
     return [t.detach().clone() for t in tensors], grads, [m.training for m in model.modules()], list(vars(model))
 
 
-@pytest.mark.parametrize("method", ["uniform", "random", "hessian", "samq"])
+@pytest.mark.parametrize("method", ["uniform", "random", "hessian", "samq", "asga"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_search_leaves_model_data_and_random_state_alone_and_repeats_itself(data, method, fails, monkeypatch):
     model = build_model("resnet8", data)
     F.cross_entropy(model(data.train[0]), data.train[1]).backward()
     model.layer1.train(), model.layer2.eval()
-    budget, settings = cost(model, bits=4).bops, SAMQ(**QUICK) if method == "samq" else None
+    budget = cost(model, bits=4).bops
+    settings = {"samq": SAMQ(**QUICK), "asga": ASGA(epochs=1, batch_size=32)}.get(method)
     before, images = everything(model), [part.clone() for split in (data.train, data.val, data.test) for part in split]
     random = torch.get_rng_state()
     if fails:
@@ -318,10 +319,11 @@ def test_a_search_leaves_model_data_and_random_state_alone_and_repeats_itself(da
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "asga"}, r"method must be one of \['uniform', 'random', 'hessian', 'samq'\], got 'asga'"),
+        ({"method": "hawq"}, r"method must be one of \['uniform', 'random', 'hessian', 'samq', 'asga'\], got 'hawq'"),
         ({"quantizer": "lsqq"}, "quantizer must be one of"),
         ({"method": "hessian", "quantizer": "liq-authors"}, "quantizer must keep the units of the weights"),
-        ({"method": "uniform", "settings": SAMQ()}, "settings are for method=\"samq\", got them for 'uniform'"),
+        ({"method": "uniform", "settings": SAMQ()}, "settings must be None for method='uniform', got SAMQ"),
+        ({"method": "asga", "settings": SAMQ()}, "settings must be ASGA for method='asga', got SAMQ"),
     ],
 )
 def test_what_search_cannot_do_is_refused(model, data, settings, message):

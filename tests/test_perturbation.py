@@ -365,6 +365,9 @@ def test_a_quantized_network_is_measured_at_its_own_steps_and_left_alone(placeme
         assert layer.step == float(model.get_submodule(name).input_quantizer.step.detach())
         assert layer.rise == pytest.approx(0.5 * layer.step**2 / 24 * layer.trace)
     assert rise.predicted == pytest.approx(sum(layer.rise for layer in rise.layers.values()))
+    assert rise.predicted == pytest.approx(0.5 / 24 * rise.trace)
+    alone = feature_rise(model, tuple(t[:32] for t in model.probe), p=0.5, draws=0, rtol=0.3, placement=placement)
+    assert alone.layers == rise.layers and alone.measured != alone.measured and "not measured" in repr(alone)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -387,5 +390,5 @@ def test_settings_out_of_range_are_refused(floating, digits):
         train(twin(floating, digits), digits, recipe(fpq=FPQ()), teacher=nn.Sequential(nn.Conv2d(1, 3, 3)))
     with pytest.raises(ValueError, match="pass steps="):
         feature_rise(floating)
-    with pytest.raises(ValueError, match="draws >= 2, got 0.1 and 1"):
+    with pytest.raises(ValueError, match="draws must be >= 2, or 0 to measure nothing, got 1"):
         feature_rise(floating, draws=1)

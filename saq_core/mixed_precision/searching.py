@@ -12,11 +12,13 @@ from torch import nn
 from .. import processes
 from ..data import Data, device_of
 from ..quantizers import QUANTIZERS
+from .aligning import ASGA, asga
 from .baselines import at_random, by_hessian, uniform
 from .choices import Policy, Space
 from .samq import SAMQ, samq
 
-METHODS = ("uniform", "random", "hessian", "samq")
+METHODS = ("uniform", "random", "hessian", "samq", "asga")
+SETTINGS = {"samq": SAMQ, "asga": ASGA}
 
 
 def search(
@@ -28,7 +30,7 @@ def search(
     seed: int = 0,
     candidates: Sequence[int | str] = (2, 3, 4, 5),
     quantizer: str = "lsq",
-    settings: SAMQ | None = None,
+    settings: SAMQ | ASGA | None = None,
     first_input_bits: int = 8,
 ) -> Policy:
     """Find bits per layer within a budget of bit operations: ``quantize(model, bits=search(…).bits)``.
@@ -39,16 +41,18 @@ def search(
 
     Args:
         model: A float network, trained: all but "uniform" and "random" look at its weights.
-        data: "hessian" uses its probe, "samq" its training images; neither validation nor test images are looked at.
+        data: "hessian" uses its probe, "samq" and "asga" its training images; validation and test images are never
+            looked at.
         budget: Bit operations of one input, at most, as `cost` counts them: ``cost(model, bits="W4A4").bops``.
         method: "uniform": the most bits that fit, the same everywhere. "random": random bits that cost from 98 to 100 %
             of the budget. "hessian": least ``Σ mean Hessian trace · squared error of quantization``, exactly (in the
             manner of HAWQ-V2). "samq": a generator learns by trial which bits leave a low perturbed loss, and the
-            flattest of its proposals is taken.
+            flattest of its proposals is taken. "asga": descent on a mixture of all bits, with gradients aligned between
+            the weights and their sharp neighbour.
         seed: Of everything drawn; "uniform" draws nothing.
         candidates: Bits that a layer can take: 4 or "W4A4" (both alike), "W2A4" and so on.
         quantizer: See `quantize`; pass the one that the policy is for.
-        settings: Of "samq"; None = the authors' schedule of 100 epochs.
+        settings: A `SAMQ` or an `ASGA`, for the method of that name; None = its defaults, 100 and 25 epochs.
         first_input_bits: See `cost`.
 
     Raises:
@@ -58,10 +62,11 @@ def search(
     Cost: a few forward passes of one input; "hessian": 30 to 120 Hessian-vector products of the probe and 80
     quantizations of each weight per candidate; "samq": per epoch two forward and backward passes over one half of the
     training images and two forward passes and one backward pass over the other; at the end four forward and one
-    backward pass over that half per configuration compared.
+    backward pass over that half per configuration compared; "asga": per epoch two forward and backward passes over the
+    training images, where every weight and input is quantized once per candidate.
 
     Source: Liu et al., Sharpness-aware Quantization, first version (2021), and its released code; Dong et al., HAWQ-V2
-    (2020).
+    (2020); Ma et al., Adaptive Sharpness-Aware Gradient Aligning (2025), as far as `ASGA` says.
     """
     start = time.perf_counter()
     _check(model, data, method, quantizer, settings)
@@ -82,22 +87,24 @@ def search(
         elif method == "hessian":
             choice, details = by_hessian(space, model, data, budget, seed, quantizer)
         else:
-            options: dict[str, Any] = {"settings": settings or SAMQ(), "seed": seed, "quantizer": quantizer}
-            choice, details = samq(model, data, space, budget, **options)
+            run = samq if method == "samq" else asga
+            options: dict[str, Any] = {"settings": settings or SETTINGS[method](), "seed": seed, "quantizer": quantizer}
+            choice, details = run(model, data, space, budget, **options)
     peak = torch.cuda.max_memory_allocated(device) if cuda else None
     bops, seconds = int(space.bops(choice)), time.perf_counter() - start
     return Policy(space.bits(choice), bops, seconds, method, float(budget), seed, peak, details)
 
 
-def _check(model: nn.Module, data: Data, method: str, quantizer: str, settings: SAMQ | None) -> None:
+def _check(model: nn.Module, data: Data, method: str, quantizer: str, settings: SAMQ | ASGA | None) -> None:
     if method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
     if quantizer not in QUANTIZERS:
         raise ValueError(f"quantizer must be one of {sorted(QUANTIZERS)}, got {quantizer!r}")
     if method == "hessian" and quantizer == "liq-authors":
         raise ValueError('quantizer must keep the units of the weights for "hessian", got \'liq-authors\': use "liq"')
-    if settings is not None and method != "samq":
-        raise ValueError(f'settings are for method="samq", got them for {method!r}')
+    if settings is not None and not isinstance(settings, SETTINGS.get(method, ())):
+        known = SETTINGS[method].__name__ if method in SETTINGS else "None"
+        raise ValueError(f"settings must be {known} for method={method!r}, got {type(settings).__name__}")
     if not isinstance(data, Data):
         raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}")
     if any(hasattr(module, "quantized_weights") for module in model.modules()):

@@ -1,0 +1,35 @@
+"""A radius of the perturbation that moves with the training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Radius = float | Callable[[Tensor | None, Tensor | None, int], float | Tensor]
+
+
+@dataclass(frozen=True)
+class AdaptiveRho:
+    """Let rho follow the sharpness that the last step with two passes saw: ``clamp(ln(1 + h), lowest, highest)``.
+
+    h = loss at the perturbed weights - loss at the weights. Use it as `SAM(rho=…)`.
+
+    Source: ASGA, ``min(rho_max, ln(h + 1))``. The floor is ours: a radius of 0 would hold itself for ever.
+    """
+
+    start: float = 0.05
+    lowest: float = 0.005
+    highest: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lowest <= self.start <= self.highest < math.inf:
+            raise ValueError(f"rho must be within its range, got {self.start} for {self.lowest} … {self.highest}")
+
+    def __call__(self, loss: Tensor | None, perturbed_loss: Tensor | None, step: int) -> float | Tensor:
+        """Return the radius of the next step."""
+        if loss is None or perturbed_loss is None:
+            return self.start
+        return (perturbed_loss - loss).clamp_min(0).log1p().clamp(self.lowest, self.highest)
