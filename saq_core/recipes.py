@@ -117,7 +117,7 @@ class Experiment:
     data: str
     network: str
     recipe: Recipe
-    bits: str | None = None
+    bits: str | dict[str, str] | None = None
     quantizer: str = "lsq"
     per_channel: bool = False
     start: str | None = None

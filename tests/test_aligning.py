@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from saq_core import SAM, Data, Policy, build_model, calibrate, cost, load_data, quantize
 from saq_core.mixed_precision.aligning import (
-    ARMS,
     ASGA,
     Alignment,
     Mixture,
@@ -30,6 +29,14 @@ from saq_core.models import make
 from saq_core.sam import AdaptiveRho
 
 QUICK = {"epochs": 2, "batch_size": 3, "lr": 0.05, "lr_alpha": 0.1}
+# What the ablation compares with the whole.
+ARMS = {
+    "sgd": {"rho": 0.0, "rho_range": None, "beta": 0.0},
+    "sam": {"rho_range": None, "beta": 0.0, "combine": "perturbed"},
+    "mean": {"rho_range": None, "beta": 0.0},  # ½(SGD + SAM)
+    "fixed": {"rho_range": None},
+    "full": {},
+}
 CANDIDATES = ("W2A2", "W2A4", "W4A3", "W6A6")
 
 

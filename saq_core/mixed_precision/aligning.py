@@ -29,15 +29,6 @@ START = 0.01  # of all logits: even chances
 DOUBLINGS = range(-20, 31)  # of the price at which BOPs are bought back
 HALVINGS = 30
 
-# What is compared with the whole: settings of `ASGA`, by the name of what is left.
-ARMS: dict[str, dict[str, Any]] = {
-    "sgd": {"rho": 0.0, "rho_range": None, "beta": 0.0},
-    "sam": {"rho_range": None, "beta": 0.0, "combine": "perturbed"},
-    "mean": {"rho_range": None, "beta": 0.0},  # ½(SGD + SAM)
-    "fixed": {"rho_range": None},
-    "full": {},
-}
-
 
 @dataclass(frozen=True)
 class ASGA:

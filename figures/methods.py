@@ -1,0 +1,149 @@
+"""Which way of training a quantized network wins on CIFAR-10, and does flatness follow? SGD, SAQ's cases, and FPQ.
+
+ResNet-20, 10,000 images, 20 epochs, paired seeds; run from the top folder:
+
+    python -m figures.methods train --root DIR --seeds 0 1 2      (hours; goes on where it stopped)
+    python -m figures.methods measure                             (a minute or two per network)
+    python -m figures.methods features                            (SGD and FPQ only: two minutes per network)
+    python -m figures.methods table
+
+Networks are kept in build/runs; one row per recipe and seed in methods.jsonl and in feature_traces.jsonl beside this
+file: `table` needs only these, and `train` leaves out what is measured.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+
+import landscape
+import saq_core
+
+from .study import RUNS, append, mean_and_error, number, read, visible
+
+ROWS = Path(__file__).with_suffix(".jsonl")
+FEATURES = Path(__file__).with_name("feature_traces.jsonl")
+BASE = "cifar10-resnet20"
+NAMES = [name for name in saq_core.EXPERIMENTS if name.startswith(f"{BASE}-") and not name.endswith("-subset")]
+WITH_FEATURES = [name for name in NAMES if name.endswith(("-sgd", "-sfp", "-csd", "-fpq"))]
+SAMPLES, FEATURE_SAMPLES = 256, 64
+RHO = 0.05  # of the flip rate, as in training
+COLUMNS = {
+    "accuracy": "test accuracy, %",
+    "trace": "trace",
+    "top": "λ₁",
+    "worst_case": "worst-case rise at 1 %",
+    "flip_rate": "flip rate, ‰",
+    "feature_trace": "Σ s²·Tr ∇²ₓL",
+}
+
+
+def train(root: str, names: list[str], seeds: list[int], compiled: bool) -> None:
+    """Train every network that is not measured yet; seeds outside, so that early results are paired."""
+    done = read(ROWS, "recipe", "seed")
+    for seed in seeds:
+        for name in names:
+            if (name, seed) not in done:
+                saq_core.reproduce(name, root, seed=seed, out=RUNS, **({"compile": True} if compiled else {}))
+
+
+def measure(names: list[str], seeds: list[int]) -> None:
+    """Measure every trained network on the first images of its probe, and add a row for each."""
+    for name, seed, stem in _trained(names, seeds, ROWS):
+        append(ROWS, {"recipe": name, "seed": seed, **_measured(stem)})
+
+
+def features(names: list[str], seeds: list[int]) -> None:
+    """Add Σ s²·Tr(∇²ₓL) over the inputs of the quantized convolutions: what FPQ's noise penalises."""
+    for name, seed, stem in _trained([n for n in names if n in WITH_FEATURES], seeds, FEATURES):
+        model = saq_core.load(f"{stem}.pt")
+        probe = tuple(part[:FEATURE_SAMPLES] for part in model.probe)
+        rise = saq_core.feature_rise(model, probe, draws=0)
+        append(FEATURES, {"recipe": name, "seed": seed, "feature_trace": rise.trace, "samples": FEATURE_SAMPLES})
+
+
+def _trained(names: list[str], seeds: list[int], file: Path) -> list[tuple[str, int, str]]:
+    done = read(file, "recipe", "seed")
+    found = [(name, seed, f"{RUNS}/{name}-{seed}") for name in names for seed in seeds if (name, seed) not in done]
+    return [one for one in found if Path(f"{one[2]}.pt").exists()]
+
+
+def _measured(stem: str) -> dict:
+    record = json.loads(Path(f"{stem}.json").read_text())
+    model = saq_core.load(f"{stem}.pt")
+    x, y = (part[:SAMPLES] for part in model.probe)
+    top = landscape.top_eigenvalues(model, (x, y), k=1, units="filter", tol=1e-2)
+    trace = landscape.trace(model, (x, y), units="filter", eigenvalues=top, rtol=0.03, max_samples=30)
+    rise = landscape.worst_case_sharpness(model, (x, y), radii=[0.01], steps=5)
+    return {
+        "accuracy": 100 * record["test"]["accuracy"],
+        "trace": trace.value,
+        "trace_stderr": trace.stderr,
+        "top": float(top.values[0]),
+        "worst_case": float(rise.rise[0]),
+        "flip_rate": 1e3 * _flip_rate(model, x, y),
+        "seconds": record["seconds"],
+        "settings": {key: record[key] for key in ("data", "network", "bits", "quantizer", "start", "limit", "recipe")},
+        "samples": SAMPLES,
+    }
+
+
+def _flip_rate(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    """Return the share of weights whose level changes at Q(w + ε), ε of norm RHO: Case 2's diminishment."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    sam = saq_core.SAQ(RHO, case=2).wrap(model, torch.optim.SGD(trainable, lr=0.0))
+
+    def closure() -> torch.Tensor:
+        sam.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    sam.step(closure, diagnose=torch.float32)
+    return float(sam.diagnostics["flip_rate"])
+
+
+def table() -> None:
+    """Print every recipe's means over the seeds, and its differences to SGD at the same bits, paired by seed.
+
+    In brackets the least difference that a paired t-test at 5 % on so many seeds would find four times out of five.
+    Trace and λ₁ are filter-relative.
+    """
+    found, traces = read(ROWS, "recipe", "seed"), read(FEATURES, "recipe", "seed")
+    rows = {key: {c: {**row, **traces.get(key, {})}.get(c, math.nan) for c in COLUMNS} for key, row in found.items()}
+    print("| | seeds | " + " | ".join(COLUMNS.values()) + " |")
+    print("|---|---|" + "---|" * len(COLUMNS))
+    for name in NAMES:
+        seeds = [seed for other, seed in sorted(rows) if other == name]
+        means = [mean_and_error([rows[name, s][c] for s in seeds]) for c in COLUMNS] if seeds else []
+        if seeds:
+            print(f"| {_label(name)} | {len(seeds)} | " + " | ".join(number(*pair) for pair in means) + " |")
+        sgd = f"{BASE}-{name.removeprefix(f'{BASE}-').split('-')[0]}-sgd"
+        both = [s for s in seeds if (sgd, s) in rows]
+        if name != sgd and len(both) > 1:
+            paired = [[rows[name, s][c] - rows[sgd, s][c] for s in both] for c in COLUMNS]
+            cells = [f"{number(*mean_and_error(d), sign='+')} ({visible(d):.2f})" for d in paired]
+            print(f"| – SGD | {len(both)} | " + " | ".join("–" if "nan" in cell else cell for cell in cells) + " |")
+
+
+def _label(name: str) -> str:
+    return name.removeprefix(f"{BASE}-").replace("-", " ").upper().replace("SAQ", "SAQ case ")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["train", "measure", "features", "table"])
+    parser.add_argument("--root", default="data", help="folder that holds the CIFAR-10 files")
+    parser.add_argument("--names", nargs="+", default=NAMES, help="recipes; default all of the study")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--compile", action="store_true", help="compile the training steps")
+    given = parser.parse_args()
+    commands = {
+        "train": lambda: train(given.root, given.names, given.seeds, given.compile),
+        "measure": lambda: measure(given.names, given.seeds),
+        "features": lambda: features(given.names, given.seeds),
+        "table": table,
+    }
+    commands[given.command]()

@@ -1,0 +1,124 @@
+"""Bits per layer at one budget, found in five ways: which policy trains best, and does one carry over to CIFAR-100?
+
+ResNet-20, 10,000 images, the bit operations of W3A3; run from the top folder:
+
+    python -m figures.mixed_precision search --root DIR --policy samq     (half an hour; without a name: all of them)
+    python -m figures.mixed_precision tune --root DIR                     (hours; goes on where it stopped)
+    python -m figures.mixed_precision table
+
+Policies are searched on the float network of seed 0, and tuned from those of three seeds. Networks are kept in
+build/runs, policies in policies.jsonl and tuned networks in mixed_precision.jsonl beside this file.
+"""
+
+import argparse
+import json
+import resource
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import saq_core
+
+from .study import RUNS, append, mean_and_error, number, read
+
+ROWS = Path(__file__).with_suffix(".jsonl")
+POLICIES = Path(__file__).with_name("policies.jsonl")
+BITS = "W3A3"  # whose cost is the budget
+# The searches see a fifth of the images of the sources', so the logits learn ten times as fast, for ten epochs.
+ASGA: dict[str, Any] = {"epochs": 10, "batch_size": 128, "lr": 0.05, "lr_alpha": 0.1}
+BASE = saq_core.EXPERIMENTS["cifar10-resnet20"]
+CIFAR100 = replace(BASE, name="cifar100-resnet20", data="cifar100")
+STARTS = {"cifar10": BASE.name, "cifar100": "figures.mixed_precision:CIFAR100"}
+TUNED = replace(saq_core.EXPERIMENTS[f"{BASE.name}-w4a4-sgd"].recipe, epochs=10)
+SEARCHES: dict[str, dict[str, Any]] = {
+    "uniform": {"method": "uniform"},
+    **{f"random {seed}": {"method": "random", "seed": seed} for seed in range(5)},
+    "hessian": {"method": "hessian"},
+    "samq": {"method": "samq", "settings": saq_core.SAMQ(epochs=20, warmup=2)},
+    **{
+        f"asga{label}": {"method": "asga", "settings": saq_core.ASGA(**ASGA | changes)}
+        for label, changes in {
+            "": {},
+            ", SGD": {"rho": 0.0, "rho_range": None, "beta": 0.0},
+            ", SAM": {"rho_range": None, "beta": 0.0, "combine": "perturbed"},
+            ", mean of both": {"rho_range": None, "beta": 0.0},
+            ", fixed ρ": {"rho_range": None},
+        }.items()
+    },
+}
+
+
+def search(label: str, on: str, root: str, **changes: Any) -> None:
+    """Find one policy and keep it, unless that was done; peak memory is the whole process's (one search in each)."""
+    if (label, on) in read(POLICIES, "policy", "searched_on"):
+        return
+    data = saq_core.load_data(on, root, limit=BASE.limit)
+    model = saq_core.reproduce(STARTS[on], root, out=RUNS, **changes)
+    budget = saq_core.cost(model, data.input_shape, bits=BITS).bops
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    policy = saq_core.search(model, data, budget=budget, **SEARCHES[label])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    own = {"policy": label, "searched_on": on, "resident_mib": peak / 1024, "resident_before_mib": before / 1024}
+    append(POLICIES, own | asdict(policy))
+
+
+def tune(label: str, searched_on: str, on: str, seed: int, root: str, **changes: Any) -> None:
+    """Train one policy's network from the float one of that seed, and keep its accuracy, unless that was done."""
+    row = read(POLICIES, "policy", "searched_on").get((label, searched_on))
+    if row is None or (label, searched_on, on, seed) in read(ROWS, "policy", "searched_on", "trained_on", "seed"):
+        return
+    name = f"{on}-resnet20-mixed-{label}-of-{searched_on}".replace(" ", "-").replace(",", "")
+    experiment = replace(BASE, name=name, data=on, bits=row["bits"], recipe=TUNED, start=STARTS[on])
+    saq_core.reproduce(experiment, root, seed=seed, out=RUNS, **changes)
+    record = json.loads((RUNS / f"{name}-{seed}.json").read_text())
+    own = {"policy": label, "searched_on": searched_on, "trained_on": on, "seed": seed, "bops": row["bops"]}
+    append(ROWS, own | {"accuracy": 100 * record["test"]["accuracy"], "seconds": record["seconds"]})
+
+
+def wanted(seeds: list[int]) -> list[tuple[str, str, str, int]]:
+    """Return (policy, searched on, trained on, seed) of every network; five random policies share the seeds."""
+    plain = [name for name in SEARCHES if "," not in name and not name.startswith("random")]
+    found = [(label, "cifar10", "cifar10", seed) for seed in seeds for label in plain]
+    found += [(f"random {k}", "cifar10", "cifar10", seeds[k % len(seeds)]) for k in range(5)]
+    found += [(label, on, "cifar100", seed) for seed in seeds for label, on in TRANSFER]
+    return found + [(name, "cifar10", "cifar10", seeds[0]) for name in SEARCHES if "," in name]
+
+
+TRANSFER = [("asga", "cifar10"), ("asga", "cifar100"), ("uniform", "cifar10")]
+
+
+def table() -> None:
+    """Print accuracy over seeds (over policies, for random ones), cost, and what the search took."""
+    rows, policies = read(ROWS, "policy", "searched_on", "trained_on", "seed"), read(POLICIES, "policy", "searched_on")
+    titles = ["policy", "searched on", "trained on", "networks", "accuracy, %", "M BOPs", "bits", "search, s", "MiB"]
+    print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles))
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for (label, source, on, _), row in rows.items():
+        groups.setdefault((label.split()[0] if label.startswith("random") else label, source, on), []).append(row)
+    for (label, source, on), own in sorted(groups.items(), key=lambda pair: (pair[0][2], pair[0])):
+        policy = policies[own[0]["policy"], source]
+        bits = [(int(b[1]) + int(b[3])) / 2 for b in policy["bits"].values()]
+        accuracy = number(*mean_and_error([row["accuracy"] for row in own]))
+        spent = f"{policy['bops'] / 1e6:.1f} | {sum(bits) / len(bits):.2f} | {policy['seconds']:.0f}"
+        memory = policy["resident_mib"] - policy["resident_before_mib"]
+        print(f"| {label} | {source} | {on} | {len(own)} | {accuracy} | {spent} | +{memory:.0f} |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["search", "tune", "table"])
+    parser.add_argument("--root", default="data", help="folder that holds the CIFAR files")
+    parser.add_argument("--policy", choices=list(SEARCHES), help="default: all, one after the other")
+    parser.add_argument("--on", choices=list(STARTS), default="cifar10", help="what to search on")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--compile", action="store_true", help="compile the training steps")
+    given = parser.parse_args()
+    changes = {"compile": True} if given.compile else {}
+    if given.command == "table":
+        table()
+    elif given.command == "search":
+        for name in [given.policy] if given.policy else SEARCHES:
+            search(name, given.on, given.root, **changes)
+    else:
+        for job in wanted(given.seeds):
+            tune(*job, given.root, **changes)
