@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from .checkpoints import load, save
 from .data import Data, load_data
 from .layers import quantize
 from .models import build_model
-from .recipes import EXPERIMENTS, Experiment
+from .recipes import EXPERIMENTS, Experiment, Recipe
 from .training import evaluate, train
+
+# What a record that was written before a setting existed is taken to mean.
+DEFAULTS = {f.name: f.default for f in (*fields(Experiment), *fields(Recipe)) if f.default is not MISSING}
 
 
 def find_experiment(name: str) -> Experiment:
@@ -78,7 +81,7 @@ def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: 
     file, record = out / f"{stem}.pt", out / f"{stem}.json"
     settings = json.loads(json.dumps(asdict(experiment)))
     known = json.loads(record.read_text()) if record.exists() else settings
-    mine, theirs = ({**one, **one["recipe"], "recipe": None} for one in (settings, known))
+    mine, theirs = ({**DEFAULTS, **one, **one["recipe"], "recipe": None} for one in (settings, known))
     other = {name: theirs.get(name) for name in mine if theirs.get(name) != mine[name]}
     if other:
         raise ValueError(f"{record} must hold this run's settings, got other {other}: pass another out, or delete it")

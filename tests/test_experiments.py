@@ -48,6 +48,18 @@ def test_what_is_there_is_not_trained_again_and_other_settings_are_refused(folde
             reproduce(replace(TWIN, **change), seed=3, out=folder, device="cpu")
 
 
+def test_a_record_older_than_a_setting_means_its_default(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    record = tmp_path / "twin-3.json"
+    known = json.loads(record.read_text())
+    del known["per_channel"], known["recipe"]["fpq"]
+    record.write_text(json.dumps(known))
+    reproduce(TWIN, seed=3, out=tmp_path, device="cpu")
+    with pytest.raises(ValueError, match="got other {'per_channel': False}"):
+        reproduce(replace(TWIN, per_channel=True), seed=3, out=tmp_path, device="cpu")
+
+
 def test_changes_hold_for_the_start_as_well(tmp_path):
     model = reproduce(TWIN, out=tmp_path, device="cpu", epochs=1, lr=0.02)
     start = saq_core.load(tmp_path / "tiny-0.pt")
