@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 OUT := build/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lab check bench clean
+.PHONY: help quickstart test lab notebooks check bench clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: $(INSTALLED)  ## run the tests, then every notebook from top to bottom
 
 lab: $(INSTALLED)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir .
+
+notebooks: $(INSTALLED)  ## execute every notebook anew, in place (minutes)
+	$(BIN)/python tests/sealing.py
 
 check: $(INSTALLED)  ## lint and check types
 	$(BIN)/ruff check .

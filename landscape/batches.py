@@ -20,8 +20,8 @@ _PARTS, _FEW_PARTS, _PART_ROWS, _PART_ELEMENTS = 10, 5, 32, 50_000
 
 def source(
     model: nn.Module, data: Any, batch_size: int | None, device: torch.device, pair: Any = tuple | list
-) -> tuple[Iterable[Any], bool]:
-    """Return the batches, and whether they were cut here out of (x, y), a ``pair`` of tensors."""
+) -> tuple[Iterable[Any], list[Any]]:
+    """Return the batches, and the fewest that will do where they were cut here out of (x, y), a ``pair`` of tensors."""
     if data is None:
         data = getattr(model, "probe", None)
         if data is None:
@@ -36,19 +36,21 @@ def source(
         raise TypeError(f"data must be (x, y), a list of batches or a DataLoader, got {type(data).__name__}")
     if isinstance(data, pair) and len(data) == 2 and all(isinstance(p, Tensor | np.ndarray) for p in data):
         x, y = map(torch.as_tensor, data)
-        return _chunks(x, y, batch_size, device), True
-    return data, False
+        return _chunks(x, y, batch_size, device)
+    return data, []
 
 
-def _chunks(x: Tensor, y: Tensor, batch_size: int | None, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+def _chunks(x: Tensor, y: Tensor, batch_size: int | None, device: torch.device) -> tuple[list[Any], list[Any]]:
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"data=(x, y) needs as many targets as inputs and at least one, got {len(x)} and {len(y)}")
     most = max(1, _CPU_ELEMENTS // x[0].numel()) if device.type == "cpu" else _ACCELERATOR_ROWS
     folds = min(_PARTS, len(x) // _PART_ROWS, max(_FEW_PARTS, x.numel() // _PART_ELEMENTS))
+    fewest = -(-len(x) // (batch_size or most))
+    x, y = x.to(device), y.to(device)  # moved once: a probe lives on the CPU, and every pass reads it
     # of nearly equal size: BatchNorm cannot be recomputed on a last batch of one
-    parts = -(-len(x) // batch_size) if batch_size else max(-(-len(x) // most), folds, 1)
-    # moved once: a probe lives on the CPU, and every pass reads it
-    return list(zip(x.to(device).tensor_split(parts), y.to(device).tensor_split(parts), strict=True))
+    parts = fewest if batch_size else max(fewest, folds, 1)
+    narrow, wide = (list(zip(x.tensor_split(k), y.tensor_split(k), strict=True)) for k in (parts, fewest))
+    return narrow, wide
 
 
 def moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -70,6 +72,14 @@ def rows_of(batch: Any) -> int:
             return 1
         batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
     return len(batch) if batch.ndim else 1
+
+
+def nearly_all_alike(losses: Tensor, others: Tensor) -> bool:
+    """Return whether samples lose the same in other company, but for the odd one that rounding took over a stair."""
+    if len(losses) != len(others):
+        return False
+    apart = (losses - others).abs() > 1e-4 * (1 + losses.abs())
+    return bool(apart.double().mean() < 0.02)
 
 
 def check_labels(y: Tensor, classes: int) -> None:

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import parallel
-from .batches import check_labels, moved, rows_of, source
+from .batches import check_labels, moved, nearly_all_alike, rows_of, source
 from .coordinates import Coordinates, Point, coordinates
 from .folding import Folding
 from .guards import checked, folding_agrees, folding_set, pair, random_module, refuse_change
@@ -132,7 +132,8 @@ class Objective:
             self.model, checked(objective) if objective else lambda model, batch: model(pair(batch)[0])
         )
         cut = tuple if objective else tuple | list  # with an objective a list is one of batches, whatever they are
-        self._source, self._own_batches = source(self.model, data, batch_size, self.device, cut)
+        self._source, self._fewest = source(self.model, data, batch_size, self.device, cut)
+        self._merges = False  # passes that want only means over samples, once `evaluate` has seen that they may
         self._norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.folded = bool(self._norms) and batchnorm == "fixed"  # until a batch shows that it changes the loss
         self._folded_weights = WeakIdKeyDictionary()
@@ -152,9 +153,9 @@ class Objective:
         """Whether every pass sees the same samples in the same order."""
         return isinstance(self._source, list | tuple)
 
-    def batches(self) -> Iterator[Any]:
-        """Yield the batches on the model's device, floating tensors in its dtype."""
-        for batch in self._source:
+    def batches(self, fewest: bool = False) -> Iterator[Any]:
+        """Yield the batches on the model's device, floating tensors in its dtype; or the fewest that will do."""
+        for batch in self._fewest if fewest else self._source:
             yield moved(batch, self.device, self.dtype)
 
     def loss(self, live: Mapping[str, Tensor], batch: Any) -> BatchLoss:
@@ -201,17 +202,21 @@ class Objective:
         with self.quiet(), torch.no_grad():
             if self.batchnorm == "recomputed":
                 live = live | self._recomputed_statistics(live)
-            parts = [self.loss(live, batch) for batch in self.batches()]
+            parts = [self.loss(live, batch) for batch in self.batches(self._merges)]
+            found = _together(parts, self.same_order)
             if not self.batch_weights:
                 self.batch_weights = [float(part.weight) for part in parts]
-            return _together(parts, self.same_order)
+                if 0 < len(self._fewest) < len(parts) and not self.metrics:  # which need not be means over samples
+                    wide = _together([self.loss(live, batch) for batch in self.batches(True)], True)
+                    self._merges = len(found.losses) == self.samples and nearly_all_alike(found.losses, wide.losses)
+            return found
 
     def gradient(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the gradient of the mean loss at centre + displacement. Cost: one gradient over the data."""
         total, weights = None, 0.0
         self._settle()
         with self.quiet(), torch.enable_grad():
-            for batch in self.batches():
+            for batch in self.batches(self._merges):
                 leaves = {k: v.detach().requires_grad_() for k, v in self.live(displacement).items()}
                 found = self.loss(leaves, batch)
                 parts = torch.autograd.grad(found.mean * found.weight, list(leaves.values()), materialize_grads=True)
@@ -225,6 +230,7 @@ class Objective:
         """Return the same function on one batch alone; the two share all tensors."""
         other = copy.copy(self)
         other._source, other.batch_rows, other.batch_weights = [batch], [rows_of(batch)], []
+        other._fewest, other._merges = [batch] if self._fewest else [], False
         other._checked = None
         return other
 
@@ -266,7 +272,7 @@ class Objective:
         self._settle()
         first = next(self.batches())
         refuse_change(self, lambda: self.loss(self.live(), first).mean, lambda: random_module(self, first))
-        if not self._own_batches:
+        if not self._fewest:
             parts = functools.partial(map, functools.partial(self.loss, self.live()))
             reason = "the data change from pass to pass (augmentation?)"
             refuse_change(self, lambda: _together(list(parts(self.batches())), False).loss, lambda: reason)

@@ -211,3 +211,46 @@ def test_data_that_change_from_pass_to_pass_are_refused():
 def test_numpy_arrays_and_short_integer_labels_are_taken():
     expected = Objective(perceptron(), (FLAT, Y)).centre()
     assert Objective(perceptron(), (FLAT.numpy(), Y.int().numpy())).centre() == expected
+
+
+class Coupled(nn.Module):
+    """Scales its output by the largest of the batch, as dynamic ranges do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(20, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y / y.abs().amax()
+
+
+@pytest.mark.parametrize(
+    ("network", "settings", "passes"),
+    [
+        (nn.Linear(20, 3), {}, 1),
+        (nn.Linear(20, 3), {"loss": lambda o, y: cross_entropy(o, y, reduction="none")}, 1),
+        (nn.Linear(20, 3), {"loss": cross_entropy}, 5),  # a mean: the batches are all the error bar there is
+        (nn.Linear(20, 3), {"metrics": {"worst": lambda o, y: o.amax()}}, 5),
+        (nn.Linear(20, 3), {"batch_size": 70}, 3),
+        (Coupled(), {}, 5),
+    ],
+)
+def test_passes_for_means_take_the_fewest_batches_where_samples_do_not_mind(network, settings, passes):
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(200, 20, generator=random), torch.randint(3, (200,), generator=random)
+    function, seen = Objective(network.double(), (x, y), **settings), []
+    assert len(function._source) == (3 if "batch_size" in settings else 5)
+    function.centre()
+    first = function.evaluate()
+    network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    again, slope = function.evaluate(), function.gradient()
+    assert len(seen) == 2 * passes and sum(seen) == 400
+    apart = Objective(network, [(a, b) for a, b in function.batches()], **{**settings, "batch_size": None})
+    torch.testing.assert_close(again, apart.evaluate(), rtol=1e-12, atol=1e-14, equal_nan=True)
+    torch.testing.assert_close(again, first, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(slope, apart.gradient(), rtol=1e-10, atol=1e-14)
+    assert function.on(next(function.batches())).evaluate().losses.numel() == (
+        1 if passes == 5 and "loss" in settings else len(next(function.batches())[0])
+    )

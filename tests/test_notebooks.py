@@ -1,0 +1,53 @@
+"""What is committed in notebooks/: executed, unchanged since, small, and written as agreed."""
+
+import ast
+import json
+
+import pytest
+from sealing import FOLDER, seal
+
+PATHS = sorted(FOLDER.glob("*.ipynb"))
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def notebook(request):
+    return json.loads(request.param.read_text())
+
+
+def code(notebook):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_outputs_belong_to_the_sources(notebook):
+    assert notebook["metadata"].get("sealed") == seal(notebook), "execute it anew: python tests/sealing.py NAME"
+
+
+def test_every_cell_was_executed_in_order_without_error(notebook):
+    assert [cell["execution_count"] for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
+    outputs = [output for cell in code(notebook) for output in cell["outputs"]]
+    assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
+
+
+def test_a_figure_shows_without_a_kernel(notebook):
+    assert any("image/png" in output.get("data", {}) for cell in code(notebook) for output in cell["outputs"])
+
+
+def test_it_asks_a_question_says_how_long_it_takes_and_defines_nothing(notebook):
+    first = "".join(notebook["cells"][0]["source"])
+    assert first.startswith("# ") and "?" in first.splitlines()[0] and "*" in first and "Time:" in first
+    for cell in code(notebook):
+        tree = ast.parse("".join(cell["source"]))
+        assert not any(isinstance(node, ast.FunctionDef) for node in ast.walk(tree))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_it_is_small(path):
+    assert path.stat().st_size < 1.5e6
+
+
+def test_a_seal_breaks_when_a_source_or_an_output_changes():
+    cell = {"cell_type": "code", "source": ["1 + 1"], "outputs": [{"text": "2"}]}
+    whole = {"cells": [cell, {"cell_type": "markdown", "source": "so"}]}
+    seals = {seal(whole), seal({"cells": [cell]}), seal({"cells": [cell | {"source": "1 + 2"}, whole["cells"][1]]})}
+    seals.add(seal({"cells": [cell | {"outputs": []}, whole["cells"][1]]}))
+    assert len(seals) == 4 and seal({"cells": [cell | {"source": "1 + 1"}, whole["cells"][1]]}) == seal(whole)
