@@ -308,10 +308,12 @@ class _Inputs:
     def hooked(self, number: int) -> Iterator[Tensor]:
         """Put a tensor that varies in the place of the layer's input, and yield it."""
         leaf = self._parts[number].clone().requires_grad_()
-        with self._hook(lambda _: leaf):
+        with self._hook(lambda _: leaf.clone()):  # a copy, for what comes next may work in place
             yield leaf
 
     def _remember(self, value: Tensor) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise ValueError(f"at must name a module whose {self.leaf} is one tensor, got a {type(value).__name__}")
         self._parts.append(value.detach().clone())
         return value
 

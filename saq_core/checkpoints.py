@@ -12,9 +12,10 @@ from torch import nn
 
 from . import files
 from .history import History
-from .integers import KIND, check_latent, unpack_
+from .integers import KIND, unpack_
 from .layers import copy_model, quantize
 from .models import make
+from .quantizer_base import check_latent
 from .recipes import Recipe
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import files
 from .layers import SWAPS
+from .quantizer_base import Stored
 
 KIND = "integers"  # of the file
 
@@ -66,9 +67,9 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
 
     Each weight becomes whole numbers from 0 to 2^bits - 1, stored in `bits` bits without gaps, and ``(integer - zero) ·
     scale``, one scale and zero per step; zero is a whole or half number. Where that is not exact to the bit (LIQ's
-    convolutions, which add a mean) the values of the levels take their place. `load` makes the network again: its
-    outputs equal the exported one's to the bit on the same machine. Activations are rounded as before, in floating
-    point; no integer kernels are called.
+    convolutions, which add a mean; some networks in bfloat16) the different values that occur take their place. `load`
+    makes the network again: its outputs equal the exported one's to the bit on the same machine. Activations are
+    rounded as before, in floating point; no integer kernels are called.
 
     Args:
         model: Quantized by `quantize`, calibrated; it is left as it is. Latent weights, recipe, history and probe stay
@@ -76,34 +77,35 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
         path: Folders are made.
 
     Raises:
-        ValueError: If no weight is quantized, or one has values that are not its quantizer's levels.
+        ValueError: If no weight is quantized, one is not finite, or one has more different values than levels.
 
     Cost: one quantization of each weight, and 8 bytes of memory per bit of the largest.
     """
     state, packed, sizes, gone = model.state_dict(), {}, {}, []
-    for name, layer in _quantized_layers(model).items():
+    for prefixes, layer in _quantized_layers(model):
         for part, (quantizer, weight) in layer.quantized_parts().items():
             if not quantizer.is_quantizer:
                 continue
-            label = f"{name}.{part}".removeprefix(".")
+            label = f"{prefixes[0]}{part}"
             with torch.no_grad():
                 value, step = quantizer(weight).cpu(), quantizer.step_size(weight).detach().cpu()
-            packed[label] = _pack(value, step, quantizer.bits, label)
+            packed[label] = _pack(value, step, quantizer.bits, label) | {"weight_units": quantizer.weight_units}
             scales = sum(_bytes(packed[label][key]) for key in ("scale", "zero", "levels") if key in packed[label])
             sizes[label] = PackedSize(tuple(value.shape), quantizer.bits, _bytes(packed[label]["integers"]), scales)
-            gone += [f"{label}_quantizer.", f"{name}.{layer.weight_name}".removeprefix(".")]
+            gone += [f"{prefix}{own}" for prefix in prefixes for own in (f"{part}_quantizer.", layer.weight_name)]
     if not packed:
         raise ValueError("model must have quantized weights to export, got none: call quantize() first")
     rest = {key: value for key, value in state.items() if not key.startswith(tuple(gone))}
     content = {key: getattr(model, key, None) for key in ("architecture", "quantization")}
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
     files.write(path, KIND, {"state": rest, "packed": packed, "versions": versions, **content})
-    quantizers = tuple(f"{n}." for n, m in model.named_modules() if getattr(m, "is_quantizer", False))
-    floats = [v for k, v in state.items() if isinstance(v, Tensor) and not k.startswith(quantizers)]
+    every = model.named_modules(remove_duplicate=False)
+    quantizers = tuple(f"{n}." for n, m in every if getattr(m, "is_quantizer", False))
+    floats = _once({key: value for key, value in state.items() if not key.startswith(quantizers)})
     return SizeReport(
         path=Path(path),
         weights=sizes,
-        other_bytes=sum(_bytes(value) for value in rest.values() if isinstance(value, Tensor)),
+        other_bytes=sum(_bytes(value) for value in _once(rest)),
         float_bytes=sum(v.numel() * (4 if v.is_floating_point() else v.element_size()) for v in floats),
         file_bytes=Path(path).stat().st_size,
     )
@@ -111,57 +113,40 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
 
 def unpack_(model: nn.Module, packed: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
     """Put packed weights into a quantized network of the same kind, without their quantizers; return them by name."""
-    found, used = {}, set()
-    for name, layer in _quantized_layers(model).items():
+    found: dict[str, Tensor] = {}
+    used = set()
+    for prefixes, layer in _quantized_layers(model):
         values = []
         for part, (quantizer, _) in layer.quantized_parts().items():
-            label = f"{name}.{part}".removeprefix(".")
+            label = f"{prefixes[0]}{part}"
             if label in packed and quantizer.is_quantizer:
                 stored = packed[label]
                 values.append(_unpack(stored))
-                setattr(layer, f"{part}_quantizer", Stored(stored["bits"], stored["step"]))
+                made = Stored(stored["bits"], stored["step"], stored.get("weight_units", "plain"))
+                setattr(layer, f"{part}_quantizer", made)
                 used.add(label)
         if values:
             old = getattr(layer, layer.weight_name)
             new = nn.Parameter(torch.cat(values).to(old.device), requires_grad=old.requires_grad)
             setattr(layer, layer.weight_name, new)  # a new one: whoever was tied to it keeps the float weight
-            found[f"{name}.{layer.weight_name}".removeprefix(".")] = new.detach()
+            found |= {f"{prefix}{layer.weight_name}": new.detach() for prefix in prefixes}
     if used != set(packed):
         raise ValueError(f"model must quantize {sorted(set(packed) - used)[:3]}, which the file has as integers")
     return found
 
 
-class Stored(nn.Module):
-    """Stand in for the quantizer of a weight that was read from integers: the identity, with its bits and step."""
-
-    is_quantizer = True
-    weight_units = "plain"
-    signed = True
-    step: Tensor
-
-    def __init__(self, bits: int, step: Tensor) -> None:
-        super().__init__()
-        self.bits = bits
-        self.register_buffer("step", step, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x: its values are levels already."""
-        return x
-
-    def step_size(self, x: Tensor) -> Tensor:
-        """Return the distance between levels, broadcastable to x."""
-        return self.step
+def _quantized_layers(model: nn.Module) -> list[tuple[list[str], Any]]:
+    """Return (what the names of its tensors begin with, all of them, layer): one module may stand in several places."""
+    found: dict[int, tuple[list[str], Any]] = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if isinstance(layer, tuple(SWAPS.values())):
+            found.setdefault(id(layer), ([], layer))[0].append(f"{name}." if name else "")
+    return list(found.values())
 
 
-def check_latent(model: nn.Module, remedy: str) -> None:
-    """Raise if the latent weights of a network are gone because it was read from integers."""
-    if any(isinstance(module, Stored) for module in model.modules()):
-        raise ValueError(f"model must have its latent weights, got one that was read from integers: {remedy}")
-
-
-def _quantized_layers(model: nn.Module) -> dict[str, Any]:
-    kinds = tuple(SWAPS.values())
-    return {name: cast(Any, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)}
+def _once(state: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors of a state dict, each once however many names it has."""
+    return list({value.data_ptr(): value for value in state.values() if isinstance(value, Tensor)}.values())
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -175,17 +160,19 @@ def _pack(value: Tensor, step: Tensor, bits: int, label: str) -> dict[str, Any]:
     unit = step.where(step > 0, 1).reshape(-1, 1).double()  # weights that are all zero may have a step of zero
     zero = -(2 * rows.amin(1, keepdim=True) / unit).round() / 2  # levels are multiples of the step, or halfway between
     codes = (rows / unit + zero).round().long()
-    if int(codes.max()) >= 2**bits:
-        raise ValueError(f"{label} must have at most {2**bits} levels for {bits} bits, got {int(codes.max()) + 1}")
     integers = _packed_bits(codes, bits)
     scaled = {**stored, "scale": step, "zero": zero.to(step.dtype).reshape(step.shape), "integers": integers}
     if torch.equal(_unpack(scaled), value):
         return scaled
-    levels = torch.zeros(len(rows), 2**bits, dtype=rows.dtype).scatter_(1, codes, rows)
-    tabled = {**stored, "levels": levels, "integers": integers}
-    if not torch.equal(_unpack(tabled), value):
-        raise ValueError(f"{label} must lie on the levels of its quantizer to be exported, got values between them")
-    return tabled
+    if not value.isfinite().all():
+        raise ValueError(f"{label} must be finite to be exported, got NaN or infinity: train anew with a lower lr")
+    tables, places = zip(*(row.unique(return_inverse=True) for row in rows), strict=True)
+    most = max(map(len, tables))
+    if most > 2**bits:
+        rule = f"{label} must have at most {2**bits} different values for {bits} bits, got {most}"
+        raise ValueError(f"{rule}: its quantizer lets values between its levels through")
+    levels = nn.utils.rnn.pad_sequence(list(tables), batch_first=True)
+    return {**stored, "levels": levels, "integers": _packed_bits(torch.stack(places), bits)}
 
 
 def _unpack(stored: dict[str, Any]) -> Tensor:
@@ -196,7 +183,7 @@ def _unpack(stored: dict[str, Any]) -> Tensor:
         levels = stored["levels"].cpu()
         return levels.gather(1, codes.reshape(len(levels), -1)).reshape(shape)
     scale, zero = stored["scale"].cpu(), stored["zero"].cpu()
-    return (codes.to(scale.dtype).reshape(shape) - zero) * scale
+    return (codes.reshape(shape) - zero.double()).to(scale.dtype) * scale  # in between: codes of many bits are exact
 
 
 def _packed_bits(codes: Tensor, bits: int) -> Tensor:

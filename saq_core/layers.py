@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .attention import QMultiheadAttention
+from .quantizer_base import check_latent
 from .quantizers import QUANTIZERS, check_bits, input_quantizer, weight_quantizer
 
 Bits = str | int | Mapping[str, str | int]
@@ -248,7 +249,12 @@ def dequantize(model: nn.Module, *, latent: bool = False) -> nn.Module:
     """Return a float copy whose weights are the values that the quantized network computes with, Q(w) + delta.
 
     Activations are no longer quantized. With `latent`, the weights are the floats that the optimizer moves.
+
+    Raises:
+        ValueError: For latent weights of a network that was read from integers.
     """
+    if latent:
+        check_latent(model, "use latent=False")
     model = copy_model(model)
     for layer in [cast(Any, m) for m in model.modules() if hasattr(m, "quantized_weights")]:
         layer.detach_(latent)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import device_of
 from .layers import QConv2d, copy_model, dequantize
 
 PLACEMENTS = ("post", "pre")
@@ -51,14 +51,14 @@ class FPQ:
         _check_noise(self.p, self.placement)
         if self.statistics not in STATISTICS:
             raise ValueError(f"statistics must be one of {list(STATISTICS)}, got {self.statistics!r}")
-        if not (math.isfinite(self.weight) and self.weight >= 0):
+        if not (isinstance(self.weight, Real) and math.isfinite(self.weight) and self.weight >= 0):
             raise ValueError(f"weight must be >= 0 and finite, got {self.weight!r}")
         for name in ("p", "weight"):
             object.__setattr__(self, name, float(getattr(self, name)))  # numpy's would not come back from a checkpoint
 
 
 def _check_noise(p: float, placement: str) -> None:
-    if not 0 <= p <= 1:
+    if not (isinstance(p, Real) and 0 <= p <= 1):
         raise ValueError(f"p must be from 0 to 1, got {p!r}")
     if placement not in PLACEMENTS:
         raise ValueError(f"placement must be one of {list(PLACEMENTS)}, got {placement!r}")
@@ -141,6 +141,11 @@ def distillation_loss(student: list[Tensor], teacher: list[Tensor], *, statistic
 
     Source: Pang and Cai (2025), eq. 15-17, whose squares are summed over everything; see `FPQ`.
     """
+    for z, t in zip(student, teacher, strict=True):
+        if z.shape != t.shape:
+            raise ValueError(
+                f"teacher must have features of shape {tuple(z.shape)}, got {tuple(t.shape)}: other strides"
+            )
     norm = F.instance_norm if statistics == "image" else partial(F.batch_norm, running_mean=None, running_var=None)
     options: dict[str, Any] = {"eps": EPSILON} | ({} if statistics == "image" else {"training": True})
     pairs = [(norm(z.float(), **options), norm(t.float(), **options)) for z, t in zip(student, teacher, strict=True)]
@@ -173,8 +178,10 @@ class Features(nn.Module):
         """Return the output and the features, in the order of the names."""
         found: dict[str, Tensor] = {}
         self._found = found
-        output = self.model(x)
-        self._found = None
+        try:
+            output = self.model(x)
+        finally:
+            self._found = None
         return output, [found[name] for name in self.names]
 
     def close(self) -> None:
@@ -184,10 +191,16 @@ class Features(nn.Module):
 
 
 class Distillation:
-    """The teacher's side of a training: its features, once per batch, and the loss against them."""
+    """The teacher's side of a training: its features, once per batch, and the loss against them.
 
-    def __init__(self, fpq: FPQ, teacher: Any) -> None:
-        self.fpq, self.teacher = fpq, teacher
+    Args:
+        fpq: How to distill.
+        network: The teacher.
+        teacher: The function that returns its output and features.
+    """
+
+    def __init__(self, fpq: FPQ, network: nn.Module, teacher: Any) -> None:
+        self.fpq, self.network, self.teacher = fpq, network, teacher
         self._known: dict[Any, list[Tensor]] = {}
 
     def next_batch(self) -> None:
@@ -228,4 +241,5 @@ def teacher_of(model: nn.Module, teacher: nn.Module | None, names: list[str]) ->
         )
         if mine != own:
             raise ValueError(f"teacher must have the layer {name} with weights of shape {mine}, got {own}")
-    return network.to(device_of(model)).eval().requires_grad_(False)
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    return network.to(like.device, like.dtype).eval().requires_grad_(False)

@@ -271,3 +271,30 @@ class Unquantized(nn.Module):
     def step_size(self, x: Tensor) -> Tensor:
         """Return 0: there are no levels."""
         return x.new_zeros(())
+
+
+class Stored(nn.Module):
+    """Stand in for the quantizer of a weight that was read from integers: the identity, with its bits, step, units."""
+
+    is_quantizer = True
+    signed = True
+    step: Tensor
+
+    def __init__(self, bits: int, step: Tensor, weight_units: str) -> None:
+        super().__init__()
+        self.bits, self.weight_units = bits, weight_units
+        self.register_buffer("step", step, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x: its values are levels already."""
+        return x
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """Return the distance between levels, broadcastable to x."""
+        return self.step
+
+
+def check_latent(model: nn.Module, remedy: str) -> None:
+    """Raise if the latent weights of a network are gone because it was read from integers."""
+    if any(isinstance(module, Stored) for module in model.modules()):
+        raise ValueError(f"model must have its latent weights, got one that was read from integers: {remedy}")

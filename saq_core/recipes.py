@@ -72,6 +72,9 @@ class Recipe:
         for name, known in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS), ("mix", MIXES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {list(known)}, got {getattr(self, name)!r}")
+        for name, kind in (("sam", SAQ), ("fpq", FPQ)):
+            if not isinstance(getattr(self, name), kind | None):
+                raise ValueError(f"{name} must be a saq_core.{kind.__name__} or None, got {getattr(self, name)!r}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be from 0 to below 1, got {self.label_smoothing!r}")
         if self.clip_norm is not None and not self.clip_norm > 0:

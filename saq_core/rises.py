@@ -141,6 +141,9 @@ def _sites(
 ) -> dict[str, tuple[nn.Module, str, float]]:
     """Return layer -> (module, "input" or "output" of it, width of the noise there)."""
     if steps is not None:
+        unknown = sorted(set(steps) - set(dict(model.named_modules())))
+        if unknown:
+            raise ValueError(f"steps must name modules of the model, got {unknown[:3]}")
         found = {name: (model.get_submodule(name), "input", float(step)) for name, step in steps.items()}
     else:
         leaf = {"post": "output", "pre": "input"}.get(placement)

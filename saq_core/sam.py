@@ -308,9 +308,11 @@ class SAM:
         """Stand at w + ε for a while; gradients at the deltas start afresh."""
         self._clear_deltas()
         torch.clear_autocast_cache()  # it would hand the weights of one pass to the other
-        with added([self._places[name].target for name in epsilon], list(epsilon.values())):
-            yield
-        torch.clear_autocast_cache()
+        try:
+            with added([self._places[name].target for name in epsilon], list(epsilon.values())):
+                yield
+        finally:
+            torch.clear_autocast_cache()
 
     def observe(self, epsilon: Point) -> None:
         """Fill `diagnostics` if this step asked for it; the gradients of the pass that measured ε must stand."""

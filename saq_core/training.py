@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 from . import files, processes
 from .data import Data, Split, device_of, evaluation_batches, evaluation_mode, mix, steps_per_epoch, training_batches
 from .history import History
-from .integers import check_latent
 from .perturbation import Distillation, Features, feature_noise, taught_layers, teacher_of
+from .quantizer_base import check_latent
 from .recipes import Recipe
 from .sam import SAM
 
@@ -104,13 +104,14 @@ def train(
             is made of numbers, texts and tensors.
         log: File that gets the table as JSON lines, after every epoch.
         teacher: Float network of the same layers, for a recipe that distills; None takes `model` as it comes, without
-            quantizers and with its latent weights. It is left as it is.
+            quantizers and with its latent weights. It is left as it is; a resumed training has that of its checkpoint.
 
     Raises:
         RuntimeError: If activations are not calibrated.
         FloatingPointError: At the end of the epoch in which a loss was NaN or infinite.
         ValueError: If `data` is no `Data`, if the processes cannot share a batch, or if the checkpoint belongs to
-            another recipe or network or lacks the snapshots of its epochs where they are asked for.
+            another recipe or network or lacks the snapshots of its epochs where they are asked for; for a teacher that
+            the recipe does not ask.
     """
     from tqdm.auto import tqdm
 
@@ -119,6 +120,8 @@ def train(
     if not isinstance(data, Data):
         remedy = "Data(train=(x, y), val=…, test=…, num_classes=…)"
         raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}: make it with {remedy}")
+    if teacher is not None and not (recipe.fpq and recipe.fpq.distill):
+        raise ValueError("recipe must have fpq=FPQ(distill=True) for a teacher, got one that distills nothing")
     device = device_of(model)
     probe, data = data.probe, _moved(data, device)
     with ExitStack() as stack:
@@ -126,7 +129,7 @@ def train(
         run = _Run.of(model, data, recipe, device, teacher, stack)
         history = History()
         if checkpoint is not None and Path(checkpoint).exists():
-            history = _resume(checkpoint, model, run.optimizer, recipe, snapshots)
+            history = _resume(checkpoint, run, snapshots)
         cast(Any, model).probe, cast(Any, model).recipe, cast(Any, model).history = probe, recipe, history
         off = (
             "TQDM_DISABLE" in os.environ or processes.rank() > 0
@@ -141,7 +144,7 @@ def train(
                 result = on_epoch(model, history)
                 row.update(result if isinstance(result, dict) else {} if result is None else {"on_epoch": result})
             if checkpoint is not None:
-                _store(checkpoint, model, run.optimizer, recipe, history)
+                _store(checkpoint, run, history)
             if log is not None and processes.rank() == 0:
                 history.write_lines(log)
             processes.wait()
@@ -178,7 +181,8 @@ class _Run:
             stack.enter_context(feature_noise(model, recipe.fpq.p, placement=recipe.fpq.placement))
             if recipe.fpq.distill:
                 names = taught_layers(model)
-                distillation = Distillation(recipe.fpq, prepared(Features(teacher_of(model, teacher, names), names)))
+                taught_by = teacher_of(model, teacher, names)
+                distillation = Distillation(recipe.fpq, taught_by, prepared(Features(taught_by, names)))
                 network = Features(model, names)
                 stack.callback(network.close)
         forward, no_sync = processes.parallel(prepared(network), model)
@@ -337,18 +341,18 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().cpu().clone() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
 
 
-def _store(path: str | Path, model: nn.Module, optimizer: Optimizer | SAM, recipe: Recipe, history: History) -> None:
-    content = {"recipe": asdict(recipe), "history": history.state(), "model": model.state_dict()}
-    content["optimizer"] = optimizer.state_dict()  # asks all processes
+def _store(path: str | Path, run: _Run, history: History) -> None:
+    content = {"recipe": asdict(run.recipe), "history": history.state(), "model": run.model.state_dict()}
+    content["optimizer"] = run.optimizer.state_dict()  # asks all processes
+    if run.distillation is not None:
+        content["teacher"] = run.distillation.network.state_dict()
     if processes.rank() == 0:
         files.write(path, "training", content)
 
 
-def _resume(
-    path: str | Path, model: nn.Module, optimizer: Optimizer | SAM, recipe: Recipe, snapshots: str | None
-) -> History:
-    device = device_of(model)
-    content = files.read(path, "training", device)
+def _resume(path: str | Path, run: _Run, snapshots: str | None) -> History:
+    model, recipe = run.model, run.recipe
+    content = files.read(path, "training", run.device)
     stored = content["recipe"]
     other = {k: stored.get(k) for k, v in asdict(recipe).items() if stored.get(k) != v}
     if other:
@@ -361,6 +365,8 @@ def _resume(
             f"got {kept}: go on with snapshots=None, or delete it"
         )
     files.check_same_network(model, content["model"], path)
-    optimizer.load_state_dict(content["optimizer"])  # first, because it may refuse
+    run.optimizer.load_state_dict(content["optimizer"])  # first, because it may refuse
     model.load_state_dict(content["model"])
+    if run.distillation is not None:  # of the model as it came then, not as it comes now
+        run.distillation.network.load_state_dict(content["teacher"])
     return history

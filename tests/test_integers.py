@@ -151,11 +151,67 @@ def test_what_cannot_be_exported_trained_or_saved_says_so(digits, floats, tmp_pa
         train(twin, digits, Recipe(epochs=1, lr=0.1))
     with pytest.raises(ValueError, match="latent weights.*export"):
         save(twin, tmp_path / "other")
+    with pytest.raises(ValueError, match="latent weights.*use latent=False"):
+        saq_core.dequantize(twin, latent=True)
     train(saq_core.dequantize(twin), digits, Recipe(epochs=1, lr=0.01))
     (tmp_path / "cut").write_bytes((tmp_path / "net").read_bytes()[:5000])
     with pytest.raises(ValueError, match="cut short"):
         load(tmp_path / "cut")
-    model.conv1.weight_quantizer.forward = lambda w: w
-    with pytest.raises(ValueError, match="conv1.weight must"):
+    model.layer1[0].conv1.weight_quantizer.forward = lambda w: w
+    with pytest.raises(ValueError, match="layer1.0.conv1.weight must have at most 16 different values"):
         export(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.twice, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.again = self.twice
+
+    def forward(self, x):
+        return self.last(self.again(self.twice(self.first(x).relu()).relu()).relu())
+
+
+def test_a_layer_of_two_names_is_stored_once(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(9, 4)
+    model = calibrate(quantize(Shared(), "W3A8"), x)
+    report = export(model, tmp_path / "net")
+    assert same_outputs(model, load(tmp_path / "net", model=Shared()), x)
+    assert report.float_bytes == 4 * sum(p.numel() for p in Shared().parameters())
+    assert list(report.weights) == ["first.weight", "twice.weight", "last.weight"]
+
+
+@pytest.mark.parametrize("quantizer", ["lsq-asymmetric", "liq", "minmax"])
+def test_networks_in_bfloat16_keep_their_bits(quantizer, tmp_path):
+    """Products of integers and steps round there, so that levels lie beside their multiples."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 3)
+    model, x = nn.Sequential(*layers).bfloat16(), torch.randn(5, 1, 6, 6).bfloat16()
+    twin = calibrate(quantize(model, "W8A8", quantizer=quantizer), x)
+    export(twin, tmp_path / "net")
+    assert same_outputs(twin, load(tmp_path / "net", model=model), x)
+
+
+@pytest.mark.parametrize("quantizer", ["liq", "minmax", "lsq-asymmetric"])
+def test_levels_that_do_not_occur_take_no_room(quantizer, tmp_path):
+    torch.manual_seed(0)
+    model = quantize(nn.Sequential(nn.Conv2d(1, 8, 3)), "W24A32", quantizer=quantizer, first_last_bits=None)
+    report = export(model, tmp_path / "net")
+    assert report.weights["0.weight"].scales <= 4 * model[0].weight.numel()
+
+
+def test_weights_in_units_of_their_own_are_refused_by_compare_after_a_file_as_before(digits, floats, tmp_path):
+    model = quantize(floats["resnet8"], "W4A32", quantizer="liq-authors")
+    export(model, tmp_path / "net")
+    with pytest.raises(ValueError, match="different units"):
+        landscape.compare({"a": floats["resnet8"], "b": load(tmp_path / "net")}, data=digits.probe)
+
+
+def test_a_weight_that_is_not_finite_says_so(tmp_path):
+    model = quantize(nn.Sequential(nn.Linear(4, 3)), "W4A32", first_last_bits=None)
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="0.weight must be finite"):
+        export(model, tmp_path / "net")

@@ -197,6 +197,26 @@ def test_the_integer_programme_finds_what_brute_force_finds(seed):
         assert costs[rows, found].sum().item() == pytest.approx(total[size <= room].min().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("seed", [5, 10, 11, 13])
+def test_small_costs_beside_large_ones_are_not_taken_for_none(seed):
+    """The solver calls optimal what is within 1e-6 of it: layers of little weight would get any bits."""
+    random = np.random.default_rng(seed)
+    sizes = torch.from_numpy(np.outer(random.integers(1, 50, 6), [4, 9, 16, 25]))
+    costs = torch.from_numpy(10 ** random.uniform(-8, 0, (6, 1)) * np.array([1, 0.25, 0.06, 0.015]))
+    choices = torch.tensor(list(itertools.product(range(4), repeat=6)))
+    total, size = costs[torch.arange(6), choices].sum(1), sizes[torch.arange(6), choices].sum(1)
+    for room in torch.linspace(int(size.min()), int(size.max()), 12).tolist():
+        best = total[size <= room].min().item()
+        assert costs[torch.arange(6), solve(costs, sizes, room)].sum().item() == pytest.approx(best, rel=1e-12)
+
+
+def test_what_the_measure_does_not_see_takes_what_is_left_of_the_budget(model, data):
+    """The error of weights does not depend on the bits of inputs: the fewest would be as good as the most."""
+    budget = cost(model, data.input_shape, bits="W4A4").bops
+    policy = search(model, data, budget=budget, method="hessian", candidates=["W4A2", "W4A3", "W4A4"])
+    assert set(policy.bits.values()) == {"W4A4"}
+
+
 class TwoBranches(nn.Module):
     """Two equal branches of which the first counts a hundred times as much."""
 
@@ -259,7 +279,7 @@ def test_the_rise_is_the_layers_mean_trace_times_its_squared_error():
 
 
 def test_a_policy_says_what_it_is_and_survives_json(model, data):
-    policy = search(model, data, budget=cost(model, bits=3).bops, method="uniform")
+    policy = search(model, data, budget=cost(model, bits=3).bops, method="uniform", seed=np.int64(0))
     assert repr(policy).startswith("Policy(uniform: W3A3 on average over 6 layers, 7.3 of 7.3 M BOPs, ")
     assert Policy(**json.loads(json.dumps(asdict(policy)))) == policy and policy.seconds > 0
 

@@ -240,7 +240,7 @@ def test_the_objective_is_the_recipes_plus_the_weighted_distillation(floating, d
     output, found = student(x)
     assert torch.equal(output, model(x)) and len(found) == 2
     student.close()
-    distillation = Distillation(FPQ(weight=2.5), teacher)
+    distillation = Distillation(FPQ(weight=2.5), floating, teacher)
     loss = distillation.loss(x, found, "all")
     assert float(loss.detach()) == pytest.approx(
         2.5 * float(distillation_loss(found, teacher(x)[1]).detach()), rel=1e-6
@@ -282,6 +282,31 @@ def test_a_resumed_training_goes_on_to_the_same_bits(floating, digits, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), first.parameters(), strict=True))
     save(first, tmp_path / "net")
     assert load(tmp_path / "net").recipe == first.recipe
+
+
+def test_a_training_resumed_on_the_half_trained_network_keeps_its_teacher(floating, digits, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(model, history):
+        if len(history.epochs) == 2:
+            raise Killed
+
+    settings = {"fpq": FPQ(p=0.5, weight=5.0), "epochs": 3}
+    whole, killed, other = (twin(floating, digits) for _ in range(3))
+    train(whole, digits, recipe(**settings))
+    with pytest.raises(Killed):
+        train(killed, digits, recipe(**settings), checkpoint=tmp_path / "c", on_epoch=kill)
+    train(killed, digits, recipe(**settings), checkpoint=tmp_path / "c")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), killed.parameters(), strict=True))
+    train(other, digits, recipe(**settings), checkpoint=tmp_path / "c", teacher=floating)  # finished: as it was left
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("fpq", [None, FPQ(distill=False)])
+def test_a_teacher_of_nothing_is_refused(floating, digits, fpq):
+    with pytest.raises(ValueError, match="recipe must have fpq=FPQ.distill=True. for a teacher"):
+        train(twin(floating, digits), digits, recipe(fpq=fpq), teacher=floating)
 
 
 # --- the paper's quantizer ------------------------------------------------------------------------------------------
@@ -379,6 +404,7 @@ def test_settings_out_of_range_are_refused(floating, digits):
         ({"placement": "mid"}, "placement must be one of .*got 'mid'"),
         ({"statistics": "all"}, "statistics must be one of .*got 'all'"),
         ({"weight": -1}, "weight must be >= 0 and finite, got -1"),
+        ({"p": "a"}, "p must be from 0 to 1, got 'a'"),
     ):
         with pytest.raises(ValueError, match=message):
             FPQ(**settings)
@@ -392,3 +418,17 @@ def test_settings_out_of_range_are_refused(floating, digits):
         feature_rise(floating)
     with pytest.raises(ValueError, match="draws must be >= 2, or 0 to measure nothing, got 1"):
         feature_rise(floating, draws=1)
+
+
+def test_a_teacher_of_another_dtype_is_cast_and_one_of_other_strides_refused(floating, digits):
+    own = recipe(epochs=1, fpq=FPQ(p=0))
+    teachers = floating, copy.deepcopy(floating).double()
+    single, double = (train(twin(floating, digits), digits, own, teacher=one).epochs[0]["loss"] for one in teachers)
+    assert single == double
+    with pytest.raises(ValueError, match=r"features of shape \(2, 3, 4, 4\), got \(2, 3, 1, 1\)"):
+        distillation_loss([torch.zeros(2, 3, 4, 4)], [torch.zeros(2, 3, 1, 1)])
+
+
+def test_steps_of_unknown_modules_are_refused(floating, digits):
+    with pytest.raises(ValueError, match="steps must name modules of the model, got .'nope'"):
+        feature_rise(floating, digits.probe, steps={"nope": 1.0})

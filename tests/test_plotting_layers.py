@@ -7,7 +7,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 
 import landscape
@@ -69,3 +71,15 @@ def test_nothing_and_bits_of_unknown_layers_are_refused(function):
         function({})
     with pytest.raises(ValueError, match=r"every layer that bits name, got none for \['other'\]"):
         function({"a": 1.0}, bits={"other": 4})
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    figure = landscape.plot_layers({"a": np.float32(1), "b": torch.tensor(2.0)}, bits={"a": np.int64(4)})
+    assert [list(bar.y) for bar in figure.data] == [[1.0], [2.0]] and list(figure.data[0].text) == ["W4A4"]
+
+
+def test_bits_without_meaning_and_two_numbers_for_a_layer_are_refused():
+    with pytest.raises(ValueError, match='must look like "W4A4".*got .4. for a'):
+        landscape.plot_layers({"a": 1.0}, bits={"a": "4"})
+    with pytest.raises(ValueError, match="one number per layer, got two for a"):
+        landscape.plot_layers({"a": 1.0, "a.weight": 2.0})

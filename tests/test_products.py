@@ -143,6 +143,28 @@ def test_what_comes_out_of_one_layer_goes_into_the_next():
     close(dense(outside), dense(inside))
 
 
+@pytest.mark.parametrize("at", ["1.output", "2.input"])
+def test_what_comes_next_may_work_in_place(at):
+    layers = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(12, 3)
+    inside = nn.Sequential(*layers).double().eval()
+    outside = nn.Sequential(*layers[:2], nn.ReLU(), *layers[3:]).eval()
+    close(dense(Hessian(inside, RAGGED, at=at)), dense(Hessian(outside, RAGGED, at=at)))
+
+
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.attention(x, x, x)[0].mean(1))
+
+
+def test_an_output_of_several_tensors_is_refused():
+    with pytest.raises(ValueError, match="whose output is one tensor, got a tuple"):
+        Hessian(Attentive().double(), (X[:, 0], Y), at="attention.output")
+
+
 def test_a_layer_input_that_cannot_vary_is_refused():
     with pytest.raises(ValueError, match='at must be "<module>.input"'):
         Hessian(convolutional(), RAGGED, at="3")

@@ -230,6 +230,24 @@ def test_second_pass_sees_the_perturbed_weights_under_autocast():
     assert losses[1] > losses[0] + 0.1 and first.item() == losses[0]
 
 
+def test_an_error_at_the_perturbed_weights_leaves_none_of_them_in_the_cache_of_autocast():
+    model = build(dtype=torch.float32).eval()
+    optimizer = setup(model, rho=5.0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(X).float(), Y)
+        loss.backward()
+        return loss
+
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(X).detach()
+        with pytest.raises(KeyboardInterrupt), optimizer.worst(closure):
+            assert not torch.allclose(model(X), before, atol=0.1)
+            raise KeyboardInterrupt
+        assert torch.equal(model(X), before)
+
+
 def test_zero_gradient_gives_no_perturbation():
     layer = nn.Linear(3, 2)
     before = layer.weight.detach().clone()

@@ -338,6 +338,8 @@ def test_bad_evaluation_data_are_refused():
         ({"mix": "blend"}, r"mix must be one of \[None, 'mixup', 'cutmix', 'both'\], got 'blend'"),
         ({"micro_batch": 0}, "micro_batch must be a whole number >= 1, got 0"),
         ({"clip_norm": 0.0}, "clip_norm must be > 0 or None, got 0.0"),
+        ({"fpq": True}, "fpq must be a saq_core.FPQ or None, got True"),
+        ({"sam": 0.05}, "sam must be a saq_core.SAQ or None, got 0.05"),
         ({"label_smoothing": 1.0}, "label_smoothing must be from 0 to below 1, got 1.0"),
     ],
 )

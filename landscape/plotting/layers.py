@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ def plot_layers(
         A plotly figure. The axis is logarithmic where all values are positive and span more than a factor of 30.
 
     Raises:
-        ValueError: If there are no values, or bits of layers that have none.
+        ValueError: If there are no values or two for one layer, for bits of layers that have none, and for bits that do
+            not look like "W4A4".
     """
     import plotly.graph_objects as go
 
@@ -110,12 +112,17 @@ def _rows(values: Values, bits: Mapping[str, str | int] | None) -> list[tuple[st
     """Return (layer, value, standard error or NaN, label of its bits or "") in the order of the values."""
     if not values:
         raise ValueError("values must hold at least one layer, got none")
-    labels = {name: f"W{b}A{b}" if isinstance(b, int) else str(b) for name, b in (bits or {}).items()}
-    rows = []
+    labels = {n: f"W{b}A{b}" if isinstance(b, Integral) else str(b).upper() for n, b in (bits or {}).items()}
+    for name, label in labels.items():
+        if not re.fullmatch(r"W\d+A\d+", label):
+            raise ValueError(f'bits must look like "W4A4" or be whole numbers, got {label!r} for {name}')
+    rows: list[tuple[str, float, float, str]] = []
     for name, value in values.items():
         layer = re.sub(r"\.(in_proj_)?weight$", "", name)
-        number, error = (value, np.nan) if isinstance(value, int | float) else (float(value[0]), float(value[1]))
-        rows.append((layer, float(number), error, labels.get(layer, "")))
+        number, error = (value, np.nan) if np.ndim(value) == 0 else (value[0], value[1])  # type: ignore[index]
+        if any(row[0] == layer for row in rows):
+            raise ValueError(f"values must have one number per layer, got two for {layer}: leave one out")
+        rows.append((layer, float(number), float(error), labels.get(layer, "")))  # type: ignore[arg-type]
     unknown = set(labels) - {row[0] for row in rows}
     parts = {name for name in unknown if name.endswith(".products")}  # of attention: no weights of their own
     if unknown - parts:
@@ -137,7 +144,7 @@ def _groups(rows: list[tuple[str, float, float, str]]) -> list[tuple[str, str, l
 
 
 def _width(text: str) -> int:
-    return int(re.match(r"W(\d+)", text.upper())[1])  # type: ignore[index]
+    return int(text[1:].partition("A")[0])
 
 
 def _wide(rows: list[tuple[str, float, float, str]]) -> bool:

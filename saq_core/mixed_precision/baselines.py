@@ -15,6 +15,7 @@ from .choices import MILLION, Space
 SLACK = 0.02  # a policy drawn at random lies at most this share of the budget below it
 TRIES = 100_000  # draws before a search by chance gives up
 TRACE_RTOL = 0.05  # standard error of the whole trace, at which the probes stop
+LARGEST_COST = 1e6  # of the integer programme, whose solver takes for the best what is within 1e-6 of it
 
 
 def uniform(space: Space, budget: float) -> Tensor:
@@ -71,6 +72,8 @@ def by_hessian(
     """Return the choice of least ``Σ mean trace(H_layer) · ‖Q_b(w) - w‖²`` within the budget, and the traces.
 
     H is the Hessian of the loss of the float network on `data.probe`, in raw units, because the error is in raw units.
+    Where candidates differ in what the measure does not see (the bits of inputs, any bits of a layer without
+    curvature), those that use most of the budget are taken (ours).
 
     Source: Dong et al., HAWQ-V2 (2020), eq. 8. Departures: exact, as an integer programme, where they pick from a
     Pareto front; a trace whose estimate is negative counts as 0.
@@ -89,7 +92,11 @@ def by_hessian(
     rows = {leader: k for k, leader in enumerate(space.groups)}
     for name, error in errors.items():
         sensitivity[rows[owners[name.rpartition(".")[0]]]] += mean[name] * error
-    choice = solve(sensitivity, space.table, budget - space.fixed)
+    room = budget - space.fixed
+    choice = solve(sensitivity, space.table, room)
+    unused = (space.table.amax(1, keepdim=True) - space.table).double()
+    alike = sensitivity == sensitivity.gather(1, choice[:, None])
+    choice = solve(unused.where(alike, 1 + unused.sum()), space.table, room)
     return choice, {"mean_traces": mean, "rises": dict(zip(rows, sensitivity.tolist(), strict=True))}
 
 
@@ -124,7 +131,7 @@ def solve(costs: Tensor, sizes: Tensor, room: float) -> Tensor:
     # half a unit of room more: the solver's tolerance then never decides
     most = np.floor(room / unit) + 0.5
     total = LinearConstraint((sizes.flatten().numpy() // unit)[None], -np.inf, most)
-    scale = float(costs.abs().max()) or 1.0
+    scale = (float(costs.abs().max()) or 1.0) / LARGEST_COST
     found = milp(
         (costs / scale).flatten().numpy(),
         integrality=np.ones(rows * columns),

@@ -92,7 +92,7 @@ def search(
             choice, details = run(model, data, space, budget, **options)
     peak = torch.cuda.max_memory_allocated(device) if cuda else None
     bops, seconds = int(space.bops(choice)), time.perf_counter() - start
-    return Policy(space.bits(choice), bops, seconds, method, float(budget), seed, peak, details)
+    return Policy(space.bits(choice), bops, seconds, method, float(budget), int(seed), peak, details)
 
 
 def _check(model: nn.Module, data: Data, method: str, quantizer: str, settings: SAMQ | ASGA | None) -> None:
