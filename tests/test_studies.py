@@ -1,0 +1,97 @@
+"""The studies in figures/: their statistics, their rows, and one that runs from search to table on the digits."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import saq_core
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from figures import methods, mixed_precision, study  # noqa: E402
+
+TINY = saq_core.Experiment("tiny", "digits", "resnet8", saq_core.Recipe(epochs=1, lr=0.1, batch_size=50), limit=100)
+
+
+def test_means_errors_and_what_is_shown_of_them():
+    assert study.mean_and_error([1.0, 2.0, 6.0]) == pytest.approx((3.0, math.sqrt(7 / 3)))
+    assert study.mean_and_error([4.0])[0] == 4 and math.isnan(study.mean_and_error([4.0])[1])
+    assert study.number(1.234, 0.056, "+") == "+1.23 ± 0.06"
+    assert study.number(1.234, math.nan) == "1.23" and study.number(math.nan, 1.0) == "–"
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_the_least_visible_difference_is_found_four_times_out_of_five(n):
+    unit = np.arange(n) - (n - 1) / 2
+    least = study.visible(list(unit / unit.std(ddof=1)))
+    random = np.random.default_rng(0)
+    found = stats.ttest_1samp(random.normal(least, 1.0, (20_000, n)), 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+    assert math.isnan(study.visible([1.0]))
+
+
+def test_rows_are_kept_by_their_keys(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    assert study.read(file, "a") == {}
+    for row in ({"a": 1, "b": {"c": 2}}, {"a": 2, "b": {}}):
+        study.append(file, row)
+    assert study.read(file, "a") == {(1,): {"a": 1, "b": {"c": 2}}, (2,): {"a": 2, "b": {}}}
+    assert capsys.readouterr().out == "{'a': 1}\n{'a': 2}\n"
+
+
+@pytest.mark.parametrize("module", [methods, mixed_precision])
+def test_tables_come_from_the_committed_rows_alone(module, capsys):
+    module.table()
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.count("|") for line in lines}) == 1 and not any("nan" in line for line in lines)
+    assert len(lines) >= 2 and (module is not methods or any(line.startswith("| – SGD") for line in lines))
+
+
+def test_committed_rows_belong_to_recipes_that_exist():
+    rows = study.read(methods.ROWS, "recipe", "seed")
+    assert rows and {name for name, _ in rows} <= set(methods.NAMES)
+    for (name, seed), row in rows.items():
+        recipe = saq_core.EXPERIMENTS[name].recipe
+        assert row["settings"]["recipe"]["seed"] == seed and row["settings"]["recipe"]["epochs"] == recipe.epochs
+        assert row["settings"]["recipe"]["lr"] == recipe.lr and row["settings"]["limit"] == 10_000
+
+
+def test_every_network_of_the_mixed_study_has_its_policy():
+    wanted = mixed_precision.wanted([0, 1, 2])
+    assert len(set(wanted)) == len(wanted) == 3 * 4 + 5 + 3 * 3 + 4
+    assert {label for label, *_ in wanted} == set(mixed_precision.SEARCHES)
+
+
+def test_the_mixed_study_runs_from_search_to_table(tmp_path, monkeypatch, capsys):
+    quick = saq_core.ASGA(epochs=1, batch_size=50, lr=0.02)
+    for name, value in {
+        "BASE": TINY,
+        "STARTS": {"digits": "test_studies:TINY"},
+        "TUNED": replace(TINY.recipe, lr=0.01),
+        "ROWS": tmp_path / "rows",
+        "POLICIES": tmp_path / "policies",
+        "RUNS": tmp_path,
+        "SEARCHES": {"uniform": {"method": "uniform"}, "asga": {"method": "asga", "settings": quick}},
+    }.items():
+        monkeypatch.setattr(mixed_precision, name, value)
+    for label in ("uniform", "asga", "asga"):
+        mixed_precision.search(label, "digits", None)
+        mixed_precision.tune(label, "digits", "digits", 0, None)
+    policies = study.read(tmp_path / "policies", "policy", "searched_on")
+    assert (
+        len((tmp_path / "policies").read_text().splitlines()) == len((tmp_path / "rows").read_text().splitlines()) == 2
+    )
+    for row in study.read(tmp_path / "rows", "policy").values():
+        policy = policies[row["policy"], "digits"]
+        assert row["bops"] == policy["bops"] <= policy["budget"] and 0 < row["accuracy"] <= 100
+    record = json.loads((tmp_path / "digits-resnet20-mixed-asga-of-digits-0.json").read_text())
+    assert record["bits"] == policies["asga", "digits"]["bits"]
+    capsys.readouterr()
+    mixed_precision.table()
+    assert len(capsys.readouterr().out.splitlines()) == 4
