@@ -17,9 +17,9 @@ $(INSTALLED): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-quickstart: $(INSTALLED)  ## train the networks on real images, measure their landscapes, print the table (minutes)
+quickstart: $(INSTALLED)  ## train three networks on real images, measure their landscapes, print the table (a minute)
 	@mkdir -p $(OUT)
-	@echo "Executing notebooks/00_quickstart.ipynb (three to six minutes on two CPU cores) …"
+	@echo "Executing notebooks/00_quickstart.ipynb (about a minute on two CPU cores) …"
 	@TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --log-level CRITICAL --to notebook --execute notebooks/00_quickstart.ipynb --output-dir $(OUT)
 	@cat $(OUT)/table.txt
 	@echo
