@@ -7,11 +7,13 @@ from .measures import Sharpness, SharpnessTable, average_sharpness, sharpness, w
 from .operators import GGN, Hessian, Operator
 from .paths import Trajectory, trajectory
 from .plotting.layers import draw_layers, plot_layers
+from .plotting.together import draw_together, plot_together
 from .results import Result, load, save_figure
 from .rounding import RoundingSharpness, rounding_sharpness
 from .scales import ScaleCurvature, curvature_at_scale
 from .surfaces import BatchNormCheck, Line, Surface, batchnorm_check, line, plot_line, plot_surface, surface
 from .traces import Trace
+from .widgets import Explorer, explore
 
 __all__ = [
     # curvature
@@ -39,6 +41,9 @@ __all__ = [
     "draw_layers",
     # several networks
     "compare",
+    "explore",
+    "plot_together",
+    "draw_together",
     # results
     "load",
     "save_figure",
@@ -55,4 +60,5 @@ __all__ = [
     "Trajectory",
     "BatchNormCheck",
     "Comparison",
+    "Explorer",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .curvature import deflated_trace, eigenvalues_of
+from .curvature import eigenvalues_of
 from .measures import RADII, average_sharpness, worst_case_sharpness
-from .objective import BatchObjective, Loss, Objective
+from .objective import BatchObjective, Evaluation, Loss
 from .operators import Hessian, Scaled
 from .results import Result
-from .spectra import lanczos
+from .spectra import lanczos_steps
 from .surfaces import Line, Surface, grid, line, surface
-from .timing import progress, stopwatch
-from .traces import fold_stderr, mean_and_stderr
+from .timing import finished, progress, stopwatch
+from .traces import fold_stderr, hutchinson_steps, mean_and_stderr
 
 _LABELS = {
     "loss": "loss",
@@ -128,12 +128,12 @@ class Comparison(Result):
         columns: dict[str, dict[str, str]] = {}
         first = next(iter(self.seeds))
         for row in self.rows:
-            label = _label(row["quantity"])
+            label = quantity_label(row["quantity"])
             mark = "" if row["converged"] else " †"
-            columns.setdefault(row["network"], {})[label] = _shown(row["value"], row["stderr"]) + mark
+            columns.setdefault(row["network"], {})[label] = with_error(row["value"], row["stderr"]) + mark
             if row["network"] != first:
                 difference = columns.setdefault(f"{row['network']} − {first}", {})
-                difference[label] = _shown(row["delta"], row["delta_stderr"], sign=True)
+                difference[label] = with_error(row["delta"], row["delta_stderr"], sign=True)
         return pandas.DataFrame(columns)
 
     def value(self, network: str, quantity: str) -> tuple[float, float]:
@@ -224,15 +224,14 @@ def compare(
     if not isinstance(models, Mapping):
         raise TypeError(f"models must be {{name: network or list of networks}}, got {type(models).__name__}")
     groups = {name: [m] if isinstance(m, nn.Module) else list(m) for name, m in models.items()}
-    _check_units(groups)
+    check_units(groups)
     if points:
         grid(span, points)  # refuses now, not after all networks have been measured
-    data = _common_probe(groups) if data is None else data
+    data = common_probe(groups) if data is None else data
     settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
-    networks = [(name, model) for name, group in groups.items() for model in group]
     measured: dict[str, list[dict[str, list[Any]]]] = {name: [] for name in groups}
     abouts: list[dict[str, Any]] = []
-    for name, model in progress(networks, "networks"):
+    for name, model in progress([(n, model) for n, group in groups.items() for model in group], "networks"):
         found, about = _measure(model, data, radii, rtol, seed, settings)
         abouts.append(about)
         if len(groups[name]) > 1:  # differences are then paired by seed: parts would only fill the file
@@ -243,7 +242,7 @@ def compare(
     light = partial(replace, directions={})  # directions fill a file: the seed draws them again
     lines = {name: light(line(model, data, points=2 * points + 1, **picture)) for name, model in firsts.items()}
     surfaces = {name: light(surface(model, data, points=points, **picture)) for name, model in firsts.items()}
-    about = _together(abouts) | {"seed": seed, "seconds": elapsed()}
+    about = together(abouts) | {"seed": seed, "seconds": elapsed()}
     return Comparison(about, measured, lines, surfaces)
 
 
@@ -251,8 +250,9 @@ def _measure(
     model: nn.Module, data: Any, radii: Sequence[float], rtol: float, seed: int, settings: dict[str, Any]
 ) -> tuple[dict[str, Measured], dict[str, Any]]:
     hessian = Hessian(model, data, **settings)
-    found = _fit(hessian.objective)
-    found |= _curvature(hessian.filter_relative(), "filter", rtol, seed)
+    hessian.objective.centre()
+    found = fit(hessian.objective.evaluate())
+    found |= finished(curvature_steps(hessian.filter_relative(), "filter", rtol, seed), "curvature")
     worst = worst_case_sharpness(model, data, radii=radii, **settings)
     average = average_sharpness(model, data, radii=radii, seed=seed, **settings)
     for name, result in (("worst", worst), ("average", average)):
@@ -260,24 +260,24 @@ def _measure(
         for radius, rise, draws, over_data, parts in zip(*columns, strict=True):
             own = parts.tolist() if name == "average" else None
             found[f"{name}_{radius:g}"] = Measured(float(rise), _joined(float(draws), float(over_data)), own)
-    found |= _curvature(hessian, "raw", rtol, seed)
+    found |= finished(curvature_steps(hessian, "raw", rtol, seed), "curvature")
     return found | {"weight_norm": Measured(hessian.coordinates.norm())}, hessian.objective.about()
 
 
-def _fit(function: Objective) -> dict[str, Measured]:
+def fit(here: Evaluation) -> dict[str, Measured]:
     """Return loss and accuracy, with the scatter over the samples where the loss tells it."""
-    function.centre()
-    here = function.evaluate()
     return {
         name: Measured(float(value), float(here.stderr(field=field)), getattr(here, field).tolist() or None)
         for name, value, field in (("loss", here.loss, "losses"), ("accuracy", here.accuracy, "hits"))
     }
 
 
-def _curvature(operator: Scaled | Hessian, units: str, rtol: float, seed: int) -> dict[str, Measured]:
-    krylov = lanczos(operator, min(5, operator.shape[0]), which="largest", seed=seed)
+def curvature_steps(operator: Scaled | Hessian, units: str, rtol: float, seed: int) -> Generator[None, None, dict]:
+    """Find trace and top eigenvalue, pausing after each product."""
+    krylov = yield from lanczos_steps(operator, min(5, operator.shape[0]), which="largest", seed=seed)
     top = eigenvalues_of(operator, krylov, 1e-3)
-    trace = deflated_trace(operator, krylov, rtol=rtol, seed=seed)
+    yield
+    trace = yield from hutchinson_steps(operator, vars(krylov), rtol=rtol, seed=seed)
     first, last, shares = float(top.values[0]), float(top.values[-1]), top.fold_weights.tolist()
     found = {  # every network's probes are the same draws, so the differences of two traces pair up
         f"trace_{units}": Measured(
@@ -336,7 +336,7 @@ def _paired(mine: Measured, theirs: Measured) -> list[float]:
     return errors
 
 
-def _common_probe(groups: Mapping[str, list[nn.Module]]) -> tuple[Tensor, Tensor]:
+def common_probe(groups: Mapping[str, list[nn.Module]]) -> tuple[Tensor, Tensor]:
     """Return the probe that all networks carry."""
     probe = None
     for name, group in groups.items():
@@ -355,11 +355,11 @@ def _common_probe(groups: Mapping[str, list[nn.Module]]) -> tuple[Tensor, Tensor
     return probe  # type: ignore[return-value]
 
 
-def _check_units(groups: Mapping[str, list[nn.Module]]) -> None:
+def check_units(groups: Mapping[str, list[nn.Module]]) -> None:
+    """Refuse no network at all, and weights in different units."""
     if not groups or not all(groups.values()):
-        raise ValueError(
-            f"models must name at least one network each, got { ({n: len(g) for n, g in groups.items()}) }"
-        )
+        counts = {name: len(group) for name, group in groups.items()}
+        raise ValueError(f"models must name at least one network each, got {counts}")
     units = {_weight_units(model) for group in groups.values() for model in group}
     if len(units) > 1:
         raise ValueError(
@@ -374,23 +374,23 @@ def _weight_units(model: nn.Module) -> str:
     return next((u for m in model.modules() if (u := getattr(m, "weight_units", "plain")) != "plain"), "plain")
 
 
-def _together(abouts: list[dict[str, Any]]) -> dict[str, Any]:
+def together(abouts: list[dict[str, Any]]) -> dict[str, Any]:
     """Describe the networks together: the space and the kind of derivative of the most rounded one."""
-    together = {key: value for key, value in abouts[0].items() if key != "weight_norm"}
-    together["space"] = next((a["space"] for a in abouts if a["space"] != "float"), "float")
-    together["derivatives"] = (
-        "straight-through" if "straight-through" in [a["derivatives"] for a in abouts] else "exact"
-    )
-    return together
+    about = {key: value for key, value in abouts[0].items() if key != "weight_norm"}
+    space = next((a["space"] for a in abouts if a["space"] != "float"), "float")
+    rounded = any(a["derivatives"] == "straight-through" for a in abouts)
+    return about | {"space": space, "derivatives": "straight-through" if rounded else "exact"}
 
 
-def _label(quantity: str) -> str:
+def quantity_label(quantity: str) -> str:
+    """Name a quantity as tables do."""
     name, _, radius = quantity.rpartition("_")
     rise = {"worst": "worst-case rise", "average": "average rise"}.get(name)
     return f"{rise} at {100 * float(radius):g}%" if rise else _LABELS.get(quantity, quantity)
 
 
-def _shown(value: float, error: float, *, sign: bool = False) -> str:
+def with_error(value: float, error: float, *, sign: bool = False) -> str:
+    """Write a number and its standard error, in the digits that it tells."""
     plus = "+" if sign else ""
     if not error > 0 or not math.isfinite(error):
         return f"{value:{plus}.4g}"

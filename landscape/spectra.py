@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from .operators import Operator, fold_products, fold_shares
-from .timing import progress
+from .timing import finished
 
 ENDS = ("magnitude", "largest", "smallest", "both")
 
@@ -88,6 +90,24 @@ def lanczos(
     Cost: one product per step (a check: 5–20 more); memory n·max_basis float64, half as much again while restarting.
     Source: Lanczos 1950; Paige 1976; Wu, Simon 2000 (restart).
     """
+    settings: dict[str, Any] = {"which": which, "tol": tol, "max_products": max_products, "max_basis": max_basis}
+    steps = lanczos_steps(operator, k, check_multiplicity=check_multiplicity, seed=seed, **settings)
+    found: Eigenpairs = finished(steps, "Lanczos", max(max_products, k))
+    return found
+
+
+def lanczos_steps(
+    operator: Operator,
+    k: int,
+    *,
+    which: str = "magnitude",
+    tol: float = 1e-3,
+    max_products: int = 150,
+    max_basis: int | None = None,
+    check_multiplicity: bool = False,
+    seed: int = 0,
+) -> Generator[None, None, Eigenpairs]:
+    """Do what `lanczos` does, pausing after each product, for callers with other things to attend to."""
     n = operator.shape[0]
     room = min(n, max(2 * k + 20, 80) if max_basis is None else max_basis)
     if not 1 <= k <= n:
@@ -102,8 +122,9 @@ def lanczos(
     scale = torch.finfo(torch.float64).tiny  # the largest value seen
     fresh = 0  # where the basis was last continued with a random vector
     vector = random_unit(n, generator, krylov.basis)
-    for products in progress(range(1, steps + 1), "Lanczos", total=steps):
+    for products in range(1, steps + 1):
         closed = krylov.add(vector)
+        yield
         values, coefficients, residuals = krylov.ritz()
         wanted, scale = _wanted(values, which, k), max(scale, float(values.abs().max()))
         slack = tol * scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .operators import Operator, fold_products, fold_shares
 from .results import Result
-from .timing import progress
+from .timing import finished, progress
 
 _FIRST_LOOK = 10  # probes before the stop rule is asked: a standard error from fewer says little about itself
 
@@ -116,18 +117,37 @@ def hutchinson(
     _check(operator, blocks, rtol, atol, max_samples)
     if blocks and basis is not None and images is None:
         raise ValueError("blocks with a basis need images=, the products of the operator with the basis")
+    known = {"basis": basis, "basis_trace": basis_trace, "fold_traces": fold_traces, "images": images}
+    stop: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_samples": max_samples}
+    found: Trace = finished(hutchinson_steps(operator, known, blocks, seed=seed, **stop), "trace", max_samples)
+    return found
+
+
+def hutchinson_steps(
+    operator: Operator,
+    known: Mapping[str, Any],
+    blocks: dict[str, int] | None = None,
+    *,
+    rtol: float,
+    atol: float = 0.0,
+    max_samples: int = 100,
+    seed: int = 0,
+) -> Generator[None, None, Trace]:
+    """Do what `hutchinson` does, pausing after each product; ``known`` is what it takes of a basis."""
+    basis, basis_trace, fold_traces, images = (known.get(n) for n in ("basis", "basis_trace", "fold_traces", "images"))
     generator = torch.Generator().manual_seed(seed)
     folds = torch.zeros(len(fold_shares(operator))) if basis is None else fold_traces
-    known = torch.zeros(()) if basis is None or images is None else _cut(basis * images, blocks).sum(1)
+    inside = torch.zeros(()) if basis is None or images is None else _cut(basis * images, blocks).sum(1)
     samples: list[Tensor] = []
     parts: list[Tensor] = []
-    for _ in progress(range(max_samples), "trace"):
+    for _ in range(max_samples):
         probe = _signs(operator, generator)
         probe = probe if basis is None else probe - basis @ (basis.T @ probe)
         products, image = _by_fold(operator, probe)
         samples.append((products @ probe).cpu())
-        parts.append(known + _cut(probe * image, blocks))
-        estimates = torch.stack(samples) @ fold_shares(operator) + basis_trace
+        parts.append(inside + _cut(probe * image, blocks))
+        estimates = torch.stack(samples) @ fold_shares(operator) + (basis_trace or 0.0)
+        yield
         if len(samples) >= _FIRST_LOOK and _reached(estimates, rtol, atol):
             break
     per_fold = None if folds is None else folds.cpu() + torch.stack(samples)

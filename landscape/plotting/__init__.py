@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,6 +125,12 @@ def even_levels(low: float, high: float) -> list[float]:
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
+def bent_ticks(bulk: float, low: float, high: float) -> np.ndarray:
+    """Return zero, and ±1, ±3, ±10 … between two ends, none inside the part that asinh leaves straight."""
+    ticks = np.array([sign * m * 10.0**d for d in range(-9, 10) for m in (1, 3) for sign in (-1, 1)] + [0])
+    return np.sort(ticks[(np.abs(ticks) >= bulk / 3) & (ticks >= low) & (ticks <= high) | (ticks == 0)])
+
+
 def axis(result: Line | Surface, number: int = 0) -> tuple[str, str]:
     """Return the name of direction 1 or 2 (0: the only one) and its unit, empty where it has none of its own."""
     directions = str(result.about.get("directions", ""))
@@ -165,11 +171,12 @@ def columns(panels: int) -> int:
 
 def caption(results: Mapping[str, Any], value: str = "") -> str:
     """Say what was measured: the space, BatchNorm's statistics, the number of samples, what is interpolated."""
+    interpolated = [result.about for result in results.values() if "interpolation_error" in result.about]
     phrases: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "space": lambda about: f"{about['space']} weights",
         "batchnorm": lambda about: f"BatchNorm statistics {about['batchnorm']}",
         "samples": lambda about: f"{about['samples']:,} samples",
-        "interpolation_error": lambda about: _interpolated(about, value),
+        "interpolation_error": lambda about: _interpolated(interpolated, value),
     }
     parts = ["stderr of the loss's difference to the centre"] * (value == "stderr")
     for key, phrase in phrases.items():
@@ -193,12 +200,14 @@ def wrapped(text: str, width: int) -> str:
     return textwrap.fill("\xa0· ".join(phrases), width, break_on_hyphens=False).replace("\xa0", " ")
 
 
-def _interpolated(about: Mapping[str, Any], value: str) -> str:
-    """Say from how many points, and how far off: a share of the loss's range, or plainly."""
-    text = f"interpolated from {about['evaluated']:,} measured points"
+def _interpolated(abouts: Sequence[Mapping[str, Any]], value: str) -> str:
+    """Say from how many points, and how far off at most: a share of the loss's range, or plainly."""
+    counts = [about["evaluated"] for about in abouts]
+    fewest, most = min(counts), max(counts)
+    text = f"interpolated from {fewest:,}{f' to {most:,}' * (most > fewest)} measured points"
     if value == "loss":
-        return (
-            f"{text}, error ≤ {100 * about['interpolation_error']:.2g} % of the {about['interpolation_error_of']} range"
-        )
-    error = about["interpolation_errors"].get(value)
-    return text if error is None else f"{text}, error ≤ {error:.2g}"
+        share = 100 * max(about["interpolation_error"] for about in abouts)
+        ranges = " or ".join(sorted({about["interpolation_error_of"] for about in abouts}))
+        return f"{text}, error ≤ {share:.2g} % of the {ranges} range"
+    errors = [about["interpolation_errors"].get(value) for about in abouts]
+    return text if None in errors else f"{text}, error ≤ {max(errors):.2g}"

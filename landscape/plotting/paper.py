@@ -22,6 +22,7 @@ from . import (
     COLOURS,
     axis_label,
     band,
+    bent_ticks,
     beyond,
     caption,
     check,
@@ -59,6 +60,9 @@ _RC: dict[Any, Any] = {
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 1.5)), (0, (4, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "D", "^", "X", "P")
 _MARK = "#D55E00"
+# The backend comes with the first figure, and in a notebook turns interactive mode on. Inside of rc_context that would
+# be undone at its end, and no later figure would show: so it comes now.
+plt.draw_if_interactive()
 _QUIET = ListedColormap(0.45 + 0.55 * plt.get_cmap("viridis")(np.linspace(0, 1, 256))[:, :3], name="quiet viridis")
 
 
@@ -165,9 +169,9 @@ def surfaces(
             _say_if_empty(ax, [array], value)
         width = 120 if len(axes) > 1 else 56
         _label_panels(figure, axes, next(iter(surfaces.values())), kind)
-        figure.suptitle(
-            wrapped(" · ".join([caption(surfaces, value), *notes(surfaces, values)]), width), fontsize=7, color="0.4"
-        )
+        told = wrapped(" · ".join([caption(surfaces, value), *notes(surfaces, values)]), width)
+        figure.set_figheight(figure.get_figheight() + 0.13 * told.count("\n"))  # or the panels would shrink
+        figure.suptitle(told, fontsize=7, color="0.4")
         _colour_bar(axes, scale.smooth() if kind == "3d" else scale.steps(), scale, value)
     return figure
 
@@ -202,8 +206,7 @@ def density(density: Density, ax: Axes | None = None) -> Axes:
         bulk = float(np.abs(grid).max())
         if bent := bool((density.atoms.abs() > 4 * bulk).any()):
             ax.set_xscale("asinh", linear_width=bulk / 3)
-            left, right = ax.get_xlim()
-            ticks = [x for x in ax.get_xticks() if left <= x <= right and (x == 0 or abs(x) >= bulk / 3)]
+            ticks = bent_ticks(bulk, *ax.get_xlim())
             ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
         _label(ax, x="Eigenvalue" + " (asinh scale)" * bent, y="Density")
         _entitle(ax, caption({"": density}))
@@ -289,6 +292,8 @@ def _panels(names: Sequence[str], kind: str) -> tuple[Figure, list[Axes]]:
             axes.append(figure.add_subplot(rows, wide, number, sharex=first, sharey=first, box_aspect=1))
         axes[-1].set_title(name)
         axes[-1].locator_params(nbins=2 if kind == "3d" else 5)
+        if wide == 3 and kind == "contour":
+            axes[-1].locator_params(axis="x", nbins=3)  # more would touch each other
     return figure, axes
 
 

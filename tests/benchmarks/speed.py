@@ -10,6 +10,7 @@ import copy
 import io
 import statistics
 import time
+import unittest.mock
 import warnings
 
 import torch
@@ -279,6 +280,33 @@ def steps(given, device):
         show(f"training step, batch 128, {kind}", seconds, "QAT")
 
 
+def explorer(given, device):
+    """From the call to pictures of three networks, and a redraw that computes nothing; seconds, and CPU seconds."""
+    x, y = images(1024, device)
+    model = given.model().eval()
+    models = {"FP32": model}
+    for bits in ("W4A4", "W2A2"):
+        models[bits] = saq_core.calibrate(saq_core.quantize(model, bits), (x[:128], y[:128]))
+    clocks = time.perf_counter(), time.process_time()
+
+    def passed():
+        return f"{time.perf_counter() - clocks[0]:6.2f} s   {time.process_time() - clocks[1]:6.2f} s of CPU"
+
+    print("\nexplorer, three networks, 128 images (the first call imports plotly and ipywidgets)")
+    with unittest.mock.patch.object(landscape.Explorer, "wait"):  # the work is done below, as an event loop does it
+        view = landscape.explore(models, (x, y), points=5)
+    for side in (3, 5):
+        while [len(found.betas) >= side for found in view.surfaces.values()] != [True] * len(models):
+            assert view._advance(), view.study.errors
+        print(f"  {f'first picture, {side} × {side} points':58} {passed()}", flush=True)
+    for kind in ("3-D", "contour", "both"):
+        view.controls["kind"].value = kind
+        clocks = time.perf_counter(), time.process_time()
+        for _ in range(given.repeats):
+            view.controls["quantity"].value = {"loss": "log loss"}.get(view.controls["quantity"].value, "loss")
+        print(f"  {f'{given.repeats} redraws, {kind}':58} {passed()}", flush=True)
+
+
 STEP_POLICIES = ("full", "look:5", "momentum", "subset:0.15")
 
 
@@ -362,7 +390,7 @@ def _peak(given, sam, device):
     return peak
 
 
-SECTIONS = {f.__name__: f for f in (product, eigenvalues, traces, pictures, scaling, steps, memory)}
+SECTIONS = {f.__name__: f for f in (product, eigenvalues, traces, pictures, scaling, steps, memory, explorer)}
 
 
 def main():

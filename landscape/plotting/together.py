@@ -1,0 +1,67 @@
+"""Several lines, or several surfaces, in one picture: `plot` with plotly, `draw` with matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..surfaces import Line, Surface
+
+    Results = Mapping[str, Line] | Mapping[str, Surface]
+
+
+def plot_together(results: Results, *, value: str = "loss", log: bool = False) -> Any:
+    """Draw lines into one interactive plot, or surfaces in 3-D side by side on one scale.
+
+    For results that you measured yourself; `compare` measures several networks alike and draws them itself.
+
+    Args:
+        results: name → `Line`, or name → `Surface`.
+        value: ``"loss"``, ``"accuracy"``, ``"stderr"`` or a metric.
+        log: logarithmic heights; values ≤ 0 are gaps then.
+
+    Returns:
+        A plotly figure.
+
+    Raises:
+        ValueError: nothing to draw, an unknown value.
+        TypeError: lines and surfaces mixed, or something else.
+    """
+    from . import interactive
+
+    drawn: Any = interactive.lines if _are_lines(results) else interactive.surfaces
+    return drawn(results, value=value, log=log)
+
+
+def draw_together(results: Results, *, value: str = "loss", log: bool = False, kind: str = "contour") -> Any:
+    """Draw for print what `plot_together` draws: lines in one column, surfaces in two at the same levels.
+
+    Args:
+        results: see `plot_together`.
+        value: see `plot_together`.
+        log: of lines; the levels of surfaces are logarithmic where their loss is positive.
+        kind: of surfaces, ``"contour"`` or ``"3d"``.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ValueError, TypeError: as `plot_together`.
+    """
+    from . import paper
+
+    if _are_lines(results):
+        return paper.lines(results, value=value, log=log).figure  # type: ignore[arg-type]
+    return paper.surfaces(results, value=value, kind=kind)  # type: ignore[arg-type]
+
+
+def _are_lines(results: Mapping[str, Any]) -> bool:
+    from ..surfaces import Line, Surface
+
+    kinds = {type(result) for result in results.values()}
+    if not kinds <= {Line} and not kinds <= {Surface}:
+        raise TypeError(
+            f"results must be all lines or all surfaces, got {', '.join(sorted(k.__name__ for k in kinds))}"
+        )
+    return kinds == {Line}

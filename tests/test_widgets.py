@@ -1,0 +1,391 @@
+"""The explorer without a front end: setting ``.value`` calls the callbacks, and work is done before it returns."""
+
+import asyncio
+import contextlib
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from networks import X, Y, convolutional, quantized
+from test_untouched import assert_same, state
+from torch import nn
+
+import landscape
+from landscape import explore, load, surface
+from landscape.exploring import Study
+from landscape.objective import Objective
+from landscape.views import View, growing
+
+DATA = (X, Y)
+NETWORKS = {"float": convolutional(0), ("W4A4", 0.05): quantized("W4A4"), ("W2A2", 0.05): quantized("W2A2")}
+NETWORKS[("W4A4", 0.1)] = quantized("W4A4", quantizer="minmax")
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """A list that grows by one with every evaluation of a network and every product or gradient's forward pass."""
+    seen, loss = [], Objective.loss
+
+    def counted(self, live, batch):
+        seen.append(self.model)
+        return loss(self, live, batch)
+
+    monkeypatch.setattr(Objective, "loss", counted)
+    return seen
+
+
+def quick(models=None, **settings):
+    settings = {"points": 5, "path": "picture"} | settings
+    return explore(NETWORKS if models is None else models, DATA, **settings)
+
+
+def test_one_network_gives_the_surface_of_surface():
+    explorer = quick(NETWORKS["float"], span=0.5)
+    found = explorer.surfaces["model"]
+    expected = surface(NETWORKS["float"], DATA, span=0.5, points=5)
+    for name in ("alphas", "betas", "loss", "accuracy", "stderr", "status"):
+        assert_same(getattr(expected, name), getattr(found, name))
+    assert explorer.view.names == ("model",) and "5 × 5 points · done" in explorer.outputs["said"].value
+
+
+def test_sliders_choose_among_the_trained_networks():
+    explorer = quick(parts=("bits", "ρ"))
+    assert list(explorer.surfaces) == ["float", "W4A4 0.05"]
+    assert [explorer.controls[f"part {n}"].description for n in (1, 2)] == ["bits", "ρ"]
+    explorer.controls["part 2"].value = 0.1
+    assert list(explorer.surfaces) == ["float", "W4A4 0.1"]
+    expected = surface(NETWORKS[("W4A4", 0.1)], DATA, points=5)
+    assert torch.equal(explorer.surfaces["W4A4 0.1"].loss, expected.loss)
+    explorer.controls["part 1"].value = "W2A2"
+    assert "no network ('W2A2', 0.1)" in explorer.outputs["message"].value
+    explorer.controls["part 2"].value = 0.05
+    assert list(explorer.surfaces) == ["float", "W2A2 0.05"] and explorer.outputs["message"].value == ""
+
+
+def test_what_was_computed_is_not_computed_again(forwards):
+    explorer = quick()
+    assert forwards
+    there = dict(explorer.surfaces)
+    for name, value in (("quantity", "log loss"), ("kind", "both"), ("slice", 0.5), ("axis", 1), ("linked", False)):
+        forwards.clear()
+        explorer.controls[name].value = value
+        assert not forwards, name
+    explorer.controls["span"].value = 0.5  # a half: the inner points of the coarse grid are there, and the table is
+    assert forwards
+    explorer.controls["seed"].value = 1
+    forwards.clear()
+    explorer.controls["seed"].value = 0
+    explorer.controls["span"].value = 1.0
+    assert not forwards and torch.equal(explorer.surfaces["float"].loss, there["float"].loss)
+
+
+def test_a_finer_grid_computes_only_the_points_between(forwards):
+    explorer = quick(NETWORKS["float"])
+    batches = 1
+    explorer.controls["numbers"].value = False
+    forwards.clear()
+    explorer.controls["points"].value = 9
+    assert len(forwards) == (81 - 25) * batches
+    forwards.clear()
+    explorer.controls["span"].value = 2.0  # its 5 × 5 inner points are every second one of before
+    assert len(forwards) == 81 - 25
+    explorer.controls["span"].value = 1.0
+    assert torch.equal(explorer.surfaces["model"].loss, surface(NETWORKS["float"], DATA, points=9).loss)
+
+
+def test_a_float_network_is_the_same_in_both_spaces(forwards):
+    explorer = quick()
+    forwards.clear()
+    explorer.controls["space"].value = "latent"
+    assert {id(model) for model in forwards} == {id(NETWORKS[("W4A4", 0.05)])}
+    assert explorer.surfaces["W4A4 0.05"].about["space"] == "latent"
+
+
+def test_a_network_that_was_trained_on_is_measured_anew():
+    model = convolutional(0)
+    explorer = quick(model)
+    before = explorer.surfaces["model"].loss
+    with torch.no_grad():
+        model[0].weight.mul_(1.5)
+    assert not explorer.surfaces
+    explorer.start()
+    assert not torch.equal(explorer.surfaces["model"].loss, before)
+    assert torch.equal(explorer.surfaces["model"].loss, surface(model, DATA, points=5).loss)
+
+
+def test_grids_grow_as_whole_rectangles_that_hold_each_other():
+    view, seen = View(("a",), points=9), set()
+    shapes = []
+    for alphas, betas, new in growing(view):
+        assert not seen & {tuple(point) for point in new}
+        seen |= {tuple(point) for point in new}
+        assert seen == {(a, b) for a in alphas.tolist() for b in betas.tolist()}
+        shapes.append((len(alphas), len(betas)))
+    assert shapes[0] == (3, 3) and (5, 5) in shapes and shapes[-1] == (9, 9)
+
+
+def background(explorer):
+    """Make the explorer work in steps, as it does in a kernel, but at the test's pace."""
+    explorer._loop = type("Loop", (), {"call_soon_threadsafe": staticmethod(lambda call: None)})()
+    return explorer
+
+
+def test_stop_keeps_what_is_there_and_go_on_does_the_rest(monkeypatch, forwards):
+    monkeypatch.setattr(landscape.widgets, "_SLICE", 0.0)  # one step at a time
+    model = copy.deepcopy(NETWORKS["float"])
+    explorer = background(quick(model))
+    before = state(model)
+    explorer.controls["points"].value = 17
+    for _ in range(40):
+        assert explorer._advance()
+    explorer.outputs["stop"].click()
+    assert_same(before, state(model))
+    there = explorer.surfaces["model"]
+    assert 5 <= len(there.alphas) < 17 and there.loss.isfinite().all()
+    assert "stopped" in explorer.outputs["said"].value and not explorer._advance()
+    assert not explorer.outputs["go on"].disabled and explorer.outputs["stop"].disabled
+    forwards.clear()
+    explorer.outputs["go on"].click()
+    explorer.wait()
+    assert len(forwards) == 17 * 17 - 25 - 40
+    assert torch.equal(explorer.surfaces["model"].loss, surface(model, DATA, points=17).loss)
+
+
+def test_curvature_goes_on_where_it_was_stopped(forwards):
+    view = View(("a",), points=5)
+    whole, halved = (Study({"a": NETWORKS["float"]}, DATA) for _ in range(2))
+    list(whole.steps(view))
+    needed = len(forwards)
+    forwards.clear()
+    steps = halved.steps(view)
+    for _ in range(35):  # among the products
+        next(steps)
+    steps.close()
+    list(halved.steps(view))
+    assert len(forwards) == needed
+    assert halved.numbers(view)["a"]["trace_filter"] == whole.numbers(view)["a"]["trace_filter"]
+
+
+def test_the_table_holds_the_numbers_of_compare():
+    explorer = quick({"a": NETWORKS["float"], "b": convolutional(1)})
+    expected = landscape.compare({"a": NETWORKS["float"], "b": convolutional(1)}, DATA, points=0)
+    for name in ("a", "b"):
+        for quantity in ("loss", "accuracy", "trace_filter", "lambda1_filter"):
+            assert explorer.comparison.value(name, quantity) == pytest.approx(
+                expected.value(name, quantity), rel=1e-9, nan_ok=True
+            )
+    assert "trace, filter-relative" in explorer.outputs["table"].value
+
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = convolutional(2)
+
+    def forward(self, x):
+        raise RuntimeError("no such <layer>")
+
+
+def test_an_error_in_one_network_is_shown_and_the_others_go_on():
+    models = {"good": convolutional(0), "bad": Broken()}
+    before = [state(model) for model in models.values()]
+    explorer = quick(models)
+    assert list(explorer.surfaces) == ["good"]
+    assert "bad" in explorer.outputs["message"].value and "no such &lt;layer&gt;" in explorer.outputs["message"].value
+    assert_same(before, [state(model) for model in models.values()])
+    with pytest.raises(ValueError, match="bad: no such"):
+        quick({"bad": Broken()})
+
+
+def test_nothing_is_left_changed():
+    models = {name: copy.deepcopy(model).train() for name, model in NETWORKS.items()}
+    before = [state(model) for model in models.values()]
+    explorer = quick(models)
+    for name, value in (("directions", "eigenvectors"), ("batchnorm", "recomputed"), ("directions", "between")):
+        explorer.controls[name].value = value
+    assert_same(before, [state(model) for model in models.values()])
+
+
+def test_between_two_networks_the_way_ends_at_both():
+    models = {"a": convolutional(0), "b": convolutional(1)}
+    explorer = quick(models)
+    explorer.controls["batchnorm"].value = "recomputed"
+    explorer.controls["directions"].value = "between"
+    found = explorer.surfaces["a → b"]
+    assert found.alphas.tolist() == [-0.5, 0.0, 0.5, 1.0, 1.5]
+    for place, model in ((1, "a"), (3, "b")):
+        there = Objective(models[model], DATA, batchnorm="recomputed").centre()[0]
+        assert float(found.loss[place, 2]) == pytest.approx(there, rel=1e-9)
+    explorer.controls["models"].value = ("a",)
+    assert "choose two networks" in explorer.outputs["message"].value
+
+
+@pytest.mark.parametrize("directions", ["random", "eigenvectors", "between"])
+@pytest.mark.parametrize("samples", [4, None])
+def test_the_code_gives_the_same_numbers(directions, samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    explorer = quick(samples=samples or 4)
+    explorer.controls["samples"].value = samples
+    explorer.controls["kind"].value = "both"
+    explorer.controls["directions"].value = directions
+    explorer.outputs["copy code"].click()
+    names = {"models": NETWORKS, "data": DATA}
+    exec(explorer.outputs["code"].value, names)
+    assert list(names["surfaces"]) == list(explorer.surfaces)
+    for name, found in explorer.surfaces.items():
+        torch.testing.assert_close(names["surfaces"][name].loss, found.loss, rtol=1e-9, atol=0, equal_nan=True)
+        assert names["surfaces"][name].about["directions"] == found.about["directions"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"landscape_{k}.{e}" for k in ("3d", "contour") for e in ("pdf", "png")
+    }
+
+
+def test_code_for_one_network_uses_its_own_probe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = convolutional(0)
+    model.probe = DATA
+    explorer = explore(model, points=5)
+    names = {"model": model}
+    exec(explorer.code(), names)
+    assert torch.equal(names["surfaces"]["model"].loss, explorer.surfaces["model"].loss)
+
+
+def test_figures_and_data_are_saved(tmp_path):
+    explorer = quick(path=tmp_path / "mine")
+    explorer.controls["kind"].value = "both"
+    explorer.outputs["save figure"].click()
+    explorer.outputs["save data"].click()
+    assert "mine.nc" in explorer.outputs["message"].value
+    kinds = [f"mine_{kind}.{ending}" for kind in ("3d", "contour") for ending in ("pdf", "png")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kinds, "mine.nc"])
+    back = load(tmp_path / "mine.nc")
+    assert torch.equal(back.surfaces["float"].loss, explorer.surfaces["float"].loss)
+    assert list(back.table) and list(back.lines) == list(explorer.surfaces)
+
+
+def test_the_slice_is_the_row_of_the_surface_that_is_nearest():
+    explorer = quick(NETWORKS["float"])
+    explorer.controls["slice"].value = 0.6
+    found, drawn = explorer.surfaces["model"], explorer._pictures["slice"].data[0]
+    assert (
+        list(drawn.y) == found.loss[:, 3].tolist()
+        and "at 0.5 of direction 2" in explorer._pictures["slice"].layout.title.text
+    )
+    explorer.controls["axis"].value = 1
+    assert list(explorer._pictures["slice"].data[0].y) == found.loss[3].tolist()
+
+
+def test_pictures_change_in_place_and_keep_the_camera():
+    explorer = quick({"a": convolutional(0), "b": convolutional(1)})
+    picture = explorer._pictures["3d"]
+    picture.layout.scene.camera.eye = {"x": 2.0, "y": 2.0, "z": 2.0}  # as a hand does
+    assert picture.layout.scene2.camera.eye.x == 2.0
+    explorer.controls["quantity"].value = "accuracy"
+    assert explorer._pictures["3d"] is picture and picture.layout.scene.camera.eye.x == 2.0
+    sheets = [trace for trace in picture.data if trace.type == "surface"]
+    for sheet, found in zip(sheets, explorer.surfaces.values(), strict=True):
+        assert sheet.z.T.tolist() == found.accuracy.tolist()
+    explorer.controls["linked"].value = False
+    picture.layout.scene.camera.eye = {"x": 3.0, "y": 2.0, "z": 2.0}
+    assert picture.layout.scene2.camera.eye.x == 2.0
+
+
+def test_hovering_over_contours_tells_the_values_of_the_point():
+    explorer = quick(NETWORKS["float"])
+    explorer.controls["kind"].value = "contour"
+    drawn, found = explorer._pictures["contour"].data[0], explorer.surfaces["model"]
+    assert drawn.z[3][1] == float(found.loss[1, 3]) == drawn.customdata[3][1][0]
+
+
+BAD = {
+    "a network, or {name: network}, got int": ({"models": 3}, TypeError),
+    "a network, or {name: network}, got str": ({"models": {"a": "b"}}, TypeError),
+    "at least one network": ({"models": {}}, ValueError),
+    "look different": ({"models": {"1": convolutional(), 1: convolutional()}}, ValueError),
+    "same number of parts": ({"models": {("a",): convolutional(), ("a", 1): convolutional()}}, ValueError),
+    "points must be one of 5, 9": ({"points": 7}, ValueError),
+    "span must be > 0": ({"span": -1.0}, ValueError),
+    "samples must be an integer >= 2": ({"samples": 0}, ValueError),
+    "parts must name each of the 2 parts": ({"parts": ("bits",)}, ValueError),
+    "carries no probe": ({"data": None}, ValueError),
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_bad_input_is_refused_in_words(text):
+    settings, kind = BAD[text]
+    settings = {"models": NETWORKS, "data": DATA} | settings
+    with pytest.raises(kind, match=text):
+        explore(settings.pop("models"), settings.pop("data"), **settings)
+
+
+def test_loss_and_objective_are_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loss = nn.functional.multi_margin_loss
+    explorer = quick({"a": NETWORKS["float"]}, loss=loss)
+    names = {"models": {"a": NETWORKS["float"]}, "data": DATA, "loss": loss}
+    exec(explorer.code(), names)
+    assert torch.equal(names["surfaces"]["a"].loss, explorer.surfaces["a"].loss)
+
+
+def test_in_the_background_messages_come_through_between_steps(monkeypatch):
+    """What a kernel does: an event loop that has other things to do, of which one is to press Stop."""
+    monkeypatch.setattr(landscape.widgets, "_SLICE", 0.0)
+
+    async def run():
+        monkeypatch.setattr(landscape.widgets, "_front_end_loop", asyncio.get_running_loop)
+        explorer = quick(NETWORKS["float"], points=65)
+        assert explorer.live and not explorer.surfaces
+        while "model" not in explorer.surfaces:
+            await asyncio.sleep(0.01)
+        explorer.outputs["stop"].click()
+        there = len(explorer.surfaces["model"].alphas)
+        await asyncio.sleep(0.1)
+        assert len(explorer.surfaces["model"].alphas) == there < 65 and explorer._task.done()
+        assert "application/vnd.jupyter.widget-view+json" in explorer._repr_mimebundle_()
+
+    asyncio.run(run())
+
+
+def test_without_a_front_end_it_shows_a_static_picture_and_says_so(capsys):
+    explorer = quick(NETWORKS["float"])
+    assert not explorer.live and repr(explorer) == "Explorer(model: 5×5)"
+    explorer._ipython_display_()
+    assert "static picture" in capsys.readouterr().out
+
+
+def test_an_executed_notebook_ends_with_the_whole_picture(tmp_path):
+    source = [
+        "import torch, landscape",
+        "model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))",
+        "data = torch.randn(9, 16), torch.arange(9) % 3",
+        "explorer = landscape.explore(model, data, points=9)",
+        "explorer.controls['span'].value = 0.5",
+        "assert explorer.surfaces['model'].loss.shape == (9, 9)",
+        "explorer",
+    ]
+    cell = {"cell_type": "code", "source": "\n".join(source), "metadata": {}, "outputs": [], "execution_count": None}
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path = tmp_path / "notebook.ipynb"
+    path.write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}))
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    outputs = json.loads(path.read_text())["cells"][0]["outputs"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any("static picture" in "".join(output.get("text", "")) for output in outputs)
+
+
+def test_an_interruption_keeps_what_is_there(monkeypatch):
+    explorer = background(quick(NETWORKS["float"]))
+    explorer.controls["points"].value = 9
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("landscape.exploring.evaluate_points", interrupted)
+    with contextlib.suppress(KeyboardInterrupt):
+        explorer.wait()
+    assert explorer.surfaces["model"].loss.shape == (5, 5) and "stopped" in explorer.outputs["said"].value
