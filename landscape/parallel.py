@@ -7,6 +7,7 @@ surface), each takes its share and the sums of all go to all. Without torchrun e
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +29,17 @@ def start() -> torch.device:
 
 
 def stop() -> None:
-    """Leave the other processes."""
+    """Part with the other processes."""
     if _together():
         distributed.destroy_process_group()
+
+
+def leave() -> None:
+    """End this process if torchrun started it: gloo's threads, which torch may still hold, abort an ordinary end."""
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def rank() -> int:

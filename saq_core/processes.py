@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
@@ -31,8 +32,16 @@ def joined() -> Iterator[torch.device]:
     try:
         yield device
     finally:
-        gc.collect()  # what still refers to the group keeps gloo's threads, which abort a process that is ending
+        gc.collect()  # what still refers to the group keeps gloo's threads (see `leave`)
         distributed.destroy_process_group()
+
+
+def leave() -> None:
+    """End this process if torchrun started it: gloo's threads, which torch may still hold, abort an ordinary end."""
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _together() -> bool:

@@ -47,8 +47,6 @@ def main(task, out):
     """Run a task in this process, one of one or of two, and write what it found."""
     with processes.joined():
         found = TASKS[task]()
-    threads = [file.read_text().strip() for file in pathlib.Path("/proc/self/task").glob("*/comm")]
-    assert not [name for name in threads if "gloo" in name], threads  # one that is left can abort the process
     if int(os.environ.get("RANK", 0)) == 0:
         torch.save(found, out)
 
@@ -196,3 +194,4 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    processes.leave()
