@@ -72,16 +72,18 @@ def server(folder):
 
 
 @pytest.fixture
-def page(server):
-    """A window, and what its console said."""
+def page(server, folder, request):
+    """A window, and what its console said; at the end a screenshot is left."""
     with sync_api.sync_playwright() as tools:
         software = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # 3-D without a GPU
         browser = tools.chromium.launch(executable_path=CHROMIUM, args=software)
         page = browser.new_page(viewport={"width": 1420, "height": 1500})
+        page.set_default_timeout(120_000)
         page.said = []
         page.on("console", lambda message: page.said.append((message.type, message.text)))
         page.on("pageerror", lambda error: page.said.append(("error", str(error))))
         yield page
+        page.screenshot(path=folder / f"{request.node.name}.png")
         browser.close()
 
 
@@ -100,7 +102,7 @@ def button(page, name):
     return page.locator("button.jupyter-button", has_text=re.compile(f"^\\s*{name}\\s*$"))
 
 
-def reached(page, text, seconds=120):
+def reached(page, text, seconds=300):
     page.wait_for_function(
         "text => document.querySelector('.jp-Notebook').innerText.includes(text)", arg=text, timeout=1000 * seconds
     )
@@ -125,7 +127,7 @@ def test_the_explorer_computes_slides_stops_and_saves(page, server, folder):
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
-    page.wait_for_selector(".js-plotly-plot .gl-container canvas", timeout=240_000)
+    page.wait_for_selector(".js-plotly-plot .gl-container canvas", timeout=600_000)
     reached(page, "9 × 9 points · done")
     page.screenshot(path=folder / "explorer.png")
 
@@ -140,16 +142,16 @@ def test_the_explorer_computes_slides_stops_and_saves(page, server, folder):
     finest.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    reached(page, "s left", 60)  # it is at work
+    reached(page, "s left")  # it is at work
     button(page, "Stop").click()
-    reached(page, "stopped", 60)
+    reached(page, "stopped")
 
     button(page, "both").click()
     page.wait_for_selector(".js-plotly-plot .contourlayer path", state="attached")
     page.wait_for_timeout(3000)
     page.screenshot(path=folder / "both.png")
     button(page, "Save figure").click()
-    reached(page, "wrote landscape_3d.pdf", 60)
+    reached(page, "wrote landscape_3d.pdf")
     assert (folder / "landscape_contour.png").stat().st_size > 10_000
     button(page, "Copy code").click()
     page.wait_for_selector("textarea:visible")
