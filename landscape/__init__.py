@@ -7,7 +7,7 @@ from .measures import Sharpness, SharpnessTable, average_sharpness, sharpness, w
 from .operators import GGN, Hessian, Operator
 from .paths import Trajectory, trajectory
 from .plotting.layers import draw_layers, plot_layers
-from .plotting.together import draw_together, plot_together
+from .plotting.together import draw_together, paper_style, plot_together
 from .results import Result, load, save_figure
 from .rounding import RoundingSharpness, rounding_sharpness
 from .scales import ScaleCurvature, curvature_at_scale
@@ -47,6 +47,7 @@ __all__ = [
     # results
     "load",
     "save_figure",
+    "paper_style",
     "Result",
     "Trace",
     "Eigenvalues",

@@ -54,8 +54,8 @@ _RC: dict[Any, Any] = {
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.2,
     "lines.markersize": 3.5,
-    "pdf.fonttype": 42,
-    "ps.fonttype": 42,
+    "axes.prop_cycle": plt.cycler(color=COLOURS),
+    **dict.fromkeys(("pdf.fonttype", "ps.fonttype"), 42),
 }
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 1.5)), (0, (4, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "D", "^", "X", "P")

@@ -1,8 +1,9 @@
-"""Several lines, or several surfaces, in one picture: `plot` with plotly, `draw` with matplotlib."""
+"""Several lines, or several surfaces, in one picture, or your own in the same look: plotly or matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +55,18 @@ def draw_together(results: Results, *, value: str = "loss", log: bool = False, k
     if _are_lines(results):
         return paper.lines(results, value=value, log=log).figure  # type: ignore[arg-type]
     return paper.surfaces(results, value=value, kind=kind)  # type: ignore[arg-type]
+
+
+def paper_style() -> AbstractContextManager[None]:
+    """Return a context in which your own matplotlib figures look like ours: 8-point type, colours for the colour-blind.
+
+    Axes made inside of ``with landscape.paper_style():`` keep it; save them by `save_figure`.
+    """
+    from matplotlib.pyplot import rc_context
+
+    from . import paper
+
+    return rc_context(paper._RC)
 
 
 def _are_lines(results: Mapping[str, Any]) -> bool:

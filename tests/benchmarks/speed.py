@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 import landscape
 import saq_core
 from saq_core import FPQ, perturbation
+from saq_core.mixed_precision import aligning, choices, samq
 
 ROWS = (32, 64, 128, 256, 512)
 
@@ -280,6 +281,29 @@ def steps(given, device):
         show(f"training step, batch 128, {kind}", seconds, "QAT")
 
 
+def searches(given, device):
+    """An epoch over 512 images of each search for bits, as a multiple of quantization-aware training's."""
+    batch, model = images(512, device), given.model()
+    data = saq_core.Data(batch, batch, batch, 10)
+    space = choices.Space.of(model, (3, 32, 32))
+    budget = saq_core.cost(model, (3, 32, 32), bits="W3A3").bops
+    twin = saq_core.calibrate(saq_core.quantize(model, "W3A3"), data)
+    recipe = saq_core.Recipe(epochs=1, lr=1e-3, compile=False)
+    plain = saq_core.ASGA(batch_size=128, lr=1e-3, rho=0.0, rho_range=None, beta=0.0)  # one pass
+    runs = {
+        name: aligning.Alignment(model, data, space, settings, 0)
+        for name, settings in (("ASGA's mixture, one pass", plain), ("ASGA", saq_core.ASGA(batch_size=128, lr=1e-3)))
+    }
+    samq_ = samq.Search(model, data, space, budget, saq_core.SAMQ(lr=1e-3), 0, "lsq")
+    functions = {"QAT": lambda: saq_core.train(twin, data, recipe)}
+    functions |= {name: lambda run=run: run.epoch(0) for name, run in runs.items()}
+    functions["SAMQ: weights on one half, generator on the other"] = lambda: (
+        samq_.weight_epoch(0),
+        samq_.generator_epoch(),
+    )
+    show("searching for bits, an epoch over 512 images", measured(functions, given.repeats, device), "QAT")
+
+
 def explorer(given, device):
     """From the call to pictures of three networks, and a redraw that computes nothing; seconds, and CPU seconds."""
     x, y = images(1024, device)
@@ -390,7 +414,7 @@ def _peak(given, sam, device):
     return peak
 
 
-SECTIONS = {f.__name__: f for f in (product, eigenvalues, traces, pictures, scaling, steps, memory, explorer)}
+SECTIONS = {f.__name__: f for f in (product, eigenvalues, traces, pictures, scaling, steps, memory, searches, explorer)}
 
 
 def main():
