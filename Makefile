@@ -26,8 +26,9 @@ quickstart: $(INSTALLED)  ## train three networks on real images, measure their 
 	@echo "Executed notebook: $(OUT)/00_quickstart.ipynb   (open it: make lab)"
 	@echo "Figures and data:  $$(cd $(OUT) && ls *.png *.pdf *.html *.nc | tr '\n' ' ') in $(OUT)/"
 
-test: $(INSTALLED)  ## run the tests, then every notebook from top to bottom
-	$(BIN)/python -m pytest tests
+test: $(INSTALLED)  ## run the tests (with Chromium: the browser's too), the figures small, and every notebook
+	$(BIN)/python -m pytest tests -m 'not slow'
+	$(BIN)/python -m figures all --profile smoke --anew
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
 
 lab: $(INSTALLED)  ## open JupyterLab on the notebooks

@@ -21,7 +21,7 @@ import torch
 import landscape
 import saq_core
 
-from .study import RUNS, append, mean_and_error, number, read, visible
+from .study import RUNS, append, markdown, mean_and_error, number, read, visible
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 FEATURES = Path(__file__).with_name("feature_traces.jsonl")
@@ -105,27 +105,37 @@ def _flip_rate(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> floa
     return float(sam.diagnostics["flip_rate"])
 
 
-def table() -> None:
-    """Print every recipe's means over the seeds, and its differences to SGD at the same bits, paired by seed.
+def table(names: list[str] = NAMES) -> list[list[str]]:
+    """Return every recipe's means over the seeds, and its differences to SGD at the same bits, paired by seed.
 
     In brackets the least difference that a paired t-test at 5 % on so many seeds would find four times out of five.
-    Trace and λ₁ are filter-relative.
+    Trace and λ₁ are filter-relative. The first row holds the titles.
     """
-    found, traces = read(ROWS, "recipe", "seed"), read(FEATURES, "recipe", "seed")
-    rows = {key: {c: {**row, **traces.get(key, {})}.get(c, math.nan) for c in COLUMNS} for key, row in found.items()}
-    print("| | seeds | " + " | ".join(COLUMNS.values()) + " |")
-    print("|---|---|" + "---|" * len(COLUMNS))
-    for name in NAMES:
+    rows, found = by_seed(), [["", "seeds", *COLUMNS.values()]]
+    for name in names:
         seeds = [seed for other, seed in sorted(rows) if other == name]
-        means = [mean_and_error([rows[name, s][c] for s in seeds]) for c in COLUMNS] if seeds else []
         if seeds:
-            print(f"| {_label(name)} | {len(seeds)} | " + " | ".join(number(*pair) for pair in means) + " |")
-        sgd = f"{BASE}-{name.removeprefix(f'{BASE}-').split('-')[0]}-sgd"
-        both = [s for s in seeds if (sgd, s) in rows]
-        if name != sgd and len(both) > 1:
-            paired = [[rows[name, s][c] - rows[sgd, s][c] for s in both] for c in COLUMNS]
-            cells = [f"{number(*mean_and_error(d), sign='+')} ({visible(d):.2f})" for d in paired]
-            print(f"| – SGD | {len(both)} | " + " | ".join("–" if "nan" in cell else cell for cell in cells) + " |")
+            means = [mean_and_error([rows[name, s][c] for s in seeds]) for c in COLUMNS]
+            found.append([_label(name), str(len(seeds)), *(number(*pair) for pair in means)])
+        differences = paired(rows, name)
+        if len(differences["accuracy"]) > 1:
+            cells = [f"{number(*mean_and_error(d), sign='+')} ({visible(d):.2f})" for d in differences.values()]
+            cells = ["–" if "nan" in cell else cell for cell in cells]
+            found.append(["– SGD", str(len(differences["accuracy"])), *cells])
+    return found
+
+
+def by_seed() -> dict[tuple, dict[str, float]]:
+    """Return the measured columns of every (recipe, seed); NaN for what is not measured."""
+    found, traces = read(ROWS, "recipe", "seed"), read(FEATURES, "recipe", "seed")
+    return {key: {c: {**row, **traces.get(key, {})}.get(c, math.nan) for c in COLUMNS} for key, row in found.items()}
+
+
+def paired(rows: dict[tuple, dict[str, float]], name: str) -> dict[str, list[float]]:
+    """Return a recipe's differences to SGD at the same bits, column -> over the seeds that both have; none for SGD."""
+    sgd = f"{BASE}-{name.removeprefix(f'{BASE}-').split('-')[0]}-sgd"
+    seeds = [seed for other, seed in sorted(rows) if other == name != sgd and (sgd, seed) in rows]
+    return {c: [rows[name, s][c] - rows[sgd, s][c] for s in seeds] for c in COLUMNS}
 
 
 def _label(name: str) -> str:
@@ -144,6 +154,6 @@ if __name__ == "__main__":
         "train": lambda: train(given.root, given.names, given.seeds, given.compile),
         "measure": lambda: measure(given.names, given.seeds),
         "features": lambda: features(given.names, given.seeds),
-        "table": table,
+        "table": lambda: print(markdown(table()), end=""),
     }
     commands[given.command]()

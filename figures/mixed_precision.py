@@ -19,7 +19,7 @@ from typing import Any
 
 import saq_core
 
-from .study import RUNS, append, mean_and_error, number, read
+from .study import RUNS, append, markdown, mean_and_error, number, read
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 POLICIES = Path(__file__).with_name("policies.jsonl")
@@ -87,11 +87,11 @@ def wanted(seeds: list[int]) -> list[tuple[str, str, str, int]]:
 TRANSFER = [("asga", "cifar10"), ("asga", "cifar100"), ("uniform", "cifar10")]
 
 
-def table() -> None:
-    """Print accuracy over seeds (over policies, for random ones), cost, and what the search took."""
+def table() -> list[list[str]]:
+    """Return accuracy over seeds (over policies, for random ones), cost, and what the search took; titles first."""
     rows, policies = read(ROWS, "policy", "searched_on", "trained_on", "seed"), read(POLICIES, "policy", "searched_on")
     titles = ["policy", "searched on", "trained on", "networks", "accuracy, %", "M BOPs", "bits", "search, s", "MiB"]
-    print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles))
+    found = [titles]
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for (label, source, on, _), row in rows.items():
         groups.setdefault((label.split()[0] if label.startswith("random") else label, source, on), []).append(row)
@@ -99,9 +99,10 @@ def table() -> None:
         policy = policies[own[0]["policy"], source]
         bits = [(int(b[1]) + int(b[3])) / 2 for b in policy["bits"].values()]
         accuracy = number(*mean_and_error([row["accuracy"] for row in own]))
-        spent = f"{policy['bops'] / 1e6:.1f} | {sum(bits) / len(bits):.2f} | {policy['seconds']:.0f}"
+        spent = [f"{policy['bops'] / 1e6:.1f}", f"{sum(bits) / len(bits):.2f}", f"{policy['seconds']:.0f}"]
         memory = policy["resident_mib"] - policy["resident_before_mib"]
-        print(f"| {label} | {source} | {on} | {len(own)} | {accuracy} | {spent} | +{memory:.0f} |")
+        found.append([label, source, on, str(len(own)), accuracy, *spent, f"+{memory:.0f}"])
+    return found
 
 
 if __name__ == "__main__":
@@ -115,7 +116,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     changes = {"compile": True} if given.compile else {}
     if given.command == "table":
-        table()
+        print(markdown(table()), end="")
     elif given.command == "search":
         for name in [given.policy] if given.policy else SEARCHES:
             search(name, given.on, given.root, **changes)

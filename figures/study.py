@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,22 @@ def visible(differences: list[float]) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if nct.sf(limit, n - 1, middle) < 0.8 else (low, middle)
     return high * mean_and_error(differences)[1]
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Return a table whose first row holds the titles."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+LATEX = {"%": r"\%", "&": r"\&", "_": r"\_", "‰": r"\textperthousand{}", "–": "--", "−": "$-$", "±": r"$\pm$"}
+LATEX |= {"×": r"$\times$", "·": r"$\cdot$", "λ": r"$\lambda$", "₁": "$_1$", "ₓ": "$_x$", "²": "$^2$", "ρ": r"$\rho$"}
+LATEX |= {"Σ": r"$\Sigma$", "∇": r"$\nabla$", "ε": r"$\varepsilon$"}
+
+
+def latex(rows: list[list[str]]) -> str:
+    """Return the same for LaTeX with booktabs and textcomp."""
+    signs = str.maketrans(LATEX)
+    lines = [" & ".join(re.sub(r"(?<!\w)-(?=\d)", "−", cell).translate(signs) for cell in row) + r" \\" for row in rows]
+    body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
+    return f"\\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}\n{body}\n\\end{{tabular}}\n"

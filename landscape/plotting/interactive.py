@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.io import templates
 from plotly.subplots import make_subplots
 
 from ..densities import Density
@@ -37,6 +39,7 @@ from . import (
 )
 
 _MARK = "#D55E00"
+_KINDS = ("contour", "scatter", "scatter3d", "surface")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 
 
@@ -51,7 +54,7 @@ def lines(lines: Mapping[str, Line], *, value: str = "loss", log: bool = False, 
     """
     check(lines, value, log)
     values = {name: drawable(line, value, log) for name, line in lines.items()}
-    figure = go.Figure()
+    figure = _empty()
     figure.add_vline(0, line={"color": "#bbbbbb", "width": 1}, layer="below")
     bands = {name: band(line, values[name], value, log) for name, line in lines.items()}
     for number, (name, line) in enumerate(lines.items()):
@@ -127,7 +130,7 @@ def density(density: Density, *, title: str | None = None) -> go.Figure:
     bent = bool((np.abs(atoms) > 4 * bulk).any())
     place = (lambda x: np.arcsinh(3 * np.asarray(x) / bulk)) if bent else np.asarray
     floor, top = one / 3, 3 * max(float(values.max()), one)
-    figure = go.Figure()
+    figure = _empty()
     dotted = {"color": "#999999", "width": 1, "dash": "dot"}
     figure.add_hline(one, line=dotted, name="one eigenvalue", showlegend=True)
     if np.isfinite(low).all():
@@ -176,7 +179,7 @@ def scales(found: ScaleCurvature, *, title: str | None = None) -> go.Figure:
     radii, trusted = found.radii.numpy(), found.trusted.numpy()
     values, errors = unit * found.curvature.numpy(), unit * found.error.numpy()
     low, high = (unit * end for end in found.window())
-    figure = go.Figure()
+    figure = _empty()
     hover = "%{customdata[0]:.4g} ± %{customdata[1]:.2g} at %{x:g}‖w‖<extra></extra>"
     out = beyond(values, (low, high))
     doubtful = "not to be trusted"
@@ -265,6 +268,7 @@ def _panels(notes: Mapping[str, str]) -> go.Figure:
     figure = make_subplots(
         rows,
         wide,
+        figure=_empty(),
         specs=[cells[row * wide : (row + 1) * wide] for row in range(rows)],
         subplot_titles=[f"<b>{name}</b><br><sup>{note}</sup>" for name, note in notes.items()],
         horizontal_spacing=0.01,
@@ -344,11 +348,21 @@ def _ticks(low: float, high: float, log: bool) -> dict[str, Any]:
     return {"tickvals": heights[inside], "ticktext": [f"{level:g}" for level in np.array(levels)[inside]]}
 
 
+@cache
+def _template() -> go.layout.Template:
+    """Return plotly's white template for what is drawn here: the whole of it takes most of the time of a redraw."""
+    white = templates["plotly_white"]
+    return go.layout.Template(layout=white.layout, data={kind: white.data[kind] for kind in _KINDS})
+
+
+def _empty() -> go.Figure:
+    return go.Figure(layout={"template": _template()})
+
+
 def _finish(figure: go.Figure, title: str, notes: list[str]) -> None:
     notes = [text for note in notes for text in wrapped(note, 110).split("\n")]
     below = {"text": "<br>".join(notes), "font": {"size": 12, "color": "#666666"}}
     # set one by one: update_layout takes several times as long
-    figure.layout.template = "plotly_white"
     figure.layout.title = {"text": title, "subtitle": below, "x": 0.01, "y": 1, "yanchor": "top", "pad": {"t": 16}}
     figure.layout.margin = {"l": 10, "r": 10, "t": 70 + 20 * len(notes), "b": 10}
 

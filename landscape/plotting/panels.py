@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from ..surfaces import Line, Surface
 from . import axis_label, caption, check, columns, drawable, interactive, label, limits, missing, short, units
-from .interactive import _MARK, _colours, _finish, _say_if_empty, _ticks, _told
+from .interactive import _MARK, _colours, _empty, _finish, _say_if_empty, _ticks, _told
 
 Cuts = Mapping[str, tuple[Line, float]]
 _WIDTH, _SLICE = 960, 490  # pixels: a FigureWidget does not find out how much room it has
@@ -56,7 +56,7 @@ def _panels(notes: Mapping[str, str], wide: int) -> go.Figure:
     rows = -(-len(notes) // wide)
     titles = [f"<b>{name}</b><br><sup>{note}</sup>" if note else f"<b>{name}</b>" for name, note in notes.items()]
     gaps = {"horizontal_spacing": 0.06, "vertical_spacing": 0.25 / rows}
-    figure = make_subplots(rows, wide, subplot_titles=titles, **gaps)
+    figure = make_subplots(rows, wide, subplot_titles=titles, figure=_empty(), **gaps)
     figure.layout.height = 150 + rows * (430, 360, 270)[wide - 1]
     return figure
 

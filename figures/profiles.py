@@ -1,0 +1,76 @@
+"""How large the figures' networks and measurements are: a test of a minute, a laptop's half hour, or a GPU's day."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import saq_core
+
+RUNS = Path("build/runs")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Say on which networks, and how finely, a figure is computed.
+
+    Args:
+        name: Of the folder of its networks.
+        family: Of `saq_core.EXPERIMENTS`, whose float network and variants are trained.
+        seeds: Of the networks.
+        samples: Images of the probe that are measured.
+        points: Along each axis of a surface.
+        changes: Of every recipe.
+        root: Folder of the data set.
+        download: Fetch it where it is missing.
+    """
+
+    name: str
+    family: str
+    seeds: tuple[int, ...]
+    samples: int
+    points: int
+    changes: tuple[tuple[str, Any], ...] = ()
+    root: str | None = None
+    download: bool = False
+
+    def experiment(self, variant: str, bits: str | None = None) -> saq_core.Experiment:
+        """Return "base" or "fp32", or a variant ("sgd", "saq3", "fpq" …) at these bits."""
+        name = {"base": self.family, "fp32": f"{self.family}-fp32"}.get(variant, f"{self.family}-w4a4-{variant}")
+        found = saq_core.EXPERIMENTS[name]
+        return found if bits is None else replace(found, name=f"{self.family}-{bits.lower()}-{variant}", bits=bits)
+
+    def network(self, variant: str, bits: str | None = None, seed: int = 0) -> nn.Module:
+        """Return the trained network; what was trained before is read from its file."""
+        chosen = self.experiment(variant, bits)
+        return saq_core.reproduce(
+            chosen, self.root, seed=seed, out=self.runs, download=self.download, **dict(self.changes)
+        )
+
+    def measured(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return the images of the network's probe that are measured."""
+        x, y = model.probe
+        return x[: self.samples], y[: self.samples]
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the trained networks."""
+        return RUNS / self.name
+
+    @cached_property
+    def data(self) -> saq_core.Data:
+        """The data that the networks are trained on."""
+        experiment = self.experiment("base")
+        return saq_core.load_data(experiment.data, self.root, limit=experiment.limit, download=self.download)
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("smoke", "digits-resnet8", (0, 1), 48, 5, (("epochs", 2),)),
+        Profile("cpu", "digits-resnet8", (0, 1, 2), 512, 25),
+        Profile("gpu", "cifar10-resnet20", (0, 1, 2, 3, 4), 1024, 51),
+    )
+}

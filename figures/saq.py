@@ -1,0 +1,307 @@
+"""The figures of sharpness-aware quantization (SAQ, Liu et al.), as far as its text tells what they show."""
+
+import copy
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+import xarray
+from torch.autograd.profiler import profile as profiler
+
+import landscape
+import saq_core
+
+from .catalogue import Figure
+from .drawing import METHODS, curve, dots, legend, note, panels, whole_epochs
+from .profiles import Profile
+
+BITS = ("W4A4", "W2A2")
+CASES = ("saq1", "saq2", "saq3")
+TRAINED = ("sgd", *CASES, "saq3-momentum")
+RADII = (0.005, 0.01, 0.02, 0.05, 0.1)
+ROUNDS = 5
+
+
+def _dataset(profile: Profile, dims: tuple[str, ...], values: dict, where: dict) -> xarray.Dataset:
+    """Return arrays of the same leading dimensions, with the profile's networks in the attributes."""
+    arrays = {name: (dims[: np.ndim(value)], np.asarray(value)) for name, value in values.items()}
+    about = {"family": profile.family, "samples": profile.samples, "seeds": len(profile.seeds)}
+    return xarray.Dataset(arrays, {name: list(where[name]) for name in dims}, about)
+
+
+def _told(data: xarray.Dataset, *more: str) -> str:
+    return ", ".join([data.family, f"{data.seeds} seeds, ± 1 stderr", *more])
+
+
+def compute_surfaces(profile: Profile) -> landscape.Comparison:
+    """Measure the float network and its 2-bit twins alike, over the seeds; draw those of the first."""
+    rows = {"FP32": ("fp32", None), "W2A2 SGD": ("sgd", "W2A2"), "W2A2 SAQ": ("saq3", "W2A2")}
+    models = {label: [profile.network(*row, seed) for seed in profile.seeds] for label, row in rows.items()}
+    return landscape.compare(models, profile.measured(models["FP32"][0]), points=profile.points)
+
+
+def compute_staircase(profile: Profile) -> xarray.Dataset:
+    """Measure one line, finely, in the latent weights and behind their rounding."""
+    spaces, seed = ("latent", "quantized"), profile.seeds[0]
+    points, span = 8 * profile.points + 1, 0.25
+    found = [
+        [
+            landscape.line(model, profile.measured(model), space=space, span=span, points=points)
+            for space in spaces
+            for model in [profile.network("sgd", bits, seed)]
+        ]
+        for bits in BITS
+    ]
+    loss = [[line.loss.numpy() for line in row] for row in found]
+    where = {"bits": BITS, "space": spaces, "alpha": found[0][0].alphas.numpy()}
+    return _dataset(profile, ("bits", "space", "alpha"), {"loss": loss}, where)
+
+
+def draw_staircase(data: xarray.Dataset):
+    """Draw a panel for each number of bits."""
+    figure, axes = panels(len(BITS))
+    for ax, bits in zip(axes, data.bits.values, strict=True):
+        for space, colour in (("latent", "#D55E00"), ("quantized", "#0072B2")):
+            loss = data.loss.sel(bits=bits, space=space)
+            ax.plot(data.alpha, loss, color=colour, linewidth=0.9, label=f"{space} weights")
+        ax.set(title=f"{bits}, SGD", xlabel="Along a random direction, in filter norms", ylabel="Loss")
+    legend(figure, axes[0], 2)
+    note(figure, f"{data.family}, first seed, {data.samples} samples, the same direction in both")
+    return figure
+
+
+def compute_radii(profile: Profile) -> xarray.Dataset:
+    """Measure the worst-case rise of the loss (projected gradient ascent) within relative radii of Q(w)."""
+    variants = ("sgd", *CASES)
+
+    def rises(variant: str, bits: str, seed: int) -> np.ndarray:
+        model = profile.network(variant, bits, seed)
+        found = landscape.worst_case_sharpness(model, profile.measured(model), radii=RADII, steps=5)
+        return found.rise.numpy()
+
+    rise = [[[rises(v, bits, seed) for seed in profile.seeds] for v in variants] for bits in BITS]
+    where = {"bits": BITS, "variant": variants, "seed": profile.seeds, "radius": RADII}
+    return _dataset(profile, tuple(where), {"rise": rise}, where)
+
+
+def draw_radii(data: xarray.Dataset):
+    """Draw each method's rise over SGD's, paired by seed: the rises themselves span three decades."""
+    figure, axes = panels(len(BITS), 2.4, sharey=True)
+    for ax, bits in zip(axes, data.bits.values, strict=True):
+        own = data.rise.sel(bits=bits)
+        for variant in data["variant"].values:
+            ratio = own.sel(variant=variant) / own.sel(variant="sgd")
+            curve(ax, data.radius, ratio, str(variant), marker="o")
+        sgd = own.sel(variant="sgd").mean("seed").values
+        labels = [f"{100 * r:g}\n{rise:.2g}" for r, rise in zip(data.radius.values, sgd, strict=True)]
+        ax.set_xscale("log")
+        ax.set_xticks(data.radius.values, labels)
+        ax.minorticks_off()
+        ax.set(title=bits, xlabel="Radius, % of each filter's norm (below: SGD's rise)")
+    axes[0].set_ylabel("Worst-case rise / SGD's")
+    legend(figure, axes[0], 4)
+    note(figure, _told(data, f"{data.samples} samples, paired by seed"))
+    return figure
+
+
+def compute_flips(profile: Profile) -> xarray.Dataset:
+    """Read what was logged of ε on the first step of each epoch."""
+    columns = ("flip_rate", "cosine_case1_case3", "relative_norm")
+    logs = [[[profile.network(v, bits, s).history.epochs for s in profile.seeds] for v in CASES] for bits in BITS]
+    values = {
+        column: [[[[row[column] for row in seed] for seed in case] for case in bits] for bits in logs]
+        for column in columns
+    }
+    epochs = [row["epoch"] for row in logs[0][0][0]]
+    where = {"bits": BITS, "variant": CASES, "seed": profile.seeds, "epoch": epochs}
+    return _dataset(profile, tuple(where), values, where)
+
+
+def draw_flips(data: xarray.Dataset):
+    """Draw a panel for each quantity; 4 bits thin, 2 bits thick."""
+    titles = {
+        "flip_rate": "Share of weights that change level",
+        "cosine_case1_case3": "Cosine of ε, Cases 1 and 3",
+        "relative_norm": "‖ε‖ / ‖w‖",
+    }
+    figure, axes = panels(3, 2.2)
+    for ax, (column, title) in zip(axes, titles.items(), strict=True):
+        for bits, width in zip(BITS, (0.7, 1.6), strict=True):
+            for variant in data["variant"].values:
+                label = f"{METHODS[variant][0]}, {bits}"
+                curve(ax, data.epoch, data[column].sel(bits=bits, variant=variant), variant, lw=width, label=label)
+        ax.set_title(title)
+        ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
+        whole_epochs(ax)
+    legend(figure, axes[0], 3)
+    note(figure, _told(data, "first step of each epoch"))
+    return figure
+
+
+def compute_curvature(profile: Profile) -> xarray.Dataset:
+    """Measure trace and λ₁ of D·H·D behind the rounding and, straight-through, in the latent weights."""
+    spaces = ("quantized", "latent")
+
+    def curvature(variant: str, bits: str, seed: int, space: str) -> tuple[float, float]:
+        model = profile.network(variant, bits, seed)
+        hessian = landscape.Hessian(model, profile.measured(model), space=space).filter_relative()
+        top = landscape.top_eigenvalues(hessian, k=1, tol=1e-2)
+        return landscape.trace(hessian, eigenvalues=top, rtol=0.03, max_samples=30).value, float(top.values[0])
+
+    found = np.array(
+        [[[[curvature(v, b, s, space) for space in spaces] for s in profile.seeds] for v in TRAINED] for b in BITS]
+    )
+    where = {"bits": BITS, "variant": TRAINED, "seed": profile.seeds, "space": spaces}
+    return _dataset(profile, tuple(where), {"trace": found[..., 0], "top": found[..., 1]}, where)
+
+
+def draw_curvature(data: xarray.Dataset):
+    """Draw trace and λ₁ at both numbers of bits, as they are behind the rounding."""
+    figure, axes = panels(4, 1.9, sharey=True)
+    shown = [(bits, quantity, title) for quantity, title in (("trace", "Trace"), ("top", "λ₁")) for bits in BITS]
+    for ax, (bits, quantity, title) in zip(axes, shown, strict=True):
+        dots(ax, data[quantity].sel(bits=bits, space="quantized"), list(data["variant"].values))
+        ax.set(title=f"{title}, {bits}")
+    largest = float((data.trace.sel(space="latent") / data.trace.sel(space="quantized") - 1).__abs__().max())
+    told = f"filter-relative, straight-through, {data.samples} samples; latent: within {100 * largest:.0f} %"
+    note(figure, _told(data, told))
+    return figure
+
+
+def compute_fluctuation(profile: Profile) -> xarray.Dataset:
+    """Measure, per epoch, the spread of the loss between consecutive steps (of different batches)."""
+    variants = ("sgd", "saq3")
+    networks = [("fp32", None), *((variant, bits) for bits in BITS for variant in variants)]
+
+    def spread(variant: str, bits: str | None, seed: int) -> np.ndarray:
+        history = profile.network(variant, bits, seed).history
+        steps = history.steps.double().numpy().reshape(len(history.epochs), -1)
+        return np.diff(steps, axis=1).std(1) / steps.mean(1)
+
+    found = [[spread(*network, seed) for seed in profile.seeds] for network in networks]
+    names = [f"{variant} {bits or ''}".strip() for variant, bits in networks]
+    where = {"network": names, "seed": profile.seeds, "epoch": 1 + np.arange(len(found[0][0]))}
+    return _dataset(profile, tuple(where), {"spread": found}, where)
+
+
+def draw_fluctuation(data: xarray.Dataset):
+    """Draw a panel for each number of bits, the float network in both."""
+    figure, axes = panels(len(BITS), sharey=True)
+    for ax, bits in zip(axes, BITS, strict=True):
+        for network in ("fp32", f"sgd {bits}", f"saq3 {bits}"):
+            curve(ax, data.epoch, data.spread.sel(network=network), network.split()[0])
+        ax.set_title(bits)
+        whole_epochs(ax)
+    axes[0].set_ylabel("Std of the loss's step-to-step\nchange, over the mean loss")
+    legend(figure, axes[0], 3)
+    note(figure, _told(data))
+    return figure
+
+
+def compute_steps(profile: Profile) -> xarray.Dataset:
+    """Measure an epoch of each method as a multiple of one with SGD, in turns, and the peak memory of its steps.
+
+    Time is the processor's on a CPU (other work on the machine does not count), the clock's on a GPU.
+    """
+    variants = (*TRAINED, "saq3-subset", "fpq")
+    recipes = {v: replace(profile.experiment(v, "W4A4").recipe, epochs=1, compile=False) for v in variants}
+    model = saq_core.calibrate(saq_core.quantize(profile.network("base"), "W4A4"), profile.data)
+    clock = time.perf_counter if profile.data.train[0].is_cuda else time.process_time
+
+    def seconds(recipe: saq_core.Recipe) -> float:
+        trained, began = copy.deepcopy(model), clock()
+        saq_core.train(trained, profile.data, recipe)
+        return clock() - began
+
+    seconds(recipes["sgd"])  # the first run is slower
+    spent = np.array([[seconds(recipe) for recipe in recipes.values()] for _ in range(ROUNDS)]).T
+    memory = np.array([_peak(model, profile.data, recipe) for recipe in recipes.values()])
+    where = {"variant": variants, "round": range(ROUNDS)}
+    values = {"seconds": spent / spent[0], "memory": memory / memory[0]}
+    return _dataset(profile, tuple(where), values, where)
+
+
+def _peak(model: torch.nn.Module, data: saq_core.Data, recipe: saq_core.Recipe) -> int:
+    """Return the most bytes in use at once, above what there was, while two batches are trained on."""
+    two = replace(data, train=tuple(part[: 2 * recipe.batch_size] for part in data.train), val=data.probe)
+    trained = copy.deepcopy(model)
+    if data.train[0].is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        saq_core.train(trained, two, recipe)
+        return torch.cuda.max_memory_allocated() - before
+    with profiler(profile_memory=True, use_kineto=True) as found:
+        saq_core.train(trained, two, recipe)
+    total = peak = 0
+    for event in found.kineto_results.events():
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    return peak
+
+
+def draw_steps(data: xarray.Dataset):
+    """Draw time and memory as multiples of a plain quantization-aware step's."""
+    names = [str(name) for name in data["variant"].values]
+    figure, axes = panels(2, 2.1, sharey=True)
+    dots(axes[0], data.seconds, names)
+    dots(axes[1], data.memory.values[:, None], names)
+    for ax, title in zip(axes, ("Time of a step", "Peak memory of a step"), strict=True):
+        ax.axvline(1, color="0.6", linewidth=0.6)
+        ax.set(title=title, xlabel="As a multiple of LSQ with SGD", xlim=(0, None))
+    note(figure, f"{data.family}, W4A4, eager; time: {data.sizes['round']} epochs each in turns, ± 1 stderr")
+    return figure
+
+
+FIGURES = [
+    Figure(
+        "saq_surfaces",
+        "SAQ, loss landscapes",
+        "SAQ's quantized network lies in a flatter valley than the one trained with SGD",
+        compute_surfaces,
+        lambda comparison: comparison.draw(),
+    ),
+    Figure(
+        "saq_staircase",
+        "SAQ, why ε is added after the rounding",
+        "over the latent weights the loss is a staircase, over the quantized ones it is nearly smooth",
+        compute_staircase,
+        draw_staircase,
+    ),
+    Figure(
+        "saq_radii",
+        "SAQ, sharpness against ρ",
+        "SAQ lowers the worst-case rise at every radius, Case 3 the most",
+        compute_radii,
+        draw_radii,
+    ),
+    Figure(
+        "saq_flips",
+        "SAQ, mismatch and diminishment",
+        "rounding swallows most of Case 2's ε (few weights change level), and Case 1's ε is not Case 3's",
+        compute_flips,
+        draw_flips,
+    ),
+    Figure(
+        "saq_curvature",
+        "SAQ, curvature of the trained networks",
+        "SAQ's networks have a lower trace and a lower top eigenvalue, Case 3's the lowest",
+        compute_curvature,
+        draw_curvature,
+    ),
+    Figure(
+        "saq_fluctuation",
+        "SAQ, fluctuation of the training loss",
+        "discrete weights make the loss fluctuate from step to step, and SAQ calms it",
+        compute_fluctuation,
+        draw_fluctuation,
+    ),
+    Figure(
+        "saq_steps",
+        "SAQ, cost of a step",
+        "full SAQ costs two passes; the efficient strategy little more than one (the policies are ours)",
+        compute_steps,
+        draw_steps,
+    ),
+]

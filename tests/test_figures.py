@@ -1,0 +1,134 @@
+"""python -m figures: what is computed, saved, drawn and written, and what the repository holds of it."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import xarray
+
+import landscape
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from figures import catalogue, drawing, study  # noqa: E402
+from figures.__main__ import FIGURES  # noqa: E402
+from figures.catalogue import Figure, make  # noqa: E402
+from figures.profiles import PROFILES, Profile  # noqa: E402
+
+SMOKE = PROFILES["smoke"]
+
+
+def drawn(data):
+    figure, (ax,) = drawing.panels(1)
+    ax.plot(data.x, data.y)
+    return figure
+
+
+def counted(results):
+    """Return a compute that says how often it was called."""
+
+    def compute(profile):
+        compute.calls += 1
+        return results
+
+    compute.calls = 0
+    return compute
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_a_figure_is_computed_once_saved_with_its_provenance_and_drawn_again(tmp_path):
+    data = xarray.Dataset({"y": ("x", [1.0, 4.0])}, {"x": [1, 2]}, {"family": "none"})
+    compute = counted(data)
+    figure = Figure("parabola", "none", "it rises", compute, drawn)
+    for _ in range(2):
+        assert [file.name for file in make(figure, SMOKE, tmp_path)] == ["parabola.pdf", "parabola.png"]
+    assert compute.calls == 1 and make(figure, SMOKE, tmp_path, anew=True) and compute.calls == 2
+    found = catalogue.read(tmp_path / "parabola.nc")
+    assert found.y.values.tolist() == [1.0, 4.0] and found.attrs["family"] == "none"
+    assert found.attrs["figure"] == "parabola" and found.attrs["profile"] == "smoke" and "torch" in found.attrs
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_results_of_landscape_keep_their_kind(tmp_path):
+    line = landscape.Line({"samples": 4}, torch.linspace(-1, 1, 3), torch.ones(3), torch.ones(3))
+    catalogue.save(line, tmp_path / "line.nc", profile="smoke")
+    found = catalogue.read(tmp_path / "line.nc")
+    assert isinstance(found, landscape.Line) and found.about["profile"] == "smoke" and found.about["samples"] == 4
+
+
+def test_tables_are_written_as_markdown_and_latex(tmp_path):
+    rows = [["", "accuracy, %"], ["λ₁", "-1.2 ± 0.3"], ["W2A2 a-b", "5"]]
+    files = make(Figure("table", "none", "none", None, lambda: rows), SMOKE, tmp_path)
+    assert [file.suffix for file in files] == [".md", ".tex"]
+    assert files[0].read_text() == "|  | accuracy, % |\n|---|---|\n| λ₁ | -1.2 ± 0.3 |\n| W2A2 a-b | 5 |\n"
+    assert r"$\lambda$$_1$ & $-$1.2 $\pm$ 0.3 \\" in files[1].read_text() and "W2A2 a-b & 5" in files[1].read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if name.startswith("table")])
+def test_latex_has_no_sign_that_it_lacks(name):
+    figure = FIGURES[name]
+    rows = figure.draw(catalogue.read(catalogue.folder("cpu") / f"{name}.nc")) if figure.compute else figure.draw()
+    assert study.latex(rows).isascii() and len({len(row) for row in rows}) == 1
+
+
+def test_bands_and_dots_show_means_and_standard_errors():
+    figure, (ax, other) = drawing.panels(2)
+    drawing.curve(ax, [0, 1], [[1.0, 2.0], [3.0, 6.0]], "sgd")
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [2.0, 4.0])
+    edges = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert edges.min() == pytest.approx(1.0) and edges.max() == pytest.approx(6.0)
+    drawing.dots(other, [[1.0, 3.0], [2.0, np.nan]], ["sgd", "saq3"])
+    assert [text.get_text() for text in other.get_yticklabels()] == ["LSQ, SGD", "SAQ, Case 3"]
+    means = [container[0].get_xdata()[0] for container in other.containers]
+    assert means == [2.0, 2.0]
+
+
+def test_networks_of_a_profile_are_trained_once_and_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr("figures.profiles.RUNS", tmp_path)
+    profile = Profile("quick", "digits-resnet8", (0,), 16, 3, (("epochs", 1),))
+    model = profile.network("saq3", "W2A2")
+    assert model.recipe.sam.rho == 0.05 and model.recipe.epochs == 1
+    names = {file.name for file in profile.runs.glob("*.pt") if "training" not in file.name}
+    assert names == {"digits-resnet8-0.pt", "digits-resnet8-w2a2-saq3-0.pt"}
+    again = profile.network("saq3", "W2A2")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    x, y = profile.measured(model)
+    assert len(x) == len(y) == 16
+    assert profile.experiment("sgd", "W2A4").bits == "W2A4" and profile.experiment("fp32").bits is None
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_drawn_from_what_the_repository_holds(name, tmp_path):
+    stored = catalogue.folder("cpu") / f"{name}.nc"
+    assert stored.exists() or FIGURES[name].compute is None, "compute it: python -m figures --profile cpu"
+    if stored.exists():
+        (tmp_path / stored.name).write_bytes(stored.read_bytes())
+    for file in make(FIGURES[name], PROFILES["cpu"], tmp_path):
+        assert (catalogue.folder("cpu") / file.name).exists()
+
+
+def test_the_readme_tells_of_every_figure_and_no_other():
+    text = (ROOT / "figures" / "README.md").read_text()
+    told = set(re.findall(r"^### `(\w+)`", text, re.MULTILINE))
+    assert told == set(FIGURES)
+    for link in re.findall(r"\]\((cpu/[\w.]+)\)", text):
+        assert (ROOT / "figures" / link).exists(), link
+
+
+def test_the_command_line_lists_figures_and_refuses_others():
+    command = [sys.executable, "-m", "figures"]
+    listed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert [line.split()[0] for line in listed.splitlines()] == list(FIGURES)
+    refused = subprocess.run([*command, "saq_surface"], capture_output=True, text=True, cwd=ROOT)
+    assert refused.returncode == 2 and "got saq_surface" in refused.stderr
