@@ -173,12 +173,16 @@ class Tiles:
                 )
 
 
+# Where a surface was begun; and ‖w‖, whose last digit depends on the number of threads: the weights tell models apart.
+_NOT_ASKED = ("torch", "device", "weight_norm")
+
+
 def open_tiles(path: str | Path | None, survey: Survey, about: Mapping[str, Any]) -> Tiles | None:
     """Open the folder of a surface, with everything that decides its numbers as its manifest."""
     if path is None:
         return None
     function = survey.function
-    settings = {key: value for key, value in function.about(**about).items() if key not in ("torch", "device")}
+    settings = {key: value for key, value in function.about(**about).items() if key not in _NOT_ASKED}
     data = [fingerprint(_tensors(batch)) for batch in function.batches()] if function.same_order else ["in any order"]
     state = dict(function.model.named_parameters()) | dict(function.model.named_buffers())
     settings |= {

@@ -41,4 +41,4 @@ def execute(path: Path) -> None:
 if __name__ == "__main__":
     os.environ["TQDM_DISABLE"] = "1"
     for name in sys.argv[1:] or sorted(path.name for path in FOLDER.glob("*.ipynb")):
-        execute(FOLDER / Path(name).name)
+        execute(FOLDER / Path(name).with_suffix(".ipynb").name)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from landscape import line, load, surface, top_eigenvalues
-from landscape.coordinates import coordinates
+from landscape.coordinates import Coordinates, coordinates
 from landscape.directions import random_direction
 from landscape.objective import Objective
 from landscape.surfaces import batchnorm_check
@@ -386,6 +386,15 @@ def test_another_surface_does_not_go_on_in_the_folder(change, named, tmp_path):
         ValueError, match=f"path must be a new folder, or the one of this very surface: .* ({named}) = "
     ):
         surface(**settings | change)
+
+
+def test_a_norm_whose_last_digit_depends_on_the_threads_does_not_make_another_surface(tmp_path, monkeypatch):
+    model, settings = convolutional(), {"points": 5, "path": tmp_path / "s"}
+    first = surface(model, RAGGED, **settings)
+    norm = Coordinates.norm
+    monkeypatch.setattr(Coordinates, "norm", lambda self: norm(self) * (1 + 1e-15))
+    again = surface(model, RAGGED, **settings)
+    assert again.about["weight_norm"] != first.about["weight_norm"] and torch.equal(again.loss, first.loss)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
