@@ -27,7 +27,7 @@ quickstart: $(INSTALLED)  ## train three networks on real images, measure their 
 	@echo "Figures and data:  $$(cd $(OUT) && ls *.png *.pdf *.html *.nc | tr '\n' ' ') in $(OUT)/"
 
 test: $(INSTALLED)  ## run the tests (with Chromium: the browser's too), the figures small, and every notebook
-	$(BIN)/python -m pytest tests -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not slow' -n 2
 	$(BIN)/python -m figures all --profile smoke --anew
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
 
