@@ -29,7 +29,7 @@ quickstart: $(INSTALLED)  ## train three networks on real images, measure their 
 test: $(INSTALLED)  ## run the tests (with Chromium: the browser's too), the figures small, and every notebook
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not slow' -n 2
 	$(BIN)/python -m figures all --profile smoke --anew
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -n 2 notebooks
 
 lab: $(INSTALLED)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir .
