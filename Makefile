@@ -42,7 +42,7 @@ check: $(INSTALLED)  ## lint and check types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## print speeds as ratios measured in one run (a quarter of an hour)
+bench: $(INSTALLED)  ## print speeds as ratios measured in one run (long; sections: speed.py --help)
 	$(BIN)/python tests/benchmarks/speed.py
 
 clean:  ## delete what was built, the environment included

@@ -10,7 +10,7 @@ import xarray
 import landscape
 
 from .catalogue import Figure
-from .drawing import METHODS, curve, dots, note, panels
+from .drawing import METHODS, curve, dots, legend, note, panels, told
 from .policies import BUDGET, TESTED, policy, tested, tuned, weight_bits
 from .profiles import Profile
 from .study import mean_and_error
@@ -26,16 +26,6 @@ FOUND = {  # policy and training -> label, mark
     ("asga", "sgd"): ("ASGA, SGD", "D"),
     ("samq", "saq3"): ("SAMQ, Case 3", "s"),
 }
-
-
-def told(profile: Profile) -> dict[str, Any]:
-    """Return what the note under a figure says."""
-    return {"family": profile.family, "images": len(profile.data.test[1]), "samples": profile.samples}
-
-
-def below(data: xarray.Dataset, text: str) -> str:
-    """Return the note under a figure."""
-    return f"{data.attrs['family']}, {data.sizes['seed']} seeds, {text}"
 
 
 def compute_surfaces(profile: Profile) -> landscape.Comparison:
@@ -92,7 +82,7 @@ def compute_convergence(profile: Profile) -> xarray.Dataset:
         for column in ("loss", "gap", "rho", "cosine", "at_floor", "at_cap", "complexity")
     }
     where = {"variant": labels, "seed": list(profile.seeds), "epoch": [row["epoch"] for row in rows[0][0]]}
-    return xarray.Dataset(values, where, told(profile))
+    return xarray.Dataset(values, where, profile.about)
 
 
 def draw_convergence(data: xarray.Dataset):
@@ -114,8 +104,8 @@ def draw_convergence(data: xarray.Dataset):
         ax.set(title=title, xlabel="Epoch of the search", xticks=data.epoch.values[::2])
         ax.set_ylim(bottom=None if values is above else 0)
     axes[1].axhline(0, color=METHODS["asga"][1], linewidth=0.8)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=7)
-    note(figure, below(data, "untrained at the start; band: ± 1 standard error"))
+    legend(figure, axes[0], 4)
+    note(figure, told(data, "untrained at the start", images=0))
     return figure
 
 
@@ -135,7 +125,12 @@ def compute_proxies(profile: Profile) -> xarray.Dataset:
     ]
     uniform: dict[str, list] = {"width": list(WIDTHS[:3]), "seed": axes["seed"]}
     alike = [tested(profile, width, seed) for width in uniform["width"] for seed in uniform["seed"]]
-    return xarray.Dataset(table(rows, axes) | table(alike, uniform, "uniform_"), axes | uniform, told(profile))
+    return xarray.Dataset(table(rows, axes) | table(alike, uniform, "uniform_"), axes | uniform, tests_of(profile))
+
+
+def tests_of(profile: Profile) -> dict[str, Any]:
+    """Return what a note says, and of how many test images the accuracies are."""
+    return profile.about | {"images": len(profile.data.test[1])}
 
 
 def table(rows: Sequence[tuple[float, ...]], axes: Mapping[str, list], prefix: str = "") -> dict[str, Any]:
@@ -147,7 +142,7 @@ def table(rows: Sequence[tuple[float, ...]], axes: Mapping[str, list], prefix: s
 def points(ax: Any, bops: Any, values: Any, colour: str, fmt: str, label: str) -> None:
     """Draw, against M BOPs, every seed of (places, seeds), small, and their mean with its standard error."""
     bops, values = np.atleast_2d(bops), np.atleast_2d(values)
-    mean, error = np.transpose([mean_and_error(list(own)) for own in values])
+    mean, error = mean_and_error(values.T)
     ax.plot(bops, values, ".", color=colour, markersize=2.5, alpha=0.5)
     ax.errorbar(bops.mean(1), mean, error, color=colour, fmt=fmt, label=label, capsize=2, markersize=4, linewidth=1)
 
@@ -160,10 +155,8 @@ def finish(figure: Any, axes: Any, data: xarray.Dataset) -> None:
         ax.set_xticklabels(f"{tick:.1f}\n{width}" for tick, width in zip(ticks, data["width"].values, strict=True))
         ax.minorticks_off()
     axes[1].set_ylim(bottom=0)
-    marks, labels = axes[0].get_legend_handles_labels()
-    figure.legend(marks, labels, loc="outside upper center", ncols=-(-len(labels) // 2), frameon=False, fontsize=7)
-    images = f"{data.attrs['images']} test images; dots: seeds; bars: ± 1 standard error; marks of one cost moved apart"
-    note(figure, below(data, images))
+    legend(figure, axes[0], -(-len(axes[0].get_legend_handles_labels()[1]) // 2))
+    note(figure, told(data, "marks of one cost moved apart", images=data.images))
 
 
 def draw_proxies(data: xarray.Dataset):
@@ -202,7 +195,7 @@ def layers_of(profile: Profile, labels: tuple[str, ...], draws: int) -> xarray.D
     sharpness = [[own.details["mean_traces"][f"{layer}.weight"] for layer in layers] for own in hessian]
     where = {"variant": list(labels), "seed": list(profile.seeds), "draw": list(range(draws)), "layer": layers}
     values = {"bits": (tuple(where), np.array(bits)), "sharpness": (("seed", "layer"), np.array(sharpness))}
-    return xarray.Dataset(values, where, told(profile))
+    return xarray.Dataset(values, where, profile.about)
 
 
 def draw_bits(data: xarray.Dataset):
@@ -210,9 +203,9 @@ def draw_bits(data: xarray.Dataset):
     figure, (top, ax) = panels(1, 1.45, 2, sharex=True)
     figure.set_figwidth(2 * figure.get_figwidth())
     sharpness, layers = data["sharpness"].values, data["layer"].values
-    error = sharpness.std(0, ddof=1) / len(sharpness) ** 0.5
+    mean, error = mean_and_error(sharpness)
     top.plot(sharpness.T, ".", color="0.3", markersize=2.5, alpha=0.5)
-    top.errorbar(range(len(layers)), sharpness.mean(0), error, fmt="o", color="0.3", capsize=2, markersize=4)
+    top.errorbar(range(len(layers)), mean, error, fmt="o", color="0.3", capsize=2, markersize=4)
     top.set(yscale="log", ylabel="Mean Hessian trace", title="Sharpness of the layers of the float network")
     own = data["bits"].isel(draw=0)
     image = ax.imshow(own.mean("seed").values, vmin=2, vmax=5, cmap="YlGnBu", aspect="auto")
@@ -226,7 +219,7 @@ def draw_bits(data: xarray.Dataset):
     ax.set(title=f"Bits that were chosen, seeds {', '.join(map(str, data['seed'].values))}")
     ax.grid(visible=False)
     figure.colorbar(image, ax=ax, label="Bits, mean", ticks=[2, 3, 4, 5])
-    note(figure, below(data, f"trace per weight on {data.attrs['samples']} images ± 1 standard error"))
+    note(figure, told(data, "trace per weight"))
     return figure
 
 
@@ -259,10 +252,7 @@ def draw_correlation(data: xarray.Dataset):
     dots(last, rank_correlations(data), labels)
     last.axvline(0, color="0.6", linewidth=0.8, zorder=1)
     last.set(title="Rank correlation of the two", xlabel="Spearman's coefficient", xlim=(-1.05, 1.05))
-    note(
-        figure,
-        below(data, f"{data.sizes['draw']} searches each; colours: seeds, moved apart; bars: ± 1 standard error"),
-    )
+    note(figure, told(data, f"{data.sizes['draw']} searches each; colours: seeds, moved apart"))
     return figure
 
 
@@ -279,7 +269,7 @@ def compute_front(profile: Profile) -> xarray.Dataset:
     for label, variant in FOUND:
         rows = [tested(profile, policy(profile, label, seed).bits, seed, variant) for seed in profile.seeds]
         values |= table(rows, {"seed": axes["seed"]}, f"{label}_{variant}_")
-    return xarray.Dataset(values, axes, told(profile))
+    return xarray.Dataset(values, axes, tests_of(profile))
 
 
 def draw_front(data: xarray.Dataset):

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from .study import mean_and_error
+
 ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # inches, as ICML has them
 DASH, DOT = (0, (4, 1.5)), (0, (1, 1))
 # method -> label, colour (Okabe and Ito's, for searches Tol's: told apart by colour-blind readers), dash
@@ -46,21 +48,19 @@ def curve(ax: Any, x: Any, values: Any, method: str, **settings: Any) -> None:
     """Draw the mean over seeds of (seeds, x) and a band of one standard error, in the method's colour and dash."""
     values = np.atleast_2d(values)
     label, colour, dash = METHODS[method]
-    mean = values.mean(0)
+    mean, error = mean_and_error(values)
     ax.plot(x, mean, **{"color": colour, "linestyle": dash, "label": label, **settings})
     if len(values) > 1:
-        error = values.std(0, ddof=1) / len(values) ** 0.5
         ax.fill_between(x, mean - error, mean + error, color=settings.get("color", colour), alpha=0.2, linewidth=0)
 
 
 def dots(ax: Any, values: Any, methods: list[str]) -> None:
     """Draw a method on each row: every seed of (methods, seeds) as a small dot, the mean with one standard error."""
     for row, (method, own) in enumerate(zip(methods, np.asarray(values), strict=True)):
-        own = own[np.isfinite(own)]
-        label, colour, _ = METHODS[method]
-        error = own.std(ddof=1) / len(own) ** 0.5 if len(own) > 1 else 0.0
+        own, colour = own[np.isfinite(own)], METHODS[method][1]
+        mean, error = mean_and_error(own) if len(own) else (np.nan, np.nan)
         ax.plot(own, np.full(len(own), row) + 0.22, ".", color=colour, markersize=2.5, alpha=0.6)
-        ax.errorbar(own.mean() if len(own) else np.nan, row, xerr=error, fmt="o", color=colour, capsize=2, markersize=4)
+        ax.errorbar(mean, row, xerr=np.nan_to_num(error), fmt="o", color=colour, capsize=2, markersize=4)
     ax.set_yticks(range(len(methods)), [METHODS[method][0] for method in methods])
     ax.set_ylim(len(methods) - 0.5, -0.5)
     ax.grid(axis="x")
@@ -69,6 +69,14 @@ def dots(ax: Any, values: Any, methods: list[str]) -> None:
 def note(figure: Figure, text: str) -> None:
     """Say under the figure what was measured, in grey."""
     figure.supxlabel(text, fontsize=7, color="0.4")
+
+
+def told(data: Any, *more: str, images: int | None = None) -> str:
+    """Return what a note says of the networks of `Profile.dataset`, and more; `images`: how many, 0 not to tell."""
+    about = data.attrs
+    images = about["samples"] if images is None else images
+    shown = [f"{images} images"] if images else []
+    return ", ".join([about["family"], f"{about['seeds']} seeds ± 1 stderr", *shown, *more])
 
 
 def legend(figure: Figure, ax: Any, columns: int) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 import xarray
-from torch import Tensor, nn
+from torch import nn
 
 import landscape
 import saq_core
 
 from .catalogue import Figure
-from .drawing import METHODS, curve, dots, legend, note, panels, whole_epochs
+from .drawing import METHODS, curve, dots, legend, note, panels, told, whole_epochs
 from .features import distance, features, gradient_norm, noise, noisy_layers, relative_sizes, scatter
 from .profiles import Profile
 from .study import mean_and_error
@@ -48,11 +48,11 @@ def compute_variance(profile: Profile) -> xarray.Dataset:
 
     def found(name: str, seed: int) -> tuple[float, float]:
         model = _network(profile, name, seed)
-        return scatter(model, _measured(profile, model)[0])
+        return scatter(model, profile.measured(model)[0])
 
     values = np.array([[found(name, seed) for seed in profile.seeds] for name in NETWORKS])
     columns = {"variance": values[..., 0], "relative": values[..., 1]}
-    return _dataset(profile, columns, network=NETWORKS, seed=profile.seeds)
+    return profile.dataset(columns, network=NETWORKS, seed=profile.seeds)
 
 
 def draw_variance(data: xarray.Dataset):
@@ -64,7 +64,7 @@ def draw_variance(data: xarray.Dataset):
         ax.set_xlim(0, 1.05 * float(values.max()))
     axes[0].set(title="Variance of the logits under noise", xlabel="Variance, logits²")
     axes[1].set(title="Share of their variance between images", xlabel="Share, %")
-    note(figure, f"{_about(data)}, 100 draws of 0.1 σ\nShare, FPQ − LSQ: {_differences(share)}")
+    note(figure, f"{told(data)}, 100 draws of 0.1 σ\nShare, FPQ − LSQ: {_differences(share)}")
     return figure
 
 
@@ -113,18 +113,18 @@ def compute_gradients(profile: Profile) -> xarray.Dataset:
     """
 
     def all_norms(model: nn.Module) -> dict[str, float]:
-        x, y = _measured(profile, model)
+        x, y = profile.measured(model)
         feature, weight = np.mean(list(relative_sizes(model, x).values()), 0)
         norms = {kind: gradient_norm(model, x, y, kind) for kind in NOISES}
         return norms | {"size_features": feature, "size_weights": weight}
 
     def own_norm(model: nn.Module) -> dict[str, float]:
-        return {"own": gradient_norm(model, *_measured(profile, model))}  # the training's noise is in it
+        return {"own": gradient_norm(model, *profile.measured(model))}  # the training's noise is in it
 
     epochs, seeds = epochs_of(profile), profile.seeds
     rows = [[over_training(profile, "sgd", bits, seed, epochs, all_norms) for seed in seeds] for bits in PAIRED]
     columns = {name: [[one[name] for one in row] for row in rows] for name in rows[0][0]}
-    found = _dataset(profile, columns, bits=PAIRED, seed=seeds, epoch=epochs)
+    found = profile.dataset(columns, bits=PAIRED, seed=seeds, epoch=epochs)
     for kind in ("features", "weights"):
         own = [over_training(profile, "sgd", "W4A4", s, epochs, own_norm, partial(noise, kind))["own"] for s in seeds]
         found[f"own_{kind}"] = (("seed", "epoch"), np.array(own))
@@ -147,10 +147,10 @@ def draw_gradients(data: xarray.Dataset):
     axes[0].set_ylabel("‖∇L‖ of all weights")
     legend(figure, axes[0], 4)
     size = 100 * data[["size_features", "size_weights"]].mean(("seed", "epoch"))
-    told = [f"{b} {size.size_features.sel(bits=b):.0f} % and {size.size_weights.sel(bits=b):.0f} %" for b in PAIRED]
+    sizes = [f"{b} {size.size_features.sel(bits=b):.0f} % and {size.size_weights.sel(bits=b):.0f} %" for b in PAIRED]
     after = [(norms.weights - norms.features).isel(epoch=slice(1, None)).mean("epoch") for norms in shown.values()]
     less = ", ".join(_shown(own.values, "+") for own in after)
-    about = f"{_about(data)}. Rms of noise, of features and weights: {', '.join(told)}"
+    about = f"{told(data)}. Rms of noise, of features and weights: {', '.join(sizes)}"
     note(figure, f"{about}\nWeights − features in the three panels, mean after epoch 0: {less}")
     return figure
 
@@ -165,7 +165,7 @@ def compute_channels(profile: Profile) -> xarray.Dataset:
     def found(variant: str, seed: int) -> np.ndarray:
         model = profile.network(variant, "W4A4", seed)
         layer = shown_layer(model)
-        before = features(model, [layer], _measured(profile, model)[0])[layer]
+        before = features(model, [layer], profile.measured(model)[0])[layer]
         with torch.no_grad():
             both = torch.stack([before, model.get_submodule(layer).input_quantizer(before)])
         of_all = (1, 3, 4)
@@ -174,7 +174,7 @@ def compute_channels(profile: Profile) -> xarray.Dataset:
     values = np.array([[found(variant, seed) for seed in profile.seeds] for variant in TWO])
     where = {"variant": TWO, "seed": profile.seeds, "statistic": STATISTICS, "when": ("before", "after")}
     layer = shown_layer(profile.network("sgd", "W4A4", profile.seeds[0]))
-    return _dataset(profile, {"activation": values}, layer, **where, channel=range(values.shape[-1]))
+    return profile.dataset({"activation": values}, **where, channel=range(values.shape[-1])).assign_attrs(layer=layer)
 
 
 def shown_layer(model: nn.Module) -> str:
@@ -201,7 +201,10 @@ def draw_channels(data: xarray.Dataset):
     right.set(title="Shift of the means", xlabel="Mean before", ylabel="Mean after − before")
     right.legend(frameon=False, handletextpad=0)
     shifts = ", ".join(f"{LABELS[v]} {_shown(mean_shift(data.activation.sel(variant=v)))} %" for v in TWO)
-    note(figure, f"{_about(data)}, W4A4, input of {data.layer}\nRms shift over rms mean: {shifts}")
+    note(
+        figure,
+        f"{told(data)}, W4A4, input of {data.layer}\nRms shift over rms mean: {shifts}",
+    )
     return figure
 
 
@@ -223,13 +226,13 @@ def compute_histograms(profile: Profile) -> xarray.Dataset:
 
     def values(name: str, seed: int) -> np.ndarray:
         model = _network(profile, name, seed)
-        return features(model, [layer], _measured(profile, model)[0])[layer].flatten(1).cpu().numpy()
+        return features(model, [layer], profile.measured(model)[0])[layer].flatten(1).cpu().numpy()
 
     names, distances = ("base", "sgd W4A4", "fpq W4A4"), np.empty((len(NETWORKS), len(profile.seeds)))
     for k, seed in enumerate(profile.seeds):
         true = values("base", seed)
         distances[:, k] = [distance(true, values(name, seed)).mean() for name in NETWORKS]
-    found = _dataset(profile, {"distance": distances}, layer, network=NETWORKS, seed=profile.seeds)
+    found = profile.dataset({"distance": distances}, network=NETWORKS, seed=profile.seeds).assign_attrs(layer=layer)
     shown = np.array([values(name, profile.seeds[0])[:3] for name in names])
     return found.assign(activation=(("shown", "image", "value"), shown)).assign_coords(shown=list(names))
 
@@ -252,7 +255,7 @@ def draw_histograms(data: xarray.Dataset):
     distances = 100 * data.distance
     _rows(axes[3], distances)
     axes[3].set(title="Distance to FP", xlabel="Wasserstein, % of FP's σ", xlim=(0, None))
-    about = f"{_about(data)}, input of {data.layer}; FP32: FP, trained on"
+    about = f"{told(data)}, input of {data.layer}; FP32: FP, trained on"
     note(figure, f"{about}\nDistance, FPQ − LSQ: {_differences(distances)}")
     return figure
 
@@ -267,12 +270,12 @@ def compute_traces(profile: Profile) -> xarray.Dataset:
     settings: dict[str, Any] = {"method": "hutchinson", "rtol": 0.05, "max_samples": 15}
 
     def both(model: nn.Module) -> dict[str, float]:
-        data = _measured(profile, model)
+        data = profile.measured(model)
         return {units: landscape.trace(model, data, units=units, **settings).value for units in ("filter", "raw")}
 
     found = [[over_training(profile, v, "W4A4", seed, epochs, both) for seed in profile.seeds] for v in TWO]
     columns = {units: [[own[units] for own in row] for row in found] for units in ("filter", "raw")}
-    return _dataset(profile, columns, variant=TWO, seed=profile.seeds, epoch=epochs)
+    return profile.dataset(columns, variant=TWO, seed=profile.seeds, epoch=epochs)
 
 
 def draw_traces(data: xarray.Dataset):
@@ -289,29 +292,13 @@ def draw_traces(data: xarray.Dataset):
     legend(figure, axes[0], 2)
     after = data.isel(epoch=slice(1, None)).mean("epoch")
     less = [_shown((after[u].sel(variant="fpq") - after[u].sel(variant="sgd")).values, "+") for u in titles]
-    note(figure, f"{_about(data)}, W4A4. FPQ − LSQ, mean after epoch 0: {less[0]}, raw {less[1]}")
+    note(figure, f"{told(data)}, W4A4. FPQ − LSQ, mean after epoch 0: {less[0]}, raw {less[1]}")
     return figure
 
 
 def _network(profile: Profile, name: str, seed: int) -> nn.Module:
     variant, _, bits = name.partition(" ")
     return profile.network(variant, bits or None, seed)
-
-
-def _measured(profile: Profile, model: nn.Module) -> tuple[Tensor, Tensor]:
-    device = next(model.parameters()).device
-    x, y = profile.measured(model)
-    return x.to(device), y.to(device)
-
-
-def _dataset(profile: Profile, columns: dict[str, Any], layer: str = "", **where: Any) -> xarray.Dataset:
-    about = {"family": profile.family, "samples": profile.samples, "layer": layer}
-    arrays = {name: (tuple(where), np.asarray(values)) for name, values in columns.items()}
-    return xarray.Dataset(arrays, {name: list(values) for name, values in where.items()}, about)
-
-
-def _about(data: xarray.Dataset) -> str:
-    return f"{data.family}, {data.samples} images, {data.sizes['seed']} seeds ± 1 stderr"
 
 
 def _shown(values: np.ndarray, sign: str = "") -> str:

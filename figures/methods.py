@@ -21,6 +21,7 @@ import torch
 import landscape
 import saq_core
 
+from .drawing import METHODS
 from .study import RUNS, append, markdown, mean_and_error, number, read, visible
 
 ROWS = Path(__file__).with_suffix(".jsonl")
@@ -116,7 +117,7 @@ def table(names: list[str] = NAMES) -> list[list[str]]:
         seeds = [seed for other, seed in sorted(rows) if other == name]
         if seeds:
             means = [mean_and_error([rows[name, s][c] for s in seeds]) for c in COLUMNS]
-            found.append([_label(name), str(len(seeds)), *(number(*pair) for pair in means)])
+            found.append([label(name), str(len(seeds)), *(number(*pair) for pair in means)])
         differences = paired(rows, name)
         if len(differences["accuracy"]) > 1:
             cells = [f"{number(*mean_and_error(d), sign='+')} ({visible(d):.2f})" for d in differences.values()]
@@ -138,8 +139,10 @@ def paired(rows: dict[tuple, dict[str, float]], name: str) -> dict[str, list[flo
     return {c: [rows[name, s][c] - rows[sgd, s][c] for s in seeds] for c in COLUMNS}
 
 
-def _label(name: str) -> str:
-    return name.removeprefix(f"{BASE}-").replace("-", " ").upper().replace("SAQ", "SAQ case ")
+def label(name: str) -> str:
+    """Return what a recipe is called in tables and figures."""
+    bits, _, variant = name.removeprefix(f"{BASE}-").partition("-")
+    return f"{METHODS[variant][0]}, {bits.upper()}" if variant else METHODS[bits][0]
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ POLICIES = Path(__file__).with_name("policies.jsonl")
 BITS = "W3A3"  # whose cost is the budget
 # The searches see a fifth of the images of the sources', so the logits learn ten times as fast, for ten epochs.
 ASGA: dict[str, Any] = {"epochs": 10, "batch_size": 128, "lr": 0.05, "lr_alpha": 0.1}
+SAMQ: dict[str, Any] = {"epochs": 20, "warmup": 2}
 BASE = saq_core.EXPERIMENTS["cifar10-resnet20"]
 CIFAR100 = replace(BASE, name="cifar100-resnet20", data="cifar100")
 STARTS = {"cifar10": BASE.name, "cifar100": "figures.mixed_precision:CIFAR100"}
@@ -34,7 +35,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "uniform": {"method": "uniform"},
     **{f"random {seed}": {"method": "random", "seed": seed} for seed in range(5)},
     "hessian": {"method": "hessian"},
-    "samq": {"method": "samq", "settings": saq_core.SAMQ(epochs=20, warmup=2)},
+    "samq": {"method": "samq", "settings": saq_core.SAMQ(**SAMQ)},
     **{
         f"asga{label}": {"method": "asga", "settings": saq_core.ASGA(**ASGA | changes)}
         for label, changes in {

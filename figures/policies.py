@@ -14,6 +14,7 @@ from torch import nn
 
 import saq_core
 
+from . import mixed_precision
 from .profiles import Profile
 
 BUDGET = "W3A3"  # whose bit operations a policy may cost
@@ -23,11 +24,11 @@ SOURCES = ("target", "tenth", "half", "untrained")
 # network was tuned: at this λ ASGA's mixture ends near the bit operations of W3A3.
 ALIGNED: dict[str, dict[str, Any]] = {
     "digits-resnet8": {"epochs": 6, "batch_size": 64, "lr": 0.02, "lr_alpha": 1.0, "lam": 1e-3},
-    "cifar10-resnet20": {"epochs": 10, "batch_size": 128, "lr": 0.05, "lr_alpha": 0.1},
+    "cifar10-resnet20": mixed_precision.ASGA,
 }
 TAUGHT: dict[str, dict[str, Any]] = {
     "digits-resnet8": {"epochs": 6, "warmup": 1, "candidates": 8, "generator_lr": 5e-3},
-    "cifar10-resnet20": {"epochs": 20, "warmup": 2},
+    "cifar10-resnet20": mixed_precision.SAMQ,
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "asga": {},

@@ -5,11 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import xarray
 from torch import Tensor, nn
 
 import saq_core
 
-RUNS = Path("build/runs")
+from .study import RUNS
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,20 @@ class Profile:
         )
 
     def measured(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """Return the images of the network's probe that are measured."""
-        x, y = model.probe
-        return x[: self.samples], y[: self.samples]
+        """Return the images of the network's probe that are measured, on its device."""
+        device = next(model.parameters()).device
+        x, y = (part[: self.samples].to(device) for part in model.probe)
+        return x, y
+
+    def dataset(self, columns: dict[str, Any], **where: Any) -> xarray.Dataset:
+        """Return arrays over (the first of) these dimensions, with what a note under a figure says of the profile."""
+        arrays = {name: (tuple(where)[: np.ndim(own)], np.asarray(own)) for name, own in columns.items()}
+        return xarray.Dataset(arrays, {name: list(values) for name, values in where.items()}, self.about)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a note under a figure says of the profile."""
+        return {"family": self.family, "samples": self.samples, "seeds": len(self.seeds)}
 
     @property
     def runs(self) -> Path:

@@ -13,25 +13,14 @@ import landscape
 import saq_core
 
 from .catalogue import Figure
-from .drawing import METHODS, curve, dots, legend, note, panels, whole_epochs
+from .drawing import METHODS, curve, dots, legend, note, panels, told, whole_epochs
 from .profiles import Profile
 
 BITS = ("W4A4", "W2A2")
 CASES = ("saq1", "saq2", "saq3")
 TRAINED = ("sgd", *CASES, "saq3-momentum")
 RADII = (0.005, 0.01, 0.02, 0.05, 0.1)
-ROUNDS = 5
-
-
-def _dataset(profile: Profile, dims: tuple[str, ...], values: dict, where: dict) -> xarray.Dataset:
-    """Return arrays of the same leading dimensions, with the profile's networks in the attributes."""
-    arrays = {name: (dims[: np.ndim(value)], np.asarray(value)) for name, value in values.items()}
-    about = {"family": profile.family, "samples": profile.samples, "seeds": len(profile.seeds)}
-    return xarray.Dataset(arrays, {name: list(where[name]) for name in dims}, about)
-
-
-def _told(data: xarray.Dataset, *more: str) -> str:
-    return ", ".join([data.family, f"{data.seeds} seeds, ± 1 stderr", *more])
+ROUNDS = 15
 
 
 def compute_surfaces(profile: Profile) -> landscape.Comparison:
@@ -55,7 +44,7 @@ def compute_staircase(profile: Profile) -> xarray.Dataset:
     ]
     loss = [[line.loss.numpy() for line in row] for row in found]
     where = {"bits": BITS, "space": spaces, "alpha": found[0][0].alphas.numpy()}
-    return _dataset(profile, ("bits", "space", "alpha"), {"loss": loss}, where)
+    return profile.dataset({"loss": loss}, **where)
 
 
 def draw_staircase(data: xarray.Dataset):
@@ -82,7 +71,7 @@ def compute_radii(profile: Profile) -> xarray.Dataset:
 
     rise = [[[rises(v, bits, seed) for seed in profile.seeds] for v in variants] for bits in BITS]
     where = {"bits": BITS, "variant": variants, "seed": profile.seeds, "radius": RADII}
-    return _dataset(profile, tuple(where), {"rise": rise}, where)
+    return profile.dataset({"rise": rise}, **where)
 
 
 def draw_radii(data: xarray.Dataset):
@@ -101,7 +90,7 @@ def draw_radii(data: xarray.Dataset):
         ax.set(title=bits, xlabel="Radius, % of each filter's norm (below: SGD's rise)")
     axes[0].set_ylabel("Worst-case rise / SGD's")
     legend(figure, axes[0], 4)
-    note(figure, _told(data, f"{data.samples} samples, paired by seed"))
+    note(figure, told(data, "paired by seed"))
     return figure
 
 
@@ -115,7 +104,7 @@ def compute_flips(profile: Profile) -> xarray.Dataset:
     }
     epochs = [row["epoch"] for row in logs[0][0][0]]
     where = {"bits": BITS, "variant": CASES, "seed": profile.seeds, "epoch": epochs}
-    return _dataset(profile, tuple(where), values, where)
+    return profile.dataset(values, **where)
 
 
 def draw_flips(data: xarray.Dataset):
@@ -135,7 +124,7 @@ def draw_flips(data: xarray.Dataset):
         ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
         whole_epochs(ax)
     legend(figure, axes[0], 3)
-    note(figure, _told(data, "first step of each epoch"))
+    note(figure, told(data, "first step of each epoch", images=0))
     return figure
 
 
@@ -153,7 +142,7 @@ def compute_curvature(profile: Profile) -> xarray.Dataset:
         [[[[curvature(v, b, s, space) for space in spaces] for s in profile.seeds] for v in TRAINED] for b in BITS]
     )
     where = {"bits": BITS, "variant": TRAINED, "seed": profile.seeds, "space": spaces}
-    return _dataset(profile, tuple(where), {"trace": found[..., 0], "top": found[..., 1]}, where)
+    return profile.dataset({"trace": found[..., 0], "top": found[..., 1]}, **where)
 
 
 def draw_curvature(data: xarray.Dataset):
@@ -164,8 +153,8 @@ def draw_curvature(data: xarray.Dataset):
         dots(ax, data[quantity].sel(bits=bits, space="quantized"), list(data["variant"].values))
         ax.set(title=f"{title}, {bits}")
     largest = float((data.trace.sel(space="latent") / data.trace.sel(space="quantized") - 1).__abs__().max())
-    told = f"filter-relative, straight-through, {data.samples} samples; latent: within {100 * largest:.0f} %"
-    note(figure, _told(data, told))
+    units = f"filter-relative, straight-through; latent: within {100 * largest:.0f} %"
+    note(figure, told(data, units))
     return figure
 
 
@@ -182,7 +171,7 @@ def compute_fluctuation(profile: Profile) -> xarray.Dataset:
     found = [[spread(*network, seed) for seed in profile.seeds] for network in networks]
     names = [f"{variant} {bits or ''}".strip() for variant, bits in networks]
     where = {"network": names, "seed": profile.seeds, "epoch": 1 + np.arange(len(found[0][0]))}
-    return _dataset(profile, tuple(where), {"spread": found}, where)
+    return profile.dataset({"spread": found}, **where)
 
 
 def draw_fluctuation(data: xarray.Dataset):
@@ -195,7 +184,7 @@ def draw_fluctuation(data: xarray.Dataset):
         whole_epochs(ax)
     axes[0].set_ylabel("Std of the loss's step-to-step\nchange, over the mean loss")
     legend(figure, axes[0], 3)
-    note(figure, _told(data))
+    note(figure, told(data, images=0))
     return figure
 
 
@@ -219,7 +208,7 @@ def compute_steps(profile: Profile) -> xarray.Dataset:
     memory = np.array([_peak(model, profile.data, recipe) for recipe in recipes.values()])
     where = {"variant": variants, "round": range(ROUNDS)}
     values = {"seconds": spent / spent[0], "memory": memory / memory[0]}
-    return _dataset(profile, tuple(where), values, where)
+    return profile.dataset(values, **where)
 
 
 def _peak(model: torch.nn.Module, data: saq_core.Data, recipe: saq_core.Recipe) -> int:

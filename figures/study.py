@@ -24,10 +24,10 @@ def append(file: Path, row: dict[str, Any]) -> None:
     print({key: value for key, value in row.items() if not isinstance(value, dict)}, flush=True)
 
 
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Return the mean over seeds and its standard error (NaN for one)."""
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return float(np.mean(values)), error
+def mean_and_error(values: Any) -> tuple[Any, Any]:
+    """Return the mean over seeds, the first dimension, and its standard error (NaN for one)."""
+    mean = np.mean(values, 0)
+    return mean, np.std(values, 0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else mean * math.nan
 
 
 def number(mean: float, error: float, sign: str = "") -> str:

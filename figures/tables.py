@@ -94,11 +94,8 @@ def draw_methods():
     differences = {name: methods.paired(rows, name) for name in methods.NAMES}
     names = [name for name, own in differences.items() if len(own["accuracy"]) > 1]
     figure, axes = panels(4, 0.5 + 0.2 * len(names), sharey=True)
-    labels = []
     for row, name in enumerate(names):
-        bits, _, variant = name.removeprefix(f"{methods.BASE}-").partition("-")
-        label, colour, _ = METHODS[variant]
-        labels.append(f"{label}, {bits.upper()}")
+        colour = METHODS[name.removeprefix(f"{methods.BASE}-").partition("-")[2]][1]
         for ax, column in zip(axes, shown, strict=True):
             mean, error = mean_and_error(differences[name][column])
             least = visible(differences[name][column])
@@ -109,7 +106,7 @@ def draw_methods():
         widest = max((abs(d) for name in names for d in differences[name][column] if math.isfinite(d)), default=1)
         ax.set(title=title, xlim=(-1.6 * widest, 1.6 * widest))
         ax.grid(axis="x")
-    axes[0].set_yticks(range(len(names)), labels)
+    axes[0].set_yticks(range(len(names)), map(methods.label, names))
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     seeds = sorted({len(differences[name]["accuracy"]) for name in names})
     told = "ResNet-20, 10,000 images, 20 epochs; method minus SGD, paired; grey: below what the design can see"

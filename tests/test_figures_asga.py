@@ -113,7 +113,7 @@ def layers(bits) -> xarray.Dataset:
     bits = np.array(bits)
     where = {"variant": ["samq", "asga"], "seed": [0, 1], "draw": list(range(bits.shape[2])), "layer": list("abcd")}
     sharpness = (("seed", "layer"), np.array([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]]))
-    told = {"family": "made by hand", "samples": 1, "images": 1}
+    told = {"family": "made by hand", "samples": 1, "images": 1, "seeds": 2}
     return xarray.Dataset({"bits": (tuple(where), bits), "sharpness": sharpness}, where, told)
 
 
@@ -146,7 +146,7 @@ def test_the_front_shows_every_seed_its_mean_and_its_error(closing):
     values = asga.table(uniform, axes, "uniform_")
     for label, variant in asga.FOUND:
         values |= asga.table([(80.0 + seed, 0.2, 4.0) for seed in range(3)], {"seed": [0, 1, 2]}, f"{label}_{variant}_")
-    told = {"family": "made by hand", "samples": 1, "images": 1}
+    told = {"family": "made by hand", "samples": 1, "images": 1, "seeds": 2}
     figure = asga.draw_front(xarray.Dataset(values, axes, told))
     bars = {bar.get_label(): bar for bar in figure.axes[0].containers}
     assert len(bars) == 2 + len(asga.FOUND) and bars["Uniform bits, LSQ, SGD"][0].get_ydata().tolist() == [91.0] * 4
@@ -160,7 +160,7 @@ def test_a_search_without_a_radius_has_a_loss_and_no_gap(closing):
     full = np.arange(12.0).reshape(2, 2, 3) + 1
     gap = np.where(np.array([True, False])[:, None, None], full, np.nan)
     values = {name: (tuple(where), own) for name, own in (("loss", full), ("gap", gap), ("rho", gap))}
-    figure = asga.draw_convergence(xarray.Dataset(values, where, {"family": "made by hand"}))
+    figure = asga.draw_convergence(xarray.Dataset(values, where, {"family": "made by hand", "samples": 1, "seeds": 2}))
     assert [len(ax.lines) for ax in figure.axes] == [2, 2, 1, 1]
     assert figure.axes[1].lines[0].get_ydata().tolist() == [6.0, 6.0, 6.0]  # above ASGA's
     assert figure.axes[0].lines[0].get_ydata().tolist() == [2.5, 3.5, 4.5]
