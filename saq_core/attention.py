@@ -72,10 +72,8 @@ class QMultiheadAttention(nn.MultiheadAttention):
         self.products.attach_(product_bits, quantizer, self.in_proj_weight)
         self.register_buffer("delta", torch.zeros_like(self.in_proj_weight, requires_grad=False), persistent=False)
 
-    def detach_(self, latent: bool = False) -> None:
-        """Put the used weight into the place of the float one unless `latent`; drop what `attach_` added."""
-        if not latent:
-            self.in_proj_weight.data = self.used_weight().detach()
+    def detach_(self) -> None:
+        """Drop what `attach_` added."""
         for name in [f"{p}_weight_quantizer" for p in PROJECTIONS] + ["input_quantizer", "products", "delta"]:
             delattr(self, name)
 

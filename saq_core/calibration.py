@@ -50,7 +50,7 @@ def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: str | No
         for quantizer in quantizers.values():
             quantizer.finish_(keep=False)  # without effect after a success
     if missed:
-        warnings.warn(f"calibration never reached {', '.join(missed)}: left as they were", stacklevel=2)
+        warnings.warn(f"calibration never reached {', '.join(missed)}: left as they were", stacklevel=3)
     return model
 
 

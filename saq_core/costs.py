@@ -56,8 +56,9 @@ class Description:
     Args:
         layers: In the order of their first use.
         parameters: All of the network's, norms and biases included, steps and clips not.
-        bits: To store them: quantized weights at their bits, everything else (steps and clips too) at 32; without the
-            running statistics of BatchNorm, which fold into its two parameters.
+        bits: To store them: quantized weights at their bits, everything else (steps, clips and offsets that are
+            parameters too) at 32; without buffers: BatchNorm's statistics, which fold into its two parameters, and
+            ranges and zero points that are not trained.
         left_out: Layer -> why it cannot be quantized.
     """
 

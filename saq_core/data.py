@@ -64,6 +64,7 @@ class Data:
     def __post_init__(self) -> None:
         for split in ("train", "val", "test"):
             check_split(getattr(self, split), split, self.num_classes)
+        object.__setattr__(self, "num_classes", int(self.num_classes))  # numpy's would not come back from a checkpoint
         if self.padding < 0:
             raise ValueError(f"padding must be >= 0, got {self.padding}")
         if self.padding and isinstance(self.train[0], ImageFiles):
@@ -113,6 +114,8 @@ def check_split(split: Split, name: str, num_classes: int) -> None:
     x, y = split
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"{name} must hold one label per input and at least one, got {len(x)} inputs, {len(y)} labels")
+    if y.ndim != 1 or y.dtype != torch.int64:
+        raise ValueError(f"{name} labels must be int64 of shape (n,), got {y.dtype} of shape {tuple(y.shape)}")
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"{name} labels must lie in 0 … {num_classes - 1}, got {low} … {high}")

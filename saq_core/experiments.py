@@ -81,7 +81,7 @@ def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: 
     file, record = out / f"{stem}.pt", out / f"{stem}.json"
     settings = json.loads(json.dumps(asdict(experiment)))
     known = json.loads(record.read_text()) if record.exists() else settings
-    mine, theirs = ({**DEFAULTS, **one, **one["recipe"], "recipe": None} for one in (settings, known))
+    mine, theirs = ({**DEFAULTS, **one, **one["recipe"], "recipe": None, "source": None} for one in (settings, known))
     other = {name: theirs.get(name) for name in mine if theirs.get(name) != mine[name]}
     if other:
         raise ValueError(f"{record} must hold this run's settings, got other {other}: pass another out, or delete it")
@@ -90,7 +90,11 @@ def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: 
     if experiment.start is None:
         model = build_model(experiment.network, data, seed=seed)
     else:
-        model = _trained(find_experiment(experiment.start), data, seed, out, changes)
+        start = find_experiment(experiment.start)
+        if (start.data, start.limit) != (experiment.data, experiment.limit):
+            rule = f"{experiment.name} must have the data and limit of {start.name}, which it starts from"
+            raise ValueError(f"{rule}: {(start.data, start.limit)}, got {(experiment.data, experiment.limit)}")
+        model = _trained(start, data, seed, out, changes)
     if experiment.bits is not None:
         twin = quantize(model, experiment.bits, quantizer=experiment.quantizer, per_channel=experiment.per_channel)
         model = calibrate(twin, data)

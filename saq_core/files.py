@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,8 @@ FORMAT = "saq_core checkpoint 1"
 
 def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
     """Write tensors and primitives to `path`: a temporary file beside it, renamed when complete."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with _whole(Path(path)) as temporary:
         torch.save({"format": FORMAT, "kind": kind, **content}, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read(path: str | Path, kinds: str | tuple[str, ...], map_location: Any = "cpu") -> dict[str, Any]:
@@ -56,11 +49,21 @@ def read(path: str | Path, kinds: str | tuple[str, ...], map_location: Any = "cp
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    path = Path(path)
+    with _whole(Path(path)) as temporary:
+        temporary.write_text(text)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path` that takes its place when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def storable(value: Any) -> Any:

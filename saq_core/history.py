@@ -22,7 +22,7 @@ class History:
 
     Args:
         epochs: One row per epoch: epoch, loss, accuracy, val_loss, val_accuracy, lr, seconds, SAM's diagnostics on the
-            epoch's first step, and what `on_epoch` returned.
+            epoch's first step that has an ε, and what `on_epoch` returned.
         steps: Loss of every step, (steps,).
         snapshots: Name -> tensor on the CPU after every epoch, where they were asked for.
     """

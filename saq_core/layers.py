@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .attention import QMultiheadAttention
-from .quantizer_base import check_latent
-from .quantizers import QUANTIZERS, check_bits, input_quantizer, weight_quantizer
+from .quantizer_base import check_bits, check_latent
+from .quantizers import QUANTIZERS, input_quantizer, weight_quantizer
 
 Bits = str | int | Mapping[str, str | int]
 
@@ -46,10 +46,8 @@ class _QuantizedLayer(nn.Module):
         self.input_quantizer = input_quantizer(quantizer, bits[0][1], self.weight)
         self.register_buffer("delta", torch.zeros_like(self.weight, requires_grad=False), persistent=False)
 
-    def detach_(self, latent: bool = False) -> None:
-        """Put the used weight into the place of the float one unless `latent`; drop what `attach_` added."""
-        if not latent:
-            self.weight.data = self.used_weight().detach()
+    def detach_(self) -> None:
+        """Drop what `attach_` added."""
         del self.weight_quantizer, self.input_quantizer, self.delta
 
     def quantized_parts(self) -> dict[str, tuple[Any, Tensor]]:
@@ -186,7 +184,7 @@ def find_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
     left_out: dict[str, str] = {}
     closed: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if name.startswith(closed) if closed else False:
+        if name.startswith(closed):
             continue
         reason = _refusal(module)
         if reason is not None:
@@ -257,7 +255,10 @@ def dequantize(model: nn.Module, *, latent: bool = False) -> nn.Module:
         check_latent(model, "use latent=False")
     model = copy_model(model)
     for layer in [cast(Any, m) for m in model.modules() if hasattr(m, "quantized_weights")]:
-        layer.detach_(latent)
+        if not latent:  # a new one: whoever was tied to it keeps the float weight
+            old = getattr(layer, layer.weight_name)
+            setattr(layer, layer.weight_name, nn.Parameter(layer.used_weight(), requires_grad=old.requires_grad))
+        layer.detach_()
         layer.__class__ = layer.__dict__.pop("float_type")
     model.__dict__.pop("quantization", None)
     return model

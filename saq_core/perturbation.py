@@ -117,13 +117,13 @@ def _gated(quantizer: Any, x: Tensor, features: Tensor, *, p: float) -> Tensor:
         return features
     if torch.compiler.is_compiling():  # one graph for open and closed gates
         gate = (torch.rand((), device=x.device) < p).to(x.dtype)
-        return features + uniform(features, quantizer.step_size(x).detach() * gate)
+        return features + uniform_noise(features, quantizer.step_size(x).detach() * gate)
     if float(torch.rand(())) >= p:  # on the host whatever the device: closed gates cost nothing and nothing waits
         return features
-    return features + uniform(features, quantizer.step_size(x).detach())
+    return features + uniform_noise(features, quantizer.step_size(x).detach())
 
 
-def uniform(features: Tensor, width: Tensor | float) -> Tensor:
+def uniform_noise(features: Tensor, width: Tensor | float) -> Tensor:
     """Return noise of the shape of the features, uniform from -width/2 to width/2."""
     return (torch.rand_like(features) - 0.5) * width
 

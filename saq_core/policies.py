@@ -7,6 +7,7 @@ below: the SAQ paper's own efficient strategy is not known to us and is not clai
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -21,7 +22,7 @@ NOISE = 1e-5
 LOOK_ALPHA = 0.7  # LookSAM's, in public re-implementations
 
 
-class Policy(Protocol):
+class StepPolicy(Protocol):
     """What `SAM` asks of a policy: `step`, and `state` (tensors and primitives) that a checkpoint stores and sets.
 
     One with ``compares = False`` does not see the same batch at w and at w + ε: no adaptive radius, no combining.
@@ -32,17 +33,6 @@ class Policy(Protocol):
     def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
         """Call the closure as often as it takes; leave the update's gradient in `.grad`; return the first loss."""
         ...
-
-
-class Full:
-    """Two passes in every step: the method itself. Cost: 2 passes."""
-
-    def __init__(self) -> None:
-        self.state: dict[str, Any] = {}
-
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
-        """Make a step with two passes."""
-        return sam.full_step(closure)[0]
 
 
 class Every:
@@ -154,7 +144,7 @@ class Subset:
 
 # Name -> (class, type of its number, what the number must be; "" = it takes none).
 POLICIES: dict[str, tuple[Any, type, str]] = {
-    "full": (Full, float, ""),
+    "full": (partial(Every, 1), float, ""),  # the method itself, 2 passes
     "every": (Every, int, ">= 1"),
     "look": (Look, int, ">= 1"),
     "momentum": (Momentum, float, "in [0, 1)"),
@@ -162,7 +152,7 @@ POLICIES: dict[str, tuple[Any, type, str]] = {
 }
 
 
-def make_policy(text: str) -> Policy:
+def make_policy(text: str) -> StepPolicy:
     """Return the policy that "full", "every:5", "look:5", "momentum:0.6" or "subset:0.25" names."""
     name, colon, number = str(text).partition(":")
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
@@ -96,6 +96,14 @@ def agree_(model: nn.Module) -> None:
     if _together():
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
+
+
+def bar(epochs: range, label: str) -> Iterable[int]:
+    """Return the epochs, with a bar that shows their progress in the first process."""
+    from tqdm.auto import tqdm
+
+    off = "TQDM_DISABLE" in os.environ or rank() > 0  # bars for notebooks do not ask for tqdm's own switch
+    return tqdm(epochs, desc=label, delay=2, leave=False, disable=off)
 
 
 def wait() -> None:

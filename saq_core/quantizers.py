@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from .quantizer_base import SMALLEST_STEP, Quantizer, Unquantized, clip, round_ste, scale_gradient
-from .quantizer_base import check_bits as check_bits
 
 FIXED_FROM = 8  # bits from which LSQ keeps its calibrated step: see there
 

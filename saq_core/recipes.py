@@ -68,7 +68,6 @@ class Recipe:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be >= 0 and finite, got {value!r}")
-            object.__setattr__(self, name, float(value))  # numpy's numbers would not come back from a checkpoint
         for name, known in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS), ("mix", MIXES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {list(known)}, got {getattr(self, name)!r}")
@@ -79,6 +78,9 @@ class Recipe:
             raise ValueError(f"label_smoothing must be from 0 to below 1, got {self.label_smoothing!r}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be > 0 or None, got {self.clip_norm!r}")
+        for name in ("lr", "momentum", "weight_decay", "label_smoothing", "clip_norm"):
+            if getattr(self, name) is not None:  # numpy's numbers would not come back from a checkpoint
+                object.__setattr__(self, name, float(getattr(self, name)))
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import device_of, evaluation_mode
-from .perturbation import attach, noisy_inputs, uniform
+from .perturbation import attach, noisy_inputs, uniform_noise
 
 
 class LayerRise(NamedTuple):
@@ -108,9 +108,9 @@ def feature_rise(
     batches = _batches(model, data)
     sites = _sites(model, steps, placement)
     layers = {}
-    for name, (module, leaf, step) in sites.items():
-        at = f"{_name_of(model, module)}.{leaf}"
-        found = landscape.trace(landscape.Hessian(model, batches, at=at), rtol=rtol, max_samples=max_samples, seed=seed)
+    for name, (path, leaf, step) in sites.items():
+        operator = landscape.Hessian(model, batches, at=f"{path}.{leaf}")
+        found = landscape.trace(operator, rtol=rtol, max_samples=max_samples, seed=seed)
         factor = p * step**2 / 24
         layers[name] = LayerRise(step, found.value, factor * found.value, factor * found.stderr)
     rises = _measured(model, batches, list(sites.values()), p, draws, seed) if draws else torch.full((2,), math.nan)
@@ -136,22 +136,20 @@ def _batches(model: nn.Module, data: Any) -> list[tuple[Tensor, Tensor]]:
     return [(x.to(device), y.to(device)) for x, y in pairs]
 
 
-def _sites(
-    model: nn.Module, steps: Mapping[str, float] | None, placement: str
-) -> dict[str, tuple[nn.Module, str, float]]:
-    """Return layer -> (module, "input" or "output" of it, width of the noise there)."""
+def _sites(model: nn.Module, steps: Mapping[str, float] | None, placement: str) -> dict[str, tuple[str, str, float]]:
+    """Return layer -> (name of a module, "input" or "output" of it, width of the noise there)."""
     if steps is not None:
         unknown = sorted(set(steps) - set(dict(model.named_modules())))
         if unknown:
             raise ValueError(f"steps must name modules of the model, got {unknown[:3]}")
-        found = {name: (model.get_submodule(name), "input", float(step)) for name, step in steps.items()}
+        found = {name: (name, "input", float(step)) for name, step in steps.items()}
     else:
         leaf = {"post": "output", "pre": "input"}.get(placement)
         if leaf is None:
             raise ValueError(f'placement must be "post" or "pre", got {placement!r}')
         quantizers = noisy_inputs(model)
         found = {
-            name: (q, leaf, float(q.step_size(torch.ones((), device=device_of(model)))))
+            name: (f"{name}.input_quantizer", leaf, float(q.step_size(torch.ones((), device=device_of(model)))))
             for name, q in quantizers.items()
         }
     if not found:
@@ -159,27 +157,23 @@ def _sites(
     return found
 
 
-def _name_of(model: nn.Module, module: nn.Module) -> str:
-    return next(name for name, one in model.named_modules() if one is module)
-
-
 @torch.no_grad()
 def _measured(
-    model: nn.Module, batches: list[Any], sites: list[tuple[nn.Module, str, float]], p: float, draws: int, seed: int
+    model: nn.Module, batches: list[Any], sites: list[tuple[str, str, float]], p: float, draws: int, seed: int
 ) -> Tensor:
     """Return the rise of the mean loss for each pair of opposite draws, (draws,) float64."""
     sign = [0.0]
 
     def noise(width: float, module: nn.Module, x: Tensor, features: Tensor) -> Tensor:
         gate = torch.rand((), device=features.device, dtype=features.dtype) < p
-        return features + uniform(features, sign[0] * width * gate)
+        return features + uniform_noise(features, sign[0] * width * gate)
 
     def loss() -> Tensor:
         losses = [F.cross_entropy(model(x), y, reduction="sum").double() for x, y in batches]
         return torch.stack(losses).sum() / sum(len(y) for _, y in batches)
 
     device = device_of(model)
-    handles = [attach(module, leaf, partial(noise, width)) for module, leaf, width in sites]
+    handles = [attach(model.get_submodule(path), leaf, partial(noise, width)) for path, leaf, width in sites]
     try:
         with evaluation_mode(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             plain, rises = loss(), []

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from . import processes
 from .data import device_of
 from .diagnostics import diagnose
-from .policies import Policy, make_policy
+from .policies import StepPolicy, make_policy
 from .radii import AdaptiveRho, Radius
 from .sites import KINDS, TINY, Place, Point, added, find_sites, gradients_at, in_both, kept, norm, places, projection
 
@@ -68,6 +68,7 @@ class SAQ:
         _check_policy(make_policy(self.policy), adaptive=adaptive, combine=self.combine)
         if self.rho_range is not None:
             AdaptiveRho(self.rho, *self.rho_range)
+            object.__setattr__(self, "rho_range", tuple(map(float, self.rho_range)))
 
     @classmethod
     def authors(cls, rho: float = 0.4, **settings: Any) -> SAQ:
@@ -86,7 +87,7 @@ class SAQ:
         return SAM(model, optimizer, rho=rho, measured_at=measured, applied_to=applied, **own, **settings)
 
 
-def _check_policy(policy: Policy, *, adaptive: bool, combine: str) -> None:
+def _check_policy(policy: StepPolicy, *, adaptive: bool, combine: str) -> None:
     if not getattr(policy, "compares", True) and (adaptive or combine != "perturbed"):
         name = type(policy).__name__.lower()
         raise ValueError(f"policy must see a whole batch at w and at w + ε for this rho or combine, got {name!r}")
@@ -156,7 +157,7 @@ class SAM:
         applied_to: str = "latent",
         metric: str = "plain",
         combine: str = "perturbed",
-        policy: str | Policy = "full",
+        policy: str | StepPolicy = "full",
         perturbed: tuple[str, ...] = ("weight", "bias", "norm"),
         synchronised: bool = False,
         no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -179,10 +180,11 @@ class SAM:
         self.diagnostics: Point = {}
         self.steps = 0
         self.losses: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)  # at w and at w + ε, when last both
-        self.sites = find_sites(model, perturbed)
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.sites = [site for site in find_sites(model, perturbed) if id(site.parameter) in own]
         if not self.sites:
             kinds = f"trainable parameters of the kinds {list(perturbed)}"
-            raise ValueError(f"model must have {kinds} to perturb, got none: see requires_grad and perturbed")
+            raise ValueError(f"model must have {kinds} to perturb, got none: see requires_grad, perturbed, optimizer")
         mixed = measured_at == "latent" and applied_to == "quantized"
         if mixed and any(p.normalised() for p in places(self.sites, measured_at, applied_to).values()):
             raise ValueError(

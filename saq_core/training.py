@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -113,8 +112,6 @@ def train(
             another recipe or network or lacks the snapshots of its epochs where they are asked for; for a teacher that
             the recipe does not ask.
     """
-    from tqdm.auto import tqdm
-
     if snapshots not in (None, "epoch"):
         raise ValueError(f'snapshots must be None or "epoch", got {snapshots!r}')
     if not isinstance(data, Data):
@@ -131,11 +128,7 @@ def train(
         if checkpoint is not None and Path(checkpoint).exists():
             history = _resume(checkpoint, run, snapshots)
         cast(Any, model).probe, cast(Any, model).recipe, cast(Any, model).history = probe, recipe, history
-        off = (
-            "TQDM_DISABLE" in os.environ or processes.rank() > 0
-        )  # bars for notebooks do not ask for tqdm's own switch
-        left = range(len(history.epochs), recipe.epochs)
-        for epoch in tqdm(left, desc="training", delay=2, leave=False, disable=off):
+        for epoch in processes.bar(range(len(history.epochs), recipe.epochs), "training"):
             row = run.epoch(epoch, history)
             history.epochs.append(row)
             if snapshots:
@@ -176,7 +169,8 @@ class _Run:
     ) -> _Run:
         base = base_optimizer(model, recipe)
         network, distillation = model, None
-        prepared = partial(_compiled, device=device) if _wants_compile(recipe, device) else lambda module: module
+        wanted = device.type == "cuda" if recipe.compile is None else recipe.compile
+        prepared = partial(_compiled, device=device) if wanted else lambda module: module
         if recipe.fpq is not None:
             stack.enter_context(feature_noise(model, recipe.fpq.p, placement=recipe.fpq.placement))
             if recipe.fpq.distill:
@@ -229,6 +223,8 @@ class _Run:
         losses: list[Tensor] = []
         hits: list[Tensor] = []
         lr = recipe.lr
+        if isinstance(self.optimizer, SAM):
+            self.optimizer.diagnostics = {}
         batches = training_batches(
             data, recipe.batch_size, generator=generator, rank=processes.rank(), world_size=processes.size()
         )
@@ -241,16 +237,16 @@ class _Run:
             if self.distillation is not None:
                 self.distillation.next_batch()
             first: list[Tensor] = []
-            loss = self.step(partial(self.closure, x, y, first), diagnose=k == 0)
+            loss = self.step(partial(self.closure, x, y, first))
             losses.append(loss.float())
             hits.append(torch.cat(first).mean())
         return torch.stack(losses), torch.stack(hits), lr
 
-    def step(self, closure: Callable[..., Tensor], *, diagnose: bool) -> Tensor:
-        """Make one step; return the loss of the first pass."""
+    def step(self, closure: Callable[..., Tensor]) -> Tensor:
+        """Make one step; return the loss of the first pass. The epoch's first step that has an ε is diagnosed."""
         if isinstance(self.optimizer, SAM):
             dtype = torch.bfloat16 if self.recipe.amp else torch.float32
-            return self.optimizer.step(closure, diagnose=dtype if diagnose else None)
+            return self.optimizer.step(closure, diagnose=None if self.optimizer.diagnostics else dtype)
         loss = closure()
         self.optimizer.step()
         return loss
@@ -311,10 +307,6 @@ def base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 
         optimizer.register_step_pre_hook(clip)
     return optimizer
-
-
-def _wants_compile(recipe: Recipe, device: torch.device) -> bool:
-    return device.type == "cuda" if recipe.compile is None else recipe.compile
 
 
 def _compiled(model: nn.Module, device: torch.device) -> nn.Module:

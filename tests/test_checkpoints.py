@@ -136,6 +136,13 @@ def test_nothing_in_a_file_is_executed(tmp_path):
         load(tmp_path / "m")
 
 
+def test_a_file_is_as_open_to_others_as_the_umask_says(digits, tmp_path):
+    file, plain = tmp_path / "a.pt", tmp_path / "plain"
+    save(build_model("resnet8", digits), file)
+    plain.touch()
+    assert file.stat().st_mode == plain.stat().st_mode and sorted(tmp_path.iterdir()) == [file, plain]
+
+
 def test_a_failed_write_leaves_the_old_file(trained, tmp_path, monkeypatch):
     path = tmp_path / "m"
     save(trained, path)

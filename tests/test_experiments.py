@@ -46,6 +46,13 @@ def test_what_is_there_is_not_trained_again_and_other_settings_are_refused(folde
     for change in ({"bits": "W2A2"}, {"network": "vit"}, {"quantizer": "liq"}, {"limit": 50}):
         with pytest.raises(ValueError, match=f"got other {{'{next(iter(change))}'"):
             reproduce(replace(TWIN, **change), seed=3, out=folder, device="cpu")
+    reproduce(replace(TWIN, source="told in other words"), seed=3, out=folder, device="cpu")
+
+
+def test_a_start_on_other_data_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"twin must have the data and limit of tiny, .*\('digits', 100\), got .*200"):
+        reproduce(replace(TWIN, limit=200), out=tmp_path, device="cpu")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_record_older_than_a_setting_means_its_default(folder, tmp_path):

@@ -104,6 +104,17 @@ def test_dequantized_network_computes_the_same(quantizer):
     assert {type(m) for m in plain} == {type(m) for m in small()}
 
 
+def test_dequantizing_leaves_what_is_tied_to_a_weight_as_it_was():
+    model = nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 5))
+    model[3].weight = model[0].weight
+    tokens = torch.arange(5)
+    with pytest.warns(UserWarning, match="Embedding"):
+        twin = quantize(model, "W2A32", first_last_bits=None).eval()
+    plain = dequantize(twin)
+    assert torch.equal(plain(tokens), twin(tokens)) and torch.equal(plain[0].weight, model[0].weight)
+    assert plain[3].weight.requires_grad and plain[3].weight.is_leaf
+
+
 def test_first_and_last_layers_get_their_own_bits():
     twin = quantize(small(), "W4A3")
     bits = [(m.weight_quantizer.bits, m.input_quantizer.bits) for m in (twin[0], twin[3], twin[6])]

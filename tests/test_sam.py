@@ -391,6 +391,17 @@ def test_a_model_without_trainable_weights_is_refused(model):
         SAM(model, base, rho=0.05)
 
 
+def test_what_the_optimizer_does_not_train_is_not_perturbed():
+    model = build()
+    optimizer = SAM(model, torch.optim.SGD(model.fc.parameters(), lr=0.0), rho=0.1)
+    assert {site.parameter for site in optimizer.sites} == set(model.fc.parameters())
+    found = []
+    for _ in range(3):
+        optimizer.step(closure_for(model, optimizer))
+        found.append(model.fc.weight.grad.clone())
+    assert torch.equal(found[0], found[2])  # whatever has piled up elsewhere
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match='applied_to must be "quantized"'):
         setup(build(), measured_at="quantized", applied_to="latent")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import processes
 from ..costs import describe
 from ..data import Data, device_of, steps_per_epoch, training_batches
 from ..layers import parse_bits
@@ -373,12 +373,8 @@ def asga(
     model: nn.Module, data: Data, space: Space, budget: float, *, settings: ASGA, seed: int, quantizer: str
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return the choice that the search derived and its history: see `search`."""
-    from tqdm.auto import tqdm
-
     run = Alignment(model, data, space, settings, seed, quantizer)
-    off = "TQDM_DISABLE" in os.environ  # bars for notebooks do not ask for tqdm's own switch
-    bar = tqdm(range(settings.epochs), desc="searching", delay=2, leave=False, disable=off)
-    epochs = [run.epoch(epoch) for epoch in bar]
+    epochs = [run.epoch(epoch) for epoch in processes.bar(range(settings.epochs), "searching")]
     logits = run.logits.detach().cpu()
     probable = logits.argmax(1)
     noted = asdict(settings)
