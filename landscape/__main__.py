@@ -1,6 +1,6 @@
 """Measure from the command line, on one process or, with torchrun, on many.
 
-    python -m landscape surface --model saq_core:load run.pt --out surface.nc
+    python -m landscape surface --model saq_core:load twin.pt --out surface.nc
     torchrun --nproc-per-node=4 -m landscape eigen --model my_package.nets:trained --out top.nc
 
 The model is what a function returns: ``package.module:function``, called with the words that follow, gives the network

@@ -41,8 +41,8 @@ class Measured:
     Attributes:
         value: the number.
         stderr: its standard error, over samples, draws, probes and folds of the data; NaN where there is none to state.
-        parts: independent contributions that pair up with those of another network measured alike, or None.
-        folds: (values, shares) of the folds of the data, which pair up as well, or None.
+        parts: its draws, which pair up with those of another network measured alike, or None.
+        folds: (values, shares) of the samples, or of folds of the data, which pair up as well, or None.
         converged: False where Lanczos stopped before its tolerance.
     """
 
@@ -217,7 +217,7 @@ def compare(
     Raises:
         ValueError: no models, different probes, networks whose weights have different units.
 
-    Cost per network: about 45 Hessian-vector products, 30 gradients, 100 forward passes; points² + 2·points more for
+    Cost per network: 50 to 60 Hessian-vector products, 30 gradients, 100 forward passes; points² + 2·points more for
     each network that is drawn.
     """
     elapsed = stopwatch()
@@ -256,19 +256,23 @@ def _measure(
     worst = worst_case_sharpness(model, data, radii=radii, **settings)
     average = average_sharpness(model, data, radii=radii, seed=seed, **settings)
     for name, result in (("worst", worst), ("average", average)):
-        columns = (radii, result.rise, result.stderr, result.stderr_data, result.samples)
-        for radius, rise, draws, over_data, parts in zip(*columns, strict=True):
+        columns = (radii, result.rise, result.stderr, result.stderr_data, result.samples, result.data_rises)
+        for radius, rise, draws, over_data, parts, rows in zip(*columns, strict=True):
             own = parts.tolist() if name == "average" else None
-            found[f"{name}_{radius:g}"] = Measured(float(rise), _joined(float(draws), float(over_data)), own)
+            folds = [rows.tolist(), result.data_weights.tolist()]
+            error = _joined(float(draws), float(over_data))
+            found[f"{name}_{radius:g}"] = Measured(float(rise), error, own, folds=folds)
     found |= finished(curvature_steps(hessian, "raw", rtol, seed), "curvature")
     return found | {"weight_norm": Measured(hessian.coordinates.norm())}, hessian.objective.about()
 
 
 def fit(here: Evaluation) -> dict[str, Measured]:
-    """Return loss and accuracy, with the scatter over the samples where the loss tells it."""
+    """Return loss and accuracy (where there are classes), with the scatter over the samples where the loss tells it."""
+    weights = here.weights.tolist()
     return {
-        name: Measured(float(value), float(here.stderr(field=field)), getattr(here, field).tolist() or None)
+        name: Measured(float(value), float(here.stderr(field=field)), folds=[getattr(here, field).tolist(), weights])
         for name, value, field in (("loss", here.loss, "losses"), ("accuracy", here.accuracy, "hits"))
+        if name == "loss" or not value.isnan()
     }
 
 
@@ -338,21 +342,13 @@ def _paired(mine: Measured, theirs: Measured) -> list[float]:
 
 def common_probe(groups: Mapping[str, list[nn.Module]]) -> tuple[Tensor, Tensor]:
     """Return the probe that all networks carry."""
-    probe = None
-    for name, group in groups.items():
-        for model in group:
-            theirs = getattr(model, "probe", None)
-            if theirs is None:
-                raise ValueError(
-                    f"{name!r} carries no probe (saq_core.train leaves one): pass data=(x, y) to measure all on"
-                )
-            if probe is None:
-                probe = theirs
-            elif not all(torch.equal(a, b) for a, b in zip(probe, theirs, strict=True)):
-                raise ValueError(
-                    f"{name!r} carries another probe than the first network: pass data=(x, y) to measure all on"
-                )
-    return probe  # type: ignore[return-value]
+    first: Any = None
+    for name, probe in [(name, getattr(model, "probe", None)) for name, group in groups.items() for model in group]:
+        first = first or probe
+        if probe is None or not all(map(torch.equal, first, probe)):
+            which = "no probe (saq_core.train leaves one)" if probe is None else "another probe than the first network"
+            raise ValueError(f"{name!r} carries {which}: pass data=(x, y) to measure all on")
+    return first
 
 
 def check_units(groups: Mapping[str, list[nn.Module]]) -> None:

@@ -54,14 +54,14 @@ class Eigenvalues(Result):
         The folds' own eigenvalues would be biased upwards: each picks the direction that suits its samples.
         """
         errors = [fold_stderr(column, self.fold_weights) for column in self.fold_values.T]
-        return torch.tensor(errors, dtype=torch.float64)
+        return torch.tensor(errors or [math.nan] * len(self.values), dtype=torch.float64)
 
     def vector(self, i: int = 0) -> Point:
         """Give the i-th eigenvector as a direction."""
         return {name: stack[i] for name, stack in self.vectors.items()}
 
     def __repr__(self) -> str:
-        errors = self.stderr_data.tolist() or [math.nan] * len(self.values)
+        errors = self.stderr_data.tolist()
         shown = zip(self.values.tolist(), errors, strict=True)
         values = ", ".join(f"{v:.4g}" + (f" ± {e:.2g}" if e == e else "") for v, e in shown)
         over = " over data" if errors and errors[0] == errors[0] else ""
@@ -310,9 +310,10 @@ def _known(operator: Operator, eigenvalues: Eigenvalues) -> dict[str, Any]:
         raise ValueError(f"eigenvalues= are those of an operator of size {rows.shape[1]}, not {operator.shape[0]}")
     basis = torch.linalg.qr(rows.T.to(operator.device)).Q  # orthonormal again after a rounding to float32
     form = basis.T @ rows.T.to(basis) @ torch.diag(eigenvalues.values.to(basis)) @ rows.to(basis) @ basis
-    return {"basis": basis, "basis_trace": float(eigenvalues.values.sum()), "images": basis @ form} | {
-        "fold_traces": eigenvalues.fold_values.sum(1) if eigenvalues.fold_values.numel() else None
-    }
+    alike = torch.equal(eigenvalues.fold_weights, fold_shares(operator))  # else there is no error over data to tell
+    folds = eigenvalues.fold_values.sum(1) if alike else None
+    known = {"basis": basis, "basis_trace": float(eigenvalues.values.sum()), "images": basis @ form}
+    return known | {"fold_traces": folds}
 
 
 def _blocks(operator: Operator) -> dict[str, int]:

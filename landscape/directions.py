@@ -37,6 +37,9 @@ def prepared(
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}")
     plane = directions if hasattr(directions, "directions") else None
+    kept = 0 if plane is None else len(next(iter(plane.directions.values()), ()))
+    if plane is not None and kept < count:
+        raise ValueError(f"directions must be a result that holds {count}, got a {type(plane).__name__} with {kept}")
     given = _given(directions, count) if plane is None else [plane.direction(axis) for axis in range(count)]
     policy = "recomputed" if any(isinstance(part, nn.Module) for part in given) else "fixed"
     policy = policy if plane is None else plane.about["batchnorm"]
@@ -210,6 +213,8 @@ def checked_direction(centre: Coordinates, direction: Point) -> Point:
     Raises:
         ValueError: a name or shape that the network does not have.
     """
+    if not direction:
+        raise ValueError("directions must move something, got one without tensors: `compare` does not keep its own")
     for name, step in direction.items():
         if name not in centre.centre:
             raise ValueError(

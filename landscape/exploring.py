@@ -236,16 +236,15 @@ class Study:
         """Run what pauses after each product; after a stop it goes on where it was."""
         if key not in self._underway:
             self._underway[key] = begin()
-        try:
-            while True:
+        while True:
+            try:
                 next(self._underway[key])
-                yield _PRODUCT  # a generator closed here leaves the one under way as it is
-        except StopIteration as end:
-            del self._underway[key]
-            return end.value
-        except Exception:
-            del self._underway[key]
-            raise
+            except BaseException as end:  # whatever it raised, it is at its end, after Ctrl-C as well
+                del self._underway[key]
+                if isinstance(end, StopIteration):
+                    return end.value
+                raise
+            yield _PRODUCT  # a generator closed here leaves the one under way as it is
 
     def _data(self, samples: int | None) -> Any:
         if samples is None or self.rows is None or samples >= self.rows:

@@ -43,16 +43,22 @@ class Sharpness(Result):
         rise: (radii,) loss at the perturbed weights minus loss of the model.
         stderr: (radii,) standard error over the draws; NaN for the worst case, which has none.
         samples: (radii, draws) the single rises; of the worst case (radii, groups).
-        stderr_data: (radii,) standard error over the data, paired by sample, the perturbations held fixed; over the
-            groups where there are several. NaN where the data cannot tell.
+        data_rises: (radii, n) the rises of the n samples (means over the draws), or of the groups where there are
+            several; n = 0 where the data come in no fixed order. data_weights: (n,) their shares.
     """
 
     radii: Tensor
     rise: Tensor
     stderr: Tensor
     samples: Tensor
-    stderr_data: Tensor
+    data_rises: Tensor
+    data_weights: Tensor
     columns: ClassVar[tuple[str, ...]] = ("radii", "rise", "stderr", "stderr_data")
+
+    @property
+    def stderr_data(self) -> Tensor:
+        """(radii,) standard error over the data, the perturbations held fixed; NaN where the data cannot tell."""
+        return torch.stack([stderr_of_mean(row, self.data_weights) for row in self.data_rises])
 
     def __repr__(self) -> str:
         parts = []
@@ -170,21 +176,23 @@ def worst_case_sharpness(
     ball = ball_of(function.coordinates, radii, metric, relative)
     function.centre()
     groups = [function] if m is None else _groups(function, m)
-    found = torch.stack([worst_rises(group, ball, radii, steps) for group in progress(groups, "worst-case sharpness")])
-    rises, errors = found.cpu().unbind(-1)
+    found = [worst_rises(group, ball, radii, steps) for group in progress(groups, "worst-case sharpness")]
+    rises = torch.stack([rise for rise, *_ in found], 1)  # (radii, groups)
     shares = torch.tensor([group.samples for group in groups], dtype=torch.float64)
     shares /= shares.sum()
     of = "" if m is None else f", mean over {len(groups)} groups"
     about = function.about(measure=f"worst of {steps} ascent steps{of}", metric=metric, steps=steps, seconds=elapsed())
     unknown = torch.full((len(radii),), math.nan, dtype=torch.float64)
-    over_data = errors[0] if m is None else torch.stack([stderr_of_mean(row, shares) for row in rises.T])
-    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), shares @ rises, unknown, rises.T, over_data)
+    parts = found[0][1:] if m is None else (rises, shares)
+    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), rises @ shares, unknown, rises, *parts)
 
 
 def _groups(function: Objective, m: int) -> list[Objective]:
     """Return the objective on each group of at most m samples."""
     groups: list[Any] = []
-    for batch in function.batches():
+    with function.quiet():  # a loader that shuffles draws from the RNG
+        batches = list(function.batches())
+    for batch in batches:
         if rows_of(batch) <= m:
             groups.append(batch)
         elif isinstance(batch, tuple | list) and all(isinstance(part, Tensor) for part in batch):

@@ -117,6 +117,8 @@ class Objective:
             raise ValueError(
                 "objective(model, batch) computes its own loss from its own output: give loss and metrics, or objective"
             )
+        if odd := [name for name in metrics or () if name in ("loss", "accuracy", "stderr", "status") or "/" in name]:
+            raise ValueError(f"metrics must have names of their own, without a slash, got {odd[0]!r}")
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model has no double backward
         self.coordinates: Coordinates = coordinates(self.model, space, layers)
         reference = next(iter(self.coordinates.centre.values()))

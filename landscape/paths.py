@@ -186,6 +186,7 @@ def _network(twin: nn.Module, model: nn.Module, checkpoint: Checkpoint) -> nn.Mo
     if isinstance(checkpoint, nn.Module):
         return checkpoint
     own = model.state_dict()
+    checkpoint = {name.removeprefix("_orig_mod."): tensor for name, tensor in checkpoint.items()}  # of a compiled model
     if strange := sorted(checkpoint.keys() - own.keys()):
         raise ValueError(f"a checkpoint holds {strange[0]!r}, which the model does not have: pass its own state dicts")
     twin.load_state_dict(own | dict(checkpoint))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .coordinates import Coordinates, Point, filter_norms
-from .objective import Objective, stderr_of_mean
+from .objective import Objective
 from .timing import progress
 
 METRICS = ("filter", "plain", "adaptive")
@@ -62,11 +62,11 @@ def ball_of(centre: Coordinates, radii: Sequence[float], metric: str, relative: 
     return Ball({name: root * w.abs() for name, w in centre.centre.items()}, False)
 
 
-def worst_rises(function: Objective, ball: Ball, radii: Sequence[float], steps: int) -> Tensor:
-    """Return the largest rise met on the way up and its standard error over the data, (radii, 2)."""
+def worst_rises(function: Objective, ball: Ball, radii: Sequence[float], steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest rise met on the way up (radii,), each sample's there (radii, samples), and their weights."""
     centre = function.coordinates.centre
     function.centre()
-    found = []
+    rises, moved = [], []
     with function.quiet():
         here = function.evaluate()
         for radius in progress(radii, "worst-case sharpness"):
@@ -77,16 +77,18 @@ def worst_rises(function: Objective, ball: Ball, radii: Sequence[float], steps: 
                 met.append(function.evaluate(ball.epsilon(v)))
             # a NaN counts as the largest: a loss that broke is not hidden
             top = torch.stack([point.loss for point in met]).argmax()
-            moved = torch.stack([point.losses for point in met])[top] - here.losses
-            rise = torch.stack([point.loss for point in met])[top] - here.loss
-            found.append(torch.stack([rise, stderr_of_mean(moved, here.weights)]))
-    return torch.stack(found)
+            rises.append(torch.stack([point.loss for point in met])[top] - here.loss)
+            moved.append(torch.stack([point.losses for point in met])[top] - here.losses)
+    return torch.stack(rises).cpu(), torch.stack(moved).cpu(), here.weights.cpu()
 
 
 def mean_rises(
     function: Objective, rows: int, draws: int, displacements: Callable[[int], Iterable[Point]]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return mean rise and its error over draws, each (rows,), the rises (rows, draws), the error over data (rows,)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return mean rise and its error over draws, each (rows,), and the rises of draws, (rows, draws), and of samples.
+
+    The latter are means over the draws, (rows, samples), and have weights, (samples,).
+    """
     rises = torch.empty(rows, draws, dtype=torch.float64, device=function.device)
     with function.quiet():
         here = function.evaluate()
@@ -96,9 +98,8 @@ def mean_rises(
                 there = function.evaluate(displacement)
                 rises[row, draw] = there.loss - here.loss
                 moved[row] += (there.losses - here.losses) / draws
-    errors = torch.stack([stderr_of_mean(row, here.weights) for row in moved])
     rises = rises.cpu()
-    return rises.mean(1), rises.std(1) / draws**0.5, rises, errors.cpu()
+    return rises.mean(1), rises.std(1) / draws**0.5, rises, moved.cpu(), here.weights.cpu()
 
 
 def check_draws(draws: int) -> None:

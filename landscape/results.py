@@ -55,7 +55,7 @@ class Result:
         columns: dict[str, Any] = {}
         for name in self.columns:
             value = getattr(self, name)
-            parts = value if isinstance(value, dict) else {name: value}
+            parts = value if isinstance(value, dict) else {} if value is None else {name: value}
             for key, part in parts.items():
                 part = torch.as_tensor(part)
                 several = {f"{key}_{i}": column for i, column in enumerate(part.unbind(1))} if part.ndim == 2 else {}

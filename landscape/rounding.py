@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .coordinates import Point, gaussian, quantized_layers
-from .objective import BatchObjective, Evaluation, Loss, Objective
+from .objective import BatchObjective, Evaluation, Loss, Objective, stderr_of_mean
 from .perturbations import check_draws, mean_rises
 from .results import Result
 from .timing import stopwatch
@@ -94,12 +94,13 @@ def rounding_sharpness(
         even = {name: torch.erf(z / 2**0.5) for name, z in gaussian(centre, seed * 1_000_003 + draw)}
         return ({name: step / 2 * even[name] for name, step in row.items()} for row in steps)
 
-    found = mean_rises(function, len(bits), draws, displacements)
+    rise, stderr, samples, moved, weights = mean_rises(function, len(bits), draws, displacements)
+    stderr_data = torch.stack([stderr_of_mean(row, weights) for row in moved])
     here = function.evaluate()
     rounded = [_rounded(function, here, b, row) for b, row in zip(bits, steps, strict=True)]
     rises, errors = (torch.stack(parts).cpu() for parts in zip(*rounded, strict=True))
     about = function.about(measure=f"average of {draws} draws", seed=seed, seconds=elapsed())
-    return RoundingSharpness(about, bits, *found, rises, errors)
+    return RoundingSharpness(about, bits, rise, stderr, samples, stderr_data, rises, errors)
 
 
 def bits_label(bits: int) -> str:

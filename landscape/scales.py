@@ -16,6 +16,7 @@ from .curvature import UNITS, Eigenvalues
 from .directions import checked_direction
 from .objective import BatchObjective, Evaluation, Loss, Objective, stderr_of_mean
 from .operators import Hessian
+from .perturbations import check_draws
 from .results import Result
 from .timing import progress, stopwatch
 
@@ -201,8 +202,7 @@ def curvature_at_scale(
     """
     elapsed = stopwatch()
     units = _units(units, directions)
-    if draws < 2:
-        raise ValueError(f"draws must be >= 2, for a standard error, got {draws}")
+    check_draws(draws)
     radius, radii = _ladder(radius, ladder, directions)
     settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
     hessian = Hessian(model, data, **settings) if derivatives else None

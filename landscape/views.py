@@ -58,11 +58,10 @@ class View:
         """Name the pictures: the networks, or the way between two."""
         return (" → ".join(self.names[:2]),) if self.directions == "between" else self.names
 
-    def axes(self, points: int | None = None) -> tuple[Tensor, Tensor]:
+    def axes(self) -> tuple[Tensor, Tensor]:
         """Return the steps along both directions."""
-        points = points or self.points
-        other = grid(self.span, points)
-        return (grid(WAY, points) if self.directions == "between" else other), other
+        other = grid(self.span, self.points)
+        return (grid(WAY, self.points) if self.directions == "between" else other), other
 
 
 def growing(view: View) -> Iterator[tuple[Tensor, Tensor, list[tuple[float, float]]]]:

@@ -61,13 +61,13 @@ def test_rises_lines_and_surfaces_are_those_of_the_single_calls(singles):
         assert torch.equal(singles.lines[network].loss, line(model, RAGGED, points=7).loss)
 
 
-def test_single_networks_are_paired_by_draw(singles):
-    mine, theirs = (
-        average_sharpness(m, RAGGED, radii=(0.05,)).samples[0] for m in (quantized("W4A4"), convolutional())
-    )
-    row = row_of(singles, "W4A4", "average_0.05")
-    assert row["delta"] == pytest.approx(float((mine - theirs).mean()))
-    assert row["delta_stderr"] == pytest.approx(float((mine - theirs).std()) / 20**0.5)
+def test_rises_of_single_networks_are_paired_by_draw_and_by_sample(singles):
+    for name, measure in (("average", average_sharpness), ("worst", worst_case_sharpness)):
+        mine, theirs = (measure(m, RAGGED, radii=(0.05,)) for m in (quantized("W4A4"), convolutional()))
+        row, moved = row_of(singles, "W4A4", f"{name}_0.05"), (mine.data_rises - theirs.data_rises)[0]
+        assert row["delta"] == pytest.approx(float(mine.rise - theirs.rise)) == pytest.approx(float(moved.mean()))
+        draws = float((mine.samples - theirs.samples).std()) / 20**0.5 if name == "average" else 0.0
+        assert row["delta_stderr"] == pytest.approx(math.hypot(draws, float(moved.std()) / len(moved) ** 0.5))
 
 
 def test_traces_are_paired_by_probe_as_far_as_both_have_probes(singles):

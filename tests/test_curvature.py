@@ -1,4 +1,5 @@
 import copy
+import math
 import warnings
 
 import pytest
@@ -108,6 +109,7 @@ def test_pyhessian_takes_objectives_unused_weights_and_switched_off_gradients():
     with torch.no_grad():
         found = trace(model, data, objective=objective, engine="pyhessian", max_samples=200)
         top = top_eigenvalues(model, data, objective=objective, engine="pyhessian", k=1, tol=1e-9, max_products=500)
+        assert top.frame.stderr_data.isna().all()
     assert abs(found.value - float(dense.trace())) < 4 * found.stderr
     assert float(top.values[0]) == pytest.approx(float(magnitudes(dense, 1)), rel=1e-4)
 
@@ -215,6 +217,15 @@ def test_eigenvalues_at_hand_take_the_place_of_lanczos():
         trace(model, RAGGED, units="filter", eigenvalues=rough)
     with pytest.raises(ValueError, match="are for method='lanczos'"):
         trace(model, RAGGED, eigenvalues=top, method="xtrace")
+
+
+def test_eigenvalues_of_other_folds_tell_no_error_over_data():
+    model, single = convolutional(), [(X[i : i + 1], Y[i : i + 1]) for i in range(7)]
+    errors = [
+        trace(model, single, eigenvalues=top_eigenvalues(model, data, k=3), max_samples=5).stderr_data
+        for data in (single, RAGGED)
+    ]
+    assert errors[0] > 0 and math.isnan(errors[1])
 
 
 def test_operators_can_be_passed_in_place_of_a_network():

@@ -263,9 +263,7 @@ def test_own_tensors_are_checked():
     x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
     with pytest.raises(ValueError, match=r"train labels must lie in 0 … 2, got 0 … 3"):
         Data((x, y), (x, y), (x, y), 3)
-    with pytest.raises(
-        ValueError, match=r"labels must be int64 of shape \(n,\), got torch.int32 of shape \(4,\)"
-    ):
+    with pytest.raises(ValueError, match=r"labels must be int64 of shape \(n,\), got torch.int32 of shape \(4,\)"):
         Data((x, y.int()), (x, y), (x, y), 4)
     with pytest.raises(ValueError, match="val must hold one label per input and at least one"):
         Data((x, y), (x[:0], y[:0]), (x, y), 4)

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from networks import RAGGED, convolutional, perceptron, quantized
+from networks import RAGGED, X, Y, convolutional, perceptron, quantized
 from torch import nn
 
-from landscape import Hessian, top_eigenvalues
+from landscape import Hessian, line, surface, top_eigenvalues
 from landscape.coordinates import coordinates
 from landscape.directions import (
     checked_direction,
@@ -86,6 +88,14 @@ def test_directions_that_do_not_fit_are_refused():
         checked_direction(centre, {"other": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"the direction of '0.bias' must have shape \(4,\), got \(3,\)"):
         checked_direction(centre, {"0.bias": torch.zeros(3)})
+    with pytest.raises(ValueError, match="directions must move something, got one without tensors"):
+        line(perceptron(), [(X.flatten(1)[:, :5], Y)], directions={})
+    found = line(convolutional(), RAGGED, points=3)
+    with pytest.raises(ValueError, match="directions must be a result that holds 2, got a Line with 1"):
+        surface(convolutional(), RAGGED, directions=found)
+    stripped = replace(found, directions={})  # as `compare` has them
+    with pytest.raises(ValueError, match="directions must be a result that holds 1, got a Line with 0"):
+        line(convolutional(), RAGGED, directions=stripped)
     with pytest.raises(ValueError, match="random directions move nothing"):
         random_direction(coordinates(nn.BatchNorm1d(3)), 0)
 

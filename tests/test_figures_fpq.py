@@ -16,7 +16,7 @@ import saq_core
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from figures import features, fpq, profiles  # noqa: E402
+from figures import features, fpq, profiles, study  # noqa: E402
 
 SMALL = dataclasses.replace(profiles.PROFILES["smoke"], name="small", changes=(("epochs", 1), ("batch_size", 256)))
 
@@ -138,6 +138,6 @@ def test_a_training_that_is_measured_is_the_catalogues(tmp_path, monkeypatch):
 
 
 def test_numbers_are_shown_to_two_digits_of_their_error():
-    assert fpq._shown(np.array([-60.0, -70.0, -80.0]), "+") == "−70.0 ± 5.8"
-    assert fpq._shown(np.array([0.0101, 0.0103])) == "0.01020 ± 0.00010"
-    assert fpq._shown(np.array([1.5])) == "1.500 ± nan"
+    assert study.mean_shown(np.array([-60.0, -70.0, -80.0]), "+") == "−70.0 ± 5.8"
+    assert study.mean_shown(np.array([0.0101, 0.0103])) == "0.01020 ± 0.00010"
+    assert study.mean_shown(np.array([1.5])) == "1.500 ± nan"

@@ -151,3 +151,4 @@ def test_their_lines_are_read_too(tmp_path):
         file["xcoordinates"], file["test_loss"], file["test_acc"] = np.linspace(0, 1, 3), np.ones(3), 100 * np.ones(3)
     found = load(tmp_path / "line.h5")
     assert found.loss.tolist() == [1, 1, 1] and found.accuracy.tolist() == [1, 1, 1] and found.about["data"] == "test"
+    assert found.frame.loss.tolist() == [1, 1, 1] and "stderr" not in found.frame

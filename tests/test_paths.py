@@ -94,6 +94,8 @@ def test_a_checkpoint_keeps_its_own_buffers_and_the_plane_the_models(batchnorm):
     plane = surface(mine, RAGGED, directions=[other, convolutional(2)], points=3, batchnorm=batchnorm)
     modules = trajectory(mine, [other], RAGGED, surface=plane)
     states = trajectory(mine, [other.state_dict()], RAGGED, surface=plane)
+    compiled = {f"_orig_mod.{name}": tensor for name, tensor in other.state_dict().items()}  # of torch.compile
+    assert torch.equal(trajectory(mine, [compiled], RAGGED, surface=plane).loss, states.loss)
     assert torch.equal(modules.loss, states.loss) and modules.about["batchnorm"] == batchnorm
     assert float(modules.loss[0]) == pytest.approx(own(other, batchnorm), rel=1e-9)
     torch.testing.assert_close(modules.coordinates, torch.tensor([[1.0, 0.0]]).double(), rtol=0, atol=1e-9)

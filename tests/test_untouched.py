@@ -37,6 +37,7 @@ FUNCTIONS = {
     "surface": lambda m, d, f: landscape.surface(m, d, loss=f, points=3),
     "average sharpness": lambda m, d, f: landscape.average_sharpness(m, d, loss=f, draws=2),
     "worst-case sharpness": lambda m, d, f: landscape.worst_case_sharpness(m, d, loss=f, steps=2),
+    "worst case of groups": lambda m, d, f: landscape.worst_case_sharpness(m, d, loss=f, steps=2, m=4),
     "adaptive surface": lambda m, d, f: landscape.surface(m, d, loss=f, points=5, adaptive=True),
     "trajectory": lambda m, d, f: landscape.trajectory(m, [m, OTHER, THIRD], d, loss=f),
     "BatchNorm check": lambda m, d, f: landscape.batchnorm_check(m, d, loss=f),
@@ -130,6 +131,20 @@ def test_nothing_changes_when_the_loss_fails(name, error, call):
         FUNCTIONS[name](model, RAGGED, loss)
     assert_same(before, state(model))
     assert set(calls) == {"ieee"}
+
+
+def test_a_precision_that_was_inherited_still_is():
+    backends = torch.backends
+    flags = [backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv]
+    before = backends.fp32_precision
+    try:
+        backends.fp32_precision = "tf32"
+        landscape.line(network(None), RAGGED, points=3)
+        assert [flag.fp32_precision for flag in flags] == ["tf32"] * 3
+        backends.fp32_precision = "ieee"
+        assert [flag.fp32_precision for flag in flags] == ["ieee"] * 3
+    finally:
+        backends.fp32_precision = before
 
 
 def test_the_numbers_do_not_depend_on_the_callers_state():

@@ -169,6 +169,22 @@ def test_curvature_goes_on_where_it_was_stopped(forwards):
     assert halved.numbers(view)["a"]["trace_filter"] == whole.numbers(view)["a"]["trace_filter"]
 
 
+def test_curvature_begins_again_after_an_interruption_within_a_product(monkeypatch):
+    view, study = View(("a",), points=5), Study({"a": NETWORKS["float"]}, DATA)
+
+    def interrupted(*_):
+        yield
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("landscape.exploring.curvature_steps", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(study.steps(view))
+    assert "trace_filter" not in study.numbers(view)["a"]
+    list(study.steps(view))
+    assert study.numbers(view)["a"]["trace_filter"].value > 0
+
+
 def test_the_table_holds_the_numbers_of_compare():
     explorer = quick({"a": NETWORKS["float"], "b": convolutional(1)})
     expected = landscape.compare({"a": NETWORKS["float"], "b": convolutional(1)}, DATA, points=0)

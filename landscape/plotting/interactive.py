@@ -114,7 +114,7 @@ def surfaces(
     return figure
 
 
-def density(density: Density, *, title: str | None = None) -> go.Figure:
+def density(density: Density) -> go.Figure:
     """Draw a density of eigenvalues with its band, and the atoms as stems.
 
     The vertical axis is logarithmic and ends at a third of what one eigenvalue alone would reach: less means nothing.
@@ -122,7 +122,6 @@ def density(density: Density, *, title: str | None = None) -> go.Figure:
 
     Args:
         density: what to draw.
-        title: replaces the default one.
     """
     one, colour = density.one_eigenvalue, COLOURS[0]
     grid, values, low, high = (getattr(density, name).numpy() for name in ("grid", "density", "low", "high"))
@@ -160,12 +159,12 @@ def density(density: Density, *, title: str | None = None) -> go.Figure:
     figure.update_yaxes(title="Density (log scale)", type="log", range=np.log10([floor, top]), exponentformat="power")
     value, error = density.implied_trace()
     note = f"{density.size:,} eigenvalues · trace {value:.4g} ± {error:.2g} · smoothed over {density.width:.2g}"
-    _finish(figure, title or "Density of eigenvalues", [note, caption({"": density})])
+    _finish(figure, "Density of eigenvalues", [note, caption({"": density})])
     figure.update_layout(height=440)
     return figure
 
 
-def scales(found: ScaleCurvature, *, title: str | None = None) -> go.Figure:
+def scales(found: ScaleCurvature) -> go.Figure:
     """Draw the curvature against the radius, with its errors and the derivative.
 
     Rungs that are not to be trusted are hollow and grey, triangles at the edge where they lie above or below the
@@ -173,7 +172,6 @@ def scales(found: ScaleCurvature, *, title: str | None = None) -> go.Figure:
 
     Args:
         found: what to draw.
-        title: replaces the default one.
     """
     unit = found.numel if found.is_random else 1
     radii, trusted = found.radii.numpy(), found.trusted.numpy()
@@ -213,7 +211,7 @@ def scales(found: ScaleCurvature, *, title: str | None = None) -> go.Figure:
         title="Length of the step ε, in norms of the weights", type="log", exponentformat="power", dtick=1
     )
     figure.update_yaxes(title=f"{what}, {found.about['units']} units", range=[low, high])
-    _finish(figure, title or f"{what} at a scale, along {found.about['directions']}", notes)
+    _finish(figure, f"{what} at a scale, along {found.about['directions']}", notes)
     figure.update_layout(height=440)
     return figure
 

@@ -19,16 +19,13 @@ _WIDTH, _SLICE = 960, 490  # pixels: a FigureWidget does not find out how much r
 _CUT = {"color": "#111111", "width": 3}
 
 
-def contours(
-    surfaces: Mapping[str, Surface], *, value: str = "loss", log: bool = False, title: str | None = None
-) -> go.Figure:
+def contours(surfaces: Mapping[str, Surface], *, value: str = "loss", log: bool = False) -> go.Figure:
     """Draw contours for each network side by side, all at the same levels.
 
     Args:
         surfaces: name → surface.
         value: ``"loss"``, ``"accuracy"``, ``"stderr"`` or a metric.
         log: levels are at equal distances of log10 of the value; values ≤ 0 are gaps then.
-        title: replaces the default one.
     """
     check(surfaces, value, log)
     values = {name: drawable(surface, value, log) for name, surface in surfaces.items()}
@@ -45,7 +42,7 @@ def contours(
     _set_axes(figure, list(surfaces.values()), wide)
     figure.layout.coloraxis = _colours(value, low, high, _ticks(low, high, log))
     told = [caption(surfaces, value), units(next(iter(surfaces.values()))) if len(surfaces) > 1 else ""]
-    title = title or f"{label(value)} contours" + " (log scale)" * log
+    title = f"{label(value)} contours" + " (log scale)" * log
     _finish(figure, title, [" · ".join(filter(None, told))])
     figure.layout.margin.l, figure.layout.margin.b = 60, 50
     _say_if_empty(figure, values, value)

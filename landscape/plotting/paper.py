@@ -195,9 +195,9 @@ def density(density: Density, ax: Axes | None = None) -> Axes:
         ax.set_ylim(one / 3, 3 * max(float(values.max()), one))
         ax.axhline(one, color="0.6", linewidth=0.6, linestyle=":", label="one eigenvalue", zorder=1)
         ax.fill_between(grid, one / 3, np.maximum(values, one / 3), color=colour, alpha=0.15, linewidth=0)
-        ax.fill_between(
-            grid, *np.maximum([low, high], one / 3), color=colour, alpha=0.4, linewidth=0, label="95 % band"
-        )
+        if np.isfinite(low).all():
+            edges = np.maximum([low, high], one / 3)
+            ax.fill_between(grid, *edges, color=colour, alpha=0.4, linewidth=0, label="95 % band")
         ax.plot(grid, values, color=colour, linewidth=1, label="bulk")
         if len(density.atoms):
             atoms = density.atoms.numpy()

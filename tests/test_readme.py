@@ -1,0 +1,23 @@
+"""README's calls work, in the order in which they stand there."""
+
+import ast
+import pathlib
+import re
+
+import matplotlib.pyplot as plt
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+SHORTER = {r'"digits"': '"digits", limit=128', r"epochs=\d+": "epochs=1", r"points=\d+": "points=5", "0.01": "0.1"}
+
+
+def test_the_snippets_run_one_after_the_other_on_fewer_images_epochs_and_points(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "".join(re.findall(r"```python\n(.*?)```", README, re.S))
+    for pattern, shorter in SHORTER.items():
+        text, count = re.subn(pattern, shorter, text)
+        assert count, pattern
+    names = {}
+    for statement in ast.parse(text).body:
+        exec(compile(ast.Module([statement], []), ast.unparse(statement), "exec"), names)
+    plt.close("all")
+    assert {path.name for path in tmp_path.iterdir()} == {"comparison.nc", "run.jsonl", "tiles", "twin.pt"}
