@@ -13,7 +13,7 @@ from .catalogue import Figure
 from .drawing import METHODS, curve, dots, legend, note, panels, told
 from .policies import BUDGET, TESTED, policy, tested, tuned, weight_bits
 from .profiles import Profile
-from .study import mean_and_error
+from .study import mean_and_error, two_digits
 
 WIDTHS = ("W2A2", "W3A3", "W4A4", "W8A8")
 PROXIES = {"target": ("the target", "#882255", "D"), "tenth": ("a tenth of it", "#117733", "v")}
@@ -51,7 +51,7 @@ def draw_surfaces(comparison: landscape.Comparison):
     for quantity, label in SHARPNESS.items():
         value, _ = comparison.value("Plain search", quantity)
         delta, error = comparison.difference("ASGA", "Plain search", quantity)
-        parts.append(f"{label} {f'{delta:+.2g}'.replace('-', '−')} ± {error:.2g} (of {value:.2g})")
+        parts.append(f"{label} {two_digits(delta, error, '+')} (of {value:.2g})")
     policies, seeds = about["policies"], len(about["order"])
     alike = sum(one == other for one, other in zip(*policies.values(), strict=True))
     text = f"ASGA − plain search over {seeds} seeds, whose bits are the same in {alike}:\n{', '.join(parts)}"
@@ -74,15 +74,11 @@ def compute_convergence(profile: Profile) -> xarray.Dataset:
         [policy(profile, label, seed, source="untrained").details["epochs"] for seed in profile.seeds]
         for label in labels
     ]
-    values = {
-        column: (
-            ("variant", "seed", "epoch"),
-            np.array([[[row.get(column, np.nan) for row in own] for own in seeds] for seeds in rows]),
-        )
+    columns = {
+        column: [[[row.get(column, np.nan) for row in own] for own in seeds] for seeds in rows]
         for column in ("loss", "gap", "rho", "cosine", "at_floor", "at_cap", "complexity")
     }
-    where = {"variant": labels, "seed": list(profile.seeds), "epoch": [row["epoch"] for row in rows[0][0]]}
-    return xarray.Dataset(values, where, profile.about)
+    return profile.dataset(columns, variant=labels, seed=profile.seeds, epoch=[row["epoch"] for row in rows[0][0]])
 
 
 def draw_convergence(data: xarray.Dataset):
@@ -193,9 +189,8 @@ def layers_of(profile: Profile, labels: tuple[str, ...], draws: int) -> xarray.D
     hessian = [policy(profile, "hessian", seed) for seed in profile.seeds]
     layers = list(hessian[0].bits)
     sharpness = [[own.details["mean_traces"][f"{layer}.weight"] for layer in layers] for own in hessian]
-    where = {"variant": list(labels), "seed": list(profile.seeds), "draw": list(range(draws)), "layer": layers}
-    values = {"bits": (tuple(where), np.array(bits)), "sharpness": (("seed", "layer"), np.array(sharpness))}
-    return xarray.Dataset(values, where, profile.about)
+    found = profile.dataset({"bits": bits}, variant=labels, seed=profile.seeds, draw=range(draws), layer=layers)
+    return found.assign(sharpness=(("seed", "layer"), np.array(sharpness)))
 
 
 def draw_bits(data: xarray.Dataset):

@@ -4,10 +4,8 @@ The paper has ResNet-18 on CIFAR-10 and asymmetric LSQ with a step per channel. 
 LSQ is symmetric with a step per layer; FPQ adds p = 0.1 and CSD with weight 1.
 """
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +21,7 @@ from .catalogue import Figure
 from .drawing import METHODS, curve, dots, legend, note, panels, told, whole_epochs
 from .features import distance, features, gradient_norm, noise, noisy_layers, relative_sizes, scatter
 from .profiles import Profile
-from .study import mean_and_error
+from .study import mean_shown
 
 NETWORKS = ("fp32", "sgd W4A4", "sgd W2A4", "fpq W4A4", "fpq W2A4")
 LABELS = {"fp32": "FP32", "sgd": "LSQ", "fpq": "FPQ"}
@@ -90,8 +88,7 @@ def over_training(
 
     with under(model):
         on_epoch(model, saq_core.History())
-        recipe = replace(chosen.recipe, seed=seed, **dict(profile.changes))
-        saq_core.train(model, profile.data, recipe, on_epoch=on_epoch)
+        saq_core.train(model, profile.data, profile.recipe(chosen, seed), on_epoch=on_epoch)
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
@@ -149,7 +146,7 @@ def draw_gradients(data: xarray.Dataset):
     size = 100 * data[["size_features", "size_weights"]].mean(("seed", "epoch"))
     sizes = [f"{b} {size.size_features.sel(bits=b):.0f} % and {size.size_weights.sel(bits=b):.0f} %" for b in PAIRED]
     after = [(norms.weights - norms.features).isel(epoch=slice(1, None)).mean("epoch") for norms in shown.values()]
-    less = ", ".join(_shown(own.values, "+") for own in after)
+    less = ", ".join(mean_shown(own.values, "+") for own in after)
     about = f"{told(data)}. Rms of noise, of features and weights: {', '.join(sizes)}"
     note(figure, f"{about}\nWeights − features in the three panels, mean after epoch 0: {less}")
     return figure
@@ -200,7 +197,7 @@ def draw_channels(data: xarray.Dataset):
     right.axhline(0, color="0.4", linewidth=0.6)
     right.set(title="Shift of the means", xlabel="Mean before", ylabel="Mean after − before")
     right.legend(frameon=False, handletextpad=0)
-    shifts = ", ".join(f"{LABELS[v]} {_shown(mean_shift(data.activation.sel(variant=v)))} %" for v in TWO)
+    shifts = ", ".join(f"{LABELS[v]} {mean_shown(mean_shift(data.activation.sel(variant=v)))} %" for v in TWO)
     note(
         figure,
         f"{told(data)}, W4A4, input of {data.layer}\nRms shift over rms mean: {shifts}",
@@ -291,8 +288,9 @@ def draw_traces(data: xarray.Dataset):
         whole_epochs(ax)
     legend(figure, axes[0], 2)
     after = data.isel(epoch=slice(1, None)).mean("epoch")
-    less = [_shown((after[u].sel(variant="fpq") - after[u].sel(variant="sgd")).values, "+") for u in titles]
-    note(figure, f"{told(data)}, W4A4. FPQ − LSQ, mean after epoch 0: {less[0]}, raw {less[1]}")
+    less = after.sel(variant="fpq") - after.sel(variant="sgd")
+    both = f"{mean_shown(less['filter'].values, '+')}, raw {mean_shown(less['raw'].values, '+')}"
+    note(figure, f"{told(data)}, W4A4. FPQ − LSQ, mean after epoch 0: {both}")
     return figure
 
 
@@ -301,17 +299,10 @@ def _network(profile: Profile, name: str, seed: int) -> nn.Module:
     return profile.network(variant, bits or None, seed)
 
 
-def _shown(values: np.ndarray, sign: str = "") -> str:
-    """Show mean and error, to two digits of the error."""
-    mean, error = mean_and_error(list(values))
-    digits = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 3
-    return f"{mean:{sign}.{digits}f} ± {error:.{digits}f}".replace("-", "−")
-
-
 def _differences(values: xarray.DataArray) -> str:
     """Show FPQ less LSQ, paired by seed."""
     pairs = {bits: values.sel(network=f"fpq {bits}") - values.sel(network=f"sgd {bits}") for bits in PAIRED}
-    return ", ".join(f"{bits} {_shown(own.values, '+')}" for bits, own in pairs.items())
+    return ", ".join(f"{bits} {mean_shown(own.values, '+')}" for bits, own in pairs.items())
 
 
 def _rows(ax: Any, values: xarray.DataArray) -> None:

@@ -19,7 +19,6 @@ from .profiles import Profile
 
 BUDGET = "W3A3"  # whose bit operations a policy may cost
 TESTED = ("accuracy", "loss", "bops")
-SOURCES = ("target", "tenth", "half", "untrained")
 # What the searches of a family change in the sources' settings; ours, taken by how the bits moved and before any
 # network was tuned: at this λ ASGA's mixture ends near the bit operations of W3A3.
 ALIGNED: dict[str, dict[str, Any]] = {
@@ -86,7 +85,7 @@ def start_of(profile: Profile, source: str, seed: int) -> nn.Module:
         return saq_core.load(file)
     model = saq_core.build_model(base.network, data, seed=seed)
     if source != "untrained":
-        recipe = replace(base.recipe, seed=seed, **dict(profile.changes))
+        recipe = profile.recipe(base, seed)
         saq_core.train(model, data, replace(recipe, epochs=round(recipe.epochs * longer)))
         saq_core.save(model, file)
     return model
@@ -134,8 +133,7 @@ def tuned(profile: Profile, bits: str | Mapping[str, str], seed: int, variant: s
         return profile.network(variant, bits, seed)
     name = f"{profile.family}-mixed{''.join(map(str, weight_bits(bits)))}-{variant}"
     chosen = replace(profile.experiment(variant), name=name, bits=dict(bits))
-    own: dict[str, Any] = {"out": profile.runs, "download": profile.download} | dict(profile.changes)
-    return saq_core.reproduce(chosen, profile.root, seed=seed, **own)
+    return profile.trained(chosen, seed)
 
 
 def tested(profile: Profile, bits: str | Mapping[str, str], seed: int, variant: str = "sgd") -> tuple[float, ...]:

@@ -46,10 +46,16 @@ class Profile:
 
     def network(self, variant: str, bits: str | None = None, seed: int = 0) -> nn.Module:
         """Return the trained network; what was trained before is read from its file."""
-        chosen = self.experiment(variant, bits)
-        return saq_core.reproduce(
-            chosen, self.root, seed=seed, out=self.runs, download=self.download, **dict(self.changes)
-        )
+        return self.trained(self.experiment(variant, bits), seed)
+
+    def trained(self, experiment: saq_core.Experiment, seed: int) -> nn.Module:
+        """Return the network of any experiment, likewise."""
+        own: dict[str, Any] = {"out": self.runs, "download": self.download, **dict(self.changes)}
+        return saq_core.reproduce(experiment, self.root, seed=seed, **own)
+
+    def recipe(self, experiment: saq_core.Experiment, seed: int) -> saq_core.Recipe:
+        """Return the recipe that an experiment has here."""
+        return replace(experiment.recipe, seed=seed, **dict(self.changes))
 
     def measured(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Return the images of the network's probe that are measured, on its device."""

@@ -3,6 +3,7 @@
 import copy
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,18 +34,11 @@ def compute_surfaces(profile: Profile) -> landscape.Comparison:
 def compute_staircase(profile: Profile) -> xarray.Dataset:
     """Measure one line, finely, in the latent weights and behind their rounding."""
     spaces, seed = ("latent", "quantized"), profile.seeds[0]
-    points, span = 8 * profile.points + 1, 0.25
-    found = [
-        [
-            landscape.line(model, profile.measured(model), space=space, span=span, points=points)
-            for space in spaces
-            for model in [profile.network("sgd", bits, seed)]
-        ]
-        for bits in BITS
-    ]
+    settings: dict[str, Any] = {"points": 8 * profile.points + 1, "span": 0.25}
+    models = [profile.network("sgd", bits, seed) for bits in BITS]
+    found = [[landscape.line(m, profile.measured(m), space=space, **settings) for space in spaces] for m in models]
     loss = [[line.loss.numpy() for line in row] for row in found]
-    where = {"bits": BITS, "space": spaces, "alpha": found[0][0].alphas.numpy()}
-    return profile.dataset({"loss": loss}, **where)
+    return profile.dataset({"loss": loss}, bits=BITS, space=spaces, alpha=found[0][0].alphas.numpy())
 
 
 def draw_staircase(data: xarray.Dataset):
@@ -56,7 +50,7 @@ def draw_staircase(data: xarray.Dataset):
             ax.plot(data.alpha, loss, color=colour, linewidth=0.9, label=f"{space} weights")
         ax.set(title=f"{bits}, SGD", xlabel="Along a random direction, in filter norms", ylabel="Loss")
     legend(figure, axes[0], 2)
-    note(figure, f"{data.family}, first seed, {data.samples} samples, the same direction in both")
+    note(figure, f"{data.family}, first seed, {data.samples} images, the same direction in both")
     return figure
 
 
@@ -152,7 +146,7 @@ def draw_curvature(data: xarray.Dataset):
     for ax, (bits, quantity, title) in zip(axes, shown, strict=True):
         dots(ax, data[quantity].sel(bits=bits, space="quantized"), list(data["variant"].values))
         ax.set(title=f"{title}, {bits}")
-    largest = float((data.trace.sel(space="latent") / data.trace.sel(space="quantized") - 1).__abs__().max())
+    largest = float(abs(data.trace.sel(space="latent") / data.trace.sel(space="quantized") - 1).max())
     units = f"filter-relative, straight-through; latent: within {100 * largest:.0f} %"
     note(figure, told(data, units))
     return figure

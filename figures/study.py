@@ -35,6 +35,17 @@ def number(mean: float, error: float, sign: str = "") -> str:
     return "–" if math.isnan(mean) else f"{mean:{sign}.2f}" + ("" if math.isnan(error) else f" ± {error:.2f}")
 
 
+def mean_shown(values: np.ndarray, sign: str = "") -> str:
+    """Return mean and error over seeds, to two digits of the error."""
+    return two_digits(*mean_and_error(values), sign)
+
+
+def two_digits(mean: float, error: float, sign: str = "") -> str:
+    """Return "mean ± error" to two digits of the error."""
+    digits = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 3
+    return f"{mean:{sign}.{digits}f} ± {error:.{digits}f}".replace("-", "−")
+
+
 def visible(differences: list[float]) -> float:
     """Return the difference that a paired t-test at 5 % on so many seeds finds four times out of five."""
     from scipy.stats import nct, t

@@ -18,7 +18,8 @@ from .drawing import METHODS, note, panels
 from .profiles import Profile
 from .study import mean_and_error, number, visible
 
-DIFFERS = "ours: ResNet-20, 10,000 images, 20 epochs; theirs: all 50,000, 200 epochs, one number without an error"
+OURS = "ours: ResNet-20, symmetric LSQ, 10,000 images, 20 epochs"
+THEIRS = "theirs: ResNet-18, asymmetric LSQ, all 50,000, 200 epochs, one number without an error"
 # network -> classes, size of its images, unit, bits -> printed by SAQ's released analyser (PreResNet-20: CIFAR-100)
 PRINTED: dict[tuple[str, int, int, str], dict[int, float]] = {
     ("preresnet20", 100, 32, "M"): {2: 190.2, 3: 392.1, 4: 674.6, 5: 1038.0, 8: 2612.4, 32: 41798.6},
@@ -82,8 +83,9 @@ def table_fpq() -> list[list[str]]:
     for label, (name, theirs) in FPQ_ROWS.items():
         own = [row["accuracy"] for (other, _), row in sorted(found.items()) if other == f"{methods.BASE}-{name}"]
         ours = number(*mean_and_error(own)) if own else "not trained yet"
-        bits = name.split("-")[0].upper()
-        rows.append([label, f"{theirs:.2f}", ours, bits, str(len(own)), DIFFERS if len(rows) == 1 else "the same"])
+        differs = "the same, and inputs of 2 bits" if "W2A4" in label else "the same"
+        differs = f"{OURS}; {THEIRS}" if len(rows) == 1 else differs
+        rows.append([label, f"{theirs:.2f}", ours, name.split("-")[0].upper(), str(len(own)), differs])
     return rows
 
 
@@ -103,8 +105,9 @@ def draw_methods():
             ax.errorbar(mean, row, xerr=error, fmt="o", color=colour, capsize=2, markersize=4)
     for ax, (column, title) in zip(axes, shown.items(), strict=True):
         ax.axvline(0, color="0.5", linewidth=0.6)
-        widest = max((abs(d) for name in names for d in differences[name][column] if math.isfinite(d)), default=1)
-        ax.set(title=title, xlim=(-1.6 * widest, 1.6 * widest))
+        found = [differences[name][column] for name in names]
+        widest = max((abs(d) for own in found for d in [*own, visible(own)] if math.isfinite(d)), default=1)
+        ax.set(title=title, xlim=(-1.1 * widest, 1.1 * widest))
         ax.grid(axis="x")
     axes[0].set_yticks(range(len(names)), map(methods.label, names))
     axes[0].set_ylim(len(names) - 0.5, -0.5)
