@@ -201,7 +201,7 @@ def compare(
 
     First come curvatures in filter-relative units (D·H·D, D = ‖w_f‖/√(size of filter)), which do not change when
     weights are rescaled in front of a BatchNorm; λ₁ is the algebraically largest. Differences to the first network are
-    paired by seed where both networks are lists of one length, by draw or probe where both are single.
+    paired by seed where both are lists of one length, by draw or probe and by sample or fold where both are single.
 
     Args:
         models: name → network, or a list of them: the same network over seeds.

@@ -251,7 +251,7 @@ def scales(found: ScaleCurvature, ax: Axes | None = None) -> Axes:
         _label(ax, x="Length of the step ε, in norms of the weights", y=f"{what}, {found.about['units']} units")
         _entitle(ax, caption({"": found}), "" if trusted.any() else "no rung is trustworthy")
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(frameon=False)
+            ax.legend(framealpha=0.85, edgecolor="none")  # error bars may pass behind
     return ax
 
 
