@@ -345,6 +345,8 @@ def test_one_vector_has_no_band_and_weights_are_real():
     found = slq(symmetric(trained()), vectors=1)
     assert found.low.isnan().all() and found.high.isnan().all() and math.isnan(found.implied_trace()[1])
     assert found.weights.dtype == found.density.dtype == torch.float64 and bool((found.weights >= 0).all())
+    drawn = [one.draw().get_legend_handles_labels()[1] for one in (found, slq(symmetric(trained()), vectors=3))]
+    assert "95 % band" not in drawn[0] and "95 % band" in drawn[1]
 
 
 def test_the_density_of_a_float32_operator():
