@@ -7,7 +7,7 @@ import re
 import matplotlib.pyplot as plt
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-SHORTER = {r'"digits"': '"digits", limit=128', r"epochs=\d+": "epochs=1", r"points=\d+": "points=5", "0.01": "0.1"}
+SHORTER = {r'"digits"': '"digits", limit=32', r"epochs=\d+": "epochs=1", r"points=\d+": "points=5", "0.01": "0.1"}
 
 
 def test_the_snippets_run_one_after_the_other_on_fewer_images_epochs_and_points(tmp_path, monkeypatch):
