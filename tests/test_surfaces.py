@@ -390,7 +390,7 @@ def test_another_surface_does_not_go_on_in_the_folder(change, named, tmp_path):
         surface(**settings | change)
 
 
-def test_a_norm_whose_last_digit_depends_on_the_threads_does_not_make_another_surface(tmp_path, monkeypatch):
+def test_last_digits_that_depend_on_the_machine_do_not_make_another_surface(tmp_path, monkeypatch):
     model, settings = convolutional(), {"points": 5, "path": tmp_path / "s"}
     first = surface(model, RAGGED, **settings)
     norm = Coordinates.norm
