@@ -26,6 +26,16 @@ def cells_of_code(notebook):
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
+def saved(path):
+    """Return a notebook from its file; while it is not whole (JupyterLab empties it before it writes), wait."""
+    for _ in range(50):
+        try:
+            return json.loads(path.read_text())
+        except ValueError:
+            time.sleep(0.1)
+    return json.loads(path.read_text())
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
@@ -133,7 +143,7 @@ def test_the_quickstart_shows_its_saved_outputs_and_runs(page, server, folder):
     for _ in range(200):  # in the file: the page holds only what is in view
         page.wait_for_timeout(3000)
         page.keyboard.press("Control+s")
-        code = cells_of_code(json.loads((folder / "00_quickstart.ipynb").read_text()))
+        code = cells_of_code(saved(folder / "00_quickstart.ipynb"))
         if all(cell["execution_count"] for cell in code):
             break
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
