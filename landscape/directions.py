@@ -42,7 +42,7 @@ def prepared(
         raise ValueError(f"directions must be a result that holds {count}, got a {type(plane).__name__} with {kept}")
     given = _given(directions, count) if plane is None else [plane.direction(axis) for axis in range(count)]
     policy = "recomputed" if any(isinstance(part, nn.Module) for part in given) else "fixed"
-    policy = policy if plane is None else plane.about["batchnorm"]
+    policy = policy if plane is None else plane.about.get("batchnorm", policy)
     settings = dict(settings) | {"batchnorm": settings["batchnorm"] or policy}
     if settings["batch_size"] == "fastest":
         settings["batch_size"] = parallel.gather(fastest_batch(model, settings))[0]

@@ -327,8 +327,7 @@ class Objective:
         return {
             "space": self.coordinates.space,
             "derivatives": kind,
-            "batchnorm": self.batchnorm,
-            "batchnorm_folded": self.folded,
+            **({"batchnorm": self.batchnorm, "batchnorm_folded": self.folded} if self._norms else {}),
             "samples": self.samples,
             "centre_loss": float(f"{self.centre()[0]:.6g}"),
             "dtype": str(self.dtype).removeprefix("torch."),

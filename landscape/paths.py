@@ -133,7 +133,7 @@ def trajectory(
     if not checkpoints:
         raise ValueError("checkpoints must hold at least one network or state dict, got none")
     if surface is not None:
-        batchnorm, space = batchnorm or surface.about["batchnorm"], space or _space(surface)
+        batchnorm, space = batchnorm or surface.about.get("batchnorm"), space or _space(surface)
     settings: dict[str, Any] = {"loss": loss, "objective": objective, "batchnorm": batchnorm or "recomputed"}
     function = Objective(model, data, space=space, **settings)
     function.centre()

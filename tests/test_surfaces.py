@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from networks import RAGGED, X, Y, classification, convolutional, quantized
+from networks import RAGGED, X, Y, classification, convolutional, perceptron, quantized
 from test_curvature import rescaled
 from test_objective import recomputed_by_hand
 from test_untouched import assert_same, network, state
@@ -19,6 +19,7 @@ from landscape import line, load, surface, top_eigenvalues
 from landscape.coordinates import Coordinates, coordinates
 from landscape.directions import random_direction
 from landscape.objective import Objective
+from landscape.plotting import caption
 from landscape.surfaces import batchnorm_check
 from landscape.tiles import COMPUTED, FAILED, INTERPOLATED, PENDING
 
@@ -77,6 +78,15 @@ def test_the_centre_is_the_model(name, batchnorm):
         == (float(along.loss[1]), float(along.accuracy[1]))
     )
     assert found.about["batchnorm"] == batchnorm and found.about["space"] == (space or "float")
+
+
+def test_a_network_without_batchnorm_says_nothing_of_it():
+    model = perceptron().eval()
+    batch = (torch.randn(8, 5, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3)
+    found = surface(model, batch, points=3)
+    assert "batchnorm" not in found.about and caption({"": found}) == "float weights · 8 samples"
+    again = surface(model, batch, points=3, directions=found)
+    assert torch.equal(again.loss, found.loss)
 
 
 def moved(model, space, steps):
