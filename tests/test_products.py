@@ -18,8 +18,9 @@ from networks import varied as names_of
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from landscape import GGN, Hessian, top_eigenvalues, trace
+from landscape import GGN, Hessian, surface, top_eigenvalues, trace
 from landscape.objective import Objective
 
 
@@ -301,3 +302,37 @@ def test_tokens_to_be_ignored_do_not_count():
 def test_dense_hessians_and_both_batchings_agree():
     expected = dense_hessian(convolutional(), classification, names_of(convolutional()))
     close(dense(Hessian(convolutional(), (X, Y))), expected)
+
+
+# --- a device that is not waited for ---------------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """How often a number of a tensor was asked for: on a GPU everything behind it waits."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), settings=None):
+        self.count += operation in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return operation(*arguments, **(settings or {}))
+
+
+@pytest.mark.parametrize("make", [lambda: convolutional(), lambda: quantized("W4A4")], ids=["float", "W4A4"])
+def test_a_product_waits_for_no_number(make):
+    model = make().eval()
+    hessian = Hessian(model, RAGGED)
+    vectors = torch.randn(hessian.shape[0], 3, dtype=hessian.dtype)
+    hessian @ vectors  # the first one checks the data
+    with Waits() as waits:
+        hessian @ vectors[:, 0]
+        hessian @ vectors
+    assert not waits.count
+
+
+def test_a_surface_waits_as_often_for_many_points_as_for_few():
+    counts = []
+    for points in (3, 7):
+        with Waits() as waits:
+            surface(convolutional().eval(), RAGGED, points=points)
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0

@@ -1,6 +1,8 @@
 import copy
 import json
 import warnings
+from contextlib import ExitStack, nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from saq_core import SAQ, Data, Recipe, build_model, calibrate, evaluate, load_data, quantize, train
+from saq_core import FPQ, SAQ, Data, Recipe, build_model, calibrate, evaluate, load_data, quantize, train
 from saq_core.data import training_batches
+from saq_core.training import _Run
 
 
 def toy(n=40, classes=3):
@@ -451,3 +454,35 @@ def test_numbers_of_numpy_come_back_from_files(tmp_path):
     train(network(), toy(), recipe, on_epoch=watch, checkpoint=tmp_path / "run.pt", log=tmp_path / "run.jsonl")
     again = train(network(), toy(), recipe, checkpoint=tmp_path / "run.pt")
     assert [again.epochs[-1][k] for k in "abc"] == [0.5, 0.5, 3]
+
+
+IN_PARTS = {"sam": SAQ(0.05, case=2, rho_range=(0.01, 0.1)), "clip_norm": 1.0, "micro_batch": 8}
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "settings"),
+    [
+        ("lsq", {}),
+        ("lsq+", {"sam": SAQ(0.05)}),
+        ("pact", {"sam": SAQ(0.05, case=1, metric="adaptive")}),
+        ("dorefa", IN_PARTS),
+        ("liq", {"sam": SAQ(0.05, policy="look:2")}),
+        ("minmax", {"sam": SAQ(0.05, policy="momentum")}),
+        ("lsq", {"sam": SAQ(0.05, policy="subset:0.5")}),
+        ("lsq", {"sam": SAQ(0.05), "fpq": FPQ()}),
+    ],
+    ids=["sgd", "case 3", "adaptive case 1", "case 2 in parts", "look", "momentum", "subset", "fpq"],
+)
+def test_a_step_waits_for_no_number_and_stays_on_its_device(quantizer, settings, monkeypatch):
+    """On the meta device tensors hold no numbers: a step that asks for one, or that mixes devices, raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know this device
+    data, device = load_data("digits", limit=64), torch.device("meta")
+    model = calibrate(quantize(build_model("resnet8", data), "W4A4", quantizer=quantizer), data).to(device)
+    x, y = (part[:16].to(device) for part in data.train)
+    with ExitStack() as stack:
+        run = _Run.of(model, data, Recipe(epochs=1, lr=0.1, compile=False, **settings), device, None, stack)
+        model.train()
+        for _ in range(3):
+            if run.distillation is not None:
+                run.distillation.next_batch()
+            assert run.step(partial(run.closure, x, y, [])).device == device
