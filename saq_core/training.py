@@ -24,6 +24,7 @@ from .perturbation import Distillation, Features, feature_noise, taught_layers, 
 from .quantizer_base import check_latent
 from .recipes import Recipe
 from .sam import SAM
+from .streams import ImageFiles
 
 
 class Evaluation(NamedTuple):
@@ -51,9 +52,10 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 128) -> Evalua
 
     Cost: one forward pass over the split.
     """
-    parts = [type(part).__name__ for part in split] if isinstance(split, tuple | list) else [type(split).__name__]
-    if len(parts) != 2 or parts[1] != "Tensor" or parts[0] not in ("Tensor", "ImageFiles"):
-        raise ValueError(f"split must be two tensors (x, y), got {', '.join(parts)}: pass data.test or data.val")
+    parts = split if isinstance(split, tuple | list) else (split,)
+    if len(parts) != 2 or not isinstance(parts[0], Tensor | ImageFiles) or not isinstance(parts[1], Tensor):
+        got = ", ".join(type(part).__name__ for part in parts)
+        raise ValueError(f"split must be two tensors (x, y), got {got}: pass data.test or data.val")
     if len(split[1]) < processes.size():
         raise ValueError(f"split must hold at least one sample per process, got {len(split[1])}")
     device = device_of(model)

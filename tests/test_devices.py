@@ -1,0 +1,162 @@
+"""A device that is not the CPU, without one: what a GPU would refuse is refused, and numbers are those of the CPU.
+
+Tensors of the stand-in say that they are on "meta" and keep their numbers on the CPU. As on a GPU, an operation on
+tensors of both raises, but for numbers and indices.
+"""
+
+import contextlib
+
+import pytest
+import torch
+from networks import RAGGED, X, Y, convolutional, quantized
+from torch.utils import _mode_utils
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+import landscape
+from saq_core import FPQ, SAQ, Data, Recipe, calibrate, evaluate, feature_rise, quantize, train
+
+
+class Elsewhere(torch.Tensor):
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, here):
+        layout = {"strides": here.stride(), "storage_offset": here.storage_offset(), "dtype": here.dtype}
+        return torch.Tensor._make_wrapper_subclass(cls, here.size(), **layout, device="meta")
+
+    def __init__(self, here):
+        self.here = here
+
+    def tolist(self):
+        return self.here.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, arguments=(), settings=None):
+        return run(operation, arguments, settings or {})
+
+
+class Device(TorchDispatchMode):
+    """Inside it, what is made on "meta" has numbers."""
+
+    def __torch_dispatch__(self, operation, types, arguments=(), settings=None):
+        return run(operation, arguments, settings or {})
+
+
+def run(operation, arguments, settings):
+    tensors = [part for part in tree_leaves((arguments, settings)) if isinstance(part, torch.Tensor)]
+    there = [part for part in tensors if isinstance(part, Elsewhere)]
+    name, device, result_there = operation.overloadpacket.__name__, settings.get("device"), bool(there)
+    if device is not None:
+        result_there = torch.device(device).type == "meta"
+        settings = settings | {"device": "cpu"}
+    elif name == "copy_":
+        result_there = isinstance(arguments[0], Elsewhere)
+    elif there and "index" not in name and any(part.ndim for part in tensors if not isinstance(part, Elsewhere)):
+        raise RuntimeError(f"{operation} got tensors of two devices")
+    if torch.Tag.inplace_view in operation.tags and there:
+        with _mode_utils.no_dispatch():  # sizes and strides
+            operation(*arguments, **settings)
+    own = {id(part.here): part for part in there}
+    result = operation(*tree_map(here, arguments), **tree_map(here, settings))
+
+    def wrapped(part):
+        if not isinstance(part, torch.Tensor) or not result_there:
+            return part
+        return own.get(id(part)) if id(part) in own else Elsewhere(part)
+
+    return tree_map(wrapped, result)
+
+
+def here(part):
+    return part.here if isinstance(part, Elsewhere) else part
+
+
+def moved(model):
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                there = Elsewhere(parameter.detach().clone())
+                module._parameters[name] = torch.nn.Parameter(there, requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else Elsewhere(buffer.clone())
+    return model
+
+
+@pytest.fixture
+def device(monkeypatch):
+    class Generator(plain := torch.Generator):
+        def __new__(cls, device="cpu"):
+            return plain.__new__(cls, "cpu")
+
+    monkeypatch.setattr(torch, "Generator", Generator)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    with Device():
+        yield
+
+
+def test_the_stand_in_refuses_what_a_gpu_refuses(device):
+    there, on_cpu = Elsewhere(torch.ones(3)), torch.ones(3)
+    assert there.device.type == "meta" and (there * 2 + torch.tensor(1.0)).tolist() == [3, 3, 3]
+    assert there.cpu().device.type == "cpu" and there.new_zeros(2).device.type == "meta"
+    with pytest.raises(RuntimeError, match="two devices"):
+        there + on_cpu
+
+
+CALLS = {
+    "product": lambda m: landscape.Hessian(m, RAGGED) @ torch.ones(m.weights, 3, dtype=torch.float64, device=m.where),
+    "trace": lambda m: landscape.trace(m, RAGGED, max_samples=12).samples,
+    "hutch++": lambda m: landscape.trace(m, RAGGED, method="hutch++", max_samples=12).samples,
+    "eigenvalues": lambda m: landscape.top_eigenvalues(m, RAGGED, k=2).values,
+    "filter": lambda m: landscape.top_eigenvalues(landscape.GGN(m, RAGGED).filter_relative(), k=2).values,
+    "density": lambda m: landscape.density(m, RAGGED, vectors=2).density,
+    "line": lambda m: landscape.line(m, RAGGED, points=5, directions="gradient").loss,
+    "surface": lambda m: landscape.surface(m, RAGGED, points=5, directions="eigenvectors").loss,
+    "recomputed": lambda m: landscape.surface(m, RAGGED, points=3, batchnorm="recomputed").loss,
+    "worst case": lambda m: landscape.worst_case_sharpness(m, RAGGED, radii=[0.01]).rise,
+    "average": lambda m: landscape.average_sharpness(m, RAGGED, radii=[0.01]).rise,
+    "rounding": lambda m: landscape.rounding_sharpness(m, RAGGED, draws=3).rise,
+    "at scale": lambda m: landscape.curvature_at_scale(m, RAGGED, ladder=False, draws=3).curvature,
+    "compare": lambda m: torch.tensor([row["value"] for row in compared(m)]),
+}
+
+
+def compared(model):
+    return landscape.compare({"A": model, "B": model}, RAGGED, points=3, radii=[0.01], rtol=0.5).rows
+
+
+def with_place(model, where):
+    model.where, model.weights = where, landscape.Hessian(model, RAGGED).shape[0]
+    return model
+
+
+@pytest.mark.parametrize("make", [convolutional, lambda: quantized("W4A4")], ids=["float", "W4A4"])
+@pytest.mark.parametrize("name", CALLS)
+def test_landscape_finds_the_same_on_another_device(name, make, request):
+    expected = CALLS[name](with_place(make().eval(), "cpu"))
+    request.getfixturevalue("device")
+    found = here(CALLS[name](with_place(moved(make().eval()), "meta")).cpu())
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9, check_device=False)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"sam": SAQ(0.05)}, {"sam": SAQ(0.05, policy="momentum")}, {"fpq": FPQ(distill=False)}]
+)
+def test_training_ends_at_the_same_weights_on_another_device(settings, request):
+    recipe, data = Recipe(epochs=2, lr=0.01, batch_size=3, compile=False, **settings), Data(*[(X, Y)] * 3, 3)
+    expected = quantized("W4A4")
+    train(expected, data, recipe)
+    request.getfixturevalue("device")
+    found = moved(quantized("W4A4"))
+    train(found, Data(*[(Elsewhere(X), Elsewhere(Y))] * 3, 3), recipe)
+    for name, value in found.state_dict().items():
+        torch.testing.assert_close(here(value), expected.state_dict()[name], rtol=1e-6, atol=1e-9)
+    assert evaluate(found, (X, Y)).loss == pytest.approx(evaluate(expected, (X, Y)).loss)
+    assert feature_rise(found, (X, Y), draws=2).predicted == pytest.approx(
+        feature_rise(expected, (X, Y), draws=2).predicted
+    )
+
+
+def test_quantizing_and_calibrating_stay_on_the_device(device):
+    model = calibrate(quantize(moved(convolutional()), "W4A4", first_last_bits=None), [(Elsewhere(X), Elsewhere(Y))])
+    assert {p.device.type for p in model.parameters()} == {b.device.type for b in model.buffers()} == {"meta"}
