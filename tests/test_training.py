@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from networks import X, Y, quantized
 from torch import nn
 from torch.nn import functional as F
 
@@ -456,7 +457,7 @@ def test_numbers_of_numpy_come_back_from_files(tmp_path):
     assert [again.epochs[-1][k] for k in "abc"] == [0.5, 0.5, 3]
 
 
-IN_PARTS = {"sam": SAQ(0.05, case=2, rho_range=(0.01, 0.1)), "clip_norm": 1.0, "micro_batch": 8}
+IN_PARTS = {"sam": SAQ(0.05, case=2, rho_range=(0.01, 0.1)), "clip_norm": 1.0, "micro_batch": 4}
 
 
 @pytest.mark.parametrize(
@@ -476,9 +477,8 @@ IN_PARTS = {"sam": SAQ(0.05, case=2, rho_range=(0.01, 0.1)), "clip_norm": 1.0, "
 def test_a_step_waits_for_no_number_and_stays_on_its_device(quantizer, settings, monkeypatch):
     """On the meta device tensors hold no numbers: a step that asks for one, or that mixes devices, raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know this device
-    data, device = load_data("digits", limit=64), torch.device("meta")
-    model = calibrate(quantize(build_model("resnet8", data), "W4A4", quantizer=quantizer), data).to(device)
-    x, y = (part[:16].to(device) for part in data.train)
+    device, data = torch.device("meta"), Data(*[(X, Y)] * 3, 3)
+    model, (x, y) = quantized("W4A4", quantizer=quantizer).to(device), (X.to(device), Y.to(device))
     with ExitStack() as stack:
         run = _Run.of(model, data, Recipe(epochs=1, lr=0.1, compile=False, **settings), device, None, stack)
         model.train()
