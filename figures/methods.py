@@ -1,4 +1,4 @@
-"""Which way of training a quantized network wins on CIFAR-10, and does flatness follow? SGD, SAQ's cases, and FPQ.
+"""Which way of training a quantized network wins on CIFAR-10, and does flatness follow? SGD, SAQ, cheaper SAQ, and FPQ.
 
 ResNet-20, 10,000 images, 20 epochs, paired seeds; run from the top folder:
 
@@ -27,7 +27,7 @@ from .study import RUNS, append, markdown, mean_and_error, number, read, visible
 ROWS = Path(__file__).with_suffix(".jsonl")
 FEATURES = Path(__file__).with_name("feature_traces.jsonl")
 BASE = "cifar10-resnet20"
-NAMES = [name for name in saq_core.EXPERIMENTS if name.startswith(f"{BASE}-") and not name.endswith("-subset")]
+NAMES = [name for name in saq_core.EXPERIMENTS if name.startswith(f"{BASE}-")]
 WITH_FEATURES = [name for name in NAMES if name.endswith(("-sgd", "-sfp", "-csd", "-fpq"))]
 SAMPLES, FEATURE_SAMPLES = 256, 64
 RHO = 0.05  # of the flip rate, as in training
