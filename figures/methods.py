@@ -16,6 +16,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import landscape
@@ -139,6 +140,32 @@ def paired(rows: dict[tuple, dict[str, float]], name: str) -> dict[str, list[flo
     return {c: [rows[name, s][c] - rows[sgd, s][c] for s in seeds] for c in COLUMNS}
 
 
+def kept(rows: dict[tuple, dict[str, float]], cheaper: str, column: str) -> tuple[float, float]:
+    """Return the share of Case 3's difference to SGD that a cheaper policy keeps, and the error of that ratio of means.
+
+    Over the seeds that have all three.
+    """
+    full = cheaper.rpartition("-")[0]
+    sgd = full.replace("-saq3", "-sgd")
+    seeds = [seed for other, seed in sorted(rows) if other == cheaper and (full, seed) in rows and (sgd, seed) in rows]
+    ours, whole = (np.array([rows[n, s][column] - rows[sgd, s][column] for s in seeds]) for n in (cheaper, full))
+    share = ours.mean() / whole.mean()
+    return share, mean_and_error(ours - share * whole)[1] / abs(whole.mean())
+
+
+def shares() -> list[str]:
+    """Say what every cheaper policy keeps of Case 3's differences to SGD."""
+    rows, found = by_seed(), []
+    for name in sorted({name for name, _ in rows if "-saq3-" in name}):
+        of = {COLUMNS[column]: kept(rows, name, column) for column in ("accuracy", "trace", "top", "worst_case")}
+        told = ", ".join(
+            f"{100 * share:.0f} ± {100 * error:.0f} % ({what.removesuffix(', %')})"
+            for what, (share, error) in of.items()
+        )
+        found.append(f"{label(name)} keeps of Case 3's difference to SGD: {told}")
+    return found
+
+
 def label(name: str) -> str:
     """Return what a recipe is called in tables and figures."""
     bits, _, variant = name.removeprefix(f"{BASE}-").partition("-")
@@ -157,6 +184,6 @@ if __name__ == "__main__":
         "train": lambda: train(given.root, given.names, given.seeds, given.compile),
         "measure": lambda: measure(given.names, given.seeds),
         "features": lambda: features(given.names, given.seeds),
-        "table": lambda: print(markdown(table()), end=""),
+        "table": lambda: print(markdown(table()), *shares(), sep="\n"),
     }
     commands[given.command]()

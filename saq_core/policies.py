@@ -125,6 +125,8 @@ class Subset:
     The closure is called with that share first and must compute on so many samples of its batch; then without it, on
     all of them. BatchNorm statistics move in the second pass, at the perturbed weights.
 
+    Choose it where two whole passes are too expensive; README.md has what it keeps of their flattening.
+
     Cost: 1 + share passes.
 
     Source: the idea of a cheaper first pass is Du et al., ESAM (2022), whose choice of samples needs a whole first
