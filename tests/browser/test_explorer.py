@@ -113,9 +113,14 @@ def opened(page, server, name):
 
 
 def run_all(page):
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    """Run all cells; where JupyterLab has no kernel yet, the order is lost or it asks for one first."""
+    page.locator("#jp-main-statusbar", has_text="Python 3 (ipykernel) | Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
+    asked = page.locator(".jp-Dialog button", has_text=re.compile("^\\s*Select\\s*$"))
+    asked.or_(page.locator("#jp-main-statusbar", has_text="| Busy")).first.wait_for()
+    if asked.count():
+        asked.click()
 
 
 def button(page, name):
