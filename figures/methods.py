@@ -143,12 +143,11 @@ def paired(rows: dict[tuple, dict[str, float]], name: str) -> dict[str, list[flo
 def kept(rows: dict[tuple, dict[str, float]], cheaper: str, column: str) -> tuple[float, float]:
     """Return the share of Case 3's difference to SGD that a cheaper policy keeps, and the error of that ratio of means.
 
-    Over the seeds that have all three.
+    Over the seeds that have all three, of which there must be one.
     """
     full = cheaper.rpartition("-")[0]
-    sgd = full.replace("-saq3", "-sgd")
-    seeds = [seed for other, seed in sorted(rows) if other == cheaper and (full, seed) in rows and (sgd, seed) in rows]
-    ours, whole = (np.array([rows[n, s][column] - rows[sgd, s][column] for s in seeds]) for n in (cheaper, full))
+    shared = {key: row for key, row in rows.items() if {(cheaper, key[1]), (full, key[1])} <= rows.keys()}
+    ours, whole = (np.array(paired(shared, name)[column]) for name in (cheaper, full))
     share = ours.mean() / whole.mean()
     return share, mean_and_error(ours - share * whole)[1] / abs(whole.mean())
 
@@ -156,7 +155,7 @@ def kept(rows: dict[tuple, dict[str, float]], cheaper: str, column: str) -> tupl
 def shares() -> list[str]:
     """Say what every cheaper policy keeps of Case 3's differences to SGD."""
     rows, found = by_seed(), []
-    for name in sorted({name for name, _ in rows if "-saq3-" in name}):
+    for name in [name for name in NAMES if "-saq3-" in name and len(paired(rows, name)["trace"]) > 1]:
         of = {COLUMNS[column]: kept(rows, name, column) for column in ("accuracy", "trace", "top", "worst_case")}
         told = ", ".join(
             f"{100 * share:.0f} ± {100 * error:.0f} % ({what.removesuffix(', %')})"

@@ -63,7 +63,7 @@ def run(operation, arguments, settings):
     def wrapped(part):
         if not isinstance(part, torch.Tensor) or not result_there:
             return part
-        return own.get(id(part)) if id(part) in own else Elsewhere(part)
+        return own[id(part)] if id(part) in own else Elsewhere(part)
 
     return tree_map(wrapped, result)
 

@@ -55,10 +55,11 @@ def test_tables_come_from_the_committed_rows_alone(module):
 def test_what_a_cheaper_policy_keeps_is_a_ratio_of_paired_means():
     """Differences of -4 and -6 where Case 3 has -8 and -12: half, exactly; a seed that one of them lacks is out."""
     values = {"sgd": [20.0, 30.0, 9.0], "saq3": [12.0, 18.0], "saq3-momentum": [16.0, 24.0, 1.0]}
-    rows = {(f"net-w4a4-{n}", seed): {"trace": value} for n, own in values.items() for seed, value in enumerate(own)}
-    assert methods.kept(rows, "net-w4a4-saq3-momentum", "trace") == (0.5, 0.0)
-    rows["net-w4a4-saq3-momentum", 1] = {"trace": 26.0}  # -4 of it, where the share 0.4 expects -3.2 and -4.8
-    assert methods.kept(rows, "net-w4a4-saq3-momentum", "trace") == pytest.approx((0.4, 0.08))
+    stem, nothing = f"{methods.BASE}-w4a4", dict.fromkeys(methods.COLUMNS, 0.0)
+    rows = {(f"{stem}-{n}", s): nothing | {"trace": value} for n, own in values.items() for s, value in enumerate(own)}
+    assert methods.kept(rows, f"{stem}-saq3-momentum", "trace") == (0.5, 0.0)
+    rows[f"{stem}-saq3-momentum", 1] = nothing | {"trace": 26.0}  # -4, where the share 0.4 expects -3.2 and -4.8
+    assert methods.kept(rows, f"{stem}-saq3-momentum", "trace") == pytest.approx((0.4, 0.08))
 
 
 def test_committed_rows_belong_to_recipes_that_exist():
