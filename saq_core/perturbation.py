@@ -190,29 +190,46 @@ class Features(nn.Module):
             handle.remove()
 
 
-class Distillation:
-    """The teacher's side of a training: its features, once per batch, and the loss against them.
+class Student(nn.Module):
+    """A network that returns, beside its output, the weighted distillation loss of its features: one compiled graph.
 
     Args:
         fpq: How to distill.
-        network: The teacher.
-        teacher: The function that returns its output and features.
+        features: Of the network.
     """
 
-    def __init__(self, fpq: FPQ, network: nn.Module, teacher: Any) -> None:
-        self.fpq, self.network, self.teacher = fpq, network, teacher
+    def __init__(self, fpq: FPQ, features: Features) -> None:
+        super().__init__()
+        self.fpq, self.features = fpq, features
+
+    def forward(self, x: Tensor, taught: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the output and the loss against the teacher's features."""
+        output, features = self.features(x)
+        return output, self.fpq.weight * distillation_loss(features, taught, statistics=self.fpq.statistics)
+
+
+class Teacher:
+    """The teacher of a training: its features, once per batch.
+
+    Args:
+        network: The teacher.
+        features: The function that returns its output and features.
+    """
+
+    def __init__(self, network: nn.Module, features: Any) -> None:
+        self.network, self.features = network, features
         self._known: dict[Any, list[Tensor]] = {}
 
     def next_batch(self) -> None:
         """Forget the features of the batch before."""
         self._known.clear()
 
-    def loss(self, x: Tensor, features: list[Tensor], part: Any) -> Tensor:
-        """Return the weighted loss of the student's features; `part` names these rows of the batch."""
+    def of(self, x: Tensor, part: Any) -> list[Tensor]:
+        """Return the features; `part` names these rows of the batch."""
         if part not in self._known:
             with torch.no_grad():
-                self._known[part] = self.teacher(x)[1]
-        return self.fpq.weight * distillation_loss(features, self._known[part], statistics=self.fpq.statistics)
+                self._known[part] = self.features(x)[1]
+        return self._known[part]
 
 
 def taught_layers(model: nn.Module) -> list[str]:

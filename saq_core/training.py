@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from . import files, processes
 from .data import Data, Split, device_of, evaluation_batches, evaluation_mode, mix, steps_per_epoch, training_batches
 from .history import History
-from .perturbation import Distillation, Features, feature_noise, taught_layers, teacher_of
+from .perturbation import Features, Student, Teacher, feature_noise, taught_layers, teacher_of
 from .quantizer_base import check_latent
 from .recipes import Recipe
 from .sam import SAM
@@ -157,7 +157,7 @@ class _Run:
     data: Data
     recipe: Recipe
     device: torch.device
-    distillation: Distillation | None = None
+    teacher: Teacher | None = None
 
     @classmethod
     def of(
@@ -170,21 +170,23 @@ class _Run:
         stack: ExitStack,
     ) -> _Run:
         base = base_optimizer(model, recipe)
-        network, distillation = model, None
+        network: nn.Module = model
+        taught_by = None
         wanted = device.type == "cuda" if recipe.compile is None else recipe.compile
         prepared = partial(_compiled, device=device) if wanted else lambda module: module
         if recipe.fpq is not None:
             stack.enter_context(feature_noise(model, recipe.fpq.p, placement=recipe.fpq.placement))
             if recipe.fpq.distill:
                 names = taught_layers(model)
-                taught_by = teacher_of(model, teacher, names)
-                distillation = Distillation(recipe.fpq, taught_by, prepared(Features(taught_by, names)))
-                network = Features(model, names)
-                stack.callback(network.close)
+                floating = teacher_of(model, teacher, names)
+                taught_by = Teacher(floating, prepared(Features(floating, names)))
+                features = Features(model, names)
+                stack.callback(features.close)
+                network = Student(recipe.fpq, features)
         forward, no_sync = processes.parallel(prepared(network), model)
         sharp = recipe.sam
         optimizer = base if sharp is None else sharp.wrap(model, base, no_sync=no_sync)
-        return cls(model, forward, no_sync, optimizer, data, recipe, device, distillation)
+        return cls(model, forward, no_sync, optimizer, data, recipe, device, taught_by)
 
     def epoch(self, epoch: int, history: History) -> dict[str, Any]:
         """Train for one epoch, then validate; return the row of the table."""
@@ -236,8 +238,8 @@ class _Run:
                 group["lr"] = lr
             if recipe.mix:
                 x, y = mix(x, y, data.num_classes, recipe.mix, mixer)
-            if self.distillation is not None:
-                self.distillation.next_batch()
+            if self.teacher is not None:
+                self.teacher.next_batch()
             first: list[Tensor] = []
             loss = self.step(partial(self.closure, x, y, first))
             losses.append(loss.float())
@@ -276,10 +278,9 @@ class _Run:
 
     def pass_through(self, x: Tensor, part: tuple[int, int]) -> tuple[Tensor, Tensor | float]:
         """Return the output and what the objective has beside the loss of it; `part` names these rows of the batch."""
-        if self.distillation is None:
+        if self.teacher is None:
             return self.forward(x), 0.0
-        output, features = self.forward(x)
-        return output, self.distillation.loss(x, features, part)
+        return self.forward(x, self.teacher.of(x, part))
 
 
 def base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
@@ -338,8 +339,8 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
 def _store(path: str | Path, run: _Run, history: History) -> None:
     content = {"recipe": asdict(run.recipe), "history": history.state(), "model": run.model.state_dict()}
     content["optimizer"] = run.optimizer.state_dict()  # asks all processes
-    if run.distillation is not None:
-        content["teacher"] = run.distillation.network.state_dict()
+    if run.teacher is not None:
+        content["teacher"] = run.teacher.network.state_dict()
     if processes.rank() == 0:
         files.write(path, "training", content)
 
@@ -361,6 +362,6 @@ def _resume(path: str | Path, run: _Run, snapshots: str | None) -> History:
     files.check_same_network(model, content["model"], path)
     run.optimizer.load_state_dict(content["optimizer"])  # first, because it may refuse
     model.load_state_dict(content["model"])
-    if run.distillation is not None:  # of the model as it came then, not as it comes now
-        run.distillation.network.load_state_dict(content["teacher"])
+    if run.teacher is not None:  # of the model as it came then, not as it comes now
+        run.teacher.network.load_state_dict(content["teacher"])
     return history

@@ -25,7 +25,7 @@ from saq_core import (
     save,
     train,
 )
-from saq_core.perturbation import Distillation, Features, noisy_inputs, teacher_of
+from saq_core.perturbation import Features, Student, Teacher, noisy_inputs, teacher_of
 
 
 @pytest.fixture(scope="module")
@@ -237,11 +237,12 @@ def test_the_objective_is_the_recipes_plus_the_weighted_distillation(floating, d
     names = ["conv1", "layer2.0.conv1"]
     x, y = (t[:16] for t in digits.train)
     student, teacher = Features(model, names), Features(teacher_of(model, floating, names), names)
-    output, found = student(x)
-    assert torch.equal(output, model(x)) and len(found) == 2
+    expected, found = student(x)
+    assert torch.equal(expected, model(x)) and len(found) == 2
+    both, taught = Student(FPQ(weight=2.5), student), Teacher(floating, teacher).of(x, "all")
+    output, loss = torch.compile(both, backend="eager", fullgraph=True)(x, taught)
+    assert torch.equal(output, expected) and torch.equal(loss, both(x, taught)[1])
     student.close()
-    distillation = Distillation(FPQ(weight=2.5), floating, teacher)
-    loss = distillation.loss(x, found, "all")
     assert float(loss.detach()) == pytest.approx(
         2.5 * float(distillation_loss(found, teacher(x)[1]).detach()), rel=1e-6
     )

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from saq_core import SAQ, Data, Recipe, calibrate, evaluate, processes, quantize, train
+from saq_core import FPQ, SAQ, Data, Recipe, calibrate, evaluate, processes, quantize, train
 from saq_core.data import training_batches
 
 HERE = pathlib.Path(__file__).parent
-SAMS = {
+METHODS = {
     "sgd": None,
+    "distilled": FPQ(p=0, statistics="image"),
     "case 2": SAQ(0.3, case=2, synchronised=True),
     "case 3": SAQ(0.3, synchronised=True),
     "mean": SAQ(0.3, combine="mean", synchronised=True),
@@ -35,12 +36,14 @@ def prepared():
     x = torch.randn(43, 4, generator=generator, dtype=torch.float64) + 2 * F.one_hot(y, 4)
     data = Data((x, y), (x[:9], y[:9]), (x[:12], y[:12]), 3)
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    convolved = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 2, padding=1), nn.Flatten())
+    model = nn.Sequential(convolved, nn.LayerNorm(18), nn.ReLU(), nn.Linear(18, 6), nn.ReLU(), nn.Linear(6, 3))
     return calibrate(quantize(model.double(), "W3A4"), data), data
 
 
-def recipe(sam, **settings):
-    return Recipe(**{"epochs": 3, "lr": 0.1, "batch_size": 8, "sam": sam, "seed": 3, **settings})
+def recipe(method, **settings):
+    own = {"fpq" if isinstance(method, FPQ) else "sam": method}
+    return Recipe(**{"epochs": 3, "lr": 0.1, "batch_size": 8, "seed": 3, **own, **settings})
 
 
 def main(task, out):
@@ -53,10 +56,10 @@ def main(task, out):
 
 def _trainings():
     found = {}
-    for name, sam in SAMS.items():
+    for name, method in METHODS.items():
         for micro in (None, 3):
             model, data = prepared()
-            history = train(model, data, recipe(sam, micro_batch=micro))
+            history = train(model, data, recipe(method, micro_batch=micro))
             state = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
             found[f"{name} {micro}"] = {
                 **state,
@@ -110,7 +113,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize("micro", [None, 3])
-@pytest.mark.parametrize("name", [name for name in SAMS if name != "own ε"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "own ε"])
 def test_two_processes_train_as_one_does_on_the_union_of_their_rows(trained, name, micro):
     one, two = (found[f"{name} {micro}"] for found in trained)
     for key, value in one.items():

@@ -339,23 +339,21 @@ def _step(model, x, y, method, compiled):
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
     optimizer = optimizer if sam is None else sam.wrap(model, optimizer)
     made = (lambda network: torch.compile(network, dynamic=False)) if compiled else (lambda network: network)
-    forward, distillation = _perturbed(model, method, made) if isinstance(method, FPQ) else (made(model), None)
+    forward, teacher = _perturbed(model, method, made) if isinstance(method, FPQ) else (made(model), None)
     period = 5 if sam is not None and sam.policy.endswith(":5") else 1
 
     def closure(share=1.0):
         optimizer.zero_grad()
         rows = round(share * len(x))
-        output = forward(x[:rows])
-        output, features = output if distillation else (output, [])
-        loss = cross_entropy(output, y[:rows])
-        loss = loss + distillation.loss(x, features, rows) if distillation else loss
+        output, extra = forward(x[:rows], teacher.of(x[:rows], rows)) if teacher else (forward(x[:rows]), 0.0)
+        loss = cross_entropy(output, y[:rows]) + extra
         loss.backward()
         return loss
 
     def run():
         for _ in range(period):
-            if distillation:
-                distillation.next_batch()
+            if teacher:
+                teacher.next_batch()
             optimizer.step(closure)
 
     run.steps = period
@@ -363,13 +361,14 @@ def _step(model, x, y, method, compiled):
 
 
 def _perturbed(model, fpq, made):
-    """Return the forward pass with noise and, where the method distills, features, and the teacher's side."""
+    """Return the forward pass with noise and, where the method distills, its loss, and the teacher."""
     perturbation.feature_noise(model, fpq.p).__enter__()  # as long as the benchmark runs
     if not fpq.distill:
         return made(model), None
     names = perturbation.taught_layers(model)
-    teacher = perturbation.Features(perturbation.teacher_of(model, None, names), names)
-    return made(perturbation.Features(model, names)), perturbation.Distillation(fpq, made(teacher))
+    network = perturbation.teacher_of(model, None, names)
+    student = perturbation.Student(fpq, perturbation.Features(model, names))
+    return made(student), perturbation.Teacher(network, made(perturbation.Features(network, names)))
 
 
 def _loader(device):
