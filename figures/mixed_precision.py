@@ -12,9 +12,9 @@ build/runs, policies in policies.jsonl and tuned networks in mixed_precision.jso
 
 import argparse
 import json
-import resource
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import saq_core
@@ -50,17 +50,23 @@ SEARCHES: dict[str, dict[str, Any]] = {
 
 
 def search(label: str, on: str, root: str, **changes: Any) -> None:
-    """Find one policy and keep it, unless that was done; peak memory is the whole process's (one search in each)."""
+    """Find one policy and keep it, unless that was done; the peak of memory is the whole process's, on Linux."""
     if (label, on) in read(POLICIES, "policy", "searched_on"):
         return
     data = saq_core.load_data(on, root, limit=BASE.limit)
     model = saq_core.reproduce(STARTS[on], root, out=RUNS, **changes)
     budget = saq_core.cost(model, data.input_shape, bits=BITS).bops
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here: loading had one of its own
+    before = resident_mib("VmRSS")
     policy = saq_core.search(model, data, budget=budget, **SEARCHES[label])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    own = {"policy": label, "searched_on": on, "resident_mib": peak / 1024, "resident_before_mib": before / 1024}
+    own = {"policy": label, "searched_on": on, "resident_mib": resident_mib("VmHWM"), "resident_before_mib": before}
     append(POLICIES, own | asdict(policy))
+
+
+def resident_mib(field: str) -> float:
+    """Return the memory of this process: "VmRSS" now, "VmHWM" at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def tune(label: str, searched_on: str, on: str, seed: int, root: str, **changes: Any) -> None:
@@ -70,10 +76,11 @@ def tune(label: str, searched_on: str, on: str, seed: int, root: str, **changes:
         return
     name = f"{on}-resnet20-mixed-{label}-of-{searched_on}".replace(" ", "-").replace(",", "")
     experiment = replace(BASE, name=name, data=on, bits=row["bits"], recipe=TUNED, start=STARTS[on])
-    saq_core.reproduce(experiment, root, seed=seed, out=RUNS, **changes)
+    model = saq_core.reproduce(experiment, root, seed=seed, out=RUNS, **changes)
     record = json.loads((RUNS / f"{name}-{seed}.json").read_text())
-    own = {"policy": label, "searched_on": searched_on, "trained_on": on, "seed": seed, "bops": row["bops"]}
-    append(ROWS, own | {"accuracy": 100 * record["test"]["accuracy"], "seconds": record["seconds"]})
+    own = {"policy": label, "searched_on": searched_on, "trained_on": on, "seed": seed}
+    found = {"accuracy": 100 * record["test"]["accuracy"], "seconds": record["seconds"]}
+    append(ROWS, own | {"bops": saq_core.cost(model).bops} | found)
 
 
 def wanted(seeds: list[int]) -> list[tuple[str, str, str, int]]:
@@ -89,7 +96,7 @@ TRANSFER = [("asga", "cifar10"), ("asga", "cifar100"), ("uniform", "cifar10")]
 
 
 def table() -> list[list[str]]:
-    """Return accuracy over seeds (over policies, for random ones), cost, and what the search took; titles first."""
+    """Return accuracy, cost and what the search took: means over seeds (for chance, over policies); titles first."""
     rows, policies = read(ROWS, "policy", "searched_on", "trained_on", "seed"), read(POLICIES, "policy", "searched_on")
     titles = ["policy", "searched on", "trained on", "networks", "accuracy, %", "M BOPs", "bits", "search, s", "MiB"]
     found = [titles]
@@ -97,12 +104,13 @@ def table() -> list[list[str]]:
     for (label, source, on, _), row in rows.items():
         groups.setdefault((label.split()[0] if label.startswith("random") else label, source, on), []).append(row)
     for (label, source, on), own in sorted(groups.items(), key=lambda pair: (pair[0][2], pair[0])):
-        policy = policies[own[0]["policy"], source]
-        bits = [(int(b[1]) + int(b[3])) / 2 for b in policy["bits"].values()]
+        found_by = [policies[row["policy"], source] for row in own]
+        bits = [fmean((int(b[1]) + int(b[3])) / 2 for b in policy["bits"].values()) for policy in found_by]
+        memory = [policy["resident_mib"] - policy["resident_before_mib"] for policy in found_by]
         accuracy = number(*mean_and_error([row["accuracy"] for row in own]))
-        spent = [f"{policy['bops'] / 1e6:.1f}", f"{sum(bits) / len(bits):.2f}", f"{policy['seconds']:.0f}"]
-        memory = policy["resident_mib"] - policy["resident_before_mib"]
-        found.append([label, source, on, str(len(own)), accuracy, *spent, f"+{memory:.0f}"])
+        spent = [f"{fmean(row['bops'] for row in own) / 1e6:.1f}", f"{fmean(bits):.2f}"]
+        spent += [f"{fmean(policy['seconds'] for policy in found_by):.0f}", f"+{fmean(memory):.0f}"]
+        found.append([label, source, on, str(len(own)), accuracy, *spent])
     return found
 
 

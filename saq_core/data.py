@@ -98,6 +98,21 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the global generators of the CPU and of one device for a while, then put them back; no other is touched."""
+    device = torch.device("cpu") if device is None else device
+    seed = int(seed)  # numpy's as well
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode for a while, then every module back into its own mode."""
     modes = [(module, module.training) for module in model.modules()]
@@ -231,15 +246,15 @@ def _split_sizes(total: int, limit: int | None, val_fraction: float) -> tuple[in
     return limit, min(held_out, max(1, round(limit * val_fraction / (1 - val_fraction))))
 
 
-def balanced_order(y: Tensor, seed: int) -> Tensor:
-    """Return a random order of which every beginning holds the classes in (almost) equal numbers."""
+def balanced_order(y: Tensor, seed: int, *, proportional: bool = False) -> Tensor:
+    """Return a random order of which every beginning holds the classes in (almost) equal numbers, or in those of y."""
     mixed = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     labels = y[mixed]
     by_class = torch.argsort(labels, stable=True)
     counts = torch.bincount(labels)
     rank = torch.empty_like(mixed)
     rank[by_class] = torch.arange(len(y)) - (counts.cumsum(0) - counts)[labels[by_class]]
-    return mixed[torch.argsort(rank, stable=True)]
+    return mixed[torch.argsort((rank + 0.5) / counts[labels] if proportional else rank, stable=True)]
 
 
 def _to_tensor(x: np.ndarray, mean: np.ndarray, std: np.ndarray, device: torch.device) -> Tensor:
@@ -349,6 +364,5 @@ def mix(x: Tensor, y: Tensor, num_classes: int, kind: str, generator: torch.Gene
 
     seed, coin = torch.randint(2**62, (2,), generator=generator).tolist()
     name, alpha = MIXES[tuple(MIXES)[coin % 2] if kind == "both" else kind]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torchvision draws from the global generator
+    with seeded(seed):  # torchvision draws from the global generator
         return getattr(v2, name)(alpha=alpha, num_classes=num_classes)(x, y)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import Data
+from .data import Data, seeded
 
 DEPTHS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet56": 9}  # blocks per stage, (depth - 2) / 6
 LARGE = 64  # pixels of height from which an image is large: below, nothing is down-sampled early
@@ -221,8 +221,7 @@ def make(architecture: dict[str, Any], *, seed: int = 0) -> nn.Module:
     name, classes, shape = (architecture[key] for key in ("name", "num_classes", "input_shape"))
     if len(shape) != 3:
         raise ValueError(f"{name} needs images (channels, height, width), got inputs of shape {tuple(shape)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         if name in DEPTHS or name == "preresnet20":
             model: nn.Module = ResNet(DEPTHS.get(name, 3), classes, shape[0], preactivation=name == "preresnet20")
         elif name == "vit" or name in VITS:

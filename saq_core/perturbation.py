@@ -146,6 +146,9 @@ def distillation_loss(student: list[Tensor], teacher: list[Tensor], *, statistic
             raise ValueError(
                 f"teacher must have features of shape {tuple(z.shape)}, got {tuple(t.shape)}: other strides"
             )
+        if math.prod(z.shape[2:]) * (1 if statistics == "image" else len(z)) < 2:
+            rule = f'features must have more than one value per channel for statistics="{statistics}"'
+            raise ValueError(f"{rule}, got shape {tuple(z.shape)}")
     norm = F.instance_norm if statistics == "image" else partial(F.batch_norm, running_mean=None, running_var=None)
     options: dict[str, Any] = {"eps": EPSILON} | ({} if statistics == "image" else {"training": True})
     pairs = [(norm(z.float(), **options), norm(t.float(), **options)) for z, t in zip(student, teacher, strict=True)]
@@ -182,6 +185,8 @@ class Features(nn.Module):
             output = self.model(x)
         finally:
             self._found = None
+        if unused := [name for name in self.names if name not in found]:
+            raise ValueError(f"model must call every layer that is distilled in its forward pass, got none of {unused}")
         return output, [found[name] for name in self.names]
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import device_of, evaluation_mode
+from .data import device_of, evaluation_mode, seeded
 from .perturbation import attach, noisy_inputs, uniform_noise
 
 
@@ -175,13 +175,13 @@ def _measured(
     device = device_of(model)
     handles = [attach(model.get_submodule(path), leaf, partial(noise, width)) for path, leaf, width in sites]
     try:
-        with evaluation_mode(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with evaluation_mode(model):
             plain, rises = loss(), []
             for draw in range(draws):
                 pair = []
                 for sign[0] in (1.0, -1.0):
-                    torch.manual_seed(seed * 1_000_003 + draw)
-                    pair.append(loss())
+                    with seeded(seed * 1_000_003 + draw, device):
+                        pair.append(loss())
                 rises.append((pair[0] + pair[1]) / 2 - plain)
     finally:
         for handle in handles:

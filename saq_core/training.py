@@ -18,7 +18,17 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from . import files, processes
-from .data import Data, Split, device_of, evaluation_batches, evaluation_mode, mix, steps_per_epoch, training_batches
+from .data import (
+    Data,
+    Split,
+    device_of,
+    evaluation_batches,
+    evaluation_mode,
+    mix,
+    seeded,
+    steps_per_epoch,
+    training_batches,
+)
 from .history import History
 from .perturbation import Features, Student, Teacher, feature_noise, taught_layers, teacher_of
 from .quantizer_base import check_latent
@@ -191,10 +201,8 @@ class _Run:
     def epoch(self, epoch: int, history: History) -> dict[str, Any]:
         """Train for one epoch, then validate; return the row of the table."""
         start = time.perf_counter()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            # by epoch, so that resuming needs no stored random state
-            seed = self.recipe.seed * 1_000_003 + epoch
-            torch.manual_seed(seed + 7_919 * processes.rank())  # dropout differs between processes
+        seed = self.recipe.seed * 1_000_003 + epoch  # by epoch, so that resuming needs no stored random state
+        with seeded(seed + 7_919 * processes.rank(), self.device):  # dropout differs between processes
             losses, hits, lr = self.steps(seed, epoch)
         processes.average_([losses, hits])
         processes.agree_(self.model)

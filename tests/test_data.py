@@ -130,6 +130,12 @@ def test_balanced_order_is_balanced_at_every_cut():
     for cut in range(1, 31):
         counts = torch.bincount(y[order[:cut]], minlength=3)
         assert counts.max() - counts.min() <= 1
+    proportional = balanced_order(y, 0, proportional=True)
+    for cut in range(1, 61):
+        wanted = torch.tensor([30, 10, 20]) * cut / 60
+        assert (torch.bincount(y[proportional[:cut]], minlength=3) - wanted).abs().max() <= 1
+    even = torch.arange(60) % 3
+    assert torch.equal(balanced_order(even, 0), balanced_order(even, 0, proportional=True))
 
 
 def seeded(seed=0):

@@ -415,6 +415,14 @@ def test_settings_out_of_range_are_refused(floating, digits):
         train(copy.deepcopy(floating), digits, recipe(fpq=FPQ(p=0)))
     with pytest.raises(ValueError, match="teacher must have the layer conv1 with weights of shape"):
         train(twin(floating, digits), digits, recipe(fpq=FPQ()), teacher=nn.Sequential(nn.Conv2d(1, 3, 3)))
+    pixel = [torch.randn(5, 3, 1, 1)]
+    assert float(distillation_loss(pixel, pixel)) == 0
+    with pytest.raises(ValueError, match=r'one value per channel for statistics="image", got shape \(5, 3, 1, 1\)'):
+        distillation_loss(pixel, pixel, statistics="image")
+    idle = twin(floating, digits)
+    idle.layer2[0].add_module("idle", copy.deepcopy(idle.conv1))
+    with pytest.raises(ValueError, match=r"in its forward pass, got none of \['layer2.0.idle'\]"):
+        train(idle, digits, recipe(fpq=FPQ()))
     with pytest.raises(ValueError, match="pass steps="):
         feature_rise(floating)
     with pytest.raises(ValueError, match="draws must be >= 2, or 0 to measure nothing, got 1"):

@@ -93,8 +93,12 @@ class ASGA:
         if not 0 <= self.slack < 1:
             raise ValueError(f"slack must be from 0 to below 1, got {self.slack!r}")
         if self.rho_range is not None:
-            object.__setattr__(self, "rho_range", tuple(self.rho_range))  # a list, where a file was read
+            if not isinstance(self.rho_range, Sequence) or len(self.rho_range) != 2:
+                raise ValueError(f"rho_range must be (lowest, highest) or None, got {self.rho_range!r}")
+            object.__setattr__(self, "rho_range", tuple(map(float, self.rho_range)))  # a list, where a file was read
             AdaptiveRho(self.rho, *self.rho_range)
+        for name in ("lr", "lr_alpha", "weight_decay", "lam", "rho", "beta", "slack"):  # numpy's do not go into JSON
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def passes(self) -> int:
@@ -351,7 +355,10 @@ class Alignment:
         return {"epoch": epoch + 1, "loss": loss, **self.seen(), **self.spread()}
 
     def seen(self) -> dict[str, float]:
-        """Return the means over the steps since the last call: ρ, how often at its ends, the gap h, ‖g‖, the cosine."""
+        """Return the means over the steps since the last call: ρ, how often at its ends, the gap h, ‖g‖, the cosine.
+
+        ‖g‖ is that of the latent weights, also for case 3, whose ε is shortened by that of the quantized ones.
+        """
         if self.sam is None:
             return {}
         rows: list[dict[str, Tensor]] = self.sam.policy.rows  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -141,4 +142,6 @@ def solve(costs: Tensor, sizes: Tensor, room: float) -> Tensor:
     )
     if found.x is None:
         raise RuntimeError(f"the integer programme was not solved: {found.message}")
-    return torch.from_numpy(found.x).view(rows, columns).argmax(1)
+    choice = torch.from_numpy(found.x).view(rows, columns).argmax(1)
+    over = int(sizes.gather(1, choice[:, None]).sum()) - math.floor(room)  # the solver's ones and zeros are so nearly
+    return choice if over <= 0 else solve(costs, sizes, math.floor(room) - over)

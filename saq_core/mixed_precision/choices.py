@@ -163,6 +163,8 @@ class Space:
         first_input_bits: int = 8,
     ) -> Space:
         """Trace a float network once; what any choice costs is arithmetic from then on."""
+        if isinstance(candidates, str) or not isinstance(candidates, Iterable):
+            raise ValueError(f"candidates must be a sequence of bits, say (2, 3, 4), got {candidates!r}")
         pairs = sorted(
             {parse_bits(bits, "candidates") for bits in candidates}, key=lambda pair: (pair[0] * pair[1], pair)
         )

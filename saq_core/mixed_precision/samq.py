@@ -45,7 +45,7 @@ class SAMQ:
             other half, after the first `warmup`, whose bits are drawn with equal chances.
         warmup: See there.
         rho: Radius of ε, the same for weights, generator and the final choice; 0.05 in plain units is ours, the
-            authors' 0.4 is meant in normalised ones.
+            authors' 0.4 is meant in normalised ones. Clips and steps get no ε (ours; the authors' activation clips do).
         metric: Units of `rho`: see `SAM`.
         lam: λ of the penalty ``λ·(BOPs - budget)²``, BOPs in millions; it punishes both sides. None = as much for the
             same relative deviation as the authors' 1e-4 at their 674 M (ours).
@@ -99,6 +99,9 @@ class SAMQ:
             value = getattr(self, name)
             if not low <= value < high or (name == "share" and value == 0):
                 raise ValueError(f"{name} must be from 0 to below 1 (share above 0), got {value!r}")
+        for name in ("rho", "lam", "beta", "lr", "weight_decay", "generator_lr", "memory", "share", "slack"):
+            if getattr(self, name) is not None:  # numpy's numbers would not go into JSON
+                object.__setattr__(self, name, float(getattr(self, name)))
 
 
 class Search:
@@ -175,6 +178,9 @@ class Search:
                 choice, log_probability, entropy = self.generator()
                 self.network.choose_(choice[0])
                 loss, bops = self.perturbed_loss(x, y).cpu(), self.space.bops(choice)
+                if not math.isfinite(loss):
+                    rule = f"try a rho below {self.settings.rho} or an lr below {self.settings.lr}"
+                    raise FloatingPointError(f"perturbed loss is {float(loss)}: {rule}")
                 self.teacher.learn_(log_probability, entropy, loss + self.penalty(bops))
                 rows.append(torch.stack([loss.double(), bops[0].double(), entropy[0].detach().double()]))
         return dict(zip(("perturbed_loss", "bops", "entropy"), torch.stack(rows).mean(0).tolist(), strict=True))
@@ -253,9 +259,9 @@ def samq(
 
 
 def halves(data: Data, share: float, seed: int, device: torch.device) -> tuple[Data, Split]:
-    """Return the data with a share of the training images, and the rest as a split; both balanced over the classes."""
+    """Return the data with a share of the training images, and the rest as a split; both have the data's classes."""
     x, y = data.train
-    order = balanced_order(y.cpu(), seed)
+    order = balanced_order(y.cpu(), seed, proportional=True)
     number = round(share * len(y))
     if not 0 < number < len(y):
         raise ValueError(f"share must leave images on both sides, got {share} of {len(y)}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import nn
 
 from .. import processes
-from ..data import Data, device_of
+from ..data import Data, device_of, seeded
 from ..quantizers import QUANTIZERS
 from .aligning import ASGA, asga
 from .baselines import at_random, by_hessian, uniform
@@ -57,11 +59,12 @@ def search(
 
     Raises:
         ValueError: If no bits fit into the budget (the error names the least possible), or none that were drawn; for an
-            unknown method or quantizer, a quantized network, or settings that are not for this method.
+            unknown method or quantizer, a quantized network, settings that are not for this method, or a budget that is
+            no finite number.
 
     Cost: a few forward passes of one input; "hessian": 30 to 120 Hessian-vector products of the probe and 80
     quantizations of each weight per candidate; "samq": per epoch two forward and backward passes over one half of the
-    training images and two forward passes and one backward pass over the other; at the end four forward and one
+    training images and two forward passes and one backward pass over the other; at the end three forward and one
     backward pass over that half per configuration compared; "asga": per epoch two forward and backward passes over the
     training images, where every weight and input is quantized once per candidate.
 
@@ -69,33 +72,37 @@ def search(
     (2020); Ma et al., Adaptive Sharpness-Aware Gradient Aligning (2025), as far as `ASGA` says.
     """
     start = time.perf_counter()
-    _check(model, data, method, quantizer, settings)
+    _check(model, data, budget, method, quantizer, settings)
     device = device_of(model)
     cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         if cuda:
             torch.cuda.reset_peak_memory_stats(device)
         shape = data.input_shape
         space = Space.of(model, shape, candidates=candidates, first_input_bits=first_input_bits)
         space.check(budget)
+        room = math.floor(budget)  # a tensor of whole numbers would be compared with a float in single precision
         details: dict[str, Any] = {}
         if method == "uniform":
-            choice = uniform(space, budget)
+            choice = uniform(space, room)
         elif method == "random":
-            choice = at_random(space, budget, seed)
+            choice = at_random(space, room, seed)
         elif method == "hessian":
-            choice, details = by_hessian(space, model, data, budget, seed, quantizer)
+            choice, details = by_hessian(space, model, data, room, seed, quantizer)
         else:
             run = samq if method == "samq" else asga
             options: dict[str, Any] = {"settings": settings or SETTINGS[method](), "seed": seed, "quantizer": quantizer}
-            choice, details = run(model, data, space, budget, **options)
+            choice, details = run(model, data, space, room, **options)
     peak = torch.cuda.max_memory_allocated(device) if cuda else None
     bops, seconds = int(space.bops(choice)), time.perf_counter() - start
     return Policy(space.bits(choice), bops, seconds, method, float(budget), int(seed), peak, details)
 
 
-def _check(model: nn.Module, data: Data, method: str, quantizer: str, settings: SAMQ | ASGA | None) -> None:
+def _check(
+    model: nn.Module, data: Data, budget: float, method: str, quantizer: str, settings: SAMQ | ASGA | None
+) -> None:
+    if not (isinstance(budget, Real) and math.isfinite(budget)):
+        raise ValueError(f"budget must be a finite number of bit operations, got {budget!r}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
     if quantizer not in QUANTIZERS:

@@ -69,7 +69,8 @@ class Switchable:
         quantizer: See `quantize`.
 
     Source: Liu et al., Sharpness-aware Quantization, first version (2021), released code. Departures: every step is
-    calibrated (theirs all start at 1); BatchNorm is copied once per candidate, not once per pair of numbers of bits.
+    calibrated (theirs all start at 1); BatchNorm is copied once per candidate, not once per pair of numbers of bits,
+    and PreResNet's last one is copied too.
     """
 
     def __init__(self, model: nn.Module, space: Space, data: Data, *, quantizer: str = "lsq") -> None:
