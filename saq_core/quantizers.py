@@ -110,7 +110,8 @@ class AsymmetricLSQ(LSQ):
         bits, shape, activation: See `Quantizer`. signed: Without effect, the range of the data decides.
 
     Source: Pang and Cai, Stabilizing Quantization-Aware Training (2025), eq. 3-6. Departures: the mask is that of the
-    unrounded value and 8-bit steps are not trained, both as in `LSQ`.
+    unrounded value and 8-bit steps are not trained, both as in `LSQ`; a value halfway between two levels goes to the
+    one whose number, of 0 to n, is even (theirs to the even multiple of s).
     """
 
     method = "minmax"

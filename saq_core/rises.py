@@ -173,17 +173,17 @@ def _measured(
         return torch.stack(losses).sum() / sum(len(y) for _, y in batches)
 
     device = device_of(model)
-    handles = [attach(model.get_submodule(path), leaf, partial(noise, width)) for path, leaf, width in sites]
-    try:
-        with evaluation_mode(model):
-            plain, rises = loss(), []
+    with evaluation_mode(model):
+        plain, rises = loss(), []
+        handles = [attach(model.get_submodule(path), leaf, partial(noise, width)) for path, leaf, width in sites]
+        try:
             for draw in range(draws):
                 pair = []
                 for sign[0] in (1.0, -1.0):
                     with seeded(seed * 1_000_003 + draw, device):
                         pair.append(loss())
                 rises.append((pair[0] + pair[1]) / 2 - plain)
-    finally:
-        for handle in handles:
-            handle.remove()
+        finally:
+            for handle in handles:
+                handle.remove()
     return torch.stack(rises).cpu()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from saq_core import LIQ, LSQ, PACT, DoReFa, LSQPlus, MinMax
-from saq_core.quantizers import Unquantized, input_quantizer, round_ste, scale_gradient, weight_quantizer
+from saq_core.quantizers import AsymmetricLSQ, Unquantized, input_quantizer, round_ste, scale_gradient, weight_quantizer
 
 W = torch.tensor([-1.3, -0.5, -0.1, 0.0, 0.2, 0.9])
 A = torch.tensor([-0.5, 0.0, 0.2, 0.5, 0.9, 3.0])
@@ -92,6 +92,47 @@ def test_liq_gradients_follow_the_papers_formulas():
     inside = (q - x).detach()
     expected = g * torch.where(x.abs() <= 1, inside, x.sign())
     close(quantizer.clip.grad, expected.sum().item(), 1e-12)
+
+
+@pytest.mark.parametrize(("signed", "clip"), [(False, 1.5), (False, -0.8), (True, 1.5), (True, -0.8)])
+def test_liq_gradients_of_activations_and_of_any_clip_follow_the_papers_formulas(signed, clip):
+    """Q/|c| - x/|c| inside, 1 above and 0 (signed: -1) below, by the sign of c, whose absolute value is used."""
+    x = torch.tensor([-2.0, -0.6, 0.31, 0.77, 1.6, 9.0], dtype=torch.float64, requires_grad=True)
+    g = torch.tensor([1.0, -2.0, 3.0, 0.5, 0.7, -1.1], dtype=torch.float64)
+    quantizer = with_step(LIQ(3, signed=signed, activation=True).double(), clip)
+    q, c = quantizer(x), abs(clip)
+    q.backward(g)
+    low = -c if signed else 0.0
+    inside = (x.detach() >= low) & (x.detach() <= c)
+    close(x.grad, g * inside, 1e-12)
+    outside = torch.where(x.detach() > c, 1.0, -1.0 if signed else 0.0)
+    per_value = torch.where(inside, (q - x).detach() / c, outside)
+    close(quantizer.clip.grad, ((g * per_value).sum() * math.copysign(1, clip)).item(), 1e-12)
+
+
+@pytest.mark.parametrize("kind", [LSQ, AsymmetricLSQ])
+def test_the_step_has_the_gradient_of_the_surrogate_whose_rounding_is_frozen(kind):
+    """Central differences of f(s) = Σ g·(clip(x/s + z + r) - z)·s, r what rounding adds at s, frozen."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.empty(1, 400, dtype=torch.float64).uniform_(-0.5, 1.9, generator=generator)
+    g = torch.randn(1, 400, dtype=torch.float64, generator=generator)
+    quantizer = kind(4, activation=True, **({"signed": True} if kind is LSQ else {})).double()
+    quantizer.calibrate_(x[x.abs() < 1.2])  # a tenth and more lies outside
+    low, high = quantizer._range()
+    s, z = quantizer.step.detach().clone(), getattr(quantizer, "zero", torch.zeros(()))
+    place = x / s + z
+    inside = (place >= low) & (place <= high)
+    assert 0.05 < 1 - inside.double().mean() < 0.9 and (kind is LSQ or z != 0)
+    added = place.round() - place
+
+    def surrogate(step):
+        level = torch.where(inside, x / step + z + added, place.clamp(low, high))
+        return (g * (level - z) * step).sum()
+
+    h = 1e-6
+    difference = (surrogate(s + h) - surrogate(s - h)) / (2 * h) / math.sqrt(x.numel() * high)
+    quantizer(x).backward(g)
+    assert float(quantizer.step.grad) == pytest.approx(float(difference), rel=1e-6)
 
 
 def test_lsq_gradients_follow_the_papers_formulas():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from saq_core import SAM, SAQ, quantize
+from saq_core import SAM, SAQ, calibrate, quantize
 from saq_core.sam import CASES
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -180,6 +180,22 @@ def test_batchnorm_moves_once_and_nothing_of_epsilon_stays(case):
         assert not isinstance(value, torch.Tensor) or torch.equal(value, reference.state_dict()[name]), name
     for layer in (model.conv1, model.conv2, model.fc):
         assert not layer.delta.any() and not layer.delta.requires_grad and layer.delta.grad is None
+
+
+@pytest.mark.parametrize("case", [1, 2, 3])
+@pytest.mark.parametrize("quantizer", ["lsq", "liq"])
+def test_the_authors_kinds_share_rho_and_an_update_starts_where_they_were_to_the_bit(case, quantizer):
+    """Activation clips as well, which the authors' own search left perturbed."""
+    model = calibrate(build("W4A4", quantizer), (X.double(), Y))
+    before = {k: p.detach().clone() for k, p in model.named_parameters()}
+    clips = [k for k, p in model.named_parameters() if "input_quantizer" in k and p.requires_grad]
+    optimizer = setup(model, 0.3, case, perturbed=SAQ.authors().perturbed)
+    optimizer.optimizer.param_groups[0]["momentum"] = 0.0
+    epsilon = perturbation(model, optimizer)
+    assert clips and all(epsilon[name].any() for name in clips)
+    assert float(norm(epsilon.values())) == pytest.approx(0.3, rel=1e-6)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name] if p.grad is None else before[name].add(p.grad, alpha=-0.1)), name
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
