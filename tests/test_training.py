@@ -483,6 +483,6 @@ def test_a_step_waits_for_no_number_and_stays_on_its_device(quantizer, settings,
         run = _Run.of(model, data, Recipe(epochs=1, lr=0.1, compile=False, **settings), device, None, stack)
         model.train()
         for _ in range(3):
-            if run.distillation is not None:
-                run.distillation.next_batch()
+            if run.teacher is not None:
+                run.teacher.next_batch()
             assert run.step(partial(run.closure, x, y, [])).device == device
