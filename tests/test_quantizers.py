@@ -110,6 +110,24 @@ def test_liq_gradients_of_activations_and_of_any_clip_follow_the_papers_formulas
     close(quantizer.clip.grad, ((g * per_value).sum() * math.copysign(1, clip)).item(), 1e-12)
 
 
+@pytest.mark.parametrize("rescale", [True, False])
+def test_liq_gradients_of_normalised_weights_follow_the_papers_formulas(rescale):
+    """dL/dw = mask·g/std and dL/dc = Σ g·(Q/c - ŵ/c inside, else sign ŵ); both times std where Q is brought back."""
+    w = (torch.randn(4, 2, 3, 3, dtype=torch.float64) * 0.2 + 0.05).requires_grad_()
+    g = torch.randn(w.shape, dtype=torch.float64)
+    quantizer = with_step(LIQ(3, normalise=True, rescale=rescale).double(), 1.5)
+    q = quantizer(w)
+    q.backward(g)
+    mean, std = w.detach().mean(), w.detach().std()
+    place, units = (w.detach() - mean) / std, std if rescale else 1.0
+    inside = place.abs() <= 1.5
+    assert 0 < inside.sum() < inside.numel()
+    close(w.grad, g * inside * units / std, 1e-12)
+    levels = ((q.detach() - mean) / std if rescale else q.detach()) / 1.5
+    expected = (units * g * torch.where(inside, levels - place / 1.5, place.sign())).sum()
+    close(quantizer.clip.grad, expected.item(), 1e-12)
+
+
 @pytest.mark.parametrize("kind", [LSQ, AsymmetricLSQ])
 def test_the_step_has_the_gradient_of_the_surrogate_whose_rounding_is_frozen(kind):
     """Central differences of f(s) = Σ g·(clip(x/s + z + r) - z)·s, r what rounding adds at s, frozen."""

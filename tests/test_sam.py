@@ -279,6 +279,31 @@ def test_zero_gradient_gives_no_perturbation():
     assert torch.equal(layer.weight, before)
 
 
+@pytest.mark.parametrize("case", [1, 2, 3])
+def test_a_layer_of_float_weights_among_quantized_ones_is_perturbed_with_them(case):
+    """The authors' code crashes on it: there is no Q to add to."""
+    model = quantize(build(), {"conv2": "W2A32"}, first_last_bits=None)
+    epsilon = perturbation(model, setup(model, 0.3, case))
+    moved = {name.split(".")[0] for name, value in epsilon.items() if value.ndim > 1 and value.any()}
+    assert moved == {"conv1", "conv2", "fc"} and model.conv1.weight_quantizer.bits == 32
+    assert float(norm(epsilon.values())) == pytest.approx(0.3, rel=1e-6)
+
+
+@pytest.mark.parametrize("case", [1, 2, 3])
+def test_clips_for_each_channel_with_and_without_gradient_are_perturbed_and_restored(case):
+    """A zero gradient or a vector of them was taken for its truth value by the authors' code."""
+    model = quantize(build(), "W4A32", quantizer="liq", per_channel=True)
+    optimizer = setup(model, 0.3, case, lr=0.0, perturbed=("weight", "weight_step"))
+    with torch.no_grad():
+        model.bn2.weight[0] = 0.0  # so the first filter's clip gets no gradient
+    before = {k: v.detach().clone() for k, v in positions(model).items()}
+    epsilon = perturbation(model, optimizer)
+    clip = epsilon["conv2.weight_quantizer.clip"].flatten()
+    assert clip.shape == (3,) and clip[0] == 0 and clip[1:].all()
+    assert float(norm(epsilon.values())) == pytest.approx(0.3, rel=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in positions(model).items())
+
+
 def test_a_weight_shared_by_two_layers_works_in_every_case():
     for case in (1, 2, 3):
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
