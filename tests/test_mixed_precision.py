@@ -4,7 +4,7 @@ import copy
 import itertools
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import networks
 import numpy as np
@@ -550,6 +550,20 @@ def test_weights_and_generator_see_halves_that_share_no_image(data):
     assert first.val is data.val and len(halves(data, 0.9, 0, torch.device("cpu"))[1][1]) == 6
     with pytest.raises(ValueError, match="share must leave images on both sides"):
         halves(data, 0.001, 0, torch.device("cpu"))
+
+
+def test_the_generator_sees_its_half_as_it_is_and_the_weights_theirs_augmented(data, monkeypatch):
+    """In the authors' code nothing stopped the augmentation of the half that judges the configurations."""
+    run, seen = searching(replace(data, padding=2)), []
+    backward = run.backward
+    monkeypatch.setattr(run, "backward", lambda batches, samples: backward(seen.append(batches) or batches, samples))
+    run.weight_epoch(0)
+    ours = torch.cat([x for batches in seen for x, _ in batches])
+    seen.clear()
+    run.generator_epoch()
+    theirs = torch.cat([x for batches in seen for x, _ in batches])
+    assert torch.equal(theirs, run.held_out[0])
+    assert not {tuple(x.flatten().tolist()) for x in ours} <= {tuple(x.flatten().tolist()) for x in run.ours.train[0]}
 
 
 def test_warm_up_draws_evenly_and_teaches_nothing(data):
