@@ -19,7 +19,7 @@ from typing import Any
 
 import saq_core
 
-from .study import RUNS, append, markdown, mean_and_error, number, read
+from .study import RUNS, append, markdown, mean_and_error, number, read, visible
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 POLICIES = Path(__file__).with_name("policies.jsonl")
@@ -96,10 +96,14 @@ TRANSFER = [("asga", "cifar10"), ("asga", "cifar100"), ("uniform", "cifar10")]
 
 
 def table() -> list[list[str]]:
-    """Return accuracy, cost and what the search took: means over seeds (for chance, over policies); titles first."""
+    """Return accuracy, cost and what the search took: means over seeds (for chance, over policies); titles first.
+
+    Differences to uniform bits are paired by seed, in brackets the least that so many would find four times of five.
+    """
     rows, policies = read(ROWS, "policy", "searched_on", "trained_on", "seed"), read(POLICIES, "policy", "searched_on")
-    titles = ["policy", "searched on", "trained on", "networks", "accuracy, %", "M BOPs", "bits", "search, s", "MiB"]
-    found = [titles]
+    titles = ["policy", "searched on", "trained on", "networks", "accuracy, %", "− uniform"]
+    found = [titles + ["M BOPs", "bits", "search, s", "MiB"]]
+    uniform = {(on, seed): row["accuracy"] for (label, _, on, seed), row in rows.items() if label == "uniform"}
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for (label, source, on, _), row in rows.items():
         groups.setdefault((label.split()[0] if label.startswith("random") else label, source, on), []).append(row)
@@ -108,9 +112,12 @@ def table() -> list[list[str]]:
         bits = [fmean((int(b[1]) + int(b[3])) / 2 for b in policy["bits"].values()) for policy in found_by]
         memory = [policy["resident_mib"] - policy["resident_before_mib"] for policy in found_by]
         accuracy = number(*mean_and_error([row["accuracy"] for row in own]))
+        pairs = [(row, uniform.get((on, row["seed"]))) for row in own if label != "uniform"]
+        less = [row["accuracy"] - base for row, base in pairs if base is not None]
+        paired = f"{number(*mean_and_error(less), sign='+')} ({visible(less):.2f})" if len(less) > 1 else "–"
         spent = [f"{fmean(row['bops'] for row in own) / 1e6:.1f}", f"{fmean(bits):.2f}"]
         spent += [f"{fmean(policy['seconds'] for policy in found_by):.0f}", f"+{fmean(memory):.0f}"]
-        found.append([label, source, on, str(len(own)), accuracy, *spent])
+        found.append([label, source, on, str(len(own)), accuracy, paired, *spent])
     return found
 
 

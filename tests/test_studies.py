@@ -102,3 +102,21 @@ def test_the_mixed_study_runs_from_search_to_table(tmp_path, monkeypatch):
     record = json.loads((tmp_path / "digits-resnet20-mixed-asga-of-digits-0.json").read_text())
     assert record["bits"] == policies["asga", "digits"]["bits"]
     assert len(mixed_precision.table()) == 3
+
+
+def test_policies_are_compared_with_uniform_bits_of_the_same_seed_and_data(tmp_path, monkeypatch):
+    bits = {"conv": "W3A3"}
+    policy = {"searched_on": "c", "bits": bits, "bops": 1, "seconds": 2, "resident_mib": 9, "resident_before_mib": 4}
+    for name, part in (("ROWS", "rows"), ("POLICIES", "policies")):
+        monkeypatch.setattr(mixed_precision, name, tmp_path / part)
+    for label in ("uniform", "asga"):
+        study.append(tmp_path / "policies", {"policy": label, **policy})
+        for on, less in (("c", 0), ("d", 20)):
+            for seed, accuracy in enumerate((50, 60) if label == "uniform" else (51, 63, 99)):
+                own = {"policy": label, "searched_on": "c", "trained_on": on, "seed": seed}
+                study.append(tmp_path / "rows", own | {"accuracy": accuracy - less, "bops": 1})
+    rows = [dict(zip(mixed_precision.table()[0], row, strict=True)) for row in mixed_precision.table()[1:]]
+    assert [row["trained on"] for row in rows] == ["c", "c", "d", "d"]
+    for row in rows:
+        paired = f"+2.00 ± 1.00 ({study.visible([1, 3]):.2f})"
+        assert row["− uniform"] == ("–" if row["policy"] == "uniform" else paired) and row["MiB"] == "+5"
