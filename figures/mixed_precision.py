@@ -112,8 +112,8 @@ def table() -> list[list[str]]:
         bits = [fmean((int(b[1]) + int(b[3])) / 2 for b in policy["bits"].values()) for policy in found_by]
         memory = [policy["resident_mib"] - policy["resident_before_mib"] for policy in found_by]
         accuracy = number(*mean_and_error([row["accuracy"] for row in own]))
-        pairs = [(row, uniform.get((on, row["seed"]))) for row in own if label != "uniform"]
-        less = [row["accuracy"] - base for row, base in pairs if base is not None]
+        others = [row for row in own if label != "uniform" and (on, row["seed"]) in uniform]
+        less = [row["accuracy"] - uniform[on, row["seed"]] for row in others]
         paired = f"{number(*mean_and_error(less), sign='+')} ({visible(less):.2f})" if len(less) > 1 else "–"
         spent = [f"{fmean(row['bops'] for row in own) / 1e6:.1f}", f"{fmean(bits):.2f}"]
         spent += [f"{fmean(policy['seconds'] for policy in found_by):.0f}", f"+{fmean(memory):.0f}"]
