@@ -80,7 +80,8 @@ def feature_noise(model: nn.Module, p: float = 0.1, *, placement: str = "post") 
     Raises:
         ValueError: For p out of range, an unknown placement, or no convolution with a quantized input.
 
-    Cost: one pass over each perturbed input; compiled, the noise of closed gates is made as well.
+    Cost: one pass over each perturbed input; compiled for a GPU, the noise of closed gates is made as well. If you
+    compile the model yourself, pass ``isolate_recompiles=True``: else torch may run what it compiled without the noise.
 
     Source: Pang and Cai (2025), eq. 9 and 14.
     """
@@ -115,12 +116,26 @@ def attach(module: nn.Module, leaf: str, noise: Any) -> Any:
 def _gated(quantizer: Any, x: Tensor, features: Tensor, *, p: float) -> Tensor:
     if not quantizer.training:
         return features
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        return features + _noise_or_zeros(features.detach(), quantizer.step_size(x).detach(), p)
     if torch.compiler.is_compiling():  # one graph for open and closed gates
         gate = (torch.rand((), device=x.device) < p).to(x.dtype)
         return features + uniform_noise(features, quantizer.step_size(x).detach() * gate)
     if float(torch.rand(())) >= p:  # on the host whatever the device: closed gates cost nothing and nothing waits
         return features
     return features + uniform_noise(features, quantizer.step_size(x).detach())
+
+
+@torch.library.custom_op("saq_core::noise_or_zeros", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _noise_or_zeros(features: Tensor, width: Tensor, p: float) -> Tensor:
+    """Return noise with probability p: closed to the compiler, whose own random numbers are slow on a CPU."""
+    noise = uniform_noise(features, width) if float(torch.rand(())) < p else torch.zeros_like(features)
+    return noise.to(features.dtype)
+
+
+@_noise_or_zeros.register_fake
+def _(features: Tensor, width: Tensor, p: float) -> Tensor:
+    return torch.empty_like(features)
 
 
 def uniform_noise(features: Tensor, width: Tensor | float) -> Tensor:

@@ -326,10 +326,11 @@ def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
     except Exception as error:  # whatever a missing compiler raises differs between platforms
         warnings.warn(f"no working compiler, training runs eager: {str(error).splitlines()[0]}", stacklevel=3)
         return model
-    # else all networks of a process share one small number of compiled versions, and later ones run eager
-    apart: dict[str, Any] = (
-        {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
-    )
+    # Else all networks of a process share one small number of compiled versions: later ones run eager, and one with
+    # hooks runs, without a word, as the one before it without.
+    apart: dict[str, Any] = {"isolate_recompiles": True}
+    if "isolate_recompiles" not in signature(torch.compile).parameters:  # torch 2.11
+        apart, torch._dynamo.config.skip_nnmodule_hook_guards = {}, False
     return cast(Any, torch.compile(model, dynamic=False, **apart))
 
 

@@ -1,6 +1,7 @@
 """Feature-perturbed quantization: the noise, the distillation, the quantizer of the paper, and its theory."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -21,11 +22,13 @@ from saq_core import (
     feature_rise,
     load,
     load_data,
+    perturbation,
     quantize,
     save,
     train,
+    training,
 )
-from saq_core.perturbation import Features, Student, Teacher, noisy_inputs, teacher_of
+from saq_core.perturbation import Features, Student, Teacher, attach, noisy_inputs, teacher_of
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +176,41 @@ def test_compiled_gates_open_with_probability_p(floating, digits):
         with torch.no_grad():
             opened = [not torch.equal(compiled(features), clean) for _ in range(passes)]
     assert abs(sum(opened) / passes - p) < 4 * (p * (1 - p) / passes) ** 0.5
+
+
+@pytest.mark.parametrize("version", ["isolated", "2.11"])
+def test_noise_reaches_a_network_that_was_compiled_without_it_before(floating, digits, version, monkeypatch):
+    compile_, x = torch.compile, digits.train[0][:4]
+    if version == "2.11":
+        monkeypatch.setattr(torch, "compile", lambda f, dynamic=None: compile_(f, dynamic=dynamic, backend="eager"))
+    else:
+        monkeypatch.setattr(torch, "compile", partial(compile_, backend="eager"))
+    outputs = []
+    for p in (0.0, 0.0, 0.5, 1.0):
+        model = twin(floating, digits).train()
+        with feature_noise(model, p=p), torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):
+            compiled = training._compiled(model, x.device)
+            torch.manual_seed(0)
+            outputs.append([compiled(x).detach() for _ in range(8)])
+    different = [sum(not torch.equal(a, b) for a, b in zip(o, outputs[0], strict=True)) for o in outputs]
+    assert different[:2] == [0, 0] and different[2] >= 4 and different[3] == 8
+    assert not torch.equal(outputs[2][0], outputs[3][0])
+
+
+def test_compiled_noise_keeps_type_gradient_and_layout(floating, digits):
+    quantizer = next(iter(noisy_inputs(twin(floating, digits)).values())).train()
+    x = torch.rand(2, 4, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
+    (clean,) = torch.autograd.grad(quantizer(x).sum(), x)
+    handle = attach(quantizer, "output", partial(perturbation._gated, p=1.0))
+    output = torch.compile(nn.Sequential(quantizer), backend="aot_eager", fullgraph=True)(x)
+    (noisy,) = torch.autograd.grad(output.sum(), x)
+    handle.remove()
+    noise = (output - quantizer(x)).detach()
+    assert torch.equal(clean, noisy) and output.is_contiguous(memory_format=torch.channels_last)
+    assert 0 < float(noise.abs().max()) <= 0.5001 * float(quantizer.step_size(x)) and len(noise.unique()) > 90
+    found = perturbation._noise_or_zeros(x.detach().bfloat16(), torch.ones(1, 4, 1, 1), 1.0)
+    assert found.dtype == torch.bfloat16
+    torch.library.opcheck(perturbation._noise_or_zeros, (x.detach(), torch.tensor(0.3), 0.0))
 
 
 def test_the_second_pass_of_sam_sees_the_same_noise(floating, digits):

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import landscape
 import saq_core
-from saq_core import FPQ, perturbation
+from saq_core import FPQ, perturbation, training
 from saq_core.mixed_precision import aligning, choices, samq
 
 ROWS = (32, 64, 128, 256, 512)
@@ -338,7 +338,7 @@ def _step(model, x, y, method, compiled):
     sam = method if isinstance(method, saq_core.SAQ) else None
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
     optimizer = optimizer if sam is None else sam.wrap(model, optimizer)
-    made = (lambda network: torch.compile(network, dynamic=False)) if compiled else (lambda network: network)
+    made = (lambda network: training._compiled(network, x.device)) if compiled else (lambda network: network)
     forward, teacher = _perturbed(model, method, made) if isinstance(method, FPQ) else (made(model), None)
     period = 5 if sam is not None and sam.policy.endswith(":5") else 1
 
@@ -360,9 +360,13 @@ def _step(model, x, y, method, compiled):
     return run
 
 
+NOISES = contextlib.ExitStack()  # kept: what nobody holds is taken off again
+
+
 def _perturbed(model, fpq, made):
     """Return the forward pass with noise and, where the method distills, its loss, and the teacher."""
-    perturbation.feature_noise(model, fpq.p).__enter__()  # as long as the benchmark runs
+    if fpq.p:
+        NOISES.enter_context(perturbation.feature_noise(model, fpq.p))
     if not fpq.distill:
         return made(model), None
     names = perturbation.taught_layers(model)
