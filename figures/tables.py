@@ -72,7 +72,7 @@ def table_bops(data: xarray.Dataset) -> list[list[str]]:
 
 def table_saq() -> list[list[str]]:
     """Return accuracy and flatness of SAQ's cases; the paper's own ablation of them could not be had."""
-    rows = methods.table([name for name in methods.NAMES if not name.endswith(("-sfp", "-csd", "-fpq"))])
+    rows = methods.table([name for name in methods.NAMES if name not in methods.OF_FPQ])
     return [row[:-1] for row in rows]  # the features' column belongs to FPQ
 
 

@@ -140,6 +140,9 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what each changes in the recipe
     "sfp": {"fpq": FPQ(distill=False)},
     "csd": {"fpq": FPQ(p=0)},
     "fpq": {"fpq": FPQ()},
+    "sfp-p1": {"fpq": FPQ(p=1.0, distill=False)},
+    "fpq-p0.5": {"fpq": FPQ(p=0.5)},  # with csd, p = 0, and fpq, p = 0.1: the scan of FPQ's table 3
+    "fpq-p1": {"fpq": FPQ(p=1.0)},
 }
 
 
