@@ -8,13 +8,16 @@ ResNet-20, 10,000 images, 20 epochs, paired seeds; run from the top folder:
     python -m figures.methods table
 
 Networks are kept in build/runs; one row per recipe and seed in methods.jsonl and in feature_traces.jsonl beside this
-file: `table` needs only these, and `train` leaves out what is measured.
+file: `table` needs only these, and `train` leaves out what is measured. Another machine repeats a training only
+roughly, so a row tells by its test loss which float network it started from, and only rows of one start are paired.
 """
 
 import argparse
 import json
 import math
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +34,7 @@ BASE = "cifar10-resnet20"
 NAMES = [name for name in saq_core.EXPERIMENTS if name.startswith(f"{BASE}-")]
 OF_FPQ = [name for name in NAMES if saq_core.EXPERIMENTS[name].recipe.fpq]
 WITH_FEATURES = [name for name in NAMES if name in OF_FPQ or name.endswith("-sgd")]
+KEYS = ("recipe", "seed", "start_loss")
 SAMPLES, FEATURE_SAMPLES = 256, 64
 RHO = 0.05  # of the flip rate, as in training
 COLUMNS = {
@@ -54,23 +58,29 @@ def train(root: str, names: list[str], seeds: list[int], compiled: bool) -> None
 
 def measure(names: list[str], seeds: list[int]) -> None:
     """Measure every trained network on the first images of its probe, and add a row for each."""
-    for name, seed, stem in _trained(names, seeds, ROWS):
-        append(ROWS, {"recipe": name, "seed": seed, **_measured(stem)})
+    for keys, stem in _trained(names, seeds, ROWS):
+        append(ROWS, keys | _measured(stem))
 
 
 def features(names: list[str], seeds: list[int]) -> None:
     """Add Σ s²·Tr(∇²ₓL) over the inputs of the quantized convolutions: what FPQ's noise penalises."""
-    for name, seed, stem in _trained([n for n in names if n in WITH_FEATURES], seeds, FEATURES):
+    for keys, stem in _trained([name for name in names if name in WITH_FEATURES], seeds, FEATURES):
         model = saq_core.load(f"{stem}.pt")
         probe = tuple(part[:FEATURE_SAMPLES] for part in model.probe)
         rise = saq_core.feature_rise(model, probe, draws=0)
-        append(FEATURES, {"recipe": name, "seed": seed, "feature_trace": rise.trace, "samples": FEATURE_SAMPLES})
+        append(FEATURES, keys | {"feature_trace": rise.trace, "samples": FEATURE_SAMPLES})
 
 
-def _trained(names: list[str], seeds: list[int], file: Path) -> list[tuple[str, int, str]]:
-    done = read(file, "recipe", "seed")
-    found = [(name, seed, f"{RUNS}/{name}-{seed}") for name in names for seed in seeds if (name, seed) not in done]
-    return [one for one in found if Path(f"{one[2]}.pt").exists()]
+def _trained(names: list[str], seeds: list[int], file: Path) -> list[tuple[dict[str, Any], str]]:
+    """Return what names a row of `file`, and the files' stem, of every trained network that has no row there yet."""
+    done, found = read(file, *KEYS), []
+    for name, seed in product(names, seeds):
+        stem = f"{RUNS}/{name}-{seed}"
+        if Path(f"{stem}.pt").exists():
+            start = json.loads((RUNS / f"{BASE}-{seed}.json").read_text())["test"]["loss"]
+            keys = dict(zip(KEYS, (name, seed, start), strict=True))
+            found += [] if tuple(keys.values()) in done else [(keys, stem)]
+    return found
 
 
 def _measured(stem: str) -> dict:
@@ -114,7 +124,7 @@ def table(names: list[str] = NAMES) -> list[list[str]]:
     In brackets the least difference that a paired t-test at 5 % on so many seeds would find four times out of five.
     Trace and λ₁ are filter-relative. The first row holds the titles.
     """
-    rows, found = by_seed(), [["", "seeds", *COLUMNS.values()]]
+    rows, found = by_seed(), [["", "networks", *COLUMNS.values()]]
     for name in names:
         seeds = [seed for other, seed in sorted(rows) if other == name]
         if seeds:
@@ -129,9 +139,17 @@ def table(names: list[str] = NAMES) -> list[list[str]]:
 
 
 def by_seed() -> dict[tuple, dict[str, float]]:
-    """Return the measured columns of every (recipe, seed); NaN for what is not measured."""
-    found, traces = read(ROWS, "recipe", "seed"), read(FEATURES, "recipe", "seed")
-    return {key: {c: {**row, **traces.get(key, {})}.get(c, math.nan) for c in COLUMNS} for key, row in found.items()}
+    """Return the measured columns of every (recipe, (seed, loss of its float network)); NaN for what is not measured.
+
+    The loss is 0 where it was not kept, in rows of one machine.
+    """
+    found, traces = read(ROWS, *KEYS), read(FEATURES, *KEYS)
+    rows = {key: row | traces.get(key, {}) for key, row in found.items()}
+    return {(name, (seed, start or 0.0)): _columns(row) for (name, seed, start), row in rows.items()}
+
+
+def _columns(row: dict[str, Any]) -> dict[str, float]:
+    return {column: row.get(column, math.nan) for column in COLUMNS}
 
 
 def paired(rows: dict[tuple, dict[str, float]], name: str) -> dict[str, list[float]]:

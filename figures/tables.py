@@ -79,7 +79,7 @@ def table_saq() -> list[list[str]]:
 def table_fpq() -> list[list[str]]:
     """Return FPQ's tables 1 and 2 beside ours."""
     found = methods.by_seed()
-    rows = [["FPQ's row", "theirs, %", "ours, %", "ours at", "seeds", "what differs"]]
+    rows = [["FPQ's row", "theirs, %", "ours, %", "ours at", "networks", "what differs"]]
     for label, (name, theirs) in FPQ_ROWS.items():
         own = [row["accuracy"] for (other, _), row in sorted(found.items()) if other == f"{methods.BASE}-{name}"]
         ours = number(*mean_and_error(own)) if own else "not trained yet"

@@ -62,6 +62,31 @@ def test_what_a_cheaper_policy_keeps_is_a_ratio_of_paired_means():
     assert methods.kept(rows, f"{stem}-saq3-momentum", "trace") == pytest.approx((0.4, 0.08))
 
 
+def test_networks_are_paired_by_seed_and_by_the_float_network_that_they_start_from(tmp_path, monkeypatch, capsys):
+    """A training repeated elsewhere is another one: its row stays beside the first, and its pairs are its own."""
+    monkeypatch.setattr(methods, "ROWS", tmp_path / "rows")
+    monkeypatch.setattr(methods, "FEATURES", tmp_path / "features")
+    for variant, start, accuracy in (("sgd", None, 70.0), ("sgd", 0.5, 80.0), ("fpq", 0.5, 81.0), ("saq3", None, 72.0)):
+        own = dict(zip(methods.KEYS, (f"{methods.BASE}-w2a2-{variant}", 0, start), strict=True))
+        study.append(methods.ROWS, own | {"accuracy": accuracy})
+    study.append(methods.FEATURES, own | {"start_loss": 0.5, "feature_trace": 3.0})  # of a network without a row
+    rows = methods.by_seed()
+    assert len(rows) == 4 and all(math.isnan(row["feature_trace"]) for row in rows.values())
+    for variant, difference in (("fpq", 1.0), ("saq3", 2.0)):
+        assert methods.paired(rows, f"{methods.BASE}-w2a2-{variant}")["accuracy"] == [difference]
+
+
+def test_a_network_is_measured_once_for_every_float_network_that_it_starts_from(tmp_path, monkeypatch, capsys):
+    name = f"{methods.BASE}-w2a2-sgd"
+    for attribute, value in {"RUNS": tmp_path, "ROWS": tmp_path / "rows", "_measured": lambda stem: {}}.items():
+        monkeypatch.setattr(methods, attribute, value)
+    (tmp_path / f"{name}-1.pt").touch()
+    for loss in (0.7, 0.7, 0.6):
+        (tmp_path / f"{methods.BASE}-1.json").write_text(json.dumps({"test": {"loss": loss}}))
+        methods.measure([name, methods.NAMES[0]], [0, 1])
+    assert list(study.read(methods.ROWS, *methods.KEYS)) == [(name, 1, 0.7), (name, 1, 0.6)]
+
+
 def test_committed_rows_belong_to_recipes_that_exist():
     rows = study.read(methods.ROWS, "recipe", "seed")
     assert rows and {name for name, _ in rows} <= set(methods.NAMES)
