@@ -8,8 +8,9 @@ ResNet-20, 10,000 images, 20 epochs, paired seeds; run from the top folder:
     python -m figures.methods table
 
 Networks are kept in build/runs; one row per recipe and seed in methods.jsonl and in feature_traces.jsonl beside this
-file: `table` needs only these, and `train` leaves out what is measured. Another machine repeats a training only
-roughly, so a row tells by its test loss which float network it started from, and only rows of one start are paired.
+file: `table` needs only these, and `train` leaves out what is measured, on whatever machine. Another machine repeats a
+training only roughly, so a row tells by its test loss which float network it started from, and only rows of one start
+are paired: a new method needs LSQ trained beside it (`python -m saq_core train`), which `measure` then adds.
 """
 
 import argparse
@@ -141,15 +142,14 @@ def table(names: list[str] = NAMES) -> list[list[str]]:
 def by_seed() -> dict[tuple, dict[str, float]]:
     """Return the measured columns of every (recipe, (seed, loss of its float network)); NaN for what is not measured.
 
-    The loss is 0 where it was not kept, in rows of one machine.
+    The loss is 0 where it was not kept, in the older rows.
     """
-    found, traces = read(ROWS, *KEYS), read(FEATURES, *KEYS)
-    rows = {key: row | traces.get(key, {}) for key, row in found.items()}
-    return {(name, (seed, start or 0.0)): _columns(row) for (name, seed, start), row in rows.items()}
-
-
-def _columns(row: dict[str, Any]) -> dict[str, float]:
-    return {column: row.get(column, math.nan) for column in COLUMNS}
+    traces, found = read(FEATURES, *KEYS), {}
+    for key, row in read(ROWS, *KEYS).items():
+        name, seed, start = key
+        values = row | traces.get(key, {})
+        found[name, (seed, start or 0.0)] = {column: values.get(column, math.nan) for column in COLUMNS}
+    return found
 
 
 def paired(rows: dict[tuple, dict[str, float]], name: str) -> dict[str, list[float]]:
