@@ -5,7 +5,7 @@ ResNet-20, 10,000 images, 20 epochs, paired seeds; run from the top folder:
     python -m figures.methods train --root DIR --seeds 0 1 2      (hours; goes on where it stopped)
     python -m figures.methods measure                             (a minute or two per network)
     python -m figures.methods features                            (SGD and FPQ only: two minutes per network)
-    python -m figures.methods table
+    python -m figures.methods table                               (or summary)
 
 Networks are kept in build/runs; one row per recipe and seed in methods.jsonl and in feature_traces.jsonl beside this
 file: `table` needs only these, and `train` leaves out what is measured, on whatever machine. Another machine repeats a
@@ -139,6 +139,26 @@ def table(names: list[str] = NAMES) -> list[list[str]]:
     return found
 
 
+def summary() -> list[list[str]]:
+    """Return accuracy and trace of SGD, and every method's differences to them, bold where visible; titles first."""
+    rows, columns = by_seed(), list(product(("w4a4", "w2a2"), ("accuracy", "trace")))
+    sgd = [[row[c] for (name, _), row in rows.items() if name == f"{BASE}-{bits}-sgd"] for bits, c in columns]
+    found = [["", *(f"{bits.upper()}: {COLUMNS[c]}" for bits, c in columns)]]
+    found.append([METHODS["sgd"][0], *(number(*mean_and_error(own)) for own in sgd)])
+    for variant, (title, *_) in METHODS.items():
+        differences = [paired(rows, f"{BASE}-{bits}-{variant}")[c] for bits, c in columns]
+        if any(len(own) > 1 for own in differences):
+            found.append([title, *map(_difference, differences)])
+    return found
+
+
+def _difference(own: list[float]) -> str:
+    if len(own) < 2:
+        return "–"
+    told = number(*mean_and_error(own), sign="+")
+    return f"**{told}**" if abs(mean_and_error(own)[0]) > visible(own) else told
+
+
 def by_seed() -> dict[tuple, dict[str, float]]:
     """Return the measured columns of every (recipe, (seed, loss of its float network)); NaN for what is not measured.
 
@@ -192,7 +212,7 @@ def label(name: str) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["train", "measure", "features", "table"])
+    parser.add_argument("command", choices=["train", "measure", "features", "table", "summary"])
     parser.add_argument("--root", default="data", help="folder that holds the CIFAR-10 files")
     parser.add_argument("--names", nargs="+", default=NAMES, help="recipes; default all of the study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -203,5 +223,6 @@ if __name__ == "__main__":
         "measure": lambda: measure(given.names, given.seeds),
         "features": lambda: features(given.names, given.seeds),
         "table": lambda: print(markdown(table()), *shares(), sep="\n"),
+        "summary": lambda: print(markdown(summary()), end=""),
     }
     commands[given.command]()

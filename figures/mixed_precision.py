@@ -6,8 +6,8 @@ ResNet-20, 10,000 images, the bit operations of W3A3; run from the top folder:
     python -m figures.mixed_precision tune --root DIR                     (hours; goes on where it stopped)
     python -m figures.mixed_precision table
 
-Policies are searched on the float network of seed 0, and tuned from those of three seeds; ASGA's ablation is searched
-and tuned on CIFAR-100, one seed. Networks are kept in build/runs, policies in policies.jsonl and tuned networks in
+Policies are searched on the float network of seed 0, and tuned from those of three seeds; those of ASGA's ablation are
+searched and tuned on CIFAR-100. Networks are kept in build/runs, policies in policies.jsonl and tuned networks in
 mixed_precision.jsonl beside this file.
 """
 
@@ -48,6 +48,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
         }.items()
     },
 }
+TRANSFER = [("asga", "cifar10"), ("asga", "cifar100"), ("uniform", "cifar10")]  # policy, searched on; to CIFAR-100
+ABLATION = [name for name in SEARCHES if "," in name]
 
 
 def search(label: str, on: str, root: str, **changes: Any) -> None:
@@ -90,10 +92,7 @@ def wanted(seeds: list[int]) -> list[tuple[str, str, str, int]]:
     found = [(label, "cifar10", "cifar10", seed) for seed in seeds for label in plain]
     found += [(f"random {k}", "cifar10", "cifar10", seeds[k % len(seeds)]) for k in range(5)]
     found += [(label, on, "cifar100", seed) for seed in seeds for label, on in TRANSFER]
-    return found + [(name, "cifar100", "cifar100", seeds[0]) for name in SEARCHES if "," in name]  # ASGA's ablation
-
-
-TRANSFER = [("asga", "cifar10"), ("asga", "cifar100"), ("uniform", "cifar10")]
+    return found + [(name, "cifar100", "cifar100", seed) for seed in seeds for name in ABLATION]
 
 
 def table() -> list[list[str]]:
