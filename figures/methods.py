@@ -119,14 +119,14 @@ def _flip_rate(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> floa
     return float(sam.diagnostics["flip_rate"])
 
 
-def table(names: list[str] = NAMES) -> list[list[str]]:
+def table() -> list[list[str]]:
     """Return every recipe's means over the seeds, and its differences to SGD at the same bits, paired by seed.
 
     In brackets the least difference that a paired t-test at 5 % on so many seeds would find four times out of five.
     Trace and λ₁ are filter-relative. The first row holds the titles.
     """
     rows, found = by_seed(), [["", "networks", *COLUMNS.values()]]
-    for name in names:
+    for name in NAMES:
         seeds = [seed for other, seed in sorted(rows) if other == name]
         if seeds:
             means = [mean_and_error([rows[name, s][c] for s in seeds]) for c in COLUMNS]
