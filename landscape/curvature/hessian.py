@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective
+from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Space, objective_of
 from .products import GaussNewtonGraph, HessianGraph, Probe, free_memory, probe
 
 Graph = HessianGraph | GaussNewtonGraph
@@ -52,18 +52,24 @@ class Hessian:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Objective,
         data: Any = None,
         *,
-        space: str | None = None,
+        space: Space | None = None,
         layers: Sequence[str] | None = None,
         at: str | None = None,
         loss: Loss | None = None,
         objective: BatchObjective | None = None,
         memory: float | None = None,
     ) -> None:
-        self.objective = Objective(model, data, space=space, layers=layers, loss=loss, objective=objective)
-        self.objective.centre()  # refuses data and weights that mean nothing
+        arguments = {"space": space, "layers": layers, "loss": loss, "objective": objective}
+        self.objective = objective_of(model, data, **arguments)
+        network = self.objective.network
+        if (network.batchnorm, network.precision) != ("fixed", "fp32"):
+            raise ValueError(
+                "products need an objective with batchnorm='fixed' and precision='fp32', got "
+                f"{network.batchnorm!r} and {network.precision!r}"
+            )
         # the least of all processes: they must take the same steps
         self.memory = min(parallel.gather(free_memory(self.device) / 2 if memory is None else memory))
         self.products = 0
@@ -74,7 +80,7 @@ class Hessian:
         self._mine = parallel.share(len(self._weights))
         if parallel.size() > 1 and not self.objective.same_order:
             raise ValueError("several processes need data in one order: pass (x, y) or a list of batches, not a loader")
-        with self.objective.quiet(), torch.enable_grad():
+        with self.objective.measurement_mode(), torch.enable_grad():
             first = next(self.objective.batches())
             self.probe: Probe = probe(lambda batch: self._build(0, batch), first, self.device)
 
@@ -151,7 +157,7 @@ class Hessian:
         """Yield for each batch its fold, the coordinates that it concerns, and weight·A_batch·v there, (rows, k)."""
         n, folds = self.shape[0], self._folds()
         self.products += len(columns)
-        with self.objective.quiet(), torch.enable_grad():
+        with self.objective.measurement_mode(), torch.enable_grad():
             for number, graph in self._graphs():
                 rows, parts = slice(0, n), [list(self.coordinates.unflatten(column).values()) for column in columns]
                 if self._inputs:
@@ -177,9 +183,9 @@ class Hessian:
     def _build(self, number: int, batch: Any) -> Graph:
         if self._inputs:
             with self._inputs.hooked(number) as leaf:
-                return self._graph(self.objective, self.objective.live(), [leaf], batch)
-        leaves = [leaf.detach().clone().requires_grad_() for leaf in self.objective.live().values()]
-        return self._graph(self.objective, dict(zip(self.objective.live(), leaves, strict=True)), leaves, batch)
+                return self._graph(self.objective, self.objective.tensors(), [leaf], batch)
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in self.objective.tensors().values()]
+        return self._graph(self.objective, dict(zip(self.objective.tensors(), leaves, strict=True)), leaves, batch)
 
     def _room(self) -> Sequence[int]:
         """Return the batches of this process whose graphs fit in memory; all or none where their order may change."""
@@ -262,10 +268,10 @@ class _Inputs:
             raise ValueError(f'at must be "<module>.input" or ".output" with the name of a module, got {at!r}')
         self.module, self.leaf = modules[name], leaf
         self._parts: list[Tensor] = []
-        with objective.quiet(), torch.no_grad():
+        with objective.measurement_mode(), torch.no_grad():
             for batch in objective.batches():
                 with self._hook(self._remember):
-                    objective.loss(objective.live(), batch)
+                    objective.loss(objective.tensors(), batch)
         if len(self._parts) != len(objective.batch_rows):
             raise ValueError(f"{name} must be called once in a forward pass, with a tensor, for at={at!r}")
         ends = torch.tensor([0] + [part.numel() for part in self._parts]).cumsum(0).tolist()

@@ -1,10 +1,10 @@
 """A network, its data and its loss as one function of a displacement of its weights."""
 
-from .batches import FOLDS, rows_of
-from .coordinates import Coordinates, Point, coordinates, filter_norms, gaussian, quantized_layers
+from .batches import FOLDS, probe_of, rows_of
+from .checks import BatchObjective
+from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian, quantized_layers
 from .directions import (
     NORMALIZATIONS,
-    centre_fingerprint,
     checked_direction,
     combined,
     direction_to,
@@ -14,9 +14,11 @@ from .directions import (
     random_direction,
     stacked,
 )
-from .objective import BatchObjective, Evaluation, Loss, Objective, stderr_of_mean
+from .network import BatchNorm, Precision
+from .objective import Evaluation, Loss, Objective, Output, objective_of, stderr_of_mean
 
 __all__ = [
+    "BatchNorm",
     "BatchObjective",
     "Coordinates",
     "Evaluation",
@@ -24,8 +26,10 @@ __all__ = [
     "Loss",
     "NORMALIZATIONS",
     "Objective",
+    "Output",
     "Point",
-    "centre_fingerprint",
+    "Precision",
+    "Space",
     "checked_direction",
     "combined",
     "coordinates",
@@ -34,6 +38,8 @@ __all__ = [
     "filter_norms",
     "fingerprint",
     "gaussian",
+    "objective_of",
+    "probe_of",
     "principal_directions",
     "quantized_layers",
     "random_direction",

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from .coordinates import Coordinates, Point, coordinates, filter_norms, gaussian
-from .objective import Objective
 
 NORMALIZATIONS = ("filter", "layer", "none")
 
@@ -62,7 +61,8 @@ def direction_to(centre: Coordinates, other: nn.Module) -> Point:
         ValueError: the two networks' weights differ in name or shape, or weights that do not vary in value.
     """
     other = getattr(other, "_orig_mod", other)
-    target = coordinates(other, None if centre.space == "float" else centre.space).centre
+    space: Any = None if centre.space == "float" else centre.space
+    target = coordinates(other, space).centre
     mine = {name: w.shape for name, w in centre.centre.items()}
     theirs = {name: w.shape for name, w in target.items()}
     if mine != theirs:
@@ -144,11 +144,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def centre_fingerprint(function: Objective) -> str:
-    """Return a hash of where the network stands: its point, in the surface's space."""
-    return fingerprint(function.coordinates.centre)
 
 
 def _rescaled(name: str, draw: Tensor, weight: Tensor, normalize: str) -> Tensor:

@@ -8,8 +8,6 @@ third of a Hessian-vector product.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -200,50 +198,3 @@ class _Slopes(torch.autograd.Function):
             to_slope = along if to_slope is None else to_slope + along
             to_x = _slopes(slope, x, by_weight, ctx.settings, [True, False])[0] if ctx.needs_input_grad[1] else None
         return to_slope, to_x, to_weight, None, None, None
-
-
-@contextlib.contextmanager
-def folding_set(function: Any, folded: bool) -> Iterator[None]:
-    """Fold BatchNorm, or do not, inside this context."""
-    before, function.folded = function.folded, folded
-    try:
-        yield
-    finally:
-        function.folded = before
-
-
-def folding_agrees(function: Any, batch: Any) -> bool:
-    """Tell whether loss and gradient of a batch, a step from the centre, stay the same when BatchNorm is folded."""
-    there = {name: 1.01 * value + 1e-3 for name, value in function.live().items()}
-    with folding_set(function, False):
-        plain = _loss_and_gradient(function, there, batch)
-        if plain is None:
-            with torch.no_grad():
-                function.loss(there, batch)  # what fails for another reason than the gradient fails again, and says so
-            return False
-    try:
-        with folding_set(function, True):
-            folded = _loss_and_gradient(function, there, batch)
-    except Exception:  # the network does what a stand-in cannot
-        return False
-    return folded is not None and _alike(function, plain, folded)
-
-
-def _alike(function: Any, plain: list[Tensor], folded: list[Tensor]) -> bool:
-    # rounded activations may jump where sums differ by a rounding error; a fold gone wrong is far off
-    slack = max(1e-2, 8 * torch.finfo(torch.bfloat16 if function.precision == "bf16" else function.dtype).eps)
-    whole = sum(float(slope.norm()) for slope in plain[1:])
-    norms = [(float((a - b).norm()), float(a.norm())) for a, b in zip(plain, folded, strict=True)]
-    return norms[0][0] <= slack * norms[0][1] and all(gap <= slack * (10 * norm + whole) for gap, norm in norms[1:])
-
-
-def _loss_and_gradient(function: Any, live: Mapping[str, Tensor], batch: Any) -> list[Tensor] | None:
-    """Return the loss and its gradient, float64; None where there is no gradient to be had."""
-    leaves = {name: value.detach().requires_grad_() for name, value in live.items()}
-    try:
-        with torch.enable_grad():
-            loss = function.loss(leaves, batch).mean
-            slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    except RuntimeError:
-        return None
-    return [part.detach().double() for part in (loss, *slopes)]
