@@ -159,7 +159,7 @@ def test_m_sharpness_is_the_mean_of_gradients_each_at_its_own_worst_case(tmp_pat
 
 
 def _run(folder, kill=False):
-    """Train for four epochs; to be killed in the third is kill -9 of this process by itself, in the middle of a call."""
+    """Train for four epochs, or send this process a kill -9 in the third."""
 
     def on_epoch(model, history):
         if kill and len(history.epochs) == 3:
