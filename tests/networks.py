@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from saq_core import calibrate, quantize
 
@@ -36,6 +37,17 @@ def convolutional(seed=0):
 def quantized(bits, **settings):
     model = quantize(convolutional(), bits, first_last_bits=None, **settings)
     return calibrate(model, RAGGED)
+
+
+class ThinResNet(ResNet):
+    """torchvision's ResNet-18 with an eighth of the channels behind its first layer."""
+
+    def __init__(self, num_classes):
+        super().__init__(BasicBlock, [2, 2, 2, 2], num_classes)
+        self.fc = nn.Linear(64, num_classes)
+
+    def _make_layer(self, block, planes, *rest, **settings):
+        return super()._make_layer(block, planes // 8, *rest, **settings)
 
 
 def perceptron(seed=0, inputs=5, classes=3):

@@ -3,6 +3,7 @@
 import os
 import socket
 import warnings
+from contextlib import contextmanager
 
 import torch
 from torch import multiprocessing
@@ -16,11 +17,29 @@ def launched(function, *arguments, count=2):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    start = "spawn" if torch.cuda.is_initialized() else "fork"
+    given = (function, arguments, count, port)
+    with _unwarned():
+        multiprocessing.start_processes(_ranked, given, nprocs=count, start_method=_method())
+
+
+def forked(function, *arguments):
+    """Start the function in a process of its own and return that."""
+    process = multiprocessing.get_context(_method()).Process(target=_ranked, args=(0, function, arguments, 1, 0))
+    with _unwarned():
+        process.start()
+    return process
+
+
+def _method():
+    return "spawn" if torch.cuda.is_initialized() else "fork"
+
+
+@contextmanager
+def _unwarned():
+    """Python 3.12 and later warn of forks where there are threads: here they wait for work and hold no lock."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
-        given = (function, arguments, count, port)
-        multiprocessing.start_processes(_ranked, given, nprocs=count, start_method=start)
+        yield
 
 
 def _ranked(rank, function, arguments, count, port):
