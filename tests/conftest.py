@@ -9,6 +9,9 @@ import torch
 from saq_core import Recipe, build_model, load_data, train
 
 
+EARLY = ("test_explorer", "test_processes", "test_parallel", "test_perturbation")  # files of few tests, and long ones
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
     """Every device there is."""
@@ -46,11 +49,11 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Deal the tests marked `alone` out first, one by one, then whole files, so that their fixtures are made once.
 
-    The files with most tests come first: short ones fill up what is left at the end.
+    The longest files come first: short ones fill up what is left at the end.
     """
     counts = Counter(item.path for item in items)
     alone = {item for item in items if item.get_closest_marker("alone")}
-    items.sort(key=lambda item: (item not in alone, -counts[item.path], item.path))
+    items.sort(key=lambda item: (item not in alone, item.path.stem not in EARLY, -counts[item.path], item.path))
     for item in items:
         if item not in alone:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -11,12 +11,12 @@ import pytest
 import torch
 from sealing import FOLDER
 
-SMALL = {"SEEDS": 2, "EPOCHS": 1, "SAMPLES": 32, "POINTS": 5, "VECTORS": 2}
+SMALL = {"SEEDS": 2, "EPOCHS": 1, "SAMPLES": 16, "POINTS": 5, "VECTORS": 2}
 SHORTER = {
     r"^((?:SEEDS|EPOCHS|SAMPLES|POINTS|VECTORS)\b.*?) = .*$": lambda found: (
         f"{found[1]} = {', '.join(str(SMALL[name]) for name in found[1].split(', '))}"
     ),
-    r"load_data\(\"digits\"\)": 'load_data("digits", limit=128)',
+    r"load_data\(\"digits\"\)": 'load_data("digits", limit=64)',
     r"limit=(128|256)\b": "limit=64",
     r"\bepochs=[\w *+]+": "epochs=1",
     r"\bpoints=(9|11|19)\b": "points=5",
@@ -24,11 +24,16 @@ SHORTER = {
     r"\"(draws|max_samples)\": \d+": r'"\1": 2',
 }
 OWN = {
+    "00_quickstart": {
+        "SEEDS, EPOCHS, SAMPLES = 2": "SEEDS, EPOCHS, SAMPLES = 1",
+        "points=5": "points=3, radii=(0.05,), rtol=0.5",
+    },
     "02_hessian": {"k=10": "k=3", "max_samples=30": "max_samples=4"},
     "04_saq": {r"\(0\.02, 0\.05, 0\.1, 0\.4\)": "(0.1, 0.4)", r"\[0\.02, 0\.05, 0\.1, 0\.4\], ": "[0.1, 0.4], "},
     "06_mixed_precision": {r"SAMQ\(epochs=1, warmup=1, candidates=8": "SAMQ(epochs=2, warmup=1, candidates=2"},
+    "07_transformers": {", warmup=1": ""},
     "08_your_own_model": {r"range\(200\)": "range(5)", r", (300|150)\)": ", 5)", r"92 \* SCALE": "32"},
-    "09_scaling": {"EPOCHS, SAMPLES = 1, 32": "EPOCHS, SAMPLES = 4, 32", '"--points", "11"': '"--points", "5"'},
+    "09_scaling": {"EPOCHS, SAMPLES = 1": "EPOCHS, SAMPLES = 4", '"--points", "11"': '"--points", "5"'},
 }
 OWN["09_scaling"] |= {"^import subprocess$": "import forking as subprocess"}  # no interpreter is started anew
 OWN["04_saq"] |= {r"\[\"0\.02\", \"0\.05\", \"0\.1\", \"0\.4\"\]": '["0.1", "0.4"]'}
