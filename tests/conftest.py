@@ -8,7 +8,6 @@ import torch
 
 from saq_core import Recipe, build_model, load_data, train
 
-
 EARLY = ("test_explorer", "test_processes", "test_parallel", "test_perturbation")  # files of few tests, and long ones
 
 
