@@ -28,6 +28,7 @@ class Profile:
         points: Along each axis of a surface.
         changes: Of every recipe.
         limit: Training images at most, the families' own where it is None; 200 is that of `SMALL`.
+        rtol: Relative standard error of traces, the figures' own where it is None.
         root: Folder of the data set.
         download: Fetch it where it is missing.
     """
@@ -39,6 +40,7 @@ class Profile:
     points: int
     changes: tuple[tuple[str, Any], ...] = ()
     limit: int | None = None
+    rtol: float | None = None
     root: str | None = None
     download: bool = False
 
@@ -94,7 +96,7 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", "digits-resnet8", (0, 1), 48, 5, (("epochs", 2),), SMALL.limit),
+        Profile("smoke", "digits-resnet8", (0, 1), 32, 3, (("epochs", 2),), SMALL.limit, 0.5),
         Profile("cpu", "digits-resnet8", (0, 1, 2), 512, 25),
         Profile("gpu", "cifar10-resnet20", (0, 1, 2, 3, 4), 1024, 51),
     )

@@ -38,7 +38,7 @@ OWN = {
         r", (300|150)\)": ", 5)",
         r"92 \* SCALE": "32",
     },
-    "09_scaling": {"EPOCHS, SAMPLES = 1": "EPOCHS, SAMPLES = 4", '"--points", "11"': '"--points", "5"'},
+    "09_scaling": {"EPOCHS, SAMPLES = 1, 16": "EPOCHS, SAMPLES = 4, 64", '"--points", "11"': '"--points", "5"'},
 }
 OWN["09_scaling"] |= {"^import subprocess$": "import forking as subprocess"}  # no interpreter is started anew
 OWN["04_saq"] |= {r"\[\"0\.02\", \"0\.05\", \"0\.1\", \"0\.4\"\]": '["0.1", "0.4"]'}
