@@ -26,10 +26,8 @@ quickstart: $(INSTALLED)  ## train three networks on real images, measure their 
 	@echo "Executed notebook: $(OUT)/00_quickstart.ipynb   (open it: make lab)"
 	@echo "Figures and data:  $$(cd $(OUT) && ls *.png *.pdf *.html *.nc | tr '\n' ' ') in $(OUT)/"
 
-test: $(INSTALLED)  ## run the tests (with Chromium: the browser's too), the figures small, and every notebook
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not slow' -n 2
-	$(BIN)/python -m figures all --profile smoke --anew
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -n 2 notebooks
+test: check  ## check, and run the tests: with every figure and notebook small, and with Chromium the browser's too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadgroup --durations=20
 
 lab: $(INSTALLED)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir .

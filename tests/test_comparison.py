@@ -2,8 +2,7 @@ import math
 
 import pytest
 import torch
-from networks import RAGGED, X, Y, case, convolutional, filter_scale, perceptron, quantized
-from test_curvature import rescaled
+from networks import RAGGED, X, Y, case, convolutional, filter_scale, perceptron, quantized, rescaled
 
 from landscape import average_sharpness, compare, line, surface, worst_case_sharpness
 from landscape.comparison import Measured, _difference

@@ -17,11 +17,6 @@ from saq_core.data import (
 )
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", device="cpu")
-
-
 def custom(n=20, shape=(3, 6, 6), classes=4, **options):
     x, y = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)), torch.arange(n) % classes
     return Data((x, y), (x[:4], y[:4]), (x[:5], y[:5]), classes, **options)

@@ -9,14 +9,11 @@ from torch import nn
 
 import landscape
 import saq_core
-from saq_core import Recipe, build_model, calibrate, describe, export, load, load_data, quantize, save, train
+from saq_core import Recipe, build_model, calibrate, describe, export, load, quantize, save, train
 from saq_core.integers import SizeReport
 from saq_core.quantizers import QUANTIZERS
 
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", limit=64, device="cpu")
+LIMIT = 64  # of the digits
 
 
 @pytest.fixture(scope="module")

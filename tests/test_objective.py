@@ -1,11 +1,21 @@
 import collections
-import copy
 import types
 
 import pandas as pd
 import pytest
 import torch
-from networks import RAGGED, X, Y, as_function, classification, convolutional, perceptron, quantized, varied
+from networks import (
+    RAGGED,
+    X,
+    Y,
+    as_function,
+    classification,
+    convolutional,
+    perceptron,
+    quantized,
+    recomputed_by_hand,
+    varied,
+)
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
@@ -115,28 +125,6 @@ def test_an_objective_weighs_its_batches_itself():
     parts = [mse_loss(model(b["x"]), b["t"]) for b in batches]
     loss, accuracy = (float(value) for value in Objective(model, batches, objective=objective).centre[:2])
     assert loss == pytest.approx((0.5 * parts[0] + 2 * parts[1]).item() / 2.5) and accuracy != accuracy
-
-
-def recomputed_by_hand(model):
-    """Set BatchNorm statistics to the mean of the batches' own, weighted by their sizes, layer after layer."""
-    model = copy.deepcopy(model).train()
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    sums = {id(m): [torch.zeros(m.num_features, dtype=torch.float64) for _ in range(2)] for m in norms}
-
-    def watch(module, inputs):
-        x = inputs[0].detach()
-        values = x.transpose(0, 1).flatten(1)
-        sums[id(module)][0] += len(x) / 7 * values.mean(1)
-        sums[id(module)][1] += len(x) / 7 * values.var(1)
-
-    for norm in norms:
-        norm.register_forward_pre_hook(watch)
-    for x, _ in RAGGED:
-        model(x)
-    for norm in norms:
-        norm.running_mean.copy_(sums[id(norm)][0])
-        norm.running_var.copy_(sums[id(norm)][1])
-    return model.eval()
 
 
 def test_recomputed_statistics_are_those_of_one_pass_over_the_data():

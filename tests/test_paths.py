@@ -3,10 +3,8 @@ import copy
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from networks import RAGGED, convolutional, quantized
-from test_objective import recomputed_by_hand
-from test_surfaces import EYE, PAIRED, linear
-from test_untouched import assert_same, network, state
+from networks import EYE, PAIRED, RAGGED, convolutional, linear, quantized, recomputed_by_hand
+from states import assert_same, network, state
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 

@@ -14,14 +14,12 @@ from saq_core import (
     SAQ,
     AsymmetricLSQ,
     Recipe,
-    build_model,
     calibrate,
     distillation_loss,
     evaluate,
     feature_noise,
     feature_rise,
     load,
-    load_data,
     perturbation,
     quantize,
     save,
@@ -30,17 +28,12 @@ from saq_core import (
 )
 from saq_core.perturbation import Features, Student, Teacher, attach, noisy_inputs, teacher_of
 
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", limit=256, device="cpu")
+LIMIT = 256  # of the digits
 
 
 @pytest.fixture(scope="module")
-def floating(digits):
-    model = build_model("resnet8", digits)
-    train(model, digits, Recipe(epochs=6, lr=0.1, batch_size=32))
-    return model
+def floating(trained):
+    return trained
 
 
 def twin(floating, digits, bits="W4A4", **settings):

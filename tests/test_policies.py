@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from test_sam import X, Y, build, closure_for, norm, perturbation, positions, setup
+from perturbing import X, Y, build, closure_for, norm, perturbation, positions, setup
 from torch.nn import functional as F
 
 from saq_core import SAQ

@@ -8,12 +8,23 @@ import sys
 import numpy as np
 import pytest
 import torch
-from networks import RAGGED, X, Y, classification, convolutional, perceptron, quantized
-from test_curvature import rescaled
-from test_objective import recomputed_by_hand
-from test_untouched import assert_same, network, state
+from networks import (
+    EYE,
+    PAIRED,
+    RAGGED,
+    X,
+    Y,
+    classification,
+    convolutional,
+    linear,
+    perceptron,
+    quantized,
+    recomputed_by_hand,
+    rescaled,
+)
+from states import assert_same, network, state
 from torch import nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy
 
 from landscape import line, load, surface, top_eigenvalues
 from landscape.model.coordinates import Coordinates, coordinates
@@ -24,18 +35,8 @@ from landscape.surfaces.batchnorm import batchnorm_check
 from landscape.surfaces.survey import COMPUTED, FAILED, INTERPOLATED, PENDING
 
 
-def linear():
-    model = nn.Linear(2, 1, bias=False).double()
-    model.weight.data = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
-    return model
-
-
 def unit(first, second):
     return {"weight": torch.tensor([[first, second]], dtype=torch.float64)}
-
-
-EYE = (torch.eye(2, dtype=torch.float64), torch.tensor([[0.5], [3.0]], dtype=torch.float64))
-PAIRED = {"data": EYE, "loss": mse_loss}
 
 
 def test_every_value_belongs_to_its_coordinates():

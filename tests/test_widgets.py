@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from networks import X, Y, convolutional, quantized
-from test_untouched import assert_same, state
+from states import assert_same, state
 from torch import nn
 
 import landscape
