@@ -1,21 +1,26 @@
 """Compact trainers for full-precision, quantized and sharpness-aware networks."""
 
-from .calibration import calibrate
-from .checkpoints import load, save
 from .costs import Description, cost, describe
 from .data import Data, load_data
-from .experiments import reproduce
-from .history import History
-from .integers import SizeReport, export
-from .layers import dequantize, quantize
+from .fpq import FPQ, FeatureRise, distillation_loss, feature_noise, feature_rise
 from .mixed_precision import ASGA, SAMQ, Policy, search
 from .models import build_model
-from .perturbation import FPQ, distillation_loss, feature_noise
-from .quantizers import LIQ, LSQ, PACT, AsymmetricLSQ, DoReFa, LSQPlus, MinMax
-from .recipes import EXPERIMENTS, Experiment, Recipe
-from .rises import FeatureRise, feature_rise
-from .sam import SAM, SAQ
-from .training import evaluate, train
+from .quantization import (
+    LIQ,
+    LSQ,
+    PACT,
+    AsymmetricLSQ,
+    DoReFa,
+    LSQPlus,
+    MinMax,
+    SizeReport,
+    calibrate,
+    dequantize,
+    export,
+    quantize,
+)
+from .sharpness import SAM, SAQ
+from .training import EXPERIMENTS, Experiment, History, Recipe, evaluate, load, reproduce, save, train
 
 __all__ = [
     # data and networks

@@ -25,8 +25,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import processes
-from .experiments import reproduce
-from .recipes import EXPERIMENTS
+from .training import EXPERIMENTS, reproduce
 
 CHANGES: dict[str, dict[str, Any]] = {
     "epochs": {"type": int, "help": "of this experiment and of the one it starts from"},

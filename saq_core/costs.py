@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .layers import Bits, dequantize, find_layers, quantize
+from .quantization import Bits, dequantize, find_layers, quantize
 
 if TYPE_CHECKING:
     from pandas import DataFrame

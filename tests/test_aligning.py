@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from saq_core import SAM, Data, Policy, build_model, calibrate, cost, load_data, quantize
-from saq_core.mixed_precision.aligning import (
+from saq_core.mixed_precision.asga import (
     ASGA,
     Alignment,
     Mixture,
@@ -24,9 +24,9 @@ from saq_core.mixed_precision.aligning import (
     multiplications,
     soften,
 )
-from saq_core.mixed_precision.choices import Space
+from saq_core.mixed_precision.space import Space
 from saq_core.models import make
-from saq_core.sam import AdaptiveRho
+from saq_core.sharpness import AdaptiveRho
 
 QUICK = {"epochs": 2, "batch_size": 3, "lr": 0.05, "lr_alpha": 0.1}
 # What the ablation compares with the whole.

@@ -7,14 +7,14 @@ from torchvision import datasets
 
 from saq_core import Data, load_data
 from saq_core.data import (
-    MOMENTS,
-    augment,
     balanced_order,
     evaluation_batches,
     mix,
     steps_per_epoch,
     training_batches,
 )
+from saq_core.data.batches import augment
+from saq_core.data.datasets import MOMENTS
 
 
 @pytest.fixture(scope="module")

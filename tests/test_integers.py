@@ -9,9 +9,20 @@ from torch import nn
 
 import landscape
 import saq_core
-from saq_core import Recipe, build_model, calibrate, describe, export, load, load_data, quantize, save, train
-from saq_core.integers import SizeReport
-from saq_core.quantizers import QUANTIZERS
+from saq_core import (
+    Recipe,
+    SizeReport,
+    build_model,
+    calibrate,
+    describe,
+    export,
+    load,
+    load_data,
+    quantize,
+    save,
+    train,
+)
+from saq_core.quantization import QUANTIZERS
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from saq_core import Data, Recipe, build_model, calibrate, dequantize, evaluate, load_data, quantize, train
-from saq_core.layers import QConv2d, QLinear
+from saq_core.quantization import QConv2d, QLinear
 
 
 @pytest.fixture(scope="module")

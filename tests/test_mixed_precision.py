@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from saq_core import ASGA, SAMQ, Data, Policy, build_model, calibrate, cost, load, load_data, quantize, save, search
+from saq_core.data import ImageFiles
 from saq_core.mixed_precision.baselines import _tilted, at_random, by_hessian, solve
-from saq_core.mixed_precision.choices import Space
 from saq_core.mixed_precision.generator import Generator, Reinforce
 from saq_core.mixed_precision.samq import Search, distinct, halves
+from saq_core.mixed_precision.space import Space
 from saq_core.models import make
-from saq_core.streams import ImageFiles
 
 QUICK = {"epochs": 2, "warmup": 1, "batch_size": 16, "candidates": 3, "tries": 500}
 

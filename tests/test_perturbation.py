@@ -22,13 +22,14 @@ from saq_core import (
     feature_rise,
     load,
     load_data,
-    perturbation,
     quantize,
     save,
     train,
-    training,
 )
-from saq_core.perturbation import Features, Student, Teacher, attach, noisy_inputs, teacher_of
+from saq_core.fpq import Features, Student, Teacher, teacher_of
+from saq_core.fpq import noise as noise_module
+from saq_core.fpq.noise import attach, noisy_inputs
+from saq_core.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_noise_reaches_a_network_that_was_compiled_without_it_before(floating, d
     for p in (0.0, 0.0, 0.5, 1.0):
         model = twin(floating, digits).train()
         with feature_noise(model, p=p), torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):
-            compiled = training._compiled(model, x.device)
+            compiled = loop._compiled(model, x.device)
             torch.manual_seed(0)
             outputs.append([compiled(x).detach() for _ in range(8)])
     different = [sum(not torch.equal(a, b) for a, b in zip(o, outputs[0], strict=True)) for o in outputs]
@@ -201,16 +202,16 @@ def test_compiled_noise_keeps_type_gradient_and_layout(floating, digits):
     quantizer = next(iter(noisy_inputs(twin(floating, digits)).values())).train()
     x = torch.rand(2, 4, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
     (clean,) = torch.autograd.grad(quantizer(x).sum(), x)
-    handle = attach(quantizer, "output", partial(perturbation._gated, p=1.0))
+    handle = attach(quantizer, "output", partial(noise_module._gated, p=1.0))
     output = torch.compile(nn.Sequential(quantizer), backend="aot_eager", fullgraph=True)(x)
     (noisy,) = torch.autograd.grad(output.sum(), x)
     handle.remove()
     noise = (output - quantizer(x)).detach()
     assert torch.equal(clean, noisy) and output.is_contiguous(memory_format=torch.channels_last)
     assert 0 < float(noise.abs().max()) <= 0.5001 * float(quantizer.step_size(x)) and len(noise.unique()) > 90
-    found = perturbation._noise_or_zeros(x.detach().bfloat16(), torch.ones(1, 4, 1, 1), 1.0)
+    found = noise_module._noise_or_zeros(x.detach().bfloat16(), torch.ones(1, 4, 1, 1), 1.0)
     assert found.dtype == torch.bfloat16
-    torch.library.opcheck(perturbation._noise_or_zeros, (x.detach(), torch.tensor(0.3), 0.0))
+    torch.library.opcheck(noise_module._noise_or_zeros, (x.detach(), torch.tensor(0.3), 0.0))
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -6,9 +6,9 @@ from test_sam import X, Y, build, closure_for, norm, perturbation, positions, se
 from torch.nn import functional as F
 
 from saq_core import SAQ
-from saq_core.policies import LOOK_ALPHA, POLICIES, Every, make_policy
-from saq_core.sam import AdaptiveRho
-from saq_core.sites import KINDS
+from saq_core.sharpness import AdaptiveRho
+from saq_core.sharpness.step_policies import LOOK_ALPHA, POLICIES, Every, make_policy
+from saq_core.sharpness.targets import KINDS
 
 ALL = ["full", "every:3", "look:3", "momentum:0.5", "subset:0.5"]
 

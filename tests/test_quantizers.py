@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from saq_core import LIQ, LSQ, PACT, DoReFa, LSQPlus, MinMax
-from saq_core.quantizers import AsymmetricLSQ, Unquantized, input_quantizer, round_ste, scale_gradient, weight_quantizer
+from saq_core.quantization import AsymmetricLSQ, Unquantized
+from saq_core.quantization.functional import round_ste, scale_gradient
+from saq_core.quantization.quantizers import input_quantizer, weight_quantizer
 
 W = torch.tensor([-1.3, -0.5, -0.1, 0.0, 0.2, 0.9])
 A = torch.tensor([-0.5, 0.0, 0.2, 0.5, 0.9, 3.0])

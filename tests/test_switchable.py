@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from saq_core import SAQ, calibrate, cost, load_data, quantize
-from saq_core.mixed_precision.choices import Space
 from saq_core.mixed_precision.samq import SAMQ, Search
+from saq_core.mixed_precision.space import Space
 from saq_core.mixed_precision.switchable import Switch, Switchable
 from saq_core.models import build_model, make
-from saq_core.quantizer_base import Quantizer
+from saq_core.quantization import Quantizer
 
 
 @pytest.fixture(scope="module")

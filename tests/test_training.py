@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from saq_core import FPQ, SAQ, Data, Recipe, build_model, calibrate, evaluate, load_data, quantize, train
 from saq_core.data import training_batches
-from saq_core.training import _Run
+from saq_core.training.loop import _Run
 
 
 def toy(n=40, classes=3):

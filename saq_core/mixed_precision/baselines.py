@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Data
-from ..layers import quantize
-from .choices import MILLION, Space
+from ..quantization import quantize
+from .space import MILLION, Space
 
 SLACK = 0.02  # a policy drawn at random lies at most this share of the budget below it
 TRIES = 100_000  # draws before a search by chance gives up

@@ -14,23 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import processes
-from ..data import (
-    Batch,
-    Data,
-    Split,
-    balanced_order,
-    device_of,
-    evaluation_batches,
-    evaluation_mode,
-    steps_per_epoch,
-    training_batches,
-)
-from ..recipes import Recipe
-from ..sam import METRICS, SAQ
-from ..streams import ImageFiles
-from ..training import Evaluation, base_optimizer, evaluate
-from .choices import MILLION, Space
+from ..data import Batch, Data, ImageFiles, Split, balanced_order, evaluation_batches, steps_per_epoch, training_batches
+from ..modes import device_of, evaluation_mode
+from ..sharpness import METRICS, SAQ
+from ..training import Evaluation, Recipe, base_optimizer, evaluate
 from .generator import Generator, Reinforce
+from .space import MILLION, Space
 from .switchable import Switchable
 
 PENALTY_AT_TARGET = 1e-4 * 674**2  # the paper's lambda at the paper's target: cost of being off by the whole target

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from .. import processes
-from ..data import Data, device_of, seeded
-from ..quantizers import QUANTIZERS
-from .aligning import ASGA, asga
+from ..data import Data
+from ..modes import device_of, seeded
+from ..quantization import QUANTIZERS
+from .asga import ASGA, asga
 from .baselines import at_random, by_hessian, uniform
-from .choices import Policy, Space
 from .samq import SAMQ, samq
+from .space import Policy, Space
 
 METHODS = ("uniform", "random", "hessian", "samq", "asga")
 SETTINGS = {"samq": SAMQ, "asga": ASGA}

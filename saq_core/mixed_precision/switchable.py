@@ -8,11 +8,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..calibration import calibrate
 from ..data import Data
-from ..layers import quantize
-from ..quantizer_base import Quantizer
-from .choices import Space
+from ..quantization import Quantizer, calibrate, quantize
+from .space import Space
 
 
 class Switch(nn.Module):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import processes
-from .data import device_of
+from .. import processes
+from ..modes import device_of
 from .diagnostics import diagnose
-from .policies import StepPolicy, make_policy
-from .radii import AdaptiveRho, Radius
-from .sites import KINDS, TINY, Place, Point, added, find_sites, gradients_at, in_both, kept, norm, places, projection
+from .radius import AdaptiveRho, Radius
+from .step_policies import StepPolicy, make_policy
+from .targets import KINDS, TINY, Place, Point, added, find_sites, gradients_at, in_both, kept, norm, places, projection
 
 PLACES = ("latent", "quantized")
 METRICS = ("plain", "adaptive", "normalised")
@@ -128,7 +128,7 @@ class SAM:
         combine: What the update uses: "perturbed", the gradient at w + ε; "mean", its mean with the one at w; "gsam",
             the perturbed one less 0.4 times the part of the plain one that is orthogonal to it.
         policy: Which steps pay for a second pass: "full", "every:5", "look:5", "momentum:0.6" or "subset:0.25" (see
-            `saq_core.policies`), or an object with their methods.
+            `saq_core.sharpness.step_policies`), or an object with their methods.
         perturbed: Kinds of parameters that get ε: "weight" (everything that is none of the others), "bias", "norm",
             "weight_step" and "input_step" (steps, clips and offsets of quantizers).
         synchronised: Under several processes: False gives each its own ε from its own rows (m-sharpness, as in the
@@ -191,7 +191,7 @@ class SAM:
                 'measured_at must be "quantized" for weights in normalised units, got "latent": other units'
             )
         self._places: dict[str, Place] = {}
-        self._radius: float | Tensor = 0.0
+        self.radius: float | Tensor = 0.0
         self._dtype: torch.dtype | None = None
 
     @property
@@ -228,7 +228,7 @@ class SAM:
         Args:
             closure: torch.optim's own: zero_grad, forward (inside its own autocast), loss, backward, return the loss.
                 It is called as often as the policy says. "subset" passes it the share of the batch that is enough.
-            diagnose: Fill `diagnostics` in this step, for forward passes in this dtype: see `saq_core.diagnostics`.
+            diagnose: Fill `diagnostics` in this step, for forward passes in this dtype: see `diagnose`.
         """
         self._dtype = diagnose
         with self._gradients_at_deltas(diagnose is not None):
@@ -302,7 +302,7 @@ class SAM:
             return {}
         scales = [self._scale(at[name]) for name in gradient]
         scaled = [g * t for g, t in zip(gradient.values(), scales, strict=True)]
-        factor = self._radius / norm(scaled).clamp_min(TINY) - self.shrink
+        factor = self.radius / norm(scaled).clamp_min(TINY) - self.shrink
         return {name: t * g * factor for name, t, g in zip(gradient, scales, scaled, strict=True)}
 
     @contextmanager
@@ -343,7 +343,7 @@ class SAM:
     def _gradients_at_deltas(self, always: bool) -> Iterator[None]:
         self._places = places(self.sites, self.measured_at, self.applied_to)  # moving a model replaces its deltas
         rho: Any = self.rho
-        self._radius = rho(*self.losses, self.steps) if callable(rho) else rho
+        self.radius = rho(*self.losses, self.steps) if callable(rho) else rho
         wanted = always or self.measured_at == "quantized"
         deltas = [delta for site in self.sites for delta in site.deltas()] if wanted else []
         try:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import device_of, evaluation_mode, seeded
-from .perturbation import attach, noisy_inputs, uniform_noise
+from ..modes import device_of, evaluation_mode, seeded
+from .noise import attach, noisy_inputs, uniform_noise
 
 
 class LayerRise(NamedTuple):

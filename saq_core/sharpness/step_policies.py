@@ -7,19 +7,65 @@ below: the SAQ paper's own efficient strategy is not known to us and is not clai
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
-from . import processes
-from .sites import TINY, in_both, norm, projection
-
-if TYPE_CHECKING:
-    from .sam import SAM
+from .. import processes
+from .targets import TINY, Place, Point, Site, in_both, norm, projection
 
 NOISE = 1e-5
 LOOK_ALPHA = 0.7  # LookSAM's, in public re-implementations
+
+
+class Stepper(Protocol):
+    """What a policy may ask of `SAM`; see there."""
+
+    model: nn.Module
+    sites: list[Site]
+    steps: int
+    combine: str
+    radius: float | Tensor
+    measured_at: str
+    applied_to: str
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's."""
+        ...
+
+    def full_step(
+        self, closure: Callable[..., Any], share: float | None = None, *, keep_plain: bool = False
+    ) -> tuple[Any, dict[int, Tensor]]:
+        """Leave the gradient of a step with two passes in `.grad`; return the first loss and the plain gradient."""
+        ...
+
+    def backward(self, closure: Callable[..., Any], *arguments: Any, local: bool = False, still: bool = False) -> Any:
+        """Call the closure."""
+        ...
+
+    def gradients(self) -> dict[int, Tensor]:
+        """Return the gradients of all parameters that have one, by their place in the optimizer."""
+        ...
+
+    def gradient(self) -> Point:
+        """Return the gradients where they are measured, by the names of the weights."""
+        ...
+
+    def epsilon(self, gradient: Point, at: dict[str, Place] | None = None) -> Point:
+        """Return ε for gradients by name."""
+        ...
+
+    def displaced(self, epsilon: Point) -> AbstractContextManager[None]:
+        """Stand at w + ε for a while."""
+        ...
+
+    def observe(self, epsilon: Point) -> None:
+        """Fill the diagnostics if this step asked for them."""
+        ...
 
 
 class StepPolicy(Protocol):
@@ -30,7 +76,7 @@ class StepPolicy(Protocol):
 
     state: dict[str, Any]
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Call the closure as often as it takes; leave the update's gradient in `.grad`; return the first loss."""
         ...
 
@@ -42,7 +88,7 @@ class Every:
         self.k = k
         self.state: dict[str, Any] = {}
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes or one."""
         return sam.backward(closure) if sam.steps % self.k else sam.full_step(closure)[0]
 
@@ -62,7 +108,7 @@ class Look:
         self.k = k
         self.state: dict[str, Any] = {}
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes or one."""
         if sam.steps % self.k:
             loss = sam.backward(closure)
@@ -78,7 +124,7 @@ class Look:
         self.state["orthogonal"] = {k: v * real for k, v in rest.items()}
         return loss
 
-    def _reuse(self, sam: SAM) -> None:
+    def _reuse(self, sam: Stepper) -> None:
         gradients, orthogonal = in_both(sam.gradients(), self.state["orthogonal"])
         factor = LOOK_ALPHA * norm(gradients) / norm(orthogonal).clamp_min(TINY)
         for g, v in zip(gradients, orthogonal, strict=True):
@@ -105,7 +151,7 @@ class Momentum:
         self.decay = decay
         self.state: dict[str, Any] = {}
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with one pass."""
         epsilon = sam.epsilon(self.state)
         with sam.displaced(epsilon):
@@ -139,7 +185,7 @@ class Subset:
         self.share = share
         self.state: dict[str, Any] = {}
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with a small first pass."""
         return sam.full_step(closure, self.share)[0]
 

@@ -10,12 +10,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from . import files
+from .. import files
+from ..models import make
+from ..quantization import KIND, check_latent, copy_model, quantize, unpack_
 from .history import History
-from .integers import KIND, unpack_
-from .layers import copy_model, quantize
-from .models import make
-from .quantizer_base import check_latent
 from .recipes import Recipe
 
 

@@ -14,15 +14,13 @@ from torch.nn import functional as F
 
 from .. import processes
 from ..costs import describe
-from ..data import Data, device_of, steps_per_epoch, training_batches
-from ..layers import parse_bits
-from ..radii import AdaptiveRho
-from ..recipes import Recipe
-from ..sam import CASES, SAM
-from ..sites import TINY, dot, in_both, norm
-from ..training import _moved, base_optimizer
+from ..data import Data, steps_per_epoch, training_batches
+from ..modes import device_of
+from ..quantization import parse_bits
+from ..sharpness import CASES, SAM, TINY, AdaptiveRho, Stepper, dot, in_both, norm
+from ..training import Recipe, base_optimizer
 from .baselines import solve
-from .choices import Space
+from .space import Space
 from .switchable import QuantizerSwitch, Switchable
 
 START = 0.01  # of all logits: even chances
@@ -255,7 +253,7 @@ class Watched:
         self.state: dict[str, Any] = {}
         self.rows: list[dict[str, Tensor]] = []
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes."""
         losses: list[Tensor] = []
 
@@ -269,7 +267,7 @@ class Watched:
         own = {k for k, p in places if id(p) in weights}
         g, used = in_both({k: v for k, v in plain.items() if k in own}, sam.gradients())
         sharp = used if sam.combine == "perturbed" else list(torch._foreach_sub(torch._foreach_mul(used, 2), g))
-        length, radius = norm(g), sam._radius
+        length, radius = norm(g), sam.radius
         self.rows.append(
             {
                 "gap": (losses[1] - losses[0]).detach(),
@@ -299,7 +297,7 @@ class Alignment:
         self.settings, self.seed = settings, seed
         self.model, self.logits = soften(model, space, data, quantizer=quantizer)
         self.device = device_of(self.model)
-        self.data = _moved(data, self.device)
+        self.data = data.to(self.device)
         macs, first = multiplications(space, model, data.input_shape)
         self.macs = (macs.double() / first).to(self.logits)
         self.bits = torch.tensor([parse_bits(label) for label in space.candidates]).to(self.logits)

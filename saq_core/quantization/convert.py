@@ -1,4 +1,4 @@
-"""Layers with quantized weights and inputs, and the functions that put them into a network."""
+"""Quantized layers in the place of float ones, and back."""
 
 from __future__ import annotations
 
@@ -10,75 +10,16 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .attention import QMultiheadAttention
-from .quantizer_base import check_bits, check_latent
-from .quantizers import QUANTIZERS, input_quantizer, weight_quantizer
+from .base import check_latent
+from .functional import check_bits
+from .layers import QConv2d, QLinear
+from .quantizers import QUANTIZERS
 
 Bits = str | int | Mapping[str, str | int]
-
-
-class _QuantizedLayer(nn.Module):
-    """The part that quantized layers share: ``w = weight_quantizer(weight) + delta``.
-
-    `delta` is zero except while somebody stands beside the quantized weights: SAM's perturbation, or a point of a
-    loss surface in quantized coordinates.
-    """
-
-    parts: tuple[str, ...] = ("",)  # what can be given bits, as endings of the layer's name
-    weight_name = "weight"
-    float_type: type[nn.Module]  # what the layer was, and becomes again
-    weight: Tensor
-    delta: Tensor
-    weight_quantizer: nn.Module
-    input_quantizer: nn.Module
-
-    @staticmethod
-    def refusal(layer: Any) -> str | None:
-        """Say why a float layer of this kind cannot be quantized, or None."""
-        return None
-
-    def attach_(self, bits: list[tuple[int, int]], quantizer: str, per_channel: bool) -> None:
-        """Add quantizers and delta; `bits` has (weight bits, input bits) of each of the parts."""
-        self.weight_quantizer = weight_quantizer(quantizer, bits[0][0], self.weight, per_channel=per_channel)
-        self.input_quantizer = input_quantizer(quantizer, bits[0][1], self.weight)
-        self.register_buffer("delta", torch.zeros_like(self.weight, requires_grad=False), persistent=False)
-
-    def detach_(self) -> None:
-        """Drop what `attach_` added."""
-        del self.weight_quantizer, self.input_quantizer, self.delta
-
-    def quantized_parts(self) -> dict[str, tuple[Any, Tensor]]:
-        """Return name -> (quantizer, the part of the weight that it quantizes); the whole is their concatenation."""
-        return {"weight": (self.weight_quantizer, self.weight)}
-
-    def used_weight(self) -> Tensor:
-        """Return the weight that the forward pass uses."""
-        return self.weight_quantizer(self.weight) + self.delta
-
-    @torch.no_grad()
-    def quantized_weights(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Return name -> (Q(w) without delta, the delta buffer itself, step between levels)."""
-        quantizer = cast(Any, self.weight_quantizer)
-        return {"weight": (quantizer(self.weight).detach(), self.delta, quantizer.step_size(self.weight))}
-
-
-class QConv2d(_QuantizedLayer, nn.Conv2d):
-    """A convolution that quantizes its weight and its input; `quantize` makes it out of an `nn.Conv2d`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution of the quantized input with the quantized weight."""
-        return self._conv_forward(self.input_quantizer(x), self.used_weight(), self.bias)
-
-
-class QLinear(_QuantizedLayer, nn.Linear):
-    """A linear layer that quantizes its weight and its input; `quantize` makes it out of an `nn.Linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the product of the quantized input with the quantized weight."""
-        return nn.functional.linear(self.input_quantizer(x), self.used_weight(), self.bias)
 
 
 # What is swapped (these types exactly: a subclass may compute something else), and for what.
@@ -126,7 +67,7 @@ def quantize(
         bits: "W4A4", "W4A32" (weights only), a number for both, or {layer name: either of these}; layers that a dict
             does not name stay float, except the first and the last. An attention "attn" has three names: "attn" (q, k
             and v: weights and inputs), "attn.products" (operands; as "attn" unless named) and "attn.out_proj".
-        quantizer: A name in `saq_core.quantizers.QUANTIZERS`, say "lsq", or "liq-authors" (LIQ whose weights stay in
+        quantizer: A name in `saq_core.quantization.QUANTIZERS`, say "lsq", or "liq-authors" (LIQ whose weights stay in
             normalised units).
         first_last_bits: Bits of the first layer's weights and of the last layer's weights and input, in order of
             registration; None treats them like the others. A dict that names them wins.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import files
+from .. import files
 
 if TYPE_CHECKING:
     from pandas import DataFrame

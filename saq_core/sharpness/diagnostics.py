@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .data import device_of
-from .sites import TINY, Point, Site, added, dot, gradients_at, in_both, norm, places
-
-if TYPE_CHECKING:
-    from .sam import SAM
+from ..modes import device_of
+from .step_policies import Stepper
+from .targets import TINY, Point, Site, added, dot, gradients_at, in_both, norm, places
 
 
 @torch.no_grad()
-def diagnose(sam: SAM, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
+def diagnose(sam: Stepper, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
     """Describe ε while the gradients that it came from stand; NaN where there is no such thing.
 
     Args:
@@ -45,13 +42,13 @@ def diagnose(sam: SAM, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
     return found
 
 
-def _hypothetical(sam: SAM, measured_at: str, applied_to: str) -> Point:
+def _hypothetical(sam: Stepper, measured_at: str, applied_to: str) -> Point:
     """Return the ε of another case from the gradients of this step."""
     at = places(sam.sites, measured_at, applied_to)
     return sam.epsilon(gradients_at(at), at)
 
 
-def _flip_rate(sam: SAM) -> Tensor:
+def _flip_rate(sam: Stepper) -> Tensor:
     at = places(sam.sites, "latent", "latent")
     epsilon = sam.epsilon(gradients_at(at), at)
     before = _levels(sam.sites)
@@ -64,7 +61,7 @@ def _flip_rate(sam: SAM) -> Tensor:
     return flipped / torch.stack([r.sum() for r in real]).sum()
 
 
-def _received(sam: SAM, epsilon: Point, dtype: torch.dtype) -> Tensor:
+def _received(sam: Stepper, epsilon: Point, dtype: torch.dtype) -> Tensor:
     at = places(sam.sites, sam.measured_at, sam.applied_to)
     kept = {name: e for name, e in epsilon.items() if at[name].target.ndim >= 2}
     if not kept:

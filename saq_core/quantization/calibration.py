@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Data, device_of, evaluation_mode
-from .quantizer_base import Quantizer, check_method
+from ..data import Data
+from ..modes import device_of, evaluation_mode
+from .base import Quantizer, check_method
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -17,24 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from . import files, processes
-from .data import (
-    Data,
-    Split,
-    device_of,
-    evaluation_batches,
-    evaluation_mode,
-    mix,
-    seeded,
-    steps_per_epoch,
-    training_batches,
-)
+from .. import files, processes
+from ..data import Data, ImageFiles, Split, evaluation_batches, mix, steps_per_epoch, training_batches
+from ..fpq import Features, Student, Teacher, feature_noise, taught_layers, teacher_of
+from ..modes import device_of, evaluation_mode, seeded
+from ..quantization import check_latent
+from ..sharpness import SAM
 from .history import History
-from .perturbation import Features, Student, Teacher, feature_noise, taught_layers, teacher_of
-from .quantizer_base import check_latent
 from .recipes import Recipe
-from .sam import SAM
-from .streams import ImageFiles
 
 
 class Evaluation(NamedTuple):
@@ -132,7 +122,7 @@ def train(
     if teacher is not None and not (recipe.fpq and recipe.fpq.distill):
         raise ValueError("recipe must have fpq=FPQ(distill=True) for a teacher, got one that distills nothing")
     device = device_of(model)
-    probe, data = data.probe, _moved(data, device)
+    probe, data = data.probe, data.to(device)
     with ExitStack() as stack:
         stack.callback(model.eval)
         run = _Run.of(model, data, recipe, device, teacher, stack)
@@ -332,13 +322,6 @@ def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
     if "isolate_recompiles" not in signature(torch.compile).parameters:  # torch 2.11
         apart, torch._dynamo.config.skip_nnmodule_hook_guards = {}, False
     return cast(Any, torch.compile(model, dynamic=False, **apart))
-
-
-def _moved(data: Data, device: torch.device) -> Data:
-    if all(t.device == device for split in (data.train, data.val, data.test) for t in split):
-        return data
-    splits: dict[str, Any] = {k: tuple(t.to(device) for t in getattr(data, k)) for k in ("train", "val", "test")}
-    return replace(data, **splits)
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:

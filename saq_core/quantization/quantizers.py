@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .quantizer_base import SMALLEST_STEP, Quantizer, Unquantized, clip, round_ste, scale_gradient
+from .base import Quantizer, Unquantized
+from .functional import SMALLEST_STEP, clip, round_ste, scale_gradient
 
 FIXED_FROM = 8  # bits from which LSQ keeps its calibrated step: see there
 

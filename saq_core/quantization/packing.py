@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import files
-from .layers import SWAPS
-from .quantizer_base import Stored
+from .. import files
+from .base import Stored
+from .convert import SWAPS
 
 KIND = "integers"  # of the file
 

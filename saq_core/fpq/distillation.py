@@ -1,0 +1,155 @@
+"""Distillation of the features of a float network: what the layers of student and teacher put out, standardised."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..quantization import QConv2d, copy_model, dequantize
+from .noise import FPQ
+
+EPSILON = 1e-5  # of the standardisation; the paper gives none
+
+
+def distillation_loss(student: list[Tensor], teacher: list[Tensor], *, statistics: str = "batch") -> Tensor:
+    """Return L_CSD, how much the features of two networks differ once each channel is standardised.
+
+    ``Σ_l mean(Norm(z_s) - Norm(z_t))²``, ``Norm(z) = (z - μ)/√(σ² + 1e-5)`` for each channel over batch and space (or
+    over the space of each image): in a layer 2·(1 - correlation), averaged over its channels.
+
+    Args:
+        student: Features (n, channels, height, width), or any (n, channels, …), layer by layer; gradients flow here.
+        teacher: As many of the same shapes, without gradients.
+        statistics: "batch" or "image".
+
+    Source: Pang and Cai (2025), eq. 15-17, whose squares are summed over everything; see `FPQ`.
+    """
+    for z, t in zip(student, teacher, strict=True):
+        if z.shape != t.shape:
+            raise ValueError(
+                f"teacher must have features of shape {tuple(z.shape)}, got {tuple(t.shape)}: other strides"
+            )
+        if math.prod(z.shape[2:]) * (1 if statistics == "image" else len(z)) < 2:
+            rule = f'features must have more than one value per channel for statistics="{statistics}"'
+            raise ValueError(f"{rule}, got shape {tuple(z.shape)}")
+    norm = F.instance_norm if statistics == "image" else partial(F.batch_norm, running_mean=None, running_var=None)
+    options: dict[str, Any] = {"eps": EPSILON} | ({} if statistics == "image" else {"training": True})
+    pairs = [(norm(z.float(), **options), norm(t.float(), **options)) for z, t in zip(student, teacher, strict=True)]
+    return torch.stack([F.mse_loss(z, t) for z, t in pairs]).sum()
+
+
+class Features(nn.Module):
+    """A network that returns, beside its output, what each of some modules put out.
+
+    Args:
+        model: Called as it is; `close` takes the hooks off.
+        names: Of modules that are called once in a forward pass.
+    """
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+        self._found: dict[str, Tensor] | None = None  # nothing is kept of what others make the model compute
+        modules = [model.get_submodule(name) for name in names]
+        self._handles = [m.register_forward_hook(self._noting(n)) for n, m in zip(names, modules, strict=True)]
+
+    def _noting(self, name: str) -> Any:
+        def note(_: nn.Module, __: Any, output: Tensor) -> None:
+            if self._found is not None:
+                self._found[name] = output
+
+        return note
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the output and the features, in the order of the names."""
+        found: dict[str, Tensor] = {}
+        self._found = found
+        try:
+            output = self.model(x)
+        finally:
+            self._found = None
+        if unused := [name for name in self.names if name not in found]:
+            raise ValueError(f"model must call every layer that is distilled in its forward pass, got none of {unused}")
+        return output, [found[name] for name in self.names]
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+
+class Student(nn.Module):
+    """A network that returns, beside its output, the weighted distillation loss of its features: one compiled graph.
+
+    Args:
+        fpq: How to distill.
+        features: Of the network.
+    """
+
+    def __init__(self, fpq: FPQ, features: Features) -> None:
+        super().__init__()
+        self.fpq, self.features = fpq, features
+
+    def forward(self, x: Tensor, taught: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the output and the loss against the teacher's features."""
+        output, features = self.features(x)
+        return output, self.fpq.weight * distillation_loss(features, taught, statistics=self.fpq.statistics)
+
+
+class Teacher:
+    """The teacher of a training: its features, once per batch.
+
+    Args:
+        network: The teacher.
+        features: The function that returns its output and features.
+    """
+
+    def __init__(self, network: nn.Module, features: Any) -> None:
+        self.network, self.features = network, features
+        self._known: dict[Any, list[Tensor]] = {}
+
+    def next_batch(self) -> None:
+        """Forget the features of the batch before."""
+        self._known.clear()
+
+    def of(self, x: Tensor, part: Any) -> list[Tensor]:
+        """Return the features; `part` names these rows of the batch."""
+        if part not in self._known:
+            with torch.no_grad():
+                self._known[part] = self.features(x)[1]
+        return self._known[part]
+
+
+def taught_layers(model: nn.Module) -> list[str]:
+    """Return the names of the quantized convolutions, whose outputs are distilled.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, QConv2d)]
+    if not names:
+        raise ValueError("model must have quantized convolutions to distill, got none: use FPQ(distill=False) or none")
+    return names
+
+
+def teacher_of(model: nn.Module, teacher: nn.Module | None, names: list[str]) -> nn.Module:
+    """Return a copy of `teacher` in evaluation mode, or `model` itself in floating point with its latent weights.
+
+    Raises:
+        ValueError: If it lacks a layer of those names, or has it in another shape.
+    """
+    network = dequantize(model, latent=True) if teacher is None else copy_model(teacher)
+    theirs = dict(network.named_modules())
+    for name in names:
+        mine, own = (
+            tuple(getattr(m, "weight", torch.empty(0)).shape) for m in (model.get_submodule(name), theirs.get(name))
+        )
+        if mine != own:
+            raise ValueError(f"teacher must have the layer {name} with weights of shape {mine}, got {own}")
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    return network.to(like.device, like.dtype).eval().requires_grad_(False)
