@@ -22,48 +22,13 @@ from .quantization import (
 from .sharpness import SAM, SAQ
 from .training import EXPERIMENTS, Experiment, History, Recipe, evaluate, load, reproduce, save, train
 
+# fmt: off
 __all__ = [
-    # data and networks
-    "Data",
-    "load_data",
-    "build_model",
-    "describe",
-    "Description",
-    # quantization
-    "LSQ",
-    "LSQPlus",
-    "AsymmetricLSQ",
-    "PACT",
-    "DoReFa",
-    "LIQ",
-    "MinMax",
-    "quantize",
-    "calibrate",
-    "dequantize",
-    # bits per layer
-    "cost",
-    "search",
-    "Policy",
-    "SAMQ",
-    "ASGA",
-    # training
-    "SAM",
-    "SAQ",
-    "FPQ",
-    "feature_noise",
-    "distillation_loss",
-    "feature_rise",
-    "FeatureRise",
-    "Recipe",
-    "History",
-    "train",
-    "evaluate",
-    "Experiment",
-    "EXPERIMENTS",
-    "reproduce",
-    # files
-    "save",
-    "load",
-    "export",
-    "SizeReport",
+    "Data", "load_data", "build_model", "describe", "Description",
+    "LSQ", "LSQPlus", "AsymmetricLSQ", "PACT", "DoReFa", "LIQ", "MinMax", "quantize", "calibrate", "dequantize",
+    "cost", "search", "Policy", "SAMQ", "ASGA",
+    "SAM", "SAQ", "FPQ", "feature_noise", "distillation_loss", "feature_rise", "FeatureRise",
+    "Recipe", "History", "train", "evaluate", "Experiment", "EXPERIMENTS", "reproduce",
+    "save", "load", "export", "SizeReport",
 ]
+# fmt: on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from .quantization import Bits, dequantize, find_layers, quantize
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FLOAT_BITS = 32
+COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)
 IMAGE_BITS = 8  # of the first convolution's input: images are 8-bit already
 
 
@@ -196,42 +198,46 @@ def _count(model: nn.Module, x: Tensor) -> dict[str, int]:
 
     # attention is counted as one, because it never calls its own out_proj
     inside = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-    kinds = (_ConvNd, nn.Linear, nn.MultiheadAttention)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, kinds) and id(m) not in inside}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, COUNTED) and id(m) not in inside}
     if not layers:
-        raise ValueError("model must have a convolution, linear layer or attention to count, got none")
-    macs: dict[str, int] = {}
+        raise ValueError("model must have a convolution, linear or recurrent layer or attention to count, got none")
+    outputs: dict[str, int] = {}  # how many numbers each put out
 
-    def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        for part, number in zip(_parts(name, layer), _macs(layer, args, kwargs, output), strict=True):
-            macs[part] = macs.get(part, 0) + number
+    def note(name: str, _: nn.Module, inputs: Any, output: Any) -> None:
+        first = output if isinstance(output, Tensor) else output[0].data  # of a packed sequence too
+        outputs[name] = outputs.get(name, 0) + first.numel()
 
     for name, layer in layers.items():
-        layer.register_forward_hook(partial(note, name), with_kwargs=True)
+        layer.register_forward_hook(partial(note, name))
     # fused attention cannot be counted: nn.MultiheadAttention's needs gradients to be off, the other is switched off
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(x)
-    rest = counter.get_total_flops() // 2 - sum(macs.values())
-    unused = {part: 0 for name, layer in layers.items() for part in _parts(name, layer) if part not in macs}
-    return macs | unused | ({"elsewhere": rest} if rest > 0 else {})
+    paths = dict(model.named_modules(remove_duplicate=False))  # a module has one of its names in the counter
+    counts = {id(paths.get(key.partition(".")[2])): ops for key, ops in counter.get_flop_counts().items()}
+    rest, macs = counter.get_total_flops() // 2, dict[str, int]()
+    for name in sorted(layers, key=[*outputs, *layers].index):
+        layer = layers[name]
+        flops = Counter(counts.get(id(layer), {}))
+        for child in layer.children():  # those of a parametrization: elsewhere
+            flops.subtract(counts.get(id(child), {}))
+        rest -= flops.total() // 2
+        macs |= _parts(name, layer, outputs.get(name, 0), flops)
+    return macs | ({"elsewhere": rest} if rest > 0 else {})
 
 
-def _parts(name: str, layer: nn.Module) -> list[str]:
-    ends = ("", ".products", ".out_proj") if isinstance(layer, nn.MultiheadAttention) else ("",)
-    return [f"{name}{end}".removeprefix(".") for end in ends]
-
-
-def _macs(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> list[int]:
-    """Return the MACs of one use of a layer, part by part."""
-    if isinstance(layer, nn.MultiheadAttention):
-        inputs = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-        query, key, value = (inputs[name] for name in ("query", "key", "value"))
-        width, batch = layer.embed_dim, query.shape[0 if layer.batch_first else 1] if query.ndim == 3 else 1
-        keys = key.numel() // key.shape[-1] + batch * (int(layer.bias_k is not None) + int(layer.add_zero_attn))
-        projections = width * (query.numel() + key.numel() + value.numel())
-        return [projections, 2 * query.numel() * keys // batch, query.numel() * width]
-    x = next(iter((*args, *kwargs.values()))) if isinstance(layer, _ConvTransposeNd) else output
-    return [x.numel() * layer.weight[0].numel()]
+def _parts(name: str, layer: Any, outputs: int, flops: Counter[Any]) -> dict[str, int]:
+    """Return name -> MACs of a layer, of its parts where it is attention: two FLOPs each."""
+    total = flops.total() // 2
+    if isinstance(layer, nn.RNNBase):  # by formula: fused kernels are not counted
+        width = layer.proj_size or layer.hidden_size
+        steps = outputs // (width * (2 if layer.bidirectional else 1))
+        return {name: steps * sum(p.numel() for p in layer.parameters() if p.ndim == 2)}
+    if not isinstance(layer, nn.MultiheadAttention):
+        return {name: total}
+    products = sum(count for op, count in flops.items() if "bmm" in str(op)) // 2
+    last = outputs * layer.embed_dim
+    counts = {"": total - products - last, ".products": products, ".out_proj": last}
+    return {f"{name}{part}".removeprefix("."): count for part, count in counts.items()}
 
 
 def _row(name: str, layer: Any, macs: int) -> LayerCost:

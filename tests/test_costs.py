@@ -166,5 +166,5 @@ def test_the_result_reads_well():
 def test_what_cannot_be_described_is_refused():
     with pytest.raises(ValueError, match="input_shape must be given for this model, got None"):
         describe(small())
-    with pytest.raises(ValueError, match="model must have a convolution, linear layer or attention"):
+    with pytest.raises(ValueError, match="model must have a convolution, linear or recurrent layer or attention"):
         describe(nn.ReLU(), (3,))

@@ -213,13 +213,6 @@ def test_levels_that_do_not_occur_take_no_room(quantizer, tmp_path):
     assert report.weights["0.weight"].scales <= 4 * model[0].weight.numel()
 
 
-def test_weights_in_units_of_their_own_are_refused_by_compare_after_a_file_as_before(digits, floats, tmp_path):
-    model = quantize(floats["resnet8"], "W4A32", quantizer="liq-authors")
-    export(model, tmp_path / "net")
-    with pytest.raises(ValueError, match="different units"):
-        landscape.compare({"a": floats["resnet8"], "b": load(tmp_path / "net")}, data=digits.probe)
-
-
 def test_a_weight_that_is_not_finite_says_so(tmp_path):
     model = quantize(nn.Sequential(nn.Linear(4, 3)), "W4A32", first_last_bits=None)
     with torch.no_grad():

@@ -275,14 +275,6 @@ def test_custom_data_can_be_calibrated_on():
     calibrate(quantize(small()), data)(X)
 
 
-def test_the_authors_liq_keeps_weights_in_normalised_units_and_says_so():
-    literal, plain = (quantize(small(), "W4A32", quantizer=name) for name in ("liq-authors", "liq"))
-    units = [m[3].weight_quantizer.weight_units for m in (literal, plain)]
-    assert units == ["normalised", "plain"] and literal[6].weight_quantizer.weight_units == "plain"
-    w = plain[3].weight.detach()
-    torch.testing.assert_close(plain[3].used_weight(), literal[3].used_weight() * w.std() + w.mean())
-
-
 def test_signed_one_bit_input_is_refused_and_leaves_no_quantizer_observing():
     twin = quantize(small(), "W4A1", first_last_bits=None, input_bits=1)
     with pytest.raises(ValueError, match='quantizer="liq"'):

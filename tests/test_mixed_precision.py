@@ -356,7 +356,6 @@ def test_a_search_leaves_model_data_and_random_state_alone_and_repeats_itself(da
     [
         ({"method": "hawq"}, r"method must be one of \['uniform', 'random', 'hessian', 'samq', 'asga'\], got 'hawq'"),
         ({"quantizer": "lsqq"}, "quantizer must be one of"),
-        ({"method": "hessian", "quantizer": "liq-authors"}, "quantizer must keep the units of the weights"),
         ({"method": "uniform", "settings": SAMQ()}, "settings must be None for method='uniform', got SAMQ"),
         ({"method": "asga", "settings": SAMQ()}, "settings must be ASGA for method='asga', got SAMQ"),
         ({"budget": "100M"}, "budget must be a finite number of bit operations, got '100M'"),

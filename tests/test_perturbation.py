@@ -136,22 +136,6 @@ def test_p_zero_and_evaluation_are_the_plain_network_to_the_bit(floating, digits
         assert torch.equal(plain(x), expected)
 
 
-def test_pre_is_a_dither_whose_mean_is_the_value_itself(floating, digits):
-    """Inside the range E[Q(x + δ)] = x, where Q(x) alone is up to half a step off."""
-    model = twin(floating, digits, "W4A3")
-    name, quantizer = next(iter(noisy_inputs(model).items()))
-    x = torch.linspace(0.2, 4.8, 200).mul(quantizer.step_size(torch.ones(()))).reshape(1, 1, 10, 20)
-    with feature_noise(model, p=1.0, placement="pre"):
-        quantizer.train()
-        torch.manual_seed(0)
-        with torch.no_grad():
-            mean = torch.stack([quantizer(x) for _ in range(2000)]).mean(0)
-    step = quantizer.step_size(x).item()
-    quantizer.eval()
-    assert float((mean - x).abs().max()) < 4 * 0.5 * step / 2000**0.5
-    assert float((quantizer(x) - x).detach().abs().max()) > 0.4 * step
-
-
 def test_the_compiled_network_has_noise_as_well(floating, digits):
     model = twin(floating, digits)
     x = digits.train[0][:4]
@@ -246,14 +230,13 @@ def features(seed=0):
     return [torch.randn(5, c, 4, 4, generator=generator, dtype=torch.float64) for c in (3, 6)]
 
 
-@pytest.mark.parametrize("statistics", ["batch", "image"])
-def test_distillation_ignores_scale_and_shift_of_each_channel(statistics):
+def test_distillation_ignores_scale_and_shift_of_each_channel():
     teacher = features()
-    assert float(distillation_loss(teacher, teacher, statistics=statistics)) == 0
+    assert float(distillation_loss(teacher, teacher)) == 0
     moved = [z * torch.arange(1, z.shape[1] + 1)[:, None, None] + 7 for z in teacher]
-    assert float(distillation_loss(moved, teacher, statistics=statistics)) < 1e-8
+    assert float(distillation_loss(moved, teacher)) < 1e-8
     flipped = [-z for z in teacher]
-    assert float(distillation_loss(flipped, teacher, statistics=statistics)) == pytest.approx(4 * 2, rel=1e-3)
+    assert float(distillation_loss(flipped, teacher)) == pytest.approx(4 * 2, rel=1e-3)
 
 
 def test_distillation_is_twice_one_minus_the_correlation():
@@ -466,11 +449,10 @@ def test_the_rise_is_that_of_the_feature_hessian_for_small_steps():
     assert list(rise.layers) == ["2", "4"] and "predicted" in repr(rise)
 
 
-@pytest.mark.parametrize("placement", ["post", "pre"])
-def test_a_quantized_network_is_measured_at_its_own_steps_and_left_alone(placement, floating, digits):
+def test_a_quantized_network_is_measured_at_its_own_steps_and_left_alone(floating, digits):
     model = twin(floating, digits)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    rise = feature_rise(model, tuple(t[:32] for t in model.probe), p=0.5, draws=20, rtol=0.3, placement=placement)
+    rise = feature_rise(model, tuple(t[:32] for t in model.probe), p=0.5, draws=20, rtol=0.3)
     assert torch.equal(torch.get_rng_state(), state)
     after = model.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in before.items() if isinstance(v, torch.Tensor))
@@ -480,7 +462,7 @@ def test_a_quantized_network_is_measured_at_its_own_steps_and_left_alone(placeme
         assert layer.rise == pytest.approx(0.5 * layer.step**2 / 24 * layer.trace)
     assert rise.predicted == pytest.approx(sum(layer.rise for layer in rise.layers.values()))
     assert rise.predicted == pytest.approx(0.5 / 24 * rise.trace)
-    alone = feature_rise(model, tuple(t[:32] for t in model.probe), p=0.5, draws=0, rtol=0.3, placement=placement)
+    alone = feature_rise(model, tuple(t[:32] for t in model.probe), p=0.5, draws=0, rtol=0.3)
     assert alone.layers == rise.layers and alone.measured != alone.measured and "not measured" in repr(alone)
 
 
@@ -490,8 +472,6 @@ def test_a_quantized_network_is_measured_at_its_own_steps_and_left_alone(placeme
 def test_settings_out_of_range_are_refused(floating, digits):
     for settings, message in (
         ({"p": 1.5}, "p must be from 0 to 1, got 1.5"),
-        ({"placement": "mid"}, "placement must be one of .*got 'mid'"),
-        ({"statistics": "all"}, "statistics must be one of .*got 'all'"),
         ({"weight": -1}, "weight must be >= 0 and finite, got -1"),
         ({"p": "a"}, "p must be from 0 to 1, got 'a'"),
     ):
@@ -505,8 +485,8 @@ def test_settings_out_of_range_are_refused(floating, digits):
         train(twin(floating, digits), digits, recipe(fpq=FPQ()), teacher=nn.Sequential(nn.Conv2d(1, 3, 3)))
     pixel = [torch.randn(5, 3, 1, 1)]
     assert float(distillation_loss(pixel, pixel)) == 0
-    with pytest.raises(ValueError, match=r'one value per channel for statistics="image", got shape \(5, 3, 1, 1\)'):
-        distillation_loss(pixel, pixel, statistics="image")
+    with pytest.raises(ValueError, match=r"one value per channel, got shape \(1, 3, 1, 1\)"):
+        distillation_loss([pixel[0][:1]], [pixel[0][:1]])
     idle = twin(floating, digits)
     idle.layer2[0].add_module("idle", copy.deepcopy(idle.conv1))
     with pytest.raises(ValueError, match=r"in its forward pass, got none of \['layer2.0.idle'\]"):

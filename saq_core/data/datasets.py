@@ -252,5 +252,3 @@ def _cifar(name: str, root: Path, download: bool) -> dict[str, Source]:
         warnings.filterwarnings("ignore", message=".*align")
         sets = {split: kind(root, train=split == "train", download=download) for split in ("train", "test")}
     return {k: (v.data / np.float32(255), np.asarray(v.targets, dtype=np.int64)) for k, v in sets.items()}
-
-

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..settings import check_number
+
 MOMENTS = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
@@ -49,11 +51,9 @@ class ImageFiles:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name, least, value in (("image_size", 1, self.size), ("workers", 0, self.workers)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-        if not 0 < self.min_scale <= 1:
-            raise ValueError(f"min_scale must be above 0 and at most 1, got {self.min_scale}")
+        check_number("image_size", self.size, 1)
+        check_number("workers", self.workers, 0)
+        check_number("min_scale", self.min_scale, "above 0 and at most 1")
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -3,16 +3,3 @@
 from .distillation import Features, Student, Teacher, distillation_loss, taught_layers, teacher_of
 from .feature_curvature import FeatureRise, feature_rise
 from .noise import FPQ, feature_noise
-
-__all__ = [
-    "FPQ",
-    "FeatureRise",
-    "Features",
-    "Student",
-    "Teacher",
-    "distillation_loss",
-    "feature_noise",
-    "feature_rise",
-    "taught_layers",
-    "teacher_of",
-]

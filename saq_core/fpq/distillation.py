@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,16 +14,15 @@ from .noise import FPQ
 EPSILON = 1e-5  # of the standardisation; the paper gives none
 
 
-def distillation_loss(student: list[Tensor], teacher: list[Tensor], *, statistics: str = "batch") -> Tensor:
+def distillation_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     """Return L_CSD, how much the features of two networks differ once each channel is standardised.
 
-    ``Σ_l mean(Norm(z_s) - Norm(z_t))²``, ``Norm(z) = (z - μ)/√(σ² + 1e-5)`` for each channel over batch and space (or
-    over the space of each image): in a layer 2·(1 - correlation), averaged over its channels.
+    ``Σ_l mean(Norm(z_s) - Norm(z_t))²``, ``Norm(z) = (z - μ)/√(σ² + 1e-5)`` for each channel over batch and space:
+    in a layer 2·(1 - correlation), averaged over its channels.
 
     Args:
         student: Features (n, channels, height, width), or any (n, channels, …), layer by layer; gradients flow here.
         teacher: As many of the same shapes, without gradients.
-        statistics: "batch" or "image".
 
     Source: Pang and Cai (2025), eq. 15-17, whose squares are summed over everything; see `FPQ`.
     """
@@ -34,13 +31,15 @@ def distillation_loss(student: list[Tensor], teacher: list[Tensor], *, statistic
             raise ValueError(
                 f"teacher must have features of shape {tuple(z.shape)}, got {tuple(t.shape)}: other strides"
             )
-        if math.prod(z.shape[2:]) * (1 if statistics == "image" else len(z)) < 2:
-            rule = f'features must have more than one value per channel for statistics="{statistics}"'
-            raise ValueError(f"{rule}, got shape {tuple(z.shape)}")
-    norm = F.instance_norm if statistics == "image" else partial(F.batch_norm, running_mean=None, running_var=None)
-    options: dict[str, Any] = {"eps": EPSILON} | ({} if statistics == "image" else {"training": True})
-    pairs = [(norm(z.float(), **options), norm(t.float(), **options)) for z, t in zip(student, teacher, strict=True)]
-    return torch.stack([F.mse_loss(z, t) for z, t in pairs]).sum()
+        if z[:, 0].numel() < 2:
+            raise ValueError(f"features must have more than one value per channel, got shape {tuple(z.shape)}")
+    return torch.stack(
+        [F.mse_loss(_standardised(z), _standardised(t)) for z, t in zip(student, teacher, strict=True)]
+    ).sum()
+
+
+def _standardised(features: Tensor) -> Tensor:
+    return F.batch_norm(features.float(), None, None, training=True, eps=EPSILON)
 
 
 class Features(nn.Module):
@@ -98,7 +97,7 @@ class Student(nn.Module):
     def forward(self, x: Tensor, taught: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the output and the loss against the teacher's features."""
         output, features = self.features(x)
-        return output, self.fpq.weight * distillation_loss(features, taught, statistics=self.fpq.statistics)
+        return output, self.fpq.weight * distillation_loss(features, taught)
 
 
 class Teacher:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..modes import device_of, evaluation_mode, seeded
+from ..settings import check_number
 from .noise import attach, noisy_inputs, uniform_noise
 
 
@@ -67,7 +68,6 @@ def feature_rise(
     *,
     p: float = 0.1,
     steps: Mapping[str, float] | None = None,
-    placement: str = "post",
     draws: int = 100,
     rtol: float = 0.05,
     max_samples: int = 100,
@@ -85,7 +85,6 @@ def feature_rise(
         p: Probability of a gate, from 0 to 1.
         steps: Module -> width s of the noise on its input, for any network; None takes the inputs of the quantized
             convolutions with their learnt steps.
-        placement: "post" or "pre" the rounding of the input, where `steps` is None.
         draws: Pairs of passes with opposite noise (which takes the first-order term out); 0 predicts without measuring.
         rtol: Relative standard error at which a trace is enough.
         max_samples: Of a trace.
@@ -101,12 +100,11 @@ def feature_rise(
     import landscape
 
     start = time.perf_counter()
-    if not 0 <= p <= 1:
-        raise ValueError(f"p must be from 0 to 1, got {p!r}")
+    check_number("p", p, "from 0 to 1")
     if draws != 0 and draws < 2:
         raise ValueError(f"draws must be >= 2, or 0 to measure nothing, got {draws!r}")
     batches = _batches(model, data)
-    sites = _sites(model, steps, placement)
+    sites = _sites(model, steps)
     layers = {}
     for name, (path, leaf, step) in sites.items():
         operator = landscape.Hessian(model, batches, at=f"{path}.{leaf}")
@@ -136,7 +134,7 @@ def _batches(model: nn.Module, data: Any) -> list[tuple[Tensor, Tensor]]:
     return [(x.to(device), y.to(device)) for x, y in pairs]
 
 
-def _sites(model: nn.Module, steps: Mapping[str, float] | None, placement: str) -> dict[str, tuple[str, str, float]]:
+def _sites(model: nn.Module, steps: Mapping[str, float] | None) -> dict[str, tuple[str, str, float]]:
     """Return layer -> (name of a module, "input" or "output" of it, width of the noise there)."""
     if steps is not None:
         unknown = sorted(set(steps) - set(dict(model.named_modules())))
@@ -144,12 +142,9 @@ def _sites(model: nn.Module, steps: Mapping[str, float] | None, placement: str) 
             raise ValueError(f"steps must name modules of the model, got {unknown[:3]}")
         found = {name: (name, "input", float(step)) for name, step in steps.items()}
     else:
-        leaf = {"post": "output", "pre": "input"}.get(placement)
-        if leaf is None:
-            raise ValueError(f'placement must be "post" or "pre", got {placement!r}')
         quantizers = noisy_inputs(model)
         found = {
-            name: (f"{name}.input_quantizer", leaf, float(q.step_size(torch.ones((), device=device_of(model)))))
+            name: (f"{name}.input_quantizer", "output", float(q.step_size(torch.ones((), device=device_of(model)))))
             for name, q in quantizers.items()
         }
     if not found:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..quantization import QConv2d
-
-PLACEMENTS = ("post", "pre")
-STATISTICS = ("batch", "image")
+from ..settings import check_fields, check_number
 
 
 @dataclass(frozen=True)
@@ -29,41 +25,24 @@ class FPQ:
     Args:
         p: Probability from 0 to 1 that a layer's input is perturbed in a forward pass; the authors recommend 0.1-0.5.
         distill: Whether the float network teaches; it costs one forward pass of it per batch.
-        placement: "post" adds the noise to the rounded input, "pre" before rounding (a dither).
         weight: Of the distillation loss.
-        statistics: Of the standardisation: per channel over the "batch", or over each "image".
 
     Source: Pang and Cai, Stabilizing Quantization-Aware Training by Implicit-Regularization on Hessian Matrix (2025),
-    eq. 9, 14-17, 22. The paper leaves open where the noise is added, the statistics and the gates' granularity (ours:
-    one per layer and forward pass), and its sum of squares is taken as a mean per layer: the literal sum is 1e7 for a
-    ResNet-18 and leaves nothing to the task.
+    eq. 9, 14-17, 22. The paper leaves open where the noise is added (ours: to the rounded input), the statistics
+    (ours: per channel over the batch) and the gates' granularity (ours: one per layer and forward pass), and its sum of
+    squares is taken as a mean per layer: the literal sum is 1e7 for a ResNet-18 and leaves nothing to the task.
     """
 
     p: float = 0.1
     distill: bool = True
-    placement: str = "post"
     weight: float = 1.0
-    statistics: str = "batch"
 
     def __post_init__(self) -> None:
-        _check_noise(self.p, self.placement)
-        if self.statistics not in STATISTICS:
-            raise ValueError(f"statistics must be one of {list(STATISTICS)}, got {self.statistics!r}")
-        if not (isinstance(self.weight, Real) and math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"weight must be >= 0 and finite, got {self.weight!r}")
-        for name in ("p", "weight"):
-            object.__setattr__(self, name, float(getattr(self, name)))  # numpy's would not come back from a checkpoint
-
-
-def _check_noise(p: float, placement: str) -> None:
-    if not (isinstance(p, Real) and 0 <= p <= 1):
-        raise ValueError(f"p must be from 0 to 1, got {p!r}")
-    if placement not in PLACEMENTS:
-        raise ValueError(f"placement must be one of {list(PLACEMENTS)}, got {placement!r}")
+        check_fields(self, p="from 0 to 1", weight=">= 0 and finite")
 
 
 @contextmanager
-def feature_noise(model: nn.Module, p: float = 0.1, *, placement: str = "post") -> Iterator[None]:
+def feature_noise(model: nn.Module, p: float = 0.1) -> Iterator[None]:
     """Perturb the input of each quantized convolution of `model` for a while, in training mode.
 
     ``x̂ ← x̂ + gate·δ``, δ ~ U[-s/2, s/2] for each element and s the step of that input, held constant; gate is 1 with
@@ -73,22 +52,20 @@ def feature_noise(model: nn.Module, p: float = 0.1, *, placement: str = "post") 
     Args:
         model: Quantized and calibrated. Convolutions whose input is not quantized (the first, as a rule) get no noise.
         p: Probability from 0 to 1; 0 changes nothing, to the bit.
-        placement: "post" = added to the rounded input, "pre" = before rounding.
 
     Raises:
-        ValueError: For p out of range, an unknown placement, or no convolution with a quantized input.
+        ValueError: For p out of range, or no convolution with a quantized input.
 
     Cost: one pass over each perturbed input; compiled for a GPU, the noise of closed gates is made as well. If you
     compile the model yourself, pass ``isolate_recompiles=True``: else torch may run what it compiled without the noise.
 
     Source: Pang and Cai (2025), eq. 9 and 14.
     """
-    _check_noise(p, placement)
+    check_number("p", p, "from 0 to 1")
     quantizers = noisy_inputs(model) if p else {}
     if p and not quantizers:
         raise ValueError("model must have convolutions with quantized inputs for p > 0, got none: use p=0")
-    leaf = "output" if placement == "post" else "input"
-    handles = [attach(quantizer, leaf, partial(_gated, p=p)) for quantizer in quantizers.values()]
+    handles = [attach(quantizer, "output", partial(_gated, p=p)) for quantizer in quantizers.values()]
     try:
         yield
     finally:

@@ -4,5 +4,3 @@ from .asga import ASGA
 from .samq import SAMQ
 from .searching import search
 from .space import Policy
-
-__all__ = ["ASGA", "Policy", "SAMQ", "search"]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from ..costs import describe
 from ..data import Data, steps_per_epoch, training_batches
 from ..modes import device_of
 from ..quantization import parse_bits
-from ..sharpness import CASES, SAM, TINY, AdaptiveRho, Stepper, dot, in_both, norm
+from ..settings import check_fields
+from ..sharpness import CASES, SAM, TINY, AdaptiveRho, Stepper, checked_range, dot, in_both, norm
 from ..training import Recipe, base_optimizer
 from .baselines import solve
 from .space import Space
@@ -73,30 +74,15 @@ class ASGA:
     rho: float = 0.05
     rho_range: tuple[float, float] | None = (0.005, 0.1)
     beta: float = 1e-3
-    combine: str = "mean"
-    case: int = 2
+    combine: Literal["mean", "perturbed"] = "mean"
+    case: Literal[1, 2, 3] = 2
     slack: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-        for name in ("lr", "lr_alpha", "weight_decay", "lam", "rho", "beta"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)!r}")
-        for name, known in (("combine", ("mean", "perturbed")), ("case", tuple(CASES))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {list(known)}, got {getattr(self, name)!r}")
-        if not 0 <= self.slack < 1:
-            raise ValueError(f"slack must be from 0 to below 1, got {self.slack!r}")
-        if self.rho_range is not None:
-            if not isinstance(self.rho_range, Sequence) or len(self.rho_range) != 2:
-                raise ValueError(f"rho_range must be (lowest, highest) or None, got {self.rho_range!r}")
-            object.__setattr__(self, "rho_range", tuple(map(float, self.rho_range)))  # a list, where a file was read
-            AdaptiveRho(self.rho, *self.rho_range)
-        for name in ("lr", "lr_alpha", "weight_decay", "lam", "rho", "beta", "slack"):  # numpy's do not go into JSON
-            object.__setattr__(self, name, float(getattr(self, name)))
+        check_fields(self, epochs=1, batch_size=1, slack="from 0 to below 1")
+        numbers = ("lr", "lr_alpha", "weight_decay", "lam", "rho", "beta")
+        check_fields(self, **dict.fromkeys(numbers, ">= 0 and finite"))
+        object.__setattr__(self, "rho_range", checked_range(self.rho, self.rho_range))
 
     @property
     def passes(self) -> int:
@@ -151,11 +137,6 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean of what the options make of x."""
         return self._mean([option(x) for option in self.options])
-
-    @property
-    def weight_units(self) -> str:
-        """Of the options."""
-        return str(self.options[0].weight_units)
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the mean of the options' steps: nominal, for the levels of a mixture are not evenly spaced."""

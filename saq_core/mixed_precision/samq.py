@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from .. import processes
 from ..data import Batch, Data, ImageFiles, Split, balanced_order, evaluation_batches, steps_per_epoch, training_batches
 from ..modes import device_of, evaluation_mode
-from ..sharpness import METRICS, SAQ
+from ..settings import check_fields
+from ..sharpness import SAQ, Metric
 from ..training import Evaluation, Recipe, base_optimizer, evaluate
 from .generator import Generator, Reinforce
 from .space import MILLION, Space
@@ -57,7 +58,7 @@ class SAMQ:
     epochs: int = 100
     warmup: int = 10
     rho: float = 0.05
-    metric: str = "plain"
+    metric: Metric = "plain"
     lam: float | None = None
     beta: float = 5e-3
     lr: float = 0.01
@@ -71,26 +72,12 @@ class SAMQ:
     tries: int = 10_000
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("warmup", 0), ("batch_size", 1), ("candidates", 1), ("tries", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-        for name in ("rho", "beta", "lr", "weight_decay", "generator_lr"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)!r}")
-        if self.lam is not None and not (math.isfinite(self.lam) and self.lam >= 0):
-            raise ValueError(f"lam must be >= 0 and finite, or None, got {self.lam!r}")
+        numbers = ("rho", "lam", "beta", "lr", "weight_decay", "generator_lr")
+        check_fields(self, epochs=1, warmup=0, batch_size=1, candidates=1, tries=1, share="above 0 and below 1")
+        check_fields(self, memory="from 0 to below 1", slack="from 0 to below 1")
+        check_fields(self, **dict.fromkeys(numbers, ">= 0 and finite"))
         if self.warmup >= self.epochs:
             raise ValueError(f"warmup must be below epochs = {self.epochs}, else nothing is learned, got {self.warmup}")
-        if self.metric not in METRICS:
-            raise ValueError(f"metric must be one of {list(METRICS)}, got {self.metric!r}")
-        for name, low, high in (("memory", 0.0, 1.0), ("share", 0.0, 1.0), ("slack", 0.0, 1.0)):
-            value = getattr(self, name)
-            if not low <= value < high or (name == "share" and value == 0):
-                raise ValueError(f"{name} must be from 0 to below 1 (share above 0), got {value!r}")
-        for name in ("rho", "lam", "beta", "lr", "weight_decay", "generator_lr", "memory", "share", "slack"):
-            if getattr(self, name) is not None:  # numpy's numbers would not go into JSON
-                object.__setattr__(self, name, float(getattr(self, name)))
 
 
 class Search:

@@ -108,8 +108,6 @@ def _check(
         raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
     if quantizer not in QUANTIZERS:
         raise ValueError(f"quantizer must be one of {sorted(QUANTIZERS)}, got {quantizer!r}")
-    if method == "hessian" and quantizer == "liq-authors":
-        raise ValueError('quantizer must keep the units of the weights for "hessian", got \'liq-authors\': use "liq"')
     if settings is not None and not isinstance(settings, SETTINGS.get(method, ())):
         known = SETTINGS[method].__name__ if method in SETTINGS else "None"
         raise ValueError(f"settings must be {known} for method={method!r}, got {type(settings).__name__}")

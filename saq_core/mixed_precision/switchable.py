@@ -43,11 +43,6 @@ class QuantizerSwitch(Switch):
         """Of the chosen quantizer."""
         return self.current.bits
 
-    @property
-    def weight_units(self) -> str:
-        """Of the chosen quantizer."""
-        return self.current.weight_units
-
     def step_size(self, x: Tensor) -> Tensor:
         """Return the chosen quantizer's step."""
         return self.current.step_size(x)

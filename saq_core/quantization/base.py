@@ -35,7 +35,6 @@ class Quantizer(nn.Module):
     """
 
     is_quantizer = True
-    weight_units = "plain"
     method = "mse"  # of calibration, where none is named
     two_ended = False  # whether the range has a lower end of its own; if not it is 0 … clip or -clip … clip
     dynamic = False  # whether the range of weights is taken anew in every forward pass
@@ -224,7 +223,6 @@ class Unquantized(nn.Module):
     """Stand in for a quantizer where nothing is quantized (32 bits): the identity, with step 0."""
 
     is_quantizer = False
-    weight_units = "plain"
     bits = 32
     signed = True
 
@@ -238,15 +236,15 @@ class Unquantized(nn.Module):
 
 
 class Stored(nn.Module):
-    """Stand in for the quantizer of a weight that was read from integers: the identity, with its bits, step, units."""
+    """Stand in for the quantizer of a weight that was read from integers: the identity, with its bits and step."""
 
     is_quantizer = True
     signed = True
     step: Tensor
 
-    def __init__(self, bits: int, step: Tensor, weight_units: str) -> None:
+    def __init__(self, bits: int, step: Tensor) -> None:
         super().__init__()
-        self.bits, self.weight_units = bits, weight_units
+        self.bits = bits
         self.register_buffer("step", step, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

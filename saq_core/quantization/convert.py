@@ -67,8 +67,7 @@ def quantize(
         bits: "W4A4", "W4A32" (weights only), a number for both, or {layer name: either of these}; layers that a dict
             does not name stay float, except the first and the last. An attention "attn" has three names: "attn" (q, k
             and v: weights and inputs), "attn.products" (operands; as "attn" unless named) and "attn.out_proj".
-        quantizer: A name in `saq_core.quantization.QUANTIZERS`, say "lsq", or "liq-authors" (LIQ whose weights stay in
-            normalised units).
+        quantizer: A name in `saq_core.quantization.QUANTIZERS`, say "lsq".
         first_last_bits: Bits of the first layer's weights and of the last layer's weights and input, in order of
             registration; None treats them like the others. A dict that names them wins.
         input_bits: Bits of the first layer's input; None leaves it (images are 8-bit already).

@@ -89,7 +89,7 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
             label = f"{prefixes[0]}{part}"
             with torch.no_grad():
                 value, step = quantizer(weight).cpu(), quantizer.step_size(weight).detach().cpu()
-            packed[label] = _pack(value, step, quantizer.bits, label) | {"weight_units": quantizer.weight_units}
+            packed[label] = _pack(value, step, quantizer.bits, label)
             scales = sum(_bytes(packed[label][key]) for key in ("scale", "zero", "levels") if key in packed[label])
             sizes[label] = PackedSize(tuple(value.shape), quantizer.bits, _bytes(packed[label]["integers"]), scales)
             gone += [f"{prefix}{own}" for prefix in prefixes for own in (f"{part}_quantizer.", layer.weight_name)]
@@ -122,8 +122,7 @@ def unpack_(model: nn.Module, packed: dict[str, dict[str, Any]]) -> dict[str, Te
             if label in packed and quantizer.is_quantizer:
                 stored = packed[label]
                 values.append(_unpack(stored))
-                made = Stored(stored["bits"], stored["step"], stored.get("weight_units", "plain"))
-                setattr(layer, f"{part}_quantizer", made)
+                setattr(layer, f"{part}_quantizer", Stored(stored["bits"], stored["step"]))
                 used.add(label)
         if values:
             old = getattr(layer, layer.weight_name)

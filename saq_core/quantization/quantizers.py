@@ -249,11 +249,10 @@ class LIQ(_Clipping):
     Args:
         bits, signed, shape, activation: See `Quantizer`.
         normalise: Whether x is normalised first (convolution weights).
-        rescale: False leaves Q̂ in units of std(w), the authors' literal form (BatchNorm absorbs the scale); only for
-            reproducing them: rho, directions and curvature then have other units than in every other network.
 
     Source: Liu et al., Sharpness-aware Quantization (2021), released code. Departures: Q̂ is brought back to the units
-    of w (mean too: without it a trained network loses its function the moment it is quantized); std is at least 1e-8;
+    of w (theirs stays in units of std(w), which BatchNorm absorbs; the mean too: without it a trained network loses its
+    function the moment it is quantized); std is at least 1e-8;
     the clip is calibrated; signed activations get ``c·round(m·clamp(x/c, -1, 1))/m``, m = 2^(b-1)-1, because the
     weights' formula would turn every zero into c/n (the authors clip negative activations away).
     """
@@ -266,11 +265,9 @@ class LIQ(_Clipping):
         shape: tuple[int, ...] = (),
         activation: bool = False,
         normalise: bool = False,
-        rescale: bool = True,
     ) -> None:
         super().__init__(bits, signed=signed, shape=shape, activation=activation)
         self.normalise = normalise
-        self.weight_units = "plain" if rescale or not normalise else "normalised"
 
     @classmethod
     def for_weight(cls, bits: int, weight: Tensor, *, per_channel: bool = False, **options: Any) -> Quantizer:
@@ -294,8 +291,7 @@ class LIQ(_Clipping):
         if not self.normalise:
             return self._quantize(x)
         mean, std = self._moments(x)
-        q = self._quantize((x - mean) / std)
-        return q * std + mean if self.weight_units == "plain" else q
+        return self._quantize((x - mean) / std) * std + mean
 
     def _quantize(self, x: Tensor) -> Tensor:
         if self.activation or not self.signed:
@@ -308,7 +304,7 @@ class LIQ(_Clipping):
         if self.activation or not self.signed:
             return super().step_size(x)
         step = self._clip().detach() * (2 / (2**self.bits - 1))
-        return step * self._moments(x)[1] if self.normalise and self.weight_units == "plain" else step
+        return step * self._moments(x)[1] if self.normalise else step
 
 
 class MinMax(Quantizer):
@@ -363,16 +359,15 @@ class MinMax(Quantizer):
         return step.clamp_min(SMALLEST_STEP)
 
 
-# Name -> (class for weights, its options, class for activations).
-QUANTIZERS: dict[str, tuple[type[Quantizer], dict[str, Any], type[Quantizer]]] = {
-    "lsq": (LSQ, {}, LSQ),
-    "lsq+": (LSQ, {}, LSQPlus),
-    "lsq-asymmetric": (AsymmetricLSQ, {}, AsymmetricLSQ),
-    "pact": (DoReFa, {}, PACT),
-    "dorefa": (DoReFa, {}, DoReFa),
-    "liq": (LIQ, {}, LIQ),
-    "liq-authors": (LIQ, {"rescale": False}, LIQ),
-    "minmax": (MinMax, {}, MinMax),
+# Name -> (class for weights, class for activations).
+QUANTIZERS: dict[str, tuple[type[Quantizer], type[Quantizer]]] = {
+    "lsq": (LSQ, LSQ),
+    "lsq+": (LSQ, LSQPlus),
+    "lsq-asymmetric": (AsymmetricLSQ, AsymmetricLSQ),
+    "pact": (DoReFa, PACT),
+    "dorefa": (DoReFa, DoReFa),
+    "liq": (LIQ, LIQ),
+    "minmax": (MinMax, MinMax),
 }
 
 
@@ -382,8 +377,7 @@ def weight_quantizer(
     """Make the quantizer of that name for a weight, calibrated on it; the identity for 32 bits."""
     if bits == 32:
         return Unquantized()
-    kind, options, _ = QUANTIZERS[name]
-    return kind.for_weight(bits, weight.detach(), per_channel=per_channel, method=method, **options)
+    return QUANTIZERS[name][0].for_weight(bits, weight.detach(), per_channel=per_channel, method=method)
 
 
 def input_quantizer(name: str, bits: int, like: Tensor, *, signed: bool | None = None) -> nn.Module:
@@ -393,4 +387,4 @@ def input_quantizer(name: str, bits: int, like: Tensor, *, signed: bool | None =
     """
     if bits == 32:
         return Unquantized()
-    return QUANTIZERS[name][2](bits, signed=signed, activation=True).to(like.device, like.dtype)
+    return QUANTIZERS[name][1](bits, signed=signed, activation=True).to(like.device, like.dtype)

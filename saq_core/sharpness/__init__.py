@@ -1,20 +1,6 @@
 """Sharpness-aware minimisation of float and quantized networks."""
 
-from .radius import AdaptiveRho
-from .sam import CASES, METRICS, SAM, SAQ
+from .radius import AdaptiveRho, checked_range
+from .sam import CASES, SAM, SAQ
 from .step_policies import Stepper, StepPolicy
-from .targets import TINY, dot, in_both, norm
-
-__all__ = [
-    "CASES",
-    "METRICS",
-    "SAM",
-    "SAQ",
-    "TINY",
-    "AdaptiveRho",
-    "StepPolicy",
-    "Stepper",
-    "dot",
-    "in_both",
-    "norm",
-]
+from .targets import TINY, Metric, dot, in_both, norm

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..modes import device_of
 from .step_policies import Stepper
-from .targets import TINY, Point, Site, added, dot, gradients_at, in_both, norm, places
+from .targets import TINY, Point, Site, Weights, added, dot, gradients_at, in_both, norm, places
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def diagnose(sam: Stepper, epsilon: Point, dtype: torch.dtype) -> dict[str, Tens
     return found
 
 
-def _hypothetical(sam: Stepper, measured_at: str, applied_to: str) -> Point:
+def _hypothetical(sam: Stepper, measured_at: Weights, applied_to: Weights) -> Point:
     """Return the ε of another case from the gradients of this step."""
     at = places(sam.sites, measured_at, applied_to)
     return sam.epsilon(gradients_at(at), at)

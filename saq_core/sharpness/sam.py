@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +13,33 @@ from torch.optim import Optimizer
 
 from .. import processes
 from ..modes import device_of
+from ..settings import check_fields, check_number, check_option
 from .diagnostics import diagnose
-from .radius import AdaptiveRho, Radius
+from .radius import AdaptiveRho, Radius, checked_range
 from .step_policies import StepPolicy, make_policy
-from .targets import KINDS, TINY, Place, Point, added, find_sites, gradients_at, in_both, kept, norm, places, projection
+from .targets import (
+    TINY,
+    Combination,
+    Kind,
+    Metric,
+    Place,
+    Point,
+    Weights,
+    added,
+    find_sites,
+    gradients_at,
+    in_both,
+    kept,
+    norm,
+    places,
+    projection,
+)
 
-PLACES = ("latent", "quantized")
-METRICS = ("plain", "adaptive", "normalised")
-COMBINATIONS = ("perturbed", "mean", "gsam")
-CASES = {1: ("latent", "quantized"), 2: ("latent", "latent"), 3: ("quantized", "quantized")}
+CASES: dict[int, tuple[Weights, Weights]] = {
+    1: ("latent", "quantized"),
+    2: ("latent", "latent"),
+    3: ("quantized", "quantized"),
+}
 ADAPTIVE_OFFSET = 0.01  # ASAM's eta
 GSAM_ALPHA = 0.4  # share of the gradient's orthogonal part that "gsam" ascends
 
@@ -46,35 +63,27 @@ class SAQ:
     """
 
     rho: float = 0.05
-    case: int = 3
-    metric: str = "plain"
-    combine: str = "perturbed"
+    case: Literal[1, 2, 3] = 3
+    metric: Metric = "plain"
+    combine: Combination = "perturbed"
     policy: str = "full"
-    perturbed: tuple[str, ...] = ("weight", "bias", "norm")
+    perturbed: tuple[Kind, ...] = ("weight", "bias", "norm")
     rho_range: tuple[float, float] | None = None
     synchronised: bool = False
 
     def __post_init__(self) -> None:
-        if self.case not in CASES:
-            raise ValueError(f"case must be one of {sorted(CASES)}, got {self.case!r}")
         if callable(self.rho):
             raise ValueError("rho must be a number here, got a function: pass rho_range, or use SAM itself")
-        for name in ("perturbed", "rho_range"):  # lists, where a file was read
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        _check_settings(self.rho, self.metric, self.combine, self.perturbed)
-        object.__setattr__(self, "rho", float(self.rho))  # numpy's numbers would not come back from a checkpoint
-        adaptive = self.rho_range is not None
-        _check_policy(make_policy(self.policy), adaptive=adaptive, combine=self.combine)
-        if self.rho_range is not None:
-            AdaptiveRho(self.rho, *self.rho_range)
-            object.__setattr__(self, "rho_range", tuple(map(float, self.rho_range)))
+        check_fields(self, rho=">= 0 and finite")
+        object.__setattr__(self, "perturbed", _checked_kinds(self.perturbed))
+        object.__setattr__(self, "rho_range", checked_range(self.rho, self.rho_range))
+        _check_policy(make_policy(self.policy), adaptive=self.rho_range is not None, combine=self.combine)
 
     @classmethod
     def authors(cls, rho: float = 0.4, **settings: Any) -> SAQ:
         """Return the settings of the authors' released code: normalised units, activation clips perturbed as well.
 
-        With `quantizer="liq-authors"` this is their literal form. Departure: BatchNorm statistics move once.
+        Departures: weights stay in their own units (see `LIQ`), and BatchNorm statistics move once.
         """
         kinds = ("weight", "bias", "norm", "input_step")
         return cls(**{"rho": rho, "metric": "normalised", "perturbed": kinds, **settings})
@@ -93,15 +102,10 @@ def _check_policy(policy: StepPolicy, *, adaptive: bool, combine: str) -> None:
         raise ValueError(f"policy must see a whole batch at w and at w + ε for this rho or combine, got {name!r}")
 
 
-def _check_settings(rho: Radius, metric: str, combine: str, perturbed: tuple[str, ...]) -> None:
-    number = isinstance(rho, int | float) and not isinstance(rho, bool)
-    if not callable(rho) and not (number and math.isfinite(rho) and rho >= 0):
-        raise ValueError(f"rho must be >= 0 and finite, got {rho!r}")
-    for name, value, known in (("metric", metric, METRICS), ("combine", combine, COMBINATIONS)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
-    if not perturbed or set(perturbed) - set(KINDS):
-        raise ValueError(f"perturbed must name kinds of parameters among {list(KINDS)}, got {perturbed!r}")
+def _checked_kinds(perturbed: Sequence[Kind]) -> tuple[Kind, ...]:
+    if not perturbed or set(perturbed) - set(get_args(Kind)):
+        raise ValueError(f"perturbed must name kinds of parameters among {list(get_args(Kind))}, got {perturbed!r}")
+    return tuple(perturbed)  # from a list, where a file was read
 
 
 class SAM:
@@ -127,7 +131,7 @@ class SAM:
             tensors of two or more dimensions, else T = 1.
         combine: What the update uses: "perturbed", the gradient at w + ε; "mean", its mean with the one at w; "gsam",
             the perturbed one less 0.4 times the part of the plain one that is orthogonal to it.
-        policy: Which steps pay for a second pass: "full", "every:5", "look:5", "momentum:0.6" or "subset:0.25" (see
+        policy: Which steps pay for a second pass: "full", "look:5", "momentum:0.6" or "subset:0.25" (see
             `saq_core.sharpness.step_policies`), or an object with their methods.
         perturbed: Kinds of parameters that get ε: "weight" (everything that is none of the others), "bias", "norm",
             "weight_step" and "input_step" (steps, clips and offsets of quantizers).
@@ -153,22 +157,24 @@ class SAM:
         optimizer: Optimizer,
         *,
         rho: Radius,
-        measured_at: str = "latent",
-        applied_to: str = "latent",
-        metric: str = "plain",
-        combine: str = "perturbed",
+        measured_at: Weights = "latent",
+        applied_to: Weights = "latent",
+        metric: Metric = "plain",
+        combine: Combination = "perturbed",
         policy: str | StepPolicy = "full",
-        perturbed: tuple[str, ...] = ("weight", "bias", "norm"),
+        perturbed: Sequence[Kind] = ("weight", "bias", "norm"),
         synchronised: bool = False,
         no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
         shrink: float = 0.0,
     ) -> None:
-        _check_settings(rho, metric, combine, perturbed)
-        if not (math.isfinite(shrink) and shrink >= 0):
-            raise ValueError(f"shrink must be >= 0 and finite, got {shrink!r}")
-        for argument, value in (("measured_at", measured_at), ("applied_to", applied_to)):
-            if value not in PLACES:
-                raise ValueError(f"{argument} must be one of {list(PLACES)}, got {value!r}")
+        if not callable(rho):
+            check_number("rho", rho, ">= 0 and finite")
+        check_number("shrink", shrink, ">= 0 and finite")
+        check_option("metric", metric, Metric)
+        check_option("combine", combine, Combination)
+        check_option("measured_at", measured_at, Weights)
+        check_option("applied_to", applied_to, Weights)
+        _checked_kinds(perturbed)
         if (measured_at, applied_to) not in CASES.values():
             rule = 'applied_to must be "quantized" when measured_at is "quantized", got "latent"'
             raise ValueError(f"{rule}: rounding would undo a perturbation that was measured after it")
@@ -185,11 +191,6 @@ class SAM:
         if not self.sites:
             kinds = f"trainable parameters of the kinds {list(perturbed)}"
             raise ValueError(f"model must have {kinds} to perturb, got none: see requires_grad, perturbed, optimizer")
-        mixed = measured_at == "latent" and applied_to == "quantized"
-        if mixed and any(p.normalised() for p in places(self.sites, measured_at, applied_to).values()):
-            raise ValueError(
-                'measured_at must be "quantized" for weights in normalised units, got "latent": other units'
-            )
         self._places: dict[str, Place] = {}
         self.radius: float | Tensor = 0.0
         self._dtype: torch.dtype | None = None
@@ -326,7 +327,7 @@ class SAM:
         if self.metric == "plain" or w.ndim < 2 or w.numel() < 2:
             return 1.0
         if self.metric == "normalised":
-            return 1.0 if place.normalised() else w.std()
+            return w.std()
         at_quantized = place.source is not place.site.parameter
         return (place.site.quantized()[place.user] if at_quantized else w).abs() + ADAPTIVE_OFFSET
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .. import processes
-from .targets import TINY, Place, Point, Site, in_both, norm, projection
+from .targets import TINY, Combination, Place, Point, Site, Weights, in_both, norm, projection
 
 NOISE = 1e-5
 LOOK_ALPHA = 0.7  # LookSAM's, in public re-implementations
@@ -27,10 +26,10 @@ class Stepper(Protocol):
     model: nn.Module
     sites: list[Site]
     steps: int
-    combine: str
+    combine: Combination
     radius: float | Tensor
-    measured_at: str
-    applied_to: str
+    measured_at: Weights
+    applied_to: Weights
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -81,16 +80,15 @@ class StepPolicy(Protocol):
         ...
 
 
-class Every:
-    """Two passes in every k-th step, the plain optimizer in between. Cost: 1 + 1/k passes."""
+class Full:
+    """Two passes in every step: the method itself."""
 
-    def __init__(self, k: int = 5) -> None:
-        self.k = k
+    def __init__(self) -> None:
         self.state: dict[str, Any] = {}
 
     def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
-        """Make a step with two passes or one."""
-        return sam.backward(closure) if sam.steps % self.k else sam.full_step(closure)[0]
+        """Make a step with two passes."""
+        return sam.full_step(closure)[0]
 
 
 class Look:
@@ -192,8 +190,7 @@ class Subset:
 
 # Name -> (class, type of its number, what the number must be; "" = it takes none).
 POLICIES: dict[str, tuple[Any, type, str]] = {
-    "full": (partial(Every, 1), float, ""),  # the method itself, 2 passes
-    "every": (Every, int, ">= 1"),
+    "full": (Full, float, ""),
     "look": (Look, int, ">= 1"),
     "momentum": (Momentum, float, "in [0, 1)"),
     "subset": (Subset, float, "in (0, 1)"),
@@ -201,13 +198,13 @@ POLICIES: dict[str, tuple[Any, type, str]] = {
 
 
 def make_policy(text: str) -> StepPolicy:
-    """Return the policy that "full", "every:5", "look:5", "momentum:0.6" or "subset:0.25" names."""
+    """Return the policy that "full", "look:5", "momentum:0.6" or "subset:0.25" names."""
     name, colon, number = str(text).partition(":")
     try:
         kind, type_, rule = POLICIES[name]
         value = type_(number) if colon else None
     except (KeyError, ValueError):
-        raise ValueError(f'policy must be one of {list(POLICIES)}, as "every:5", got {text!r}') from None
+        raise ValueError(f'policy must be one of {list(POLICIES)}, as "look:5", got {text!r}') from None
     if value is None:
         return kind()
     fits = {">= 1": value >= 1, "in [0, 1)": 0 <= value < 1, "in (0, 1)": 0 < value < 1, "": False}

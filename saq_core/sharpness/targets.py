@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 TINY = 1e-30  # keeps a zero gradient from dividing by zero; far below any norm in float32
-KINDS = ("weight", "bias", "norm", "weight_step", "input_step")
+Kind = Literal["weight", "bias", "norm", "weight_step", "input_step"]
+Weights = Literal["latent", "quantized"]
+Metric = Literal["plain", "adaptive", "normalised"]
+Combination = Literal["perturbed", "mean", "gsam"]
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 Point = dict[str, Tensor]
@@ -43,15 +46,8 @@ class Place:
     site: Site
     user: int
 
-    def normalised(self) -> bool:
-        """Say whether the target is in units of std(w) already."""
-        if self.target is self.site.parameter:
-            return False
-        quantizer = getattr(self.site.users[self.user][0], "weight_quantizer", None)
-        return getattr(quantizer, "weight_units", "plain") == "normalised"
 
-
-def find_sites(model: nn.Module, kinds: tuple[str, ...]) -> list[Site]:
+def find_sites(model: nn.Module, kinds: Sequence[Kind]) -> list[Site]:
     """Find the trainable parameters of these kinds ("weight", "bias", "norm", "weight_step", "input_step")."""
     users: dict[int, list[tuple[nn.Module, str, str]]] = {}
     kind_of: dict[int, str] = {}
@@ -74,7 +70,7 @@ def find_sites(model: nn.Module, kinds: tuple[str, ...]) -> list[Site]:
     return sites
 
 
-def places(sites: list[Site], measured_at: str, applied_to: str) -> dict[str, Place]:
+def places(sites: list[Site], measured_at: Weights, applied_to: Weights) -> dict[str, Place]:
     """Return name -> place; a weight that several quantized layers share has one for each."""
     found = {}
     for site in sites:

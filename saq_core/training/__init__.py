@@ -5,17 +5,3 @@ from .experiments import EXPERIMENTS, Experiment, reproduce
 from .history import History
 from .loop import Evaluation, base_optimizer, evaluate, train
 from .recipes import Recipe
-
-__all__ = [
-    "EXPERIMENTS",
-    "Evaluation",
-    "Experiment",
-    "History",
-    "Recipe",
-    "base_optimizer",
-    "evaluate",
-    "load",
-    "reproduce",
-    "save",
-    "train",
-]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     )
 }
 
-# What a record that was written before a setting existed is taken to mean.
-DEFAULTS = {f.name: f.default for f in (*fields(Experiment), *fields(Recipe)) if f.default is not MISSING}
-
 
 def find_experiment(name: str) -> Experiment:
     """Return the experiment of that name, or the one that ``package.module:NAME`` holds.
@@ -173,13 +170,19 @@ def reproduce(
     return _trained(chosen, data, seed, Path(out), changes)
 
 
+def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what makes an experiment, its recipe's settings beside its own; what was unknown then has its default."""
+    own = {f.name: settings.get(f.name, f.default) for f in fields(Experiment) if f.name not in ("recipe", "source")}
+    return json.loads(json.dumps(own | asdict(Recipe.from_dict(settings["recipe"]))))
+
+
 def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: dict[str, Any]) -> nn.Module:
     experiment = replace(experiment, recipe=replace(experiment.recipe, seed=seed, **changes))
     recipe, stem = experiment.recipe, f"{experiment.name}-{seed}"
     file, record = out / f"{stem}.pt", out / f"{stem}.json"
     settings = json.loads(json.dumps(asdict(experiment)))
     known = json.loads(record.read_text()) if record.exists() else settings
-    mine, theirs = ({**DEFAULTS, **one, **one["recipe"], "recipe": None, "source": None} for one in (settings, known))
+    mine, theirs = _compared(settings), _compared(known)
     other = {name: theirs.get(name) for name in mine if theirs.get(name) != mine[name]}
     if other:
         raise ValueError(f"{record} must hold this run's settings, got other {other}: pass another out, or delete it")

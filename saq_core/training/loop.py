@@ -175,7 +175,7 @@ class _Run:
         wanted = device.type == "cuda" if recipe.compile is None else recipe.compile
         prepared = partial(_compiled, device=device) if wanted else lambda module: module
         if recipe.fpq is not None:
-            stack.enter_context(feature_noise(model, recipe.fpq.p, placement=recipe.fpq.placement))
+            stack.enter_context(feature_noise(model, recipe.fpq.p))
             if recipe.fpq.distill:
                 names = taught_layers(model)
                 floating = teacher_of(model, teacher, names)
@@ -340,8 +340,8 @@ def _store(path: str | Path, run: _Run, history: History) -> None:
 def _resume(path: str | Path, run: _Run, snapshots: str | None) -> History:
     model, recipe = run.model, run.recipe
     content = files.read(path, "training", run.device)
-    stored = content["recipe"]
-    other = {k: stored.get(k) for k, v in asdict(recipe).items() if stored.get(k) != v}
+    stored = asdict(Recipe.from_dict(content["recipe"]))
+    other = {k: stored[k] for k, v in asdict(recipe).items() if stored[k] != v}
     if other:
         raise ValueError(f"checkpoint {path} must come from the same recipe, got other {other}: delete it or set these")
     history = History.from_state(content["history"])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..fpq import FPQ
+from ..settings import check_fields
 from ..sharpness import SAQ
 
-SCHEDULES = ("cosine", "steps", "constant")
-OPTIMIZERS = ("sgd", "adamw")
-MIXES = (None, "mixup", "cutmix", "both")
+FPQ_THEN = {"placement": "post", "statistics": "batch"}  # settings of 0.1 that have only this value now
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,13 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 1e-4
-    optimizer: str = "sgd"
-    schedule: str = "cosine"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
     warmup: int = 0
     sam: SAQ | None = None
     fpq: FPQ | None = None
     label_smoothing: float = 0.0
-    mix: str | None = None
+    mix: Literal[None, "mixup", "cutmix", "both"] = None
     clip_norm: float | None = None
     micro_batch: int | None = None
     amp: bool = False
@@ -60,32 +59,19 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("warmup", 0), ("micro_batch", 1)):
-            value = getattr(self, name)
-            if not (name == "micro_batch" and value is None) and (not isinstance(value, int) or value < least):
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-        for name in ("lr", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name} must be >= 0 and finite, got {value!r}")
-        for name, known in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS), ("mix", MIXES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {list(known)}, got {getattr(self, name)!r}")
+        check_fields(self, epochs=1, batch_size=1, warmup=0, micro_batch=1, seed=0, clip_norm="> 0")
+        check_fields(self, **dict.fromkeys(("lr", "momentum", "weight_decay"), ">= 0 and finite"))
+        check_fields(self, label_smoothing="from 0 to below 1")
         for name, kind in (("sam", SAQ), ("fpq", FPQ)):
             if not isinstance(getattr(self, name), kind | None):
                 raise ValueError(f"{name} must be a saq_core.{kind.__name__} or None, got {getattr(self, name)!r}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be from 0 to below 1, got {self.label_smoothing!r}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm must be > 0 or None, got {self.clip_norm!r}")
-        for name in ("lr", "momentum", "weight_decay", "label_smoothing", "clip_norm"):
-            if getattr(self, name) is not None:  # numpy's numbers would not come back from a checkpoint
-                object.__setattr__(self, name, float(getattr(self, name)))
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
-        """Rebuild a recipe from `dataclasses.asdict`."""
-        made = {name: kind(**stored[name]) for name, kind in (("sam", SAQ), ("fpq", FPQ)) if stored.get(name)}
+        """Rebuild a recipe from `dataclasses.asdict`, also one of 0.1."""
+        made: dict[str, Any] = {"sam": SAQ(**stored["sam"])} if stored.get("sam") else {}
+        if fpq := stored.get("fpq"):
+            made["fpq"] = FPQ(**{name: value for name, value in fpq.items() if FPQ_THEN.get(name) != value})
         return cls(**{**stored, **made})
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
