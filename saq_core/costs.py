@@ -1,4 +1,4 @@
-"""What a network costs: multiplications, bit operations and bits of storage, layer by layer."""
+"""The cost of a network: multiplications, bit operations and bits of storage, layer by layer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 
 from .quantization import Bits, dequantize, find_layers, quantize
+from .results import Shown
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -25,7 +26,7 @@ IMAGE_BITS = 8  # of the first convolution's input: images are 8-bit already
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer's share.
+    """Cost of one layer.
 
     Args:
         name: Of the module; "elsewhere" for multiplications outside of any layer that is known here.
@@ -51,9 +52,9 @@ class LayerCost:
         return self.macs * self.weight_bits * self.activation_bits
 
 
-@dataclass(frozen=True)
-class Description:
-    """What `describe` found.
+@dataclass(frozen=True, repr=False)
+class Description(Shown):
+    """Result of `describe`: the cost of a network, layer by layer.
 
     Args:
         layers: In the order of their first use.
@@ -62,6 +63,14 @@ class Description:
             parameters too) at 32; without buffers: BatchNorm's statistics, which fold into its two parameters, and
             ranges and zero points that are not trained.
         left_out: Layer -> why it cannot be quantized.
+
+    Example:
+        >>> import torch, saq_core
+        >>> description = saq_core.describe(torch.nn.Linear(4, 3), (4,))
+        >>> description
+        Description(1 layers, 15 parameters, 0.0 M MACs, 0.0 M BOPs, 6e-05 MB)
+        >>> description.macs, description.bops
+        (12, 12288)
     """
 
     layers: tuple[LayerCost, ...]
@@ -96,8 +105,8 @@ class Description:
         return self.bits / 8
 
     @property
-    def table(self) -> DataFrame:
-        """One row per layer, as a pandas table."""
+    def frame(self) -> DataFrame:
+        """A row for each layer."""
         from pandas import DataFrame
 
         return DataFrame([asdict(layer) | {"bops": layer.bops} for layer in self.layers])
@@ -108,7 +117,7 @@ class Description:
 
     def __str__(self) -> str:
         lines = [
-            self.table.to_string(index=False),
+            self.frame.to_string(index=False),
             f"parameters  {self.parameters:,} in {self.size_bytes:,.0f} bytes, "
             f"{self.parameters * 4 / self.size_bytes:.1f} times fewer than at 32 bits",
             f"MACs        {self.macs:,}, {self.quantized_share:.1%} of them with both operands quantized",
@@ -125,7 +134,7 @@ def describe(
 
     ``BOPs = MACs · weight bits · activation bits``: a convolution has k²·(C_in/groups)·C_out·H·W MACs, a linear layer
     in·out per row, each of the two products of attention queries·keys·width. Norms, biases, pooling and additions
-    count nothing. Choose it to compare networks of different bits, and to see what is not quantized.
+    cost nothing. Use it to compare networks of different bits, and to see what is not quantized.
 
     Args:
         model: Any network that takes one tensor; float, quantized (calibrated or not). It is left as it is.
@@ -134,16 +143,24 @@ def describe(
         first_input_bits: What a first convolution with quantized weights counts as its input's bits, at most: images
             are 8-bit already. 32 counts an image that is not quantized as 32.
 
+    Recurrent layers count by formula, matrices times time steps.
+
     Raises:
-        ValueError: If no shape is given and the model knows none, or if it holds no layer that multiplies.
+        ValueError: If no shape is given and the model has none, or if it has no layer to count.
 
     Cost: a copy of the model and one forward pass of one input.
 
     Source: Liu et al., Sharpness-aware Quantization (2021), released code, which has no attention.
+
+    Example:
+        >>> import torch, saq_core
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 10))
+        >>> saq_core.describe(model, (3, 8, 8)).frame["macs"].tolist()
+        [7776, 2880]
     """
     macs = _count(dequantize(model).eval().requires_grad_(), one_input(model, input_shape))
     modules = dict(model.named_modules())
-    rows = [_row(name, modules.get(name), number) for name, number in macs.items()]
+    rows = [_row(name, modules.get(name), count) for name, count in macs.items()]
     if isinstance(modules.get(rows[0].name), _ConvNd) and rows[0].weight_bits < FLOAT_BITS:
         rows[0] = replace(rows[0], activation_bits=min(rows[0].activation_bits, first_input_bits))
     steps = {id(p) for m in modules.values() if getattr(m, "is_quantizer", False) for p in m.parameters()}
@@ -175,9 +192,15 @@ def cost(
     Cost: that of `describe`.
 
     Source: Liu et al., Sharpness-aware Quantization (2021), released code: its table of BOPs to the digit.
+
+    Example:
+        >>> import torch, saq_core
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
+        >>> saq_core.cost(model, (4,), bits="W2A2").bops  # first and last layer at 8 bits, the input at 32
+        5184
     """
-    twin = model if bits is None else quantize(model, bits, quantizer="dorefa")  # no step to calibrate
-    return describe(twin, input_shape, first_input_bits=first_input_bits)
+    network = model if bits is None else quantize(model, bits, quantizer="dorefa")  # no step to calibrate
+    return describe(network, input_shape, first_input_bits=first_input_bits)
 
 
 def one_input(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:

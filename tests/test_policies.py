@@ -1,4 +1,5 @@
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 from saq_core import SAQ
 from saq_core.sharpness import AdaptiveRho
 from saq_core.sharpness.step_policies import LOOK_ALPHA, POLICIES, Look, make_policy
-from saq_core.sharpness.targets import KINDS
+from saq_core.sharpness.targets import Kind
 
 ALL = ["full", "look:3", "momentum:0.5", "subset:0.5"]
 
@@ -175,7 +176,7 @@ def test_a_resumed_policy_goes_on_to_the_same_numbers(policy):
     assert torch.equal(run(False), run(True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_only_the_kinds_that_are_named_are_perturbed(kind):
     model = build("W4A4")
     for module in model.modules():
@@ -193,7 +194,7 @@ def test_only_the_kinds_that_are_named_are_perturbed(kind):
 
 
 def test_the_authors_settings_are_theirs():
-    settings = SAQ.authors()
+    settings = SAQ.from_paper()
     assert (settings.rho, settings.case, settings.metric) == (0.4, 3, "normalised")
     assert "input_step" in settings.perturbed and "weight_step" not in settings.perturbed
     assert SAQ.authors(0.9, case=1).rho == 0.9

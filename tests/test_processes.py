@@ -19,6 +19,7 @@ from saq_core.data import training_batches
 from saq_core.fpq import distillation
 
 HERE = pathlib.Path(__file__).parent
+PATH = f"{HERE}{os.pathsep}{HERE.parent}"
 METHODS = {
     "sgd": None,
     "distilled": FPQ(p=0),
@@ -103,7 +104,11 @@ TASKS = {"trainings": _trainings, "perturbations": _perturbations}
 
 def launched(task, out, processes=1):
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"] if processes > 1 else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+        "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
+    }
     command = [sys.executable, *launcher, str(HERE / "test_processes.py"), task, str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -174,7 +179,11 @@ def test_a_killed_training_goes_on_to_the_same_numbers(tmp_path, count):
         folder.mkdir(exist_ok=True)
         (folder / "job.py").write_text(KILLED)
         launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={count}"] if count > 1 else []
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "TQDM_DISABLE": "1",
+            "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
+        }
         command = [sys.executable, *launcher, "job.py", *words]
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=240)
 

@@ -29,7 +29,7 @@ def training_batches(
 
     Args:
         data, batch_size: What to train on, in batches of how many (of all processes together).
-        generator: Draws everything; on the device of the data, in the same state in every process.
+        generator: Of all draws; on the device of the data, in the same state in every process.
         rank, world_size: Number of this process, and of all.
 
     Raises:
@@ -40,35 +40,35 @@ def training_batches(
     if size % world_size:
         rule = f"equal shares for {world_size} processes, whose gradients are averaged"
         raise ValueError(f"batch_size must give {rule}, got {size} samples in a batch")
-    own = slice(rank, None, world_size)
+    share = slice(rank, None, world_size)
     order = torch.randperm(len(y), generator=generator, device=x.device)[: steps_per_epoch(data, size) * size]
     batches = order.split(size)
     if isinstance(x, ImageFiles):
         seeds = torch.randint(2**62, order.shape, generator=generator, device=x.device)
-        positions, own_seeds = ([part[own].numpy() for part in one.cpu().split(size)] for one in (order, seeds))
-        images: Iterable[Tensor] = x.batches(positions, own_seeds, data.flip)
+        positions, image_seeds = ([part[share].numpy() for part in one.cpu().split(size)] for one in (order, seeds))
+        images: Iterable[Tensor] = x.batches(positions, image_seeds, data.flip)
     else:
-        images = (augment(data, rows, generator, own) for rows in batches)
+        images = (augment(data, rows, generator, share) for rows in batches)
     for inputs, rows in zip(images, batches, strict=True):
-        yield inputs, y[rows[own]]
+        yield inputs, y[rows[share]]
 
 
-def augment(data: Data, rows: Tensor, generator: torch.Generator, own: slice = slice(None)) -> Tensor:
-    """Return the training inputs of the `own` part of `rows`, each cropped and flipped on its own, in one gather."""
-    x = data.train[0][rows[own]]
+def augment(data: Data, rows: Tensor, generator: torch.Generator, share: slice = slice(None)) -> Tensor:
+    """Return the training inputs of a share of `rows`, each cropped and flipped by itself, in one gather."""
+    x = data.train[0][rows[share]]
     if not data.padding and not data.flip:
         return x
     (n, c, h, w), p, device = x.shape, data.padding, x.device
     fill = torch.tensor(data.fill, dtype=x.dtype).to(device, non_blocking=True).view(1, -1, 1, 1)
     padded = fill.expand(n, c, h + 2 * p, w + 2 * p).clone()
     padded[:, :, p : p + h, p : p + w] = x
-    down, right = torch.randint(0, 2 * p + 1, (2, len(rows), 1), generator=generator, device=device)[:, own]
-    places, columns = down + torch.arange(h, device=device), torch.arange(w, device=device).expand(n, w)
+    down, right = torch.randint(0, 2 * p + 1, (2, len(rows), 1), generator=generator, device=device)[:, share]
+    cells, columns = down + torch.arange(h, device=device), torch.arange(w, device=device).expand(n, w)
     if data.flip:
-        mirrored = torch.rand(len(rows), 1, generator=generator, device=device)[own] < 0.5
+        mirrored = torch.rand(len(rows), 1, generator=generator, device=device)[share] < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    places = places[:, :, None] * (w + 2 * p) + (columns + right)[:, None, :]
-    return padded.flatten(2).gather(2, places.view(n, 1, h * w).expand(n, c, h * w)).view(n, c, h, w)
+    cells = cells[:, :, None] * (w + 2 * p) + (columns + right)[:, None, :]
+    return padded.flatten(2).gather(2, cells.view(n, 1, h * w).expand(n, c, h * w)).view(n, c, h, w)
 
 
 def evaluation_batches(

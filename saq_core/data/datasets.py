@@ -8,46 +8,61 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..results import Shown
+from ..settings import check_number, check_option
 from . import image_files
 from .image_files import ImageFiles
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Batch = tuple[Tensor, Tensor]
 Split = tuple[Tensor | ImageFiles, Tensor]
 Source = tuple[np.ndarray, np.ndarray]  # images or the paths of their files, labels
 
 PROBE_SIZE = 1024
-PROBE_SEED = 20_111  # of its own, so that every network trained on these data gets the same probe
+PROBE_SEED = 20_111  # fixed, so that every network trained on these data gets the same probe
 TEST_SEED = 1_797  # the digits come without a test split; this one never depends on the caller's seed
 MOMENTS = {
     "digits": ((0.3053,), (0.3760,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2557, 0.2761)),
 }
-NAMES = (*MOMENTS, *image_files.NAMES)
+DataName = Literal["digits", "cifar10", "cifar100", "flowers102", "pets", "imagenet", "folder"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Data:
+class Data(Shown):
     """Three splits of one data set, each a pair (x, y), with the augmentation that training applies.
 
-    Build one from your own tensors to train on them.
+    Make one of your own tensors to train on them.
 
     Args:
         train: Inputs (n, …) float, or `ImageFiles` in their place, and labels (n,) int64.
-        val: Chooses; drawn from the training data.
-        test: Never chooses anything.
+        val: For choices; drawn from the training data.
+        test: Never used for a choice.
         num_classes: Labels are 0 … num_classes - 1.
         padding: Random crop after padding by this many pixels on each side; 0 = none. Tensors (n, c, h, w) only:
             image files are cropped and scaled at random.
         flip: Horizontal flip of every second image on average.
         fill: Value of the padding per channel (black, once normalised).
         name: For titles.
+
+    Raises:
+        ValueError: If a split is empty, its labels are out of range or not int64, or the augmentation does not fit.
+
+    Example:
+        >>> import torch, saq_core
+        >>> x, y = torch.randn(30, 1, 8, 8), torch.arange(30) % 3
+        >>> data = saq_core.Data((x[:20], y[:20]), (x[20:25], y[20:25]), (x[25:], y[25:]), num_classes=3)
+        >>> data
+        Data(custom: 20 train, 5 val, 5 test; inputs (1, 8, 8), 3 classes)
     """
 
     train: Split
@@ -73,6 +88,14 @@ class Data:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, split)[0]):,} {split}" for split in ("train", "val", "test"))
         return f"Data({self.name}: {sizes}; inputs {self.input_shape}, {self.num_classes} classes)"
+
+    @property
+    def frame(self) -> DataFrame:
+        """A row for each split: how many samples it has of each class."""
+        from pandas import DataFrame
+
+        splits = {split: getattr(self, split)[1] for split in ("train", "val", "test")}
+        return DataFrame({k: y.bincount(minlength=self.num_classes).tolist() for k, y in splits.items()}).T
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -111,7 +134,7 @@ def check_split(split: Split, name: str, num_classes: int) -> None:
 
 
 def load_data(
-    name: str,
+    name: DataName,
     root: str | Path | None = None,
     *,
     limit: int | None = None,
@@ -144,14 +167,16 @@ def load_data(
         workers: Processes that decode image files; None = one per core and at most 8.
 
     Raises:
-        ValueError: For an unknown name, a missing root, settings out of range, less than two classes, or a class
-            without a training image.
+        ValueError: If the name is unknown, `root` is missing, a setting out of range, or a class has no training image.
         FileNotFoundError: If the files are not in `root`.
+
+    Example:
+        >>> import saq_core
+        >>> saq_core.load_data("digits", limit=100)
+        Data(digits: 100 train, 11 val, 360 test; inputs (1, 8, 8), 10 classes)
     """
-    if name not in NAMES:
-        raise ValueError(f"name must be one of {list(NAMES)}, got {name!r}")
-    if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction}")
+    check_option("name", name, DataName)
+    check_number("val_fraction", val_fraction, "above 0 and below 1")
     if image_size is not None and name not in image_files.NAMES:
         raise ValueError(f"image_size must be None for {name}, whose images have one size, got {image_size}")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

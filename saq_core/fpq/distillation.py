@@ -1,4 +1,4 @@
-"""Distillation of the features of a float network: what the layers of student and teacher put out, standardised."""
+"""Distillation of standardised features from a float network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EPSILON = 1e-5  # of the standardisation; the paper gives none
 
 
 def distillation_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """Return L_CSD, how much the features of two networks differ once each channel is standardised.
+    """Return L_CSD, the distance of the features of two networks, each channel standardised.
 
     ``Σ_l mean(Norm(z_s) - Norm(z_t))²``, ``Norm(z) = (z - μ)/√(σ² + 1e-5)`` for each channel over batch and space:
     in a layer 2·(1 - correlation), averaged over its channels.
@@ -24,7 +24,16 @@ def distillation_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         student: Features (n, channels, height, width), or any (n, channels, …), layer by layer; gradients flow here.
         teacher: As many of the same shapes, without gradients.
 
+    Raises:
+        ValueError: If shapes differ, or a channel has a single value.
+
     Source: Pang and Cai (2025), eq. 15-17, whose squares are summed over everything; see `FPQ`.
+
+    Example:
+        >>> import torch, saq_core
+        >>> z = [torch.randn(8, 3, 4, 4)]
+        >>> saq_core.distillation_loss(z, [5 * z[0] + 2]).item() < 1e-6  # scale and shift do not count
+        True
     """
     for z, t in zip(student, teacher, strict=True):
         if z.shape != t.shape:
@@ -53,28 +62,28 @@ class Features(nn.Module):
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__()
         self.model, self.names = model, names
-        self._found: dict[str, Tensor] | None = None  # nothing is kept of what others make the model compute
+        self._outputs: dict[str, Tensor] | None = None  # only during a forward pass of this module
         modules = [model.get_submodule(name) for name in names]
-        self._handles = [m.register_forward_hook(self._noting(n)) for n, m in zip(names, modules, strict=True)]
+        self._handles = [m.register_forward_hook(self._hook(n)) for n, m in zip(names, modules, strict=True)]
 
-    def _noting(self, name: str) -> Any:
+    def _hook(self, name: str) -> Any:
         def note(_: nn.Module, __: Any, output: Tensor) -> None:
-            if self._found is not None:
-                self._found[name] = output
+            if self._outputs is not None:
+                self._outputs[name] = output
 
         return note
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the output and the features, in the order of the names."""
-        found: dict[str, Tensor] = {}
-        self._found = found
+        outputs: dict[str, Tensor] = {}
+        self._outputs = outputs
         try:
             output = self.model(x)
         finally:
-            self._found = None
-        if unused := [name for name in self.names if name not in found]:
+            self._outputs = None
+        if unused := [name for name in self.names if name not in outputs]:
             raise ValueError(f"model must call every layer that is distilled in its forward pass, got none of {unused}")
-        return output, [found[name] for name in self.names]
+        return output, [outputs[name] for name in self.names]
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -94,10 +103,10 @@ class Student(nn.Module):
         super().__init__()
         self.fpq, self.features = fpq, features
 
-    def forward(self, x: Tensor, taught: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, teacher: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the output and the loss against the teacher's features."""
         output, features = self.features(x)
-        return output, self.fpq.weight * distillation_loss(features, taught)
+        return output, self.fpq.weight * distillation_loss(features, teacher)
 
 
 class Teacher:
@@ -110,21 +119,21 @@ class Teacher:
 
     def __init__(self, network: nn.Module, features: Any) -> None:
         self.network, self.features = network, features
-        self._known: dict[Any, list[Tensor]] = {}
+        self._cache: dict[Any, list[Tensor]] = {}
 
     def next_batch(self) -> None:
-        """Forget the features of the batch before."""
-        self._known.clear()
+        """Drop the features of the batch before."""
+        self._cache.clear()
 
     def of(self, x: Tensor, part: Any) -> list[Tensor]:
         """Return the features; `part` names these rows of the batch."""
-        if part not in self._known:
+        if part not in self._cache:
             with torch.no_grad():
-                self._known[part] = self.features(x)[1]
-        return self._known[part]
+                self._cache[part] = self.features(x)[1]
+        return self._cache[part]
 
 
-def taught_layers(model: nn.Module) -> list[str]:
+def distilled_layers(model: nn.Module) -> list[str]:
     """Return the names of the quantized convolutions, whose outputs are distilled.
 
     Raises:
@@ -143,12 +152,11 @@ def teacher_of(model: nn.Module, teacher: nn.Module | None, names: list[str]) ->
         ValueError: If it lacks a layer of those names, or has it in another shape.
     """
     network = dequantize(model, latent=True) if teacher is None else copy_model(teacher)
-    theirs = dict(network.named_modules())
+    layers = dict(network.named_modules())
     for name in names:
-        mine, own = (
-            tuple(getattr(m, "weight", torch.empty(0)).shape) for m in (model.get_submodule(name), theirs.get(name))
-        )
-        if mine != own:
-            raise ValueError(f"teacher must have the layer {name} with weights of shape {mine}, got {own}")
+        pair = (model.get_submodule(name), layers.get(name))
+        expected, shape = (tuple(getattr(layer, "weight", torch.empty(0)).shape) for layer in pair)
+        if shape != expected:
+            raise ValueError(f"teacher must have the layer {name} with weights of shape {expected}, got {shape}")
     like = next(p for p in model.parameters() if p.is_floating_point())
     return network.to(like.device, like.dtype).eval().requires_grad_(False)

@@ -12,25 +12,34 @@ import torch
 from torch import Tensor, nn
 
 from ..quantization import QConv2d
+from ..results import Settings
 from ..settings import check_fields, check_number
 
 
-@dataclass(frozen=True)
-class FPQ:
-    """Say how features are perturbed and distilled in training: ``Recipe(fpq=FPQ())``.
+@dataclass(frozen=True, repr=False)
+class FPQ(Settings):
+    """Configure feature-perturbed quantization, noise and distillation: ``Recipe(fpq=FPQ())``.
 
     The objective is that of the recipe plus ``weight · L_CSD`` (see `distillation_loss`), on features with noise (see
     `feature_noise`). Noise alone is ``FPQ(distill=False)``, distillation alone ``FPQ(p=0)``.
 
     Args:
         p: Probability from 0 to 1 that a layer's input is perturbed in a forward pass; the authors recommend 0.1-0.5.
-        distill: Whether the float network teaches; it costs one forward pass of it per batch.
+        distill: Whether features are distilled from the float network, at one forward pass of it per batch.
         weight: Of the distillation loss.
 
     Source: Pang and Cai, Stabilizing Quantization-Aware Training by Implicit-Regularization on Hessian Matrix (2025),
     eq. 9, 14-17, 22. The paper leaves open where the noise is added (ours: to the rounded input), the statistics
     (ours: per channel over the batch) and the gates' granularity (ours: one per layer and forward pass), and its sum of
     squares is taken as a mean per layer: the literal sum is 1e7 for a ResNet-18 and leaves nothing to the task.
+
+    Raises:
+        ValueError: If p or weight is out of range.
+
+    Example:
+        >>> import saq_core
+        >>> saq_core.Recipe(epochs=2, lr=0.02, fpq=saq_core.FPQ(p=0.5, distill=False))
+        Recipe(epochs=2, lr=0.02, fpq=FPQ(p=0.5, distill=False))
     """
 
     p: float = 0.1
@@ -43,7 +52,7 @@ class FPQ:
 
 @contextmanager
 def feature_noise(model: nn.Module, p: float = 0.1) -> Iterator[None]:
-    """Perturb the input of each quantized convolution of `model` for a while, in training mode.
+    """Perturb the input of each quantized convolution of `model` inside the context, in training mode.
 
     ``x̂ ← x̂ + gate·δ``, δ ~ U[-s/2, s/2] for each element and s the step of that input, held constant; gate is 1 with
     probability p, one draw per layer and forward pass. In evaluation mode nothing happens. The noise comes from torch's
@@ -59,7 +68,17 @@ def feature_noise(model: nn.Module, p: float = 0.1) -> Iterator[None]:
     Cost: one pass over each perturbed input; compiled for a GPU, the noise of closed gates is made as well. If you
     compile the model yourself, pass ``isolate_recompiles=True``: else torch may run what it compiled without the noise.
 
-    Source: Pang and Cai (2025), eq. 9 and 14.
+    Source: Pang and Cai (2025), eq. 9 and 14. That the noise is added to the rounded input is ours.
+
+    Example:
+        >>> import torch, saq_core
+        >>> model = torch.nn.Sequential(*(torch.nn.Conv2d(1, 1, 3) for _ in range(3)))
+        >>> x = torch.randn(4, 1, 8, 8)
+        >>> model = saq_core.calibrate(saq_core.quantize(model, "W4A4"), x).train()
+        >>> with saq_core.feature_noise(model, p=1.0):
+        ...     noisy = model(x)
+        >>> torch.equal(noisy, model(x))
+        False
     """
     check_number("p", p, "from 0 to 1")
     quantizers = noisy_inputs(model) if p else {}

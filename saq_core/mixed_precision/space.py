@@ -1,24 +1,28 @@
-"""What there is to choose: the layers with a decision, the bits each can take, and what a choice costs."""
+"""The search space: layers with a decision, the bits each can take, and what a choice costs; and its result."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..costs import cost, one_input
 from ..quantization import SWAPS, find_layers, parse_bits
-from .tracing import follow, leader_of
+from ..results import Shown
+from .tracing import leader_of, trace_shortcuts
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 MILLION = 1e6
 
 
 @dataclass(frozen=True, repr=False)
-class Policy:
-    """Bits per layer, found by `search`: ``quantize(model, bits=policy.bits)``.
+class Policy(Shown):
+    """Bits per layer, the result of `search`: ``quantize(model, bits=policy.bits)``.
 
     All fields are numbers, texts, lists and dicts: ``json.dumps(dataclasses.asdict(policy))`` keeps it, and
     ``Policy(**json.loads(text))`` is it again.
@@ -26,12 +30,20 @@ class Policy:
     Args:
         bits: Layer name -> "W4A4"; the first and the last layer are not in it, `quantize` keeps them at 8.
         bops: Bit operations of one input, as `cost` counts them.
-        seconds: That the search took.
-        method: That found it.
-        budget: It was to stay within.
+        seconds: Wall-clock time of the search.
+        method: Of the search.
+        budget: Largest number of bit operations allowed.
         seed: Of the search.
         peak_bytes: The most device memory that was allocated while it ran; None on a CPU, where it is not counted.
-        details: What the method noted, say its history.
+        details: Of the method, say its history.
+
+    Example:
+        >>> import saq_core
+        >>> policy = saq_core.Policy({"a": "W4A4", "b": "W2A2"}, 2_000_000, 0.5, "uniform", 2.5e6)
+        >>> policy
+        Policy(uniform: W3A3 on average over 2 layers, 2.0 of 2.5 M BOPs, 0.5 s)
+        >>> policy.frame["bits"].tolist()
+        ['W4A4', 'W2A2']
     """
 
     bits: dict[str, str]
@@ -42,6 +54,13 @@ class Policy:
     seed: int = 0
     peak_bytes: int | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def frame(self) -> DataFrame:
+        """A row for each layer: its name and its bits."""
+        from pandas import DataFrame
+
+        return DataFrame(list(self.bits.items()), columns=["layer", "bits"])
 
     def __repr__(self) -> str:
         pairs = [parse_bits(bits) for bits in self.bits.values()]
@@ -91,17 +110,17 @@ class Space:
         free = names[1:-1]
         if not free:
             raise ValueError(f"model must have a layer between the first and the last, got {names}")
-        follows, norms = follow(model, one_input(model, input_shape))
+        follows, norms = trace_shortcuts(model, one_input(model, input_shape))
         follows |= {n: n.removesuffix(".products") for n in free if n.endswith(".products")}
         leaders = {name: leader_of(name, follows, free) for name in free}
-        found = cost(model, input_shape, bits=dict.fromkeys(free, "W1A1"), first_input_bits=first_input_bits)
-        macs = {row.name: row.macs for row in found.layers}
-        order = [row.name for row in found.layers if leaders.get(row.name) == row.name]
+        unit = cost(model, input_shape, bits=dict.fromkeys(free, "W1A1"), first_input_bits=first_input_bits)
+        macs = {row.name: row.macs for row in unit.layers}
+        order = [row.name for row in unit.layers if leaders.get(row.name) == row.name]
         groups = {leader: tuple(n for n in free if leaders[n] == leader) for leader in order}
         table = torch.tensor(
             [[sum(macs[n] * _width(n, *pair) for n in group) for pair in pairs] for group in groups.values()]
         )
-        fixed = found.bops - sum(macs[name] for name in free)
+        fixed = unit.bops - sum(macs[name] for name in free)
         labels = tuple(f"W{w}A{a}" for w, a in pairs)
         return cls(labels, groups, table, fixed, {n: leaders[at] for n, at in norms.items() if at in leaders})
 

@@ -17,7 +17,7 @@ ADDITIONS = ("add", "add_", "__add__", "__iadd__", "__radd__")
 
 
 class Origin(NamedTuple):
-    """Where a value of a forward pass came from: the last layer, all layers before, and whether nothing was added."""
+    """Origin of a value of a forward pass: the last layer, all layers before, and whether nothing was added."""
 
     layer: str
     before: frozenset[str]
@@ -25,7 +25,7 @@ class Origin(NamedTuple):
 
 
 class _Origins(TorchFunctionMode):
-    """Follow the values of a forward pass back to the layers that made them."""
+    """Trace the values of a forward pass back to the layers that made them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Origins(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        parts = [found for t in _tensors((args, kwargs or {})) if (found := self.of(t)) is not None]
+        parts = [origin for t in _tensors((args, kwargs or {})) if (origin := self.of(t)) is not None]
         if parts:
             deepest = max(parts, key=lambda origin: len(origin.before))
             if getattr(func, "__name__", "") in ADDITIONS and len(parts) == 2:
@@ -59,7 +59,7 @@ class _Origins(TorchFunctionMode):
 
     def layer(self, name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Note a layer's output (a forward hook)."""
-        origins = [found for t in _tensors(inputs) if (found := self.of(t)) is not None]
+        origins = [origin for t in _tensors(inputs) if (origin := self.of(t)) is not None]
         before = max((origin.before for origin in origins), key=len, default=frozenset())
         self._put(output, Origin(name, before | {name}, True))
 
@@ -78,21 +78,21 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def follow(model: nn.Module, x: Tensor) -> tuple[dict[str, str], dict[str, str]]:
+def trace_shortcuts(model: nn.Module, x: Tensor) -> tuple[dict[str, str], dict[str, str]]:
     """Return (shortcut -> the layer beside it, BatchNorm -> the layer that feeds it), from one forward pass of a copy.
 
     A shortcut is a layer whose output is added to that of a longer branch which it is no part of. After an addition the
-    longer branch counts as what feeds: the first BatchNorm of a pre-activation block belongs to the block before.
+    longer branch counts as the origin: the first BatchNorm of a pre-activation block belongs to the block before.
     """
-    twin, origins = copy_model(model).eval().requires_grad_(), _Origins()
-    layers = find_layers(twin)[0]
-    for name, module in twin.named_modules():
+    network, origins = copy_model(model).eval().requires_grad_(), _Origins()
+    layers = find_layers(network)[0]
+    for name, module in network.named_modules():
         if name in layers:
             module.register_forward_hook(partial(origins.layer, name))
         elif isinstance(module, _BatchNorm):
             module.register_forward_pre_hook(partial(origins.norm, name))
     with torch.enable_grad(), origins:
-        twin(x)
+        network(x)
     return origins.follows, origins.norms
 
 

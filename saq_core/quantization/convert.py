@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from ..settings import check_option
 from .attention import QMultiheadAttention
 from .base import check_latent
 from .functional import check_bits
 from .layers import QConv2d, QLinear
-from .quantizers import QUANTIZERS
+from .quantizers import QuantizerName
 
 Bits = str | int | Mapping[str, str | int]
 
@@ -45,7 +46,7 @@ def quantize(
     model: nn.Module,
     bits: Bits = "W4A4",
     *,
-    quantizer: str = "lsq",
+    quantizer: QuantizerName = "lsq",
     first_last_bits: int | None = 8,
     input_bits: int | None = None,
     per_channel: bool = False,
@@ -57,8 +58,8 @@ def quantize(
 
     Attention is quantized as a whole: the weights of q, k, v and out, their inputs, and the operands of both of its
     products (q, k, v and the softmax map). Norms, biases, class tokens and position embeddings stay float. GELU has a
-    small negative tail: the input of the layer after it counts as signed, and half of the levels serve the tail. An
-    offset saves them: "lsq+" leaves a quarter of the squared error there ("vit" on digits, 4 bits: 0.7 to 1.0 % of the
+    small negative tail: the input of the layer after it counts as signed, and half of the levels serve the tail. With
+    an offset, "lsq+" leaves a quarter of the squared error there ("vit" on digits, 4 bits: 0.7 to 1.0 % of the
     input's square, "lsq" 3.0 to 4.5 %).
 
     Args:
@@ -67,21 +68,32 @@ def quantize(
         bits: "W4A4", "W4A32" (weights only), a number for both, or {layer name: either of these}; layers that a dict
             does not name stay float, except the first and the last. An attention "attn" has three names: "attn" (q, k
             and v: weights and inputs), "attn.products" (operands; as "attn" unless named) and "attn.out_proj".
-        quantizer: A name in `saq_core.quantization.QUANTIZERS`, say "lsq".
+        quantizer: "lsq" (`LSQ`), "lsq+" (`LSQPlus`), "lsq-asymmetric" (`AsymmetricLSQ`), "pact" (`PACT`), "dorefa"
+            (`DoReFa`), "liq" (`LIQ`) or "minmax" (`MinMax`).
         first_last_bits: Bits of the first layer's weights and of the last layer's weights and input, in order of
             registration; None treats them like the others. A dict that names them wins.
         input_bits: Bits of the first layer's input; None leaves it (images are 8-bit already).
         per_channel: One weight step per filter instead of one per layer.
 
     Raises:
-        ValueError: For malformed bits, unknown names, a network that is quantized already or has nothing to quantize.
+        ValueError: If bits are malformed, a name is unknown, or the network is quantized already or has nothing to
+            quantize.
 
     Cost: 80 quantizations of each weight.
 
     Source: first and last layer as in Liu et al. (2021), released code.
+
+    Example:
+        >>> import torch, saq_core
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
+        >>> saq_core.quantize(model, "W4A2")[1]
+        QLinear(
+          in_features=4, out_features=4, bias=True
+          (weight_quantizer): LSQ(bits=4, signed=True)
+          (input_quantizer): LSQ(bits=2, signed=None)
+        )
     """
-    if quantizer not in QUANTIZERS:
-        raise ValueError(f"quantizer must be one of {sorted(QUANTIZERS)}, got {quantizer!r}")
+    check_option("quantizer", quantizer, QuantizerName)
     if any(hasattr(module, "quantized_weights") for module in model.modules()):
         raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
     model = copy_model(model)
@@ -111,11 +123,11 @@ def quantize(
 
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy that shares the probe and leaves the training history behind."""
-    kept = [getattr(model, name) for name in ("probe", "history") if hasattr(model, name)]
-    twin = copy.deepcopy(model, {id(value): value for value in kept})
+    shared = [getattr(model, name) for name in ("probe", "history") if hasattr(model, name)]
+    result = copy.deepcopy(model, {id(value): value for value in shared})
     for name in ("history", "recipe"):
-        twin.__dict__.pop(name, None)
-    return twin
+        result.__dict__.pop(name, None)
+    return result
 
 
 def find_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -137,7 +149,7 @@ def find_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
 
 
 def _refusal(module: nn.Module) -> str | None:
-    """Say why a module that has weights cannot be quantized; None if it can, is already, or has none."""
+    """Return why a module that has weights cannot be quantized; None if it can, is already, or has none."""
     kind = type(module).__name__
     if hasattr(module, "quantized_weights") or getattr(module, "is_quantizer", False):
         return None
@@ -175,7 +187,7 @@ def _layer_bits(
     return plan
 
 
-def _swap(layer: Any, bits: list[tuple[int, int]], quantizer: str, per_channel: bool) -> None:
+def _swap(layer: Any, bits: list[tuple[int, int]], quantizer: QuantizerName, per_channel: bool) -> None:
     """Turn a layer into its quantized form in place: hooks, tied modules and attributes stay as they are."""
     layer.float_type = type(layer)
     layer.__class__ = SWAPS[type(layer)]
@@ -186,10 +198,21 @@ def _swap(layer: Any, bits: list[tuple[int, int]], quantizer: str, per_channel: 
 def dequantize(model: nn.Module, *, latent: bool = False) -> nn.Module:
     """Return a float copy whose weights are the values that the quantized network computes with, Q(w) + delta.
 
-    Activations are no longer quantized. With `latent`, the weights are the floats that the optimizer moves.
+    Activations are no longer quantized.
+
+    Args:
+        model: Quantized; it is left as it is.
+        latent: Take the floats that the optimizer updates as weights instead.
 
     Raises:
-        ValueError: For latent weights of a network that was read from integers.
+        ValueError: If latent weights are asked of a network that was read from integers.
+
+    Example:
+        >>> import torch, saq_core
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> quantized = saq_core.quantize(model, "W2A2")
+        >>> torch.equal(saq_core.dequantize(quantized, latent=True)[0].weight, model[0].weight)
+        True
     """
     if latent:
         check_latent(model, "use latent=False")

@@ -1,4 +1,4 @@
-"""Rounding, clipping and gradient scaling that let gradients through.
+"""Rounding, clipping and gradient scaling with straight-through gradients.
 
 Everything here is differentiable twice, works under ``torch.func`` and fuses under ``torch.compile``: rounding is
 written as ``x + (round(x) - x).detach()`` and not as a custom autograd function.
@@ -14,7 +14,7 @@ SMALLEST_STEP = 1e-8  # a step or clip below this is read as this, so that it ne
 def round_ste(x: Tensor) -> Tensor:
     """Round half to even, with gradient 1 (straight-through estimator).
 
-    ``x + (round(x) - x)`` with the bracket held constant, in place: eager PyTorch pays for every new tensor.
+    ``x + (round(x) - x)`` with the bracket held constant, in place: each new tensor costs time in eager PyTorch.
     """
     constant = x.detach()
     return constant.round().sub_(constant).add_(x)

@@ -7,19 +7,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .quantizers import input_quantizer, weight_quantizer
+from .quantizers import QuantizerName, input_quantizer, weight_quantizer
 
 
 class _QuantizedLayer(nn.Module):
-    """The part that quantized layers share: ``w = weight_quantizer(weight) + delta``.
+    """Base class of quantized layers: ``w = weight_quantizer(weight) + delta``.
 
-    `delta` is zero except while somebody stands beside the quantized weights: SAM's perturbation, or a point of a
-    loss surface in quantized coordinates.
+    `delta` is zero except while the quantized weights are displaced: by SAM's perturbation, or to a point of a loss
+    surface in quantized coordinates.
     """
 
-    parts: tuple[str, ...] = ("",)  # what can be given bits, as endings of the layer's name
+    parts: tuple[str, ...] = ("",)  # with bits of their own, as suffixes of the layer's name
     weight_name = "weight"
-    float_type: type[nn.Module]  # what the layer was, and becomes again
+    float_type: type[nn.Module]  # of the layer when not quantized
     weight: Tensor
     delta: Tensor
     weight_quantizer: nn.Module
@@ -27,17 +27,17 @@ class _QuantizedLayer(nn.Module):
 
     @staticmethod
     def refusal(layer: Any) -> str | None:
-        """Say why a float layer of this kind cannot be quantized, or None."""
+        """Return why a float layer of this kind cannot be quantized, or None."""
         return None
 
-    def attach_(self, bits: list[tuple[int, int]], quantizer: str, per_channel: bool) -> None:
+    def attach_(self, bits: list[tuple[int, int]], quantizer: QuantizerName, per_channel: bool) -> None:
         """Add quantizers and delta; `bits` has (weight bits, input bits) of each of the parts."""
         self.weight_quantizer = weight_quantizer(quantizer, bits[0][0], self.weight, per_channel=per_channel)
         self.input_quantizer = input_quantizer(quantizer, bits[0][1], self.weight)
         self.register_buffer("delta", torch.zeros_like(self.weight, requires_grad=False), persistent=False)
 
     def detach_(self) -> None:
-        """Drop what `attach_` added."""
+        """Remove what `attach_` added."""
         del self.weight_quantizer, self.input_quantizer, self.delta
 
     def quantized_parts(self) -> dict[str, tuple[Any, Tensor]]:

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import processes
-from .targets import TINY, Combination, Place, Point, Site, Weights, in_both, norm, projection
+from .targets import TINY, Combination, PerturbedParameter, Point, Target, Weights, common_grads, norm, projection
 
 NOISE = 1e-5
 LOOK_ALPHA = 0.7  # LookSAM's, in public re-implementations
 
 
 class Stepper(Protocol):
-    """What a policy may ask of `SAM`; see there."""
+    """What a policy may use of `SAM`; see there."""
 
     model: nn.Module
-    sites: list[Site]
+    parameters: list[PerturbedParameter]
     steps: int
     combine: Combination
     radius: float | Tensor
@@ -32,39 +32,23 @@ class Stepper(Protocol):
     applied_to: Weights
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's."""
-        ...
+    def param_groups(self) -> list[dict[str, Any]]: ...  # noqa: D102
 
-    def full_step(
+    def full_step(  # noqa: D102
         self, closure: Callable[..., Any], share: float | None = None, *, keep_plain: bool = False
-    ) -> tuple[Any, dict[int, Tensor]]:
-        """Leave the gradient of a step with two passes in `.grad`; return the first loss and the plain gradient."""
-        ...
+    ) -> tuple[Any, dict[int, Tensor]]: ...
 
-    def backward(self, closure: Callable[..., Any], *arguments: Any, local: bool = False, still: bool = False) -> Any:
-        """Call the closure."""
-        ...
+    def backward(self, closure: Callable[..., Any]) -> Any: ...  # noqa: D102
 
-    def gradients(self) -> dict[int, Tensor]:
-        """Return the gradients of all parameters that have one, by their place in the optimizer."""
-        ...
+    def gradients(self) -> dict[int, Tensor]: ...  # noqa: D102
 
-    def gradient(self) -> Point:
-        """Return the gradients where they are measured, by the names of the weights."""
-        ...
+    def gradient(self) -> Point: ...  # noqa: D102
 
-    def epsilon(self, gradient: Point, at: dict[str, Place] | None = None) -> Point:
-        """Return ε for gradients by name."""
-        ...
+    def epsilon(self, gradient: Point, targets: dict[str, Target] | None = None) -> Point: ...  # noqa: D102
 
-    def displaced(self, epsilon: Point) -> AbstractContextManager[None]:
-        """Stand at w + ε for a while."""
-        ...
+    def displaced(self, epsilon: Point) -> AbstractContextManager[None]: ...  # noqa: D102
 
-    def observe(self, epsilon: Point) -> None:
-        """Fill the diagnostics if this step asked for them."""
-        ...
+    def observe(self, epsilon: Point) -> None: ...  # noqa: D102
 
 
 class StepPolicy(Protocol):
@@ -92,9 +76,9 @@ class Full:
 
 
 class Look:
-    """Two passes in every k-th step; in between, what the second pass had added is added again.
+    """Two passes in every k-th step; in between, the component that the second pass had added is added again.
 
-    ``g + alpha·(‖g‖/‖v‖)·v`` with v the part of the perturbed gradient that is orthogonal to the plain one.
+    ``g + alpha·(‖g‖/‖v‖)·v`` with v the component of the perturbed gradient that is orthogonal to the plain one.
 
     Cost: 1 + 1/k passes, and one copy of the parameters.
 
@@ -114,16 +98,16 @@ class Look:
             return loss
         loss, plain = sam.full_step(closure, keep_plain=True)
         sharp = sam.gradients()
-        g, s = in_both(plain, sharp)
+        g, s = common_grads(plain, sharp)
         along = projection(s, g)
         rest = {k: sharp[k] - along * plain[k] for k in plain if k in sharp}
-        # what remains of a gradient that the perturbation did not turn is rounding noise: never blow that up
+        # the component of a gradient that the perturbation did not turn is rounding noise: never scale that up
         real = norm(list(rest.values())) > NOISE * norm(s)
         self.state["orthogonal"] = {k: v * real for k, v in rest.items()}
         return loss
 
     def _reuse(self, sam: Stepper) -> None:
-        gradients, orthogonal = in_both(sam.gradients(), self.state["orthogonal"])
+        gradients, orthogonal = common_grads(sam.gradients(), self.state["orthogonal"])
         factor = LOOK_ALPHA * norm(gradients) / norm(orthogonal).clamp_min(TINY)
         for g, v in zip(gradients, orthogonal, strict=True):
             g.add_(factor * v)
@@ -188,7 +172,7 @@ class Subset:
         return sam.full_step(closure, self.share)[0]
 
 
-# Name -> (class, type of its number, what the number must be; "" = it takes none).
+# Name -> (class, type of its argument, what that must be; "" = it takes none).
 POLICIES: dict[str, tuple[Any, type, str]] = {
     "full": (Full, float, ""),
     "look": (Look, int, ">= 1"),
@@ -199,10 +183,10 @@ POLICIES: dict[str, tuple[Any, type, str]] = {
 
 def make_policy(text: str) -> StepPolicy:
     """Return the policy that "full", "look:5", "momentum:0.6" or "subset:0.25" names."""
-    name, colon, number = str(text).partition(":")
+    name, colon, text_value = str(text).partition(":")
     try:
         kind, type_, rule = POLICIES[name]
-        value = type_(number) if colon else None
+        value = type_(text_value) if colon else None
     except (KeyError, ValueError):
         raise ValueError(f'policy must be one of {list(POLICIES)}, as "look:5", got {text!r}') from None
     if value is None:

@@ -1,4 +1,4 @@
-"""Where perturbations go: the trainable tensors, and the quantized layers that use them."""
+"""What a sharpness-aware step perturbs: trainable tensors, and the quantized layers that use them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Point = dict[str, Tensor]
 
 
 @dataclass
-class Site:
+class PerturbedParameter:
     """A trainable tensor, and the quantized layers (with its name there) that use it."""
 
     name: str
-    parameter: nn.Parameter
+    tensor: nn.Parameter
     users: list[tuple[nn.Module, str, str]]  # layer, weight's name, name of its delta
 
     def deltas(self) -> list[Tensor]:
@@ -38,59 +38,59 @@ class Site:
 
 
 @dataclass
-class Place:
-    """Where the gradient of one tensor is read, and what gets its ε."""
+class Target:
+    """A tensor that gets its ε, and the one whose gradient determines it."""
 
+    tensor: Tensor
     source: Tensor
-    target: Tensor
-    site: Site
+    parameter: PerturbedParameter
     user: int
 
 
-def find_sites(model: nn.Module, kinds: Sequence[Kind]) -> list[Site]:
-    """Find the trainable parameters of these kinds ("weight", "bias", "norm", "weight_step", "input_step")."""
+def find_parameters(model: nn.Module, kinds: Sequence[Kind]) -> list[PerturbedParameter]:
+    """Return the trainable parameters of these kinds."""
     users: dict[int, list[tuple[nn.Module, str, str]]] = {}
     kind_of: dict[int, str] = {}
     for layer in model.modules():
-        own = list(layer.parameters(recurse=False))
+        direct = list(layer.parameters(recurse=False))
         if getattr(layer, "is_quantizer", False):
             kind = "input_step" if getattr(layer, "activation", False) else "weight_step"
-            kind_of.update({id(p): kind for p in own})
+            kind_of.update({id(p): kind for p in direct})
         elif isinstance(layer, NORMS):
-            kind_of.update({id(p): "norm" for p in own})
+            kind_of.update({id(p): "norm" for p in direct})
         if hasattr(layer, "quantized_weights"):
             for name, (_, delta, _) in cast(Any, layer).quantized_weights().items():
-                place = next(key for key, buffer in layer.named_buffers() if buffer is delta)
-                users.setdefault(id(layer.get_parameter(name)), []).append((layer, name, place))
-    sites = []
-    for name, p in model.named_parameters():
-        kind = kind_of.get(id(p), "bias" if name.endswith("bias") else "weight")
-        if p.requires_grad and p.is_floating_point() and kind in kinds:
-            sites.append(Site(name, p, users.get(id(p), [])))
-    return sites
+                buffer_name = next(key for key, buffer in layer.named_buffers() if buffer is delta)
+                users.setdefault(id(layer.get_parameter(name)), []).append((layer, name, buffer_name))
+    return [
+        PerturbedParameter(name, p, users.get(id(p), []))
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.is_floating_point()
+        if kind_of.get(id(p), "bias" if name.endswith("bias") else "weight") in kinds
+    ]
 
 
-def places(sites: list[Site], measured_at: Weights, applied_to: Weights) -> dict[str, Place]:
-    """Return name -> place; a weight that several quantized layers share has one for each."""
-    found = {}
-    for site in sites:
-        deltas = site.deltas()
-        spread = applied_to == "quantized" and bool(deltas)
-        targets: list[Tensor] = deltas if spread else [site.parameter]
-        sources = deltas if measured_at == "quantized" and spread else [site.parameter] * len(targets)
-        for k, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            found[f"{site.name}#{k}" if k else site.name] = Place(source, target, site, k)
-    return found
+def find_targets(parameters: list[PerturbedParameter], measured_at: Weights, applied_to: Weights) -> dict[str, Target]:
+    """Return name -> target; a weight that several quantized layers share has one for each."""
+    targets = {}
+    for parameter in parameters:
+        deltas = parameter.deltas()
+        quantized = applied_to == "quantized" and bool(deltas)
+        tensors: list[Tensor] = deltas if quantized else [parameter.tensor]
+        sources = deltas if measured_at == "quantized" and quantized else [parameter.tensor] * len(tensors)
+        for k, (tensor, source) in enumerate(zip(tensors, sources, strict=True)):
+            targets[f"{parameter.name}#{k}" if k else parameter.name] = Target(tensor, source, parameter, k)
+    return targets
 
 
-def gradients_at(places: dict[str, Place]) -> Point:
-    """Return the gradient of every place that has one."""
-    found = ((name, place.source.grad) for name, place in places.items() if place.site.parameter.requires_grad)
-    return {name: grad.detach() for name, grad in found if grad is not None}
+def gradients_at(targets: dict[str, Target]) -> Point:
+    """Return the gradient of every target that has one."""
+    grads = ((name, target.source.grad) for name, target in targets.items() if target.parameter.tensor.requires_grad)
+    return {name: grad.detach() for name, grad in grads if grad is not None}
 
 
 @contextmanager
-def kept(tensors: list[Tensor]) -> Iterator[None]:
+def restored(tensors: list[Tensor]) -> Iterator[None]:
     """Copy the tensors back at the end, whatever happens: subtracting what was added would drift."""
     with torch.no_grad():
         saved = [tensor.detach().clone() for tensor in tensors]
@@ -103,9 +103,9 @@ def kept(tensors: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def added(tensors: list[Tensor], by: list[Tensor]) -> Iterator[None]:
-    """Add to the tensors for a while."""
-    with kept(tensors):
+def displaced(tensors: list[Tensor], by: list[Tensor]) -> Iterator[None]:
+    """Add to the tensors, and restore them at the end."""
+    with restored(tensors):
         with torch.no_grad():
             for tensor, e in zip(tensors, by, strict=True):
                 tensor.add_(e)
@@ -123,11 +123,11 @@ def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 
 def projection(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Return how many times b is contained in a."""
+    """Return the coefficient of the projection of a onto b, ⟨a, b⟩/‖b‖²."""
     return dot(a, b) / norm(b).square().clamp_min(TINY)
 
 
-def in_both(a: dict[Any, Tensor], b: dict[Any, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the tensors of the names that both have: a pass may leave a parameter without a gradient."""
+def common_grads(a: dict[Any, Tensor], b: dict[Any, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the gradients of the names that both have: a pass may leave a parameter without one."""
     names = [name for name in a if name in b]
     return [a[name] for name in names], [b[name] for name in names]

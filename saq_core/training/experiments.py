@@ -1,4 +1,4 @@
-"""The experiments that are run here, and running one by name: from the data to a tested network, in files."""
+"""The built-in experiments, and running one by name: from the data to a tested network, in files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import torch
 from torch import nn
 
 from .. import files, processes
-from ..data import Data, load_data
+from ..data import Data, DataName, load_data
 from ..fpq import FPQ
 from ..models import build_model
-from ..quantization import calibrate, quantize
+from ..quantization import QuantizerName, calibrate, quantize
+from ..results import Settings
 from ..sharpness import SAQ
 from .checkpoints import load, save
 from .loop import evaluate, train
 from .recipes import Recipe
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """Name everything that makes one trained network: data, network, bits, and the recipe.
+@dataclass(frozen=True, repr=False)
+class Experiment(Settings):
+    """Specify one trained network: data, network, bits, and the recipe.
 
     Write one in a module of your own and run it by ``python -m saq_core train my_package.my_module:NAME``.
 
@@ -39,22 +40,28 @@ class Experiment:
         per_channel: See `quantize`.
         start: Experiment whose trained network this one starts from, with the same seed; None = random weights.
         limit: Training images; None = all.
-        source: Where the settings come from.
+        source: Of the settings.
+
+    Example:
+        >>> import saq_core
+        >>> recipe = saq_core.Recipe(epochs=2, lr=0.1)
+        >>> saq_core.Experiment("small", "digits", "resnet8", recipe, limit=64)
+        Experiment(name='small', data='digits', network='resnet8', recipe=Recipe(epochs=2, lr=0.1), limit=64)
     """
 
     name: str
-    data: str
+    data: DataName
     network: str
     recipe: Recipe
     bits: str | dict[str, str] | None = None
-    quantizer: str = "lsq"
+    quantizer: QuantizerName = "lsq"
     per_channel: bool = False
     start: str | None = None
     limit: int | None = None
     source: str = ""
 
 
-VARIANTS: dict[str, dict[str, Any]] = {  # what each changes in the recipe
+VARIANTS: dict[str, dict[str, Any]] = {  # changes of the recipe
     "sgd": {},
     "saq1": {"sam": SAQ(0.05, case=1)},
     "saq2": {"sam": SAQ(0.05, case=2)},
@@ -70,16 +77,21 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what each changes in the recipe
 }
 
 
-def _family(data: str, network: str, limit: int | None, start: Recipe, tuned: Recipe, source: str) -> list[Experiment]:
-    """Return a float network, the same tuned further, and its W4A4 and W2A2 twins with every variant."""
+def _family(
+    data: DataName, network: str, limit: int | None, start: Recipe, tuned: Recipe, source: str
+) -> list[Experiment]:
+    """Return a float network, the same tuned further, and its W4A4 and W2A2 networks with every variant."""
     base = f"{data}-{network}"
     shared: dict[str, Any] = {"data": data, "network": network, "limit": limit, "source": source}
-    found = [Experiment(base, recipe=start, **shared), Experiment(f"{base}-fp32", recipe=tuned, start=base, **shared)]
+    experiments = [
+        Experiment(base, recipe=start, **shared),
+        Experiment(f"{base}-fp32", recipe=tuned, start=base, **shared),
+    ]
     for bits in ("W4A4", "W2A2"):
         for label, changes in VARIANTS.items():
             name = f"{base}-{bits.lower()}-{label}"
-            found.append(Experiment(name, recipe=replace(tuned, **changes), bits=bits, start=base, **shared))
-    return found
+            experiments.append(Experiment(name, recipe=replace(tuned, **changes), bits=bits, start=base, **shared))
+    return experiments
 
 
 def _fpq_paper() -> list[Experiment]:
@@ -101,7 +113,7 @@ def _fpq_paper() -> list[Experiment]:
 _DIGITS = Recipe(epochs=15, lr=0.1, batch_size=64)
 _CIFAR = Recipe(epochs=20, lr=0.1, warmup=1)
 
-# What is run here, by name. Quantized networks: LSQ, first and last layer at 8 bits; rho = 0.05 in plain units.
+# The built-in experiments by name. Quantized networks: LSQ, first and last layer at 8 bits; rho = 0.05 in plain units.
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -121,17 +133,17 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def find_experiment(name: str) -> Experiment:
-    """Return the experiment of that name, or the one that ``package.module:NAME`` holds.
+    """Return the experiment of that name, or ``package.module:NAME``.
 
     Raises:
         ValueError: If there is none.
     """
     module, colon, attribute = name.partition(":")
     if colon:
-        found = getattr(importlib.import_module(module), attribute, None)
-        if not isinstance(found, Experiment):
-            raise ValueError(f"{name} must be a saq_core.Experiment, got {type(found).__name__}")
-        return found
+        value = getattr(importlib.import_module(module), attribute, None)
+        if not isinstance(value, Experiment):
+            raise ValueError(f"{name} must be a saq_core.Experiment, got {type(value).__name__}")
+        return value
     if name not in EXPERIMENTS:
         close = difflib.get_close_matches(name, EXPERIMENTS, n=3) or list(EXPERIMENTS)[:3]
         raise ValueError(f"name must be an experiment or package.module:NAME, got {name!r}: close are {close}")
@@ -163,7 +175,17 @@ def reproduce(
         changes: Other settings of the recipe, of the network that it starts from as well (``epochs=2``).
 
     Raises:
-        ValueError: For an unknown name, or if the files in `out` belong to other settings.
+        ValueError: If the name is unknown, or the files in `out` belong to other settings.
+
+    Cost: that of `train`, for the network it starts from too.
+
+    Example:
+        >>> import tempfile, saq_core
+        >>> recipe = saq_core.Recipe(epochs=1, lr=0.1, batch_size=32)
+        >>> small = saq_core.Experiment("small", "digits", "resnet8", recipe, limit=64)
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     model = saq_core.reproduce(small, out=out, device="cpu")  # doctest: +ELLIPSIS
+        small-0: test accuracy 0... ± 0.0...
     """
     chosen = find_experiment(experiment) if isinstance(experiment, str) else experiment
     data = load_data(chosen.data, root, limit=chosen.limit, device=device, download=download)
@@ -171,9 +193,9 @@ def reproduce(
 
 
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what makes an experiment, its recipe's settings beside its own; what was unknown then has its default."""
-    own = {f.name: settings.get(f.name, f.default) for f in fields(Experiment) if f.name not in ("recipe", "source")}
-    return json.loads(json.dumps(own | asdict(Recipe.from_dict(settings["recipe"]))))
+    """Return the settings of an experiment and of its recipe in one dict; what a record lacks has its default."""
+    fixed = {f.name: settings.get(f.name, f.default) for f in fields(Experiment) if f.name not in ("recipe", "source")}
+    return json.loads(json.dumps(fixed | asdict(Recipe.from_dict(settings["recipe"]))))
 
 
 def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: dict[str, Any]) -> nn.Module:
@@ -182,8 +204,8 @@ def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: 
     file, record = out / f"{stem}.pt", out / f"{stem}.json"
     settings = json.loads(json.dumps(asdict(experiment)))
     known = json.loads(record.read_text()) if record.exists() else settings
-    mine, theirs = _compared(settings), _compared(known)
-    other = {name: theirs.get(name) for name in mine if theirs.get(name) != mine[name]}
+    expected, stored = _compared(settings), _compared(known)
+    other = {name: stored[name] for name in expected if stored[name] != expected[name]}
     if other:
         raise ValueError(f"{record} must hold this run's settings, got other {other}: pass another out, or delete it")
     if file.exists():
@@ -197,8 +219,8 @@ def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: 
             raise ValueError(f"{rule}: {(start.data, start.limit)}, got {(experiment.data, experiment.limit)}")
         model = _trained(start, data, seed, out, changes)
     if experiment.bits is not None:
-        twin = quantize(model, experiment.bits, quantizer=experiment.quantizer, per_channel=experiment.per_channel)
-        model = calibrate(twin, data)
+        options: Any = {"quantizer": experiment.quantizer, "per_channel": experiment.per_channel}
+        model = calibrate(quantize(model, experiment.bits, **options), data)
     processes.wait()  # until all have looked
     if processes.rank() == 0:
         files.write_text(record, json.dumps(settings, indent=1) + "\n")
@@ -206,8 +228,8 @@ def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: 
     test = evaluate(model, data.test)
     if processes.rank() == 0:
         seconds = sum(row["seconds"] for row in history.epochs)
-        found = {"seed": seed, "test": test._asdict(), "seconds": seconds, "torch": str(torch.__version__)}
-        files.write_text(record, json.dumps({**settings, **found}, indent=1) + "\n")
+        outcome = {"seed": seed, "test": test._asdict(), "seconds": seconds, "torch": str(torch.__version__)}
+        files.write_text(record, json.dumps({**settings, **outcome}, indent=1) + "\n")
         save(model, file)
         print(f"{stem}: test accuracy {test.accuracy:.4f} ± {test.accuracy_stderr:.4f}", flush=True)
     processes.wait()

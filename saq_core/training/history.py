@@ -1,4 +1,4 @@
-"""What a training leaves behind."""
+"""The history of a training: a row per epoch, the loss of every step, and two curves."""
 
 from __future__ import annotations
 
@@ -11,20 +11,35 @@ import torch
 from torch import Tensor
 
 from .. import files
+from ..results import Shown
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
+    from plotly.graph_objects import Figure as Interactive
+
+WIDTH, HEIGHT = 360, 120  # of the curves in a notebook, in pixels
+CURVES = {"loss": "#0072B2", "val_loss": "#D55E00"}
 
 
-@dataclass
-class History:
-    """What a training left behind.
+@dataclass(repr=False)
+class History(Shown):
+    """Result of `train`: the epochs and the losses of all steps.
 
     Args:
         epochs: One row per epoch: epoch, loss, accuracy, val_loss, val_accuracy, lr, seconds, SAM's diagnostics on the
-            epoch's first step that has an ε, and what `on_epoch` returned.
+            epoch's first step that has an ε, and the result of `on_epoch`.
         steps: Loss of every step, (steps,).
         snapshots: Name -> tensor on the CPU after every epoch, where they were asked for.
+
+    Example:
+        >>> import saq_core
+        >>> history = saq_core.History([{"epoch": 1, "loss": 0.9, "val_loss": 1.1, "val_accuracy": 0.5}])
+        >>> history
+        History(1 epochs, last: loss=0.9, val_loss=1.1, val_accuracy=0.5)
+        >>> history.frame["loss"].tolist()
+        [0.9]
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -32,11 +47,48 @@ class History:
     snapshots: list[dict[str, Tensor]] = field(default_factory=list)
 
     @property
-    def table(self) -> DataFrame:
-        """The epochs as a pandas table."""
+    def frame(self) -> DataFrame:
+        """A row for each epoch."""
         from pandas import DataFrame
 
         return DataFrame(self.epochs)
+
+    def plot(self) -> Interactive:
+        """Draw the losses of training and validation over the epochs with plotly."""
+        from landscape.plotting.history import interactive
+
+        return interactive(*self._curves())
+
+    def draw(self, ax: Axes | None = None) -> Figure:
+        """Draw the losses of training and validation over the epochs with matplotlib, into `ax` or a new figure."""
+        from landscape.plotting.history import paper
+
+        return paper(*self._curves(), ax)
+
+    def _curves(self) -> tuple[list[int], dict[str, list[float]]]:
+        columns = [name for name in CURVES if any(name in row for row in self.epochs)]
+        curves = {name: [float(row.get(name, torch.nan)) for row in self.epochs] for name in columns}
+        return [row["epoch"] for row in self.epochs], curves
+
+    def _picture(self) -> str:
+        """Return the curves as SVG; values that are not finite are gaps."""
+        curves = self._curves()[1]
+        values = torch.tensor(list(curves.values())).reshape(len(curves), -1)
+        finite = values[values.isfinite()]
+        if values.shape[1] < 2 or not len(finite):
+            return ""
+        low, span = float(finite.min()), float(finite.max() - finite.min()) or 1.0
+        x = torch.linspace(2, WIDTH - 2, values.shape[1])
+        y = HEIGHT - 4 - (values - low) / span * (HEIGHT - 8)
+        paths = ""
+        for name, row in zip(curves, y, strict=True):
+            drawn, after_gap = "", True
+            for k, value in enumerate(row):
+                if value.isfinite():
+                    drawn += f"{'ML'[not after_gap]}{x[k]:.1f} {value:.1f}"
+                after_gap = not value.isfinite()
+            paths += f'<path d="{drawn}" fill="none" stroke="{CURVES[name]}"><title>{name}</title></path>'
+        return f'<svg width="{WIDTH}" height="{HEIGHT}">{paths}</svg>'
 
     def state(self) -> dict[str, Any]:
         """Return it as tensors and primitives."""

@@ -1,4 +1,4 @@
-"""How networks are trained."""
+"""The recipe: how a network is trained."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..fpq import FPQ
+from ..results import Settings
 from ..settings import check_fields
 from ..sharpness import SAQ
 
 FPQ_THEN = {"placement": "post", "statistics": "batch"}  # settings of 0.1 that have only this value now
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Say how a network is trained.
+@dataclass(frozen=True, repr=False)
+class Recipe(Settings):
+    """Configure how a network is trained: see `train`.
 
     Args:
         epochs: Passes over the training split.
@@ -29,7 +30,7 @@ class Recipe:
             or "constant".
         warmup: Epochs in which the learning rate rises linearly to the schedule's.
         sam: Sharpness-aware, or None for the plain optimizer at the price of one pass per step.
-        fpq: Features with noise, distilled from the float network, or None.
+        fpq: Noise on features and their distillation from the float network, or None.
         label_smoothing: Share of the label that is spread over all classes.
         mix: "mixup", "cutmix" or "both" blends pairs of images and their labels; None leaves them.
         clip_norm: Longest gradient, over all parameters together; ε comes from the gradient before.
@@ -37,6 +38,17 @@ class Recipe:
         amp: Forward passes in bfloat16; it swallows most of a small SAM perturbation (see `received_cosine`).
         compile: Compile the forward pass; None = on a GPU only.
         seed: Of shuffling, augmentation and dropout.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> import saq_core
+        >>> recipe = saq_core.Recipe(epochs=10, lr=0.1, sam=saq_core.SAQ())
+        >>> recipe
+        Recipe(epochs=10, lr=0.1, sam=SAQ())
+        >>> [round(recipe.lr_at(step, 1), 3) for step in (0, 5, 9)]
+        [0.1, 0.05, 0.002]
     """
 
     epochs: int

@@ -371,7 +371,7 @@ def _perturbed(model, fpq, made):
         NOISES.enter_context(saq_core.fpq.feature_noise(model, fpq.p))
     if not fpq.distill:
         return made(model), None
-    names = saq_core.fpq.taught_layers(model)
+    names = saq_core.fpq.distilled_layers(model)
     network = saq_core.fpq.teacher_of(model, None, names)
     student = saq_core.fpq.Student(fpq, saq_core.fpq.Features(model, names))
     return made(student), saq_core.fpq.Teacher(network, made(saq_core.fpq.Features(network, names)))
