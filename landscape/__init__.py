@@ -1,19 +1,33 @@
 """Measure the loss landscape of any network, quantized or not."""
 
 from .comparison import Comparison, compare
-from .curvature import Eigenvalues, density, top_eigenvalues, trace
-from .densities import Density
-from .measures import Sharpness, SharpnessTable, average_sharpness, sharpness, worst_case_sharpness
-from .operators import GGN, Hessian, Operator
-from .paths import Trajectory, trajectory
-from .plotting.layers import draw_layers, plot_layers
-from .plotting.together import draw_together, paper_style, plot_together
-from .results import Result, load, save_figure
-from .rounding import RoundingSharpness, rounding_sharpness
-from .scales import ScaleCurvature, curvature_at_scale
-from .surfaces import BatchNormCheck, Line, Surface, batchnorm_check, line, plot_line, plot_surface, surface
-from .traces import Trace
-from .widgets import Explorer, explore
+from .curvature import GGN, Hessian, ScaleCurvature, curvature_at_scale, density, top_eigenvalues, trace
+from .explorer import Explorer, explore
+from .flatness import (
+    RoundingSharpness,
+    Sharpness,
+    SharpnessTable,
+    average_sharpness,
+    rounding_sharpness,
+    sharpness,
+    worst_case_sharpness,
+)
+from .io import load
+from .linalg import Density, Eigenvalues, Operator, Trace
+from .plotting import draw_layers, draw_together, paper_style, plot_layers, plot_together, save_figure
+from .results import Result
+from .surfaces import (
+    BatchNormCheck,
+    Line,
+    Surface,
+    Trajectory,
+    batchnorm_check,
+    line,
+    plot_line,
+    plot_surface,
+    surface,
+    trajectory,
+)
 
 __all__ = [
     # curvature

@@ -22,7 +22,7 @@ from torch import nn
 import landscape
 
 from . import parallel
-from .spectra import ENDS
+from .linalg import ENDS
 
 # what each command measures, and the options that it hands on
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {

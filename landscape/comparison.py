@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .curvature import eigenvalues_of
-from .measures import RADII, average_sharpness, worst_case_sharpness
-from .objective import BatchObjective, Evaluation, Loss
-from .operators import Hessian, Scaled
+from .curvature import Hessian, Scaled, eigenvalues_of
+from .flatness import RADII, average_sharpness, worst_case_sharpness
+from .linalg import fold_stderr, hutchinson_steps, lanczos_steps, mean_and_stderr
+from .model import BatchObjective, Evaluation, Loss
+from .progress import finished, progress, stopwatch
 from .results import Result
-from .spectra import lanczos_steps
 from .surfaces import Line, Surface, grid, line, surface
-from .timing import finished, progress, stopwatch
-from .traces import fold_stderr, hutchinson_steps, mean_and_stderr
 
 _LABELS = {
     "loss": "loss",

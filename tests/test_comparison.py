@@ -7,7 +7,7 @@ from test_curvature import rescaled
 
 from landscape import average_sharpness, compare, line, surface, worst_case_sharpness
 from landscape.comparison import Measured, _difference
-from landscape.objective import Objective
+from landscape.model.objective import Objective
 
 QUICK = {"radii": (0.05,), "points": 3}
 

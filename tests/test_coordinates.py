@@ -5,7 +5,7 @@ import torch
 from networks import X, convolutional, filter_scale, perceptron, quantized, varied
 from torch import nn
 
-from landscape.coordinates import coordinates, filter_norms, gaussian
+from landscape.model.coordinates import coordinates, filter_norms, gaussian
 
 
 @pytest.mark.parametrize("space", [None, "quantized", "latent"])

@@ -6,8 +6,8 @@ from networks import RAGGED, X, Y, convolutional, perceptron, quantized
 from torch import nn
 
 from landscape import Hessian, line, surface, top_eigenvalues
-from landscape.coordinates import coordinates
-from landscape.directions import (
+from landscape.model.coordinates import coordinates
+from landscape.model.directions import (
     checked_direction,
     direction_to,
     eigenvector,

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from landscape import Hessian
-from landscape.folding import Folding
-from landscape.objective import Objective
+from landscape.model.folding import Folding
+from landscape.model.objective import Objective
 
 
 def images(dims):

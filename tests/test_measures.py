@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from landscape import average_sharpness, load, worst_case_sharpness
-from landscape.coordinates import gaussian
-from landscape.measures import MEASURES, sharpness
-from landscape.rounding import rounding_sharpness
+from landscape.flatness.rounding import rounding_sharpness
+from landscape.flatness.sharpness_table import MEASURES, sharpness
+from landscape.model.coordinates import gaussian
 from saq_core import calibrate, quantize
 
 RADII = (0.01, 0.1, 0.5)

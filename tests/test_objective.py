@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from landscape import trace
-from landscape.objective import Objective
+from landscape.model.objective import Objective
 
 FLAT = X.flatten(1)[:, :5]
 PAIRS = [(FLAT[:3], Y[:3]), (FLAT[3:], Y[3:])]

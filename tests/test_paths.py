@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from landscape import line, load, surface
-from landscape.objective import Objective
-from landscape.paths import trajectory
+from landscape.model.objective import Objective
+from landscape.surfaces.trajectories import trajectory
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,12 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from landscape.plotting import BAND, COLOURS, even_levels, gaps, interactive, paper, round_levels, wrapped
-from landscape.surfaces import Line, Surface
-from landscape.tiles import FAILED, INTERPOLATED, PENDING
+from landscape.plotting import interactive, paper
+from landscape.plotting.captions import BAND, wrapped
+from landscape.plotting.style import COLOURS
+from landscape.plotting.values import even_levels, gaps, round_levels
+from landscape.surfaces.grids import Line, Surface
+from landscape.surfaces.survey import FAILED, INTERPOLATED, PENDING
 
 ABOUT = {"space": "float", "batchnorm": "fixed", "samples": 1024, "directions": "random, filter normalisation"}
 NAN, INF = float("nan"), float("inf")

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscape import GGN, Hessian, surface, top_eigenvalues, trace
-from landscape.objective import Objective
+from landscape.model.objective import Objective
 
 
 def dense(operator):

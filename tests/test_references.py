@@ -4,7 +4,8 @@ import pytest
 import torch
 from networks import RAGGED, classification, convolutional, dense_hessian, quantized, varied
 
-from landscape import Hessian, folding, top_eigenvalues, trace
+from landscape import Hessian, top_eigenvalues, trace
+from landscape.model import folding
 
 
 @pytest.mark.parametrize("make", [convolutional, lambda: quantized("W4A4")])
@@ -18,7 +19,9 @@ def test_pyhessian_sees_what_is_wrong_with_our_derivatives(monkeypatch, make):
         return backward(ctx, 0 * by_x if by_x is not None else None, by_weight)
 
     monkeypatch.setattr(folding._Slopes, "backward", wrong)
-    monkeypatch.setattr("landscape.products._check_symmetric", lambda *_: None)  # which would have found it too
+    monkeypatch.setattr(
+        "landscape.curvature.products._check_symmetric", lambda *_: None
+    )  # which would have found it too
     ours, settings = Hessian(model, RAGGED), {"engine": "pyhessian", "seed": 1}
     assert ours.about()["batchnorm_folded"] and not torch.allclose(ours @ whole, dense, rtol=0.01)
     top = top_eigenvalues(model, RAGGED, k=1, tol=1e-10, max_products=1000, **settings)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from landscape import load, top_eigenvalues
-from landscape.scales import LADDER, curvature_at_scale
+from landscape.curvature.finite_differences import LADDER, curvature_at_scale
 from saq_core import calibrate, quantize
 
 ONCE = [torch.zeros(1)]

@@ -8,8 +8,8 @@ from test_results import same
 from test_traces import GROUPS, Folded
 
 from landscape import load, top_eigenvalues
-from landscape.densities import slq
-from landscape.spectra import lanczos
+from landscape.linalg.lanczos import lanczos
+from landscape.linalg.slq import slq
 
 WANTED = {
     "magnitude": lambda v: v[v.abs().argsort(descending=True)],

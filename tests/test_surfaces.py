@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from landscape import line, load, surface, top_eigenvalues
-from landscape.coordinates import Coordinates, coordinates
-from landscape.directions import random_direction
-from landscape.objective import Objective
-from landscape.plotting import caption
-from landscape.surfaces import batchnorm_check
-from landscape.tiles import COMPUTED, FAILED, INTERPOLATED, PENDING
+from landscape.model.coordinates import Coordinates, coordinates
+from landscape.model.directions import random_direction
+from landscape.model.objective import Objective
+from landscape.plotting.captions import caption
+from landscape.surfaces.batchnorm import batchnorm_check
+from landscape.surfaces.survey import COMPUTED, FAILED, INTERPOLATED, PENDING
 
 
 def linear():

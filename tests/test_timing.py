@@ -4,8 +4,9 @@ import pytest
 import torch
 from networks import RAGGED, convolutional
 
-from landscape import GGN, Hessian, density, timing, top_eigenvalues, trace
-from landscape.products import Probe
+from landscape import GGN, Hessian, density, top_eigenvalues, trace
+from landscape import progress as timing
+from landscape.curvature.products import Probe
 
 
 @pytest.fixture

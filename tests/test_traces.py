@@ -7,8 +7,8 @@ from networks import symmetric
 from test_results import same
 
 from landscape import Trace, load, trace
-from landscape.spectra import lanczos
-from landscape.traces import hutchinson, hutchpp, mean_and_stderr, trace_of_samples, xtrace
+from landscape.linalg.lanczos import lanczos
+from landscape.linalg.traces import hutchinson, hutchpp, mean_and_stderr, trace_of_samples, xtrace
 
 SPECTRA = {
     "decaying": [10 * 0.8**i for i in range(60)],

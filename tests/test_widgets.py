@@ -15,9 +15,9 @@ from torch import nn
 
 import landscape
 from landscape import explore, load, surface
-from landscape.exploring import Study
-from landscape.objective import Objective
-from landscape.views import View, growing
+from landscape.explorer.study import Study
+from landscape.explorer.views import View, growing
+from landscape.model.objective import Objective
 
 DATA = (X, Y)
 NETWORKS = {"float": convolutional(0), ("W4A4", 0.05): quantized("W4A4"), ("W2A2", 0.05): quantized("W2A2")}
@@ -177,7 +177,7 @@ def test_curvature_begins_again_after_an_interruption_within_a_product(monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("landscape.exploring.curvature_steps", interrupted)
+        patched.setattr("landscape.explorer.study.curvature_steps", interrupted)
         with pytest.raises(KeyboardInterrupt):
             list(study.steps(view))
     assert "trace_filter" not in study.numbers(view)["a"]
@@ -401,7 +401,7 @@ def test_an_interruption_keeps_what_is_there(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("landscape.exploring.evaluate_points", interrupted)
+    monkeypatch.setattr("landscape.explorer.study.evaluate_points", interrupted)
     with contextlib.suppress(KeyboardInterrupt):
         explorer.wait()
     assert explorer.surfaces["model"].loss.shape == (5, 5) and "stopped" in explorer.outputs["said"].value

@@ -11,39 +11,32 @@ import plotly.graph_objects as go
 from plotly.io import templates
 from plotly.subplots import make_subplots
 
-from ..densities import Density
-from ..scales import ScaleCurvature
-from ..surfaces import Line, Surface
-from . import (
-    BAND,
-    COLOURS,
-    axis_label,
+from .captions import BAND, axis_label, caption, label, notes, short, units, wrapped
+from .style import COLOURS, columns
+from .values import (
+    LineLike,
+    SurfaceLike,
     band,
     bent_ticks,
     beyond,
-    caption,
     check,
     column,
-    columns,
     drawable,
     even_levels,
-    label,
     limits,
     measured,
     missing,
-    notes,
     round_levels,
-    short,
-    units,
-    wrapped,
 )
 
-_MARK = "#D55E00"
+MARK = "#D55E00"
 _KINDS = ("contour", "scatter", "scatter3d", "surface")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 
 
-def lines(lines: Mapping[str, Line], *, value: str = "loss", log: bool = False, title: str | None = None) -> go.Figure:
+def lines(
+    lines: Mapping[str, LineLike], *, value: str = "loss", log: bool = False, title: str | None = None
+) -> go.Figure:
     """Draw curves into one plot, a colour for each network in the order of the mapping.
 
     Args:
@@ -54,7 +47,7 @@ def lines(lines: Mapping[str, Line], *, value: str = "loss", log: bool = False, 
     """
     check(lines, value, log)
     values = {name: drawable(line, value, log) for name, line in lines.items()}
-    figure = _empty()
+    figure = empty_figure()
     figure.add_vline(0, line={"color": "#bbbbbb", "width": 1}, layer="below")
     bands = {name: band(line, values[name], value, log) for name, line in lines.items()}
     for number, (name, line) in enumerate(lines.items()):
@@ -72,15 +65,15 @@ def lines(lines: Mapping[str, Line], *, value: str = "loss", log: bool = False, 
     told = notes(lines, values, log)
     if any(edges is not None for edges in bands.values()):
         told.append(BAND)
-    _finish(figure, title or f"{label(value)} along a direction", [caption(lines, value), *told])
+    finish(figure, title or f"{label(value)} along a direction", [caption(lines, value), *told])
     figure.update_layout(height=420 + 16 * len(told), showlegend=len(lines) > 1, hovermode="x unified")
     figure.update_layout(legend_tracegroupgap=0)
-    _say_if_empty(figure, values, value)
+    say_if_empty(figure, values, value)
     return figure
 
 
 def surfaces(
-    surfaces: Mapping[str, Surface], *, value: str = "loss", log: bool = False, title: str | None = None
+    surfaces: Mapping[str, SurfaceLike], *, value: str = "loss", log: bool = False, title: str | None = None
 ) -> go.Figure:
     """Draw a 3-D scene for each network side by side, all in one range of heights and colours.
 
@@ -102,19 +95,19 @@ def surfaces(
         figure.add_trace(_centre(surface, heights[name], floor), **cell)
         if np.isfinite(heights[name]).any():  # the browser fails on a sheet without a single point
             figure.add_trace(_sheet(surface, heights[name], low, high), **cell)
-    ticks = _ticks(low, high, log)
+    ticks = axis_ticks(low, high, log)
     scene = _scene(list(surfaces.values()), value, (floor, high + 0.02 * (high - low)), ticks)
     for part in [part for part in figure.layout if part.startswith("scene")]:
         figure.layout[part] = scene | {"domain": figure.layout[part].domain}  # update_scenes takes ten times as long
-    figure.layout.coloraxis = _colours(value, low, high, ticks)
+    figure.layout.coloraxis = colour_axis(value, low, high, ticks)
     told = [caption(surfaces, value), units(next(iter(surfaces.values()))) if len(surfaces) > 1 else ""]
     title = title or f"{label(value)} surface" + " (log scale)" * log
-    _finish(figure, title, [" · ".join(filter(None, told))])
-    _say_if_empty(figure, values, value)
+    finish(figure, title, [" · ".join(filter(None, told))])
+    say_if_empty(figure, values, value)
     return figure
 
 
-def density(density: Density) -> go.Figure:
+def density(density: Any) -> go.Figure:
     """Draw a density of eigenvalues with its band, and the atoms as stems.
 
     The vertical axis is logarithmic and ends at a third of what one eigenvalue alone would reach: less means nothing.
@@ -129,7 +122,7 @@ def density(density: Density) -> go.Figure:
     bent = bool((np.abs(atoms) > 4 * bulk).any())
     place = (lambda x: np.arcsinh(3 * np.asarray(x) / bulk)) if bent else np.asarray
     floor, top = one / 3, 3 * max(float(values.max()), one)
-    figure = _empty()
+    figure = empty_figure()
     dotted = {"color": "#999999", "width": 1, "dash": "dot"}
     figure.add_hline(one, line=dotted, name="one eigenvalue", showlegend=True)
     if np.isfinite(low).all():
@@ -146,7 +139,7 @@ def density(density: Density) -> go.Figure:
             y=0 * atoms + one,
             customdata=atoms,
             mode="markers",
-            marker={"color": _MARK, "size": 8},
+            marker={"color": MARK, "size": 8},
             error_y=stems | {"width": 0, "thickness": 1.5},
             hovertemplate="eigenvalue %{customdata:.6g}<extra></extra>",
             name=f"{len(atoms)} outliers",
@@ -159,12 +152,12 @@ def density(density: Density) -> go.Figure:
     figure.update_yaxes(title="Density (log scale)", type="log", range=np.log10([floor, top]), exponentformat="power")
     value, error = density.implied_trace()
     note = f"{density.size:,} eigenvalues · trace {value:.4g} ± {error:.2g} · smoothed over {density.width:.2g}"
-    _finish(figure, "Density of eigenvalues", [note, caption({"": density})])
+    finish(figure, "Density of eigenvalues", [note, caption({"": density})])
     figure.update_layout(height=440)
     return figure
 
 
-def scales(found: ScaleCurvature) -> go.Figure:
+def scales(found: Any) -> go.Figure:
     """Draw the curvature against the radius, with its errors and the derivative.
 
     Rungs that are not to be trusted are hollow and grey, triangles at the edge where they lie above or below the
@@ -177,7 +170,7 @@ def scales(found: ScaleCurvature) -> go.Figure:
     radii, trusted = found.radii.numpy(), found.trusted.numpy()
     values, errors = unit * found.curvature.numpy(), unit * found.error.numpy()
     low, high = (unit * end for end in found.window())
-    figure = _empty()
+    figure = empty_figure()
     hover = "%{customdata[0]:.4g} ± %{customdata[1]:.2g} at %{x:g}‖w‖<extra></extra>"
     out = beyond(values, (low, high))
     doubtful = "not to be trusted"
@@ -203,7 +196,7 @@ def scales(found: ScaleCurvature) -> go.Figure:
         )
     if len(found.derivatives):
         text = f"{found.about['derivative']} {unit * found.derivative:.4g}"
-        line = {"color": _MARK, "width": 2, "dash": "dash"}
+        line = {"color": MARK, "width": 2, "dash": "dash"}
         figure.add_hline(unit * found.derivative, line=line, name=text, showlegend=True)
     what, notes = "Trace" if found.is_random else "Curvature", [caption({"": found})]
     notes += [] if trusted.any() else ["no rung is trustworthy"]
@@ -211,12 +204,12 @@ def scales(found: ScaleCurvature) -> go.Figure:
         title="Length of the step ε, in norms of the weights", type="log", exponentformat="power", dtick=1
     )
     figure.update_yaxes(title=f"{what}, {found.about['units']} units", range=[low, high])
-    _finish(figure, f"{what} at a scale, along {found.about['directions']}", notes)
+    finish(figure, f"{what} at a scale, along {found.about['directions']}", notes)
     figure.update_layout(height=440)
     return figure
 
 
-def _curve(number: int, name: str, line: Line, values: np.ndarray) -> list[go.Scatter]:
+def _curve(number: int, name: str, line: LineLike, values: np.ndarray) -> list[go.Scatter]:
     """Return the curve and, as a trace of its own, the marked centre."""
     colour, symbol = COLOURS[number % len(COLOURS)], _SYMBOLS[number % len(_SYMBOLS)]
     alphas, middle = line.alphas.numpy(), [] if line.centre is None else [line.centre]
@@ -227,7 +220,7 @@ def _curve(number: int, name: str, line: Line, values: np.ndarray) -> list[go.Sc
         mode="lines+markers",
         line={"color": colour, "width": 2},
         marker={"symbol": symbol, "size": 6},
-        **_told(line, ", "),
+        **hover_data(line, ", "),
         legendgroup=name,
         connectgaps=False,
     )
@@ -251,7 +244,7 @@ def _band(x: np.ndarray, edges: Sequence[np.ndarray], colour: str, opacity: floa
     return go.Scatter(x=outline[0], y=outline[1], mode="lines", line={"width": 0}, **fill, **style)
 
 
-def _told(result: Line | Surface, between: str) -> dict[str, Any]:
+def hover_data(result: LineLike | SurfaceLike, between: str) -> dict[str, Any]:
     """Return what hovering tells: everything measured at the point."""
     names = measured(result)
     text = between.join(f"{name} %{{customdata[{number}]:.4g}}" for number, name in enumerate(names))
@@ -266,7 +259,7 @@ def _panels(notes: Mapping[str, str]) -> go.Figure:
     figure = make_subplots(
         rows,
         wide,
-        figure=_empty(),
+        figure=empty_figure(),
         specs=[cells[row * wide : (row + 1) * wide] for row in range(rows)],
         subplot_titles=[f"<b>{name}</b><br><sup>{note}</sup>" for name, note in notes.items()],
         horizontal_spacing=0.01,
@@ -276,9 +269,9 @@ def _panels(notes: Mapping[str, str]) -> go.Figure:
     return figure
 
 
-def _sheet(surface: Surface, heights: np.ndarray, low: float, high: float) -> go.Surface:
+def _sheet(surface: SurfaceLike, heights: np.ndarray, low: float, high: float) -> go.Surface:
     step = (high - low) / 12
-    told = _told(surface, "<br>")
+    told = hover_data(surface, "<br>")
     levels = {"show": True, "start": low + step / 2, "end": high, "size": step}
     return go.Surface(
         x=surface.alphas.numpy(),
@@ -292,7 +285,7 @@ def _sheet(surface: Surface, heights: np.ndarray, low: float, high: float) -> go
     )
 
 
-def _centre(surface: Surface, heights: np.ndarray, floor: float) -> go.Scatter3d:
+def _centre(surface: SurfaceLike, heights: np.ndarray, floor: float) -> go.Scatter3d:
     """Return a point on the sheet and the plumb line below it."""
     there = surface.centre is not None
     return go.Scatter3d(
@@ -300,15 +293,15 @@ def _centre(surface: Surface, heights: np.ndarray, floor: float) -> go.Scatter3d
         y=[0.0, 0.0] * there,
         z=[heights[surface.centre], floor] if there else [],
         mode="lines+markers",
-        line={"color": _MARK, "width": 3},
-        marker={"size": 5, "color": _MARK, "line": {"color": "white", "width": 1}},
+        line={"color": MARK, "width": 3},
+        marker={"size": 5, "color": MARK, "line": {"color": "white", "width": 1}},
         showlegend=False,
         hoverinfo="skip",
     )
 
 
 def _scene(
-    surfaces: Sequence[Surface], value: str, heights: tuple[float, float], ticks: Mapping[str, Any]
+    surfaces: Sequence[SurfaceLike], value: str, heights: tuple[float, float], ticks: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the axes and the camera that all scenes share."""
     plain = {"title_font_size": 11, "tickfont_size": 11, "backgroundcolor": "white", "gridcolor": "#dddddd"}
@@ -332,12 +325,13 @@ def _scene(
     return scene
 
 
-def _colours(value: str, low: float, high: float, ticks: Mapping[str, Any]) -> dict[str, Any]:
+def colour_axis(value: str, low: float, high: float, ticks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the colours and their bar."""
     bar = {"title": {"text": label(value), "side": "right"}, "thickness": 14, "len": 0.75, **ticks}
     return {"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": bar}
 
 
-def _ticks(low: float, high: float, log: bool) -> dict[str, Any]:
+def axis_ticks(low: float, high: float, log: bool) -> dict[str, Any]:
     """Return ticks at round values between low and high, which are log10 of the values if asked."""
     levels = round_levels(10**low, 10**high, 5) if log else even_levels(low, high)
     levels = levels if log or len(levels) < 8 else levels[::2]
@@ -353,11 +347,13 @@ def _template() -> go.layout.Template:
     return go.layout.Template(layout=white.layout, data={kind: white.data[kind] for kind in _KINDS})
 
 
-def _empty() -> go.Figure:
+def empty_figure() -> go.Figure:
+    """Return a figure in the common look, without content."""
     return go.Figure(layout={"template": _template()})
 
 
-def _finish(figure: go.Figure, title: str, notes: list[str]) -> None:
+def finish(figure: go.Figure, title: str, notes: list[str]) -> None:
+    """Set title, notes below it, and margins."""
     notes = [text for note in notes for text in wrapped(note, 110).split("\n")]
     below = {"text": "<br>".join(notes), "font": {"size": 12, "color": "#666666"}}
     # set one by one: update_layout takes several times as long
@@ -365,7 +361,8 @@ def _finish(figure: go.Figure, title: str, notes: list[str]) -> None:
     figure.layout.margin = {"l": 10, "r": 10, "t": 70 + 20 * len(notes), "b": 10}
 
 
-def _say_if_empty(figure: go.Figure, values: Mapping[str, np.ndarray], value: str) -> None:
+def say_if_empty(figure: go.Figure, values: Mapping[str, np.ndarray], value: str) -> None:
+    """Write into the figure that there is no finite value, if so."""
     if all(np.isnan(array).all() for array in values.values()):
         where = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper", "showarrow": False}
         figure.add_annotation(text=f"no {value} can be drawn: none is finite", font={"size": 16}, **where)

@@ -14,31 +14,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from ..densities import Density
-from ..scales import ScaleCurvature
-from ..surfaces import Line, Surface
-from . import (
-    BAND,
-    COLOURS,
-    axis_label,
-    band,
-    bent_ticks,
-    beyond,
-    caption,
-    check,
-    columns,
-    drawable,
-    even_levels,
-    label,
-    limits,
-    notes,
-    round_levels,
-    short,
-    units,
-    wrapped,
-)
+from .captions import BAND, axis_label, caption, label, notes, short, units, wrapped
+from .style import COLOURS, columns
+from .values import LineLike, SurfaceLike, band, bent_ticks, beyond, check, drawable, even_levels, limits, round_levels
 
 ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # inches, as ICML has them
+
 _RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -83,7 +64,7 @@ class _Scale:
         return ScalarMappable((LogNorm if self.log else Normalize)(self.levels[0], self.levels[-1]), "viridis")
 
 
-def lines(lines: Mapping[str, Line], ax: Axes | None = None, *, value: str = "loss", log: bool = False) -> Axes:
+def lines(lines: Mapping[str, LineLike], ax: Axes | None = None, *, value: str = "loss", log: bool = False) -> Axes:
     """Draw curves, a colour, dash and marker for each network, into axes (new ones by default) and return them.
 
     Args:
@@ -119,7 +100,7 @@ def lines(lines: Mapping[str, Line], ax: Axes | None = None, *, value: str = "lo
 
 
 def contours(
-    surface: Surface, ax: Axes | None = None, *, value: str = "loss", levels: Sequence[float] | None = None
+    surface: SurfaceLike, ax: Axes | None = None, *, value: str = "loss", levels: Sequence[float] | None = None
 ) -> Axes:
     """Draw labelled contours over a quiet map into axes (new ones by default) and return them.
 
@@ -141,7 +122,7 @@ def contours(
 
 
 def surfaces(
-    surfaces: Mapping[str, Surface],
+    surfaces: Mapping[str, SurfaceLike],
     *,
     value: str = "loss",
     kind: str = "contour",
@@ -176,7 +157,7 @@ def surfaces(
     return figure
 
 
-def density(density: Density, ax: Axes | None = None) -> Axes:
+def density(density: Any, ax: Axes | None = None) -> Axes:
     """Draw a density of eigenvalues with its band, and the atoms as stems, into axes (new ones by default).
 
     The vertical axis is logarithmic and ends at a third of what one eigenvalue alone would reach: less means nothing.
@@ -214,7 +195,7 @@ def density(density: Density, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def scales(found: ScaleCurvature, ax: Axes | None = None) -> Axes:
+def scales(found: Any, ax: Axes | None = None) -> Axes:
     """Draw the curvature against the radius, with its errors and the derivative, into axes (new ones by default).
 
     Rungs that are not to be trusted are hollow and grey, triangles at the edge where they lie above or below the
@@ -303,7 +284,7 @@ def _label(ax: Axes, *, x: str, y: str) -> None:
     ax.set_ylabel(ax.get_ylabel() or y)
 
 
-def _label_panels(figure: Figure, axes: Sequence[Axes], surface: Surface, kind: str) -> None:
+def _label_panels(figure: Figure, axes: Sequence[Axes], surface: SurfaceLike, kind: str) -> None:
     """Write the long labels once for all panels; in 3-D each axis has its short name."""
     if kind == "contour":
         figure.supxlabel(axis_label(surface, 1))
@@ -316,7 +297,7 @@ def _label_panels(figure: Figure, axes: Sequence[Axes], surface: Surface, kind: 
         ax.set_ylabel(short(surface, 2), labelpad=-4)
 
 
-def _curve(ax: Axes, number: int, name: str, line: Line, values: np.ndarray, edges: Any) -> None:
+def _curve(ax: Axes, number: int, name: str, line: LineLike, values: np.ndarray, edges: Any) -> None:
     """Draw a curve with about eight markers, one on every point between two gaps, and a larger one at the centre."""
     alphas = line.alphas.numpy()
     style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
@@ -345,7 +326,7 @@ def _scale(values: Sequence[np.ndarray], value: str, levels: Sequence[float] | N
     return _Scale(chosen, log, extend.get((low < chosen[0], high > chosen[-1]), "neither"))
 
 
-def _contours(ax: Axes, surface: Surface, values: np.ndarray, scale: _Scale) -> None:
+def _contours(ax: Axes, surface: SurfaceLike, values: np.ndarray, scale: _Scale) -> None:
     alphas, betas = surface.alphas.numpy(), surface.betas.numpy()
     seen = np.ma.masked_invalid(values.T)  # matplotlib has x along columns
     if seen.count():
@@ -361,7 +342,7 @@ def _contours(ax: Axes, surface: Surface, values: np.ndarray, scale: _Scale) -> 
     ax.margins(0)
 
 
-def _relief(ax: Any, surface: Surface, values: np.ndarray, scale: _Scale) -> None:
+def _relief(ax: Any, surface: SurfaceLike, values: np.ndarray, scale: _Scale) -> None:
     """Draw a surface in 3-D over its contours; heights are logarithms where the levels are."""
     heights = np.log10(np.where(values > 0, values, np.nan)) if scale.log else values
     levels = np.log10(scale.levels) if scale.log else np.array(scale.levels)

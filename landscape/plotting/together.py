@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..surfaces import Line, Surface
-
-    Results = Mapping[str, Line] | Mapping[str, Surface]
+from .values import Results
 
 
 def plot_together(results: Results, *, value: str = "loss", log: bool = False) -> Any:
@@ -70,11 +68,18 @@ def paper_style() -> AbstractContextManager[None]:
 
 
 def _are_lines(results: Mapping[str, Any]) -> bool:
-    from ..surfaces import Line, Surface
+    planes = {hasattr(result, "betas") for result in results.values()}
+    if len(planes) > 1 or not all(hasattr(result, "alphas") for result in results.values()):
+        kinds = sorted({type(result).__name__ for result in results.values()})
+        raise TypeError(f"results must be all lines or all surfaces, got {', '.join(kinds)}")
+    return planes == {False}
 
-    kinds = {type(result) for result in results.values()}
-    if not kinds <= {Line} and not kinds <= {Surface}:
-        raise TypeError(
-            f"results must be all lines or all surfaces, got {', '.join(sorted(k.__name__ for k in kinds))}"
-        )
-    return kinds == {Line}
+
+def save_figure(figure: Any, path: str | Path) -> list[Path]:
+    """Write what ``.draw`` returned (a matplotlib figure or axes) as PDF and PNG for print; return the two paths.
+
+    TrueType fonts, 300 dots per inch, no timestamps, the size as drawn.
+    """
+    from . import paper
+
+    return paper.save(getattr(figure, "figure", figure), path)

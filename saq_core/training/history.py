@@ -14,10 +14,9 @@ from .. import files
 from ..results import Shown
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from pandas import DataFrame
-    from plotly.graph_objects import Figure as Interactive
+
+    from landscape.plotting.history import Axes, Figure, Interactive
 
 WIDTH, HEIGHT = 360, 120  # of the curves in a notebook, in pixels
 CURVES = {"loss": "#0072B2", "val_loss": "#D55E00"}

@@ -1,0 +1,17 @@
+"""The Hessian of a network's loss: products, traces, eigenvalues, densities, and finite differences beside them."""
+
+from .estimates import density, eigenvalues_of, top_eigenvalues, trace
+from .finite_differences import ScaleCurvature, curvature_at_scale
+from .hessian import GGN, Hessian, Scaled
+
+__all__ = [
+    "GGN",
+    "Hessian",
+    "ScaleCurvature",
+    "Scaled",
+    "curvature_at_scale",
+    "density",
+    "eigenvalues_of",
+    "top_eigenvalues",
+    "trace",
+]

@@ -1,0 +1,317 @@
+"""Traces, top eigenvalues and densities of a model's Hessian, or of any symmetric matrix: where the two halves meet."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..linalg import (
+    Density,
+    Eigenpairs,
+    Eigenvalues,
+    Operator,
+    Trace,
+    fold_products,
+    fold_shares,
+    hutchinson,
+    hutchpp,
+    lanczos,
+    slq,
+    trace_of_samples,
+    xtrace,
+)
+from ..model import BatchObjective, Loss, Objective
+from ..progress import announce, stopwatch
+from .hessian import Hessian, Scaled
+
+UNITS = ("raw", "filter")
+ENGINES = ("landscape", "pyhessian")
+METHODS = ("lanczos", "hutch++", "xtrace", "hutchinson")
+_DEFLATED = 20  # Lanczos steps before the probes: they pay for themselves on every trained network we looked at
+
+
+def trace(
+    model: nn.Module | Tensor | Operator,
+    data: Any = None,
+    *,
+    units: str = "raw",
+    space: str | None = None,
+    rtol: float = 0.02,
+    atol: float = 0.0,
+    method: str | None = None,
+    per_layer: bool = False,
+    eigenvalues: Eigenvalues | None = None,
+    max_samples: int = 100,
+    seed: int = 0,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
+    engine: str = "landscape",
+) -> Trace:
+    """Estimate the trace of the Hessian, with its standard error over the probes and over the data.
+
+    Args:
+        model: a network, or any symmetric operator or matrix: `Hessian` (with ``layers=``, ``at=``, ``memory=``) or
+            `GGN`, ``.filter_relative()`` of one.
+        data: ``(x, y)`` or batches; default ``model.probe``.
+        units: ``"raw"``, or ``"filter"`` for D·H·D, D = ‖w_f‖/√(size of filter): comparable between networks.
+        space: ``"quantized"`` (default) or ``"latent"``.
+        rtol, atol: stop once the standard error is ≤ max(rtol·|trace|, atol); never before ten probes.
+        method: ``"lanczos"`` (default): Hutchinson on the complement of 20 Lanczos vectors, whose own share is exact;
+            ``"hutch++"``, ``"hutchinson"``; ``"xtrace"``, whose error estimate is optimistic. See `landscape.traces`.
+        per_layer: estimate the trace of every weight's own block as well (``.layers``), from the same probes.
+        eigenvalues: of the same operator, from `top_eigenvalues`: deflates with them, and needs no Lanczos of its own.
+        max_samples: stop there in any case; ``converged`` then says so.
+        seed: of the probes.
+        loss, objective: see `Objective`.
+        engine: ``"pyhessian"`` asks that package (plain Hutchinson, ``max_samples`` probes, no stop rule).
+
+    Raises:
+        ValueError: unknown settings, a matrix that is not square and symmetric, eigenvalues of another operator, bad
+            data.
+
+    Cost: 20 + probes Hessian-vector products (probes alone with ``eigenvalues``; hutch++: 30 + probes; xtrace: two per
+    probe).
+    """
+    elapsed = stopwatch()
+    check_known(units=(units, UNITS), engine=(engine, ENGINES), method=(method or "lanczos", METHODS))
+    settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_samples": max_samples, "seed": seed}
+    if engine == "pyhessian":
+        from .pyhessian import pyhessian_trace
+
+        function = _function(model, data, space, loss, objective)
+        result = trace_of_samples(pyhessian_trace(function, units, max_samples, seed), rtol=rtol, atol=atol)
+        about = function.about(units=units, engine=engine, products=len(result.samples))
+        return replace(result, about=about | {"seed": seed, "seconds": elapsed()})
+    operator, about = operator_of(model, data, units, space, loss, objective, products=_DEFLATED + 10)
+    settings["blocks"] = _blocks(operator) if per_layer else None
+    if eigenvalues is not None:
+        if method not in (None, "lanczos"):
+            raise ValueError(f"eigenvalues= are for method='lanczos', which deflates with them, got method={method!r}")
+        result = hutchinson(operator, **_known(operator, eigenvalues), **settings)
+    elif method in ("hutch++", "hutchinson", "xtrace"):
+        estimators: dict[str, Any] = {"hutch++": hutchpp, "hutchinson": hutchinson, "xtrace": xtrace}
+        result = estimators[method](operator, **settings)
+    else:
+        steps = min(_DEFLATED, _room(operator, 0))
+        result = deflated_trace(operator, lanczos(operator, steps, tol=0.0, max_products=steps, seed=seed), **settings)
+    return replace(result, about=about | result.about | {"seed": seed, "seconds": elapsed()})
+
+
+def top_eigenvalues(
+    model: nn.Module | Tensor | Operator,
+    data: Any = None,
+    *,
+    k: int = 5,
+    which: str = "magnitude",
+    units: str = "raw",
+    space: str | None = None,
+    tol: float = 1e-3,
+    max_products: int = 150,
+    check_multiplicity: bool = False,
+    seed: int = 0,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
+    engine: str = "landscape",
+) -> Eigenvalues:
+    """Find the top eigenvalues of the Hessian by Lanczos with full reorthogonalisation and thick restart.
+
+    Args:
+        model: a network, or any symmetric operator or matrix (see `trace`).
+        data: ``(x, y)`` or batches; default ``model.probe``.
+        k: how many.
+        which: ``"magnitude"`` (what pyhessian gives), ``"largest"``, ``"smallest"``, or ``"both"`` ends.
+        units: ``"raw"``, or ``"filter"`` for D·H·D (see `trace`).
+        space: ``"quantized"`` (default) or ``"latent"``.
+        tol: stop once every residual ‖Hv − θv‖/|θ₁| is below it. In float32 residuals stop at 1e-6…6e-6.
+        max_products: stop there in any case; ``converged`` then says so (pyhessian: iterations per eigenvalue).
+        check_multiplicity: search on for copies of repeated eigenvalues (5–20 products more).
+        seed: of the start vector.
+        loss, objective: see `Objective`.
+        engine: ``"pyhessian"`` asks that package (power iteration; its tolerance is another: the change of θ).
+
+    Raises:
+        ValueError: unknown settings, k outside 1…n, a matrix that is not square and symmetric, bad data.
+
+    Cost: 11–40 Hessian-vector products for k = 5 on trained networks, and k more that measure residuals and the error
+    over the data; memory n·min(80, what half the memory holds) float64.
+    """
+    elapsed = stopwatch()
+    check_known(units=(units, UNITS), engine=(engine, ENGINES))
+    if engine == "pyhessian":
+        from .pyhessian import pyhessian_eigenvalues
+
+        if which != "magnitude":
+            raise ValueError(f"which must be 'magnitude' with engine='pyhessian', the only end it finds, got {which!r}")
+        function = _function(model, data, space, loss, objective)
+        found, products = pyhessian_eigenvalues(function, units, k, tol, max_products, seed)
+        about = function.about(units=units, engine=engine, products=products, seed=seed, seconds=elapsed())
+        return Eigenvalues(about, *found)
+    operator, about = operator_of(model, data, units, space, loss, objective, products=4 * k)
+    search: dict[str, Any] = {"which": which, "tol": tol, "max_products": max_products, "seed": seed}
+    search |= {"max_basis": _room(operator, k), "check_multiplicity": check_multiplicity}
+    result = eigenvalues_of(operator, lanczos(operator, k, **search), tol)
+    return replace(result, about=about | result.about | {"seed": seed, "seconds": elapsed()})
+
+
+def density(
+    model: nn.Module | Tensor | Operator,
+    data: Any = None,
+    *,
+    k: int = 10,
+    vectors: int = 8,
+    steps: int = 20,
+    points: int = 1000,
+    units: str = "raw",
+    space: str | None = None,
+    seed: int = 0,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
+) -> Density:
+    """Estimate the spectral density of the Hessian: the k outermost eigenvalues exactly, the bulk by quadrature.
+
+    Args:
+        model: a network, or any symmetric operator or matrix (see `trace`).
+        data: ``(x, y)`` or batches; default ``model.probe``.
+        k: outliers taken out first, by magnitude, to a residual of 1e-3; 0 for none.
+        vectors: random start vectors; the band comes from their scatter.
+        steps: Lanczos steps for each; more resolve the bulk more finely.
+        points: of the grid.
+        units: ``"raw"``, or ``"filter"`` for D·H·D (see `trace`).
+        space: ``"quantized"`` (default) or ``"latent"``.
+        seed: of the start vectors.
+        loss, objective: see `Objective`.
+
+    Raises:
+        ValueError: unknown settings, vectors or steps < 1, bad data.
+
+    Cost: 2–4·k + vectors·steps Hessian-vector products.   Source: see `landscape.densities.slq`.
+    """
+    elapsed = stopwatch()
+    check_known(units=(units, UNITS))
+    operator, about = operator_of(model, data, units, space, loss, objective, products=3 * k + vectors * steps)
+    k = min(k, operator.shape[0])
+    pairs = lanczos(operator, k, max_basis=_room(operator, k), seed=seed) if k else None
+    result = slq(operator, pairs=pairs, vectors=vectors, steps=steps, points=points, seed=seed)
+    products = result.about["products"] + (pairs.products if pairs else 0)
+    return replace(result, about=about | {"products": products, "seed": seed, "seconds": elapsed()})
+
+
+def deflated_trace(operator: Operator, krylov: Eigenpairs, **settings: Any) -> Trace:
+    """Run Hutchinson's probes on the complement of a Lanczos basis that is at hand."""
+    known: dict[str, Any] = {"basis_trace": krylov.basis_trace, "fold_traces": krylov.fold_traces}
+    known["images"] = krylov.images if settings.get("blocks") else None
+    result = hutchinson(operator, basis=krylov.basis, **known, **settings)
+    return replace(result, about={"products": krylov.products + len(result.samples)})
+
+
+def eigenvalues_of(operator: Operator, pairs: Eigenpairs, tol: float) -> Eigenvalues:
+    """Turn what Lanczos found into a result: residuals measured, folds compared, vectors cut by weight."""
+    columns = list(pairs.vectors.T)
+    weights = fold_shares(operator)
+    residuals, forms = [], []
+    for value, vector in zip(pairs.values.tolist(), columns, strict=True):
+        images = fold_products(operator, vector)
+        residuals.append((weights.to(images) @ images - value * vector).norm())
+        forms.append(images @ vector)
+    measured = torch.stack(residuals).cpu() / pairs.values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    stacks, found = {"": pairs.vectors.T.cpu()}, getattr(operator, "coordinates", None)
+    if found is not None:
+        sizes = [value.numel() for value in found.centre.values()]
+        parts = zip(found.centre.items(), stacks[""].split(sizes, dim=1), strict=True)
+        stacks = {name: part.reshape(-1, *value.shape).to(value.dtype) for (name, value), part in parts}
+    # in float32 the measured residual stops at a floor, whatever the recurrence says
+    done, about = pairs.converged & (measured <= tol), {"products": pairs.products + len(columns)}
+    return Eigenvalues(about, pairs.values, measured, done, stacks, torch.stack(forms, dim=1).cpu(), weights)
+
+
+def operator_of(
+    model: nn.Module | Tensor | Operator,
+    data: Any,
+    units: str,
+    space: str | None,
+    loss: Loss | None,
+    objective: BatchObjective | None,
+    products: int,
+) -> tuple[Operator, dict[str, Any]]:
+    """Build the operator that is asked for, and the description of its results; announce what takes long."""
+    if isinstance(model, nn.Module):
+        model = Hessian(model, data, space=space, loss=loss, objective=objective)
+    elif not all(given is None for given in (data, space, loss, objective)):
+        raise ValueError("data, space, loss and objective belong to a network: an operator has its own")
+    if isinstance(model, Hessian | Scaled):
+        about = model.about(**{} if isinstance(model, Scaled) else {"units": units})
+        announce(products, **model.estimate(products))
+        return (model.filter_relative() if units == "filter" and isinstance(model, Hessian) else model), about
+    if units != "raw":
+        raise ValueError(f"units={units!r} needs a network: a matrix has no filters")
+    model = torch.from_numpy(model) if isinstance(model, np.ndarray) else model
+    if isinstance(model, Tensor):
+        _check_symmetric(model)
+        model = model if model.is_floating_point() else model.double()
+    if not isinstance(model, Operator):
+        raise TypeError(
+            f"model must be a network, a square symmetric matrix or an Operator, got {type(model).__name__}"
+        )
+    return model, {"units": units, "shape": list(model.shape)}
+
+
+def _known(operator: Operator, eigenvalues: Eigenvalues) -> dict[str, Any]:
+    """Turn eigenpairs at hand into what `hutchinson` deflates with."""
+    mine: dict[str, Any] = getattr(operator, "about", dict)()
+    theirs = eigenvalues.about
+    for key in ("matrix", "units", "space", "samples", "centre_loss"):
+        if key in mine and mine[key] != theirs.get(key):
+            raise ValueError(f"eigenvalues= are of another operator: {key} {theirs.get(key)!r}, not {mine[key]!r}")
+    if not eigenvalues.converged.all():
+        raise ValueError("eigenvalues= must all have converged: raise max_products, or ask for fewer")
+    rows = torch.cat([stack.flatten(1) for stack in eigenvalues.vectors.values()], dim=1).double()
+    if rows.shape[1] != operator.shape[0]:
+        raise ValueError(f"eigenvalues= are those of an operator of size {rows.shape[1]}, not {operator.shape[0]}")
+    basis = torch.linalg.qr(rows.T.to(operator.device)).Q  # orthonormal again after a rounding to float32
+    form = basis.T @ rows.T.to(basis) @ torch.diag(eigenvalues.values.to(basis)) @ rows.to(basis) @ basis
+    alike = torch.equal(eigenvalues.fold_weights, fold_shares(operator))  # else there is no error over data to tell
+    folds = eigenvalues.fold_values.sum(1) if alike else None
+    known = {"basis": basis, "basis_trace": float(eigenvalues.values.sum()), "images": basis @ form}
+    return known | {"fold_traces": folds}
+
+
+def _blocks(operator: Operator) -> dict[str, int]:
+    if not hasattr(operator, "coordinates"):
+        raise ValueError("per_layer=True needs a network: a matrix has no layers")
+    return {name: value.numel() for name, value in operator.coordinates.centre.items()}
+
+
+def _room(operator: Operator, k: int) -> int:
+    """Count the Lanczos vectors that memory has room for, within reason."""
+    n = operator.shape[0]
+    memory = getattr(operator, "memory", math.inf)
+    return min(n, max(k + 2, int(min(max(2 * k + 20, 80), memory / 2 / (8 * n)))))
+
+
+def _function(
+    model: Any, data: Any, space: str | None, loss: Loss | None, objective: BatchObjective | None
+) -> Objective:
+    if not isinstance(model, nn.Module):
+        raise ValueError("engine='pyhessian' measures networks: pass a torch.nn.Module, or use the default engine")
+    return Objective(model, data, space=space, loss=loss, objective=objective)
+
+
+def check_known(**settings: tuple[str, tuple[str, ...]]) -> None:
+    """Refuse a setting that is none of the known ones."""
+    for name, (value, known) in settings.items():
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _check_symmetric(matrix: Tensor) -> None:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"a square matrix is needed, got shape {tuple(matrix.shape)}")
+    if not matrix.numel() or not matrix.isfinite().all():
+        raise ValueError("a matrix of finite numbers is needed: this one is empty or holds NaN or infinity")
+    if not torch.allclose(matrix, matrix.T, rtol=1e-5, atol=1e-5 * float(matrix.abs().max())):
+        raise ValueError("a symmetric matrix is needed: A and its transpose differ; pass (A + A.T) / 2")

@@ -1,0 +1,372 @@
+"""The curvature that a network shows at a finite step, by forward passes, beside the one that derivatives give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..flatness import check_draws
+from ..linalg import Eigenvalues
+from ..model import (
+    BatchObjective,
+    Coordinates,
+    Evaluation,
+    Loss,
+    Objective,
+    Point,
+    checked_direction,
+    gaussian,
+    quantized_layers,
+    stderr_of_mean,
+)
+from ..progress import progress, stopwatch
+from ..results import Result
+from .estimates import UNITS
+from .hessian import Hessian
+
+LADDER = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+ALONG, RANDOM = 2e-3, 2e-2  # relative radii: finer ones drown in the stairs of 4-bit activations
+_SURE = 3  # errors that a curvature must be away from zero: the stairs of one centre are common to all rungs
+_FAR, _VAGUE = 5, 2  # values and errors beyond these multiples of what is known would fill a picture
+_RUNGS = ("radii", "curvature", "stderr_data", "stderr_draws", "rounding", "misstep")
+_SHAKES = 6  # evaluations that tell the rounding error of the loss
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleCurvature(Result):
+    """Second differences [f(w+εd) − 2f(w) + f(w−εd)]/ε² over a ladder of radii.
+
+    Attributes:
+        radius: the rung that `value` states.
+        numel: the number of coordinates n that the directions move; n times the mean over random ones is the trace.
+        radii: (rungs,) r in ‖εd‖ = r·‖w‖, increasing.
+        curvature: (rungs,) the second difference along a unit vector: a given one, or the mean over random ones.
+        stderr_data: (rungs,) its standard error over the data, paired by sample; NaN where the data cannot tell.
+        stderr_draws: (rungs,) its standard error over random directions; NaN along a given one.
+        rounding: (rungs,) the error that floating-point arithmetic leaves in it, as measured on the loss.
+        misstep: (rungs,) ‖Q(w+εd) − Q(w) − εd‖/‖εd‖ over the weights that are rounded on the way, in latent space;
+            else 0. From 1 on the network is moved further by the staircase than by the step.
+        samples: (rungs, draws) the single second differences.
+        derivatives: (draws,) dᵀHd along the same vectors; empty where it was not asked for.
+    """
+
+    radius: float
+    numel: int
+    radii: Tensor
+    curvature: Tensor
+    stderr_data: Tensor
+    stderr_draws: Tensor
+    rounding: Tensor
+    misstep: Tensor
+    samples: Tensor
+    derivatives: Tensor
+    dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(_RUNGS, ("radius",)) | {"samples": ("radius", "draw")}
+
+    @property
+    def error(self) -> Tensor:
+        """(rungs,) all that is known of the error: over data, over draws, and of rounding, in quadrature."""
+        parts = (self.stderr_data, self.stderr_draws, self.rounding)
+        return torch.stack([part.nan_to_num(nan=0.0) for part in parts]).norm(dim=0)
+
+    @property
+    def trusted(self) -> Tensor:
+        """(rungs,) whether the value is more than three errors away from zero, and no staircase."""
+        return (self.curvature.abs() > _SURE * self.error) & (self.misstep < 1)
+
+    @property
+    def finest(self) -> float:
+        """The finest radius from which on every rung up to the coarsest trusted one is trusted; NaN without any."""
+        rungs = self.trusted.nonzero().flatten().tolist()
+        unbroken = [rung for rung in rungs if self.trusted[rung : rungs[-1] + 1].all()]
+        return float(self.radii[unbroken[0]]) if rungs else math.nan
+
+    @property
+    def value(self) -> float:
+        """The curvature at `radius`."""
+        return float(self.curvature[self._rung])
+
+    @property
+    def stderr(self) -> float:
+        """The error of `value`."""
+        return float(self.error[self._rung])
+
+    @property
+    def derivative(self) -> float:
+        """Return dᵀHd, the mean over the draws; NaN where it was not asked for."""
+        return float(self.derivatives.mean())
+
+    @property
+    def trace(self) -> tuple[float, float]:
+        """The trace that random directions imply at `radius`, with its error; NaN along a given direction."""
+        n = self.numel if self.is_random else math.nan
+        return n * self.value, n * self.stderr
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the directions are random draws."""
+        return self.samples.shape[1] > 1
+
+    @property
+    def frame(self) -> Any:
+        """The ladder as a pandas DataFrame, a row per radius."""
+        import pandas
+
+        names = ("radii", "curvature", "error", "stderr_data", "stderr_draws", "rounding", "misstep", "trusted")
+        columns = {name: getattr(self, name).numpy() for name in names}
+        return pandas.DataFrame(columns | {"derivative": self.derivative})
+
+    def window(self) -> tuple[float, float]:
+        """Return the range of curvatures worth seeing: zero, the derivative, and rungs with their errors.
+
+        Those are the trusted rungs, and the others that are neither far beyond nor far less certain than what is known:
+        the derivative, the trusted rungs and the one with the least bound.
+        """
+        values, errors, bounds = self.curvature, self.error, self.curvature.abs() + self.error
+        sure = self.trusted | values.isfinite() & (bounds == bounds.nan_to_num(nan=math.inf).min())
+        sizes = torch.cat([self.derivatives.mean().abs().reshape(1), values[sure].abs()])
+        known = sizes.nan_to_num(nan=0.0).max()
+        shown = sure | (values.abs() <= _FAR * known) & (errors <= _VAGUE * known)
+        ends = [values[shown] - errors[shown], values[shown] + errors[shown], self.derivatives.mean().reshape(1)]
+        seen = torch.cat([*ends, values.new_zeros(1)])
+        seen = seen[seen.isfinite()]
+        low, high = float(seen.min()), float(seen.max())
+        margin = 0.12 * (high - low) or 1.0
+        return low - margin, high + margin
+
+    @property
+    def _rung(self) -> int:
+        return self.radii.tolist().index(self.radius)
+
+    def plot(self) -> Any:
+        """Draw the curvature against the radius as an interactive plotly figure."""
+        from ..plotting import interactive
+
+        return interactive.scales(self)
+
+    def draw(self, ax: Any = None) -> Any:
+        """Draw the curvature against the radius into matplotlib axes (new ones by default) and return them."""
+        from ..plotting import paper
+
+        return paper.scales(self, ax)
+
+    def __repr__(self) -> str:
+        doubt = "" if self.trusted[self._rung] else f" ({self._doubt()})"
+        parts = [f"{self.value:.4g} ± {self.stderr:.1g} at {self.radius:g}·‖w‖{doubt}"]
+        if self.is_random:
+            parts.append("trace {:.4g} ± {:.1g}".format(*self.trace))
+        if len(self.derivatives):
+            parts.append(f"{self.about['derivative']} {self.derivative:.4g}")
+        parts.append("no rung is trustworthy" if math.isnan(self.finest) else f"trustworthy from {self.finest:g}")
+        return f"ScaleCurvature({', '.join(parts)}; {self.about['directions']}; {self._kind()})"
+
+    def _doubt(self) -> str:
+        return "a staircase" if self.misstep[self._rung] >= 1 else "not told from zero"
+
+
+def curvature_at_scale(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    directions: str | Point | Eigenvalues = "random",
+    radius: float | None = None,
+    ladder: bool | Sequence[float] = True,
+    draws: int = 10,
+    units: str | None = None,
+    space: str | None = None,
+    derivatives: bool = True,
+    seed: int = 0,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
+) -> ScaleCurvature:
+    """Measure the curvature [f(w+εd) − 2f(w) + f(w−εd)]/ε² at ‖εd‖ = radius·‖w‖, and dᵀHd beside it.
+
+    Choose it where something is rounded: a derivative there is that of the straight-through surrogate, while this is
+    the loss itself. Too fine a radius sees the stairs of rounded activations and the float's last digits, too coarse a
+    one more than curvature; the ladder shows where the number can be trusted.
+
+    Args:
+        model: any network; not touched.
+        data: ``(x, y)`` or batches; default ``model.probe``.
+        directions: ``"random"``, a direction, or what `top_eigenvalues` gave, whose first vector is taken.
+        radius: r in ‖εd‖ = r·‖w‖, ‖w‖ over the weights of two or more dimensions; default 2e-3 along a given
+            direction, 2e-2 along random ones.
+        ladder: further radii: True for ten from 1e-4 to 1e-1, False for none, or a list.
+        draws: random directions, uniform on the sphere; the same at every radius.
+        units: ``"raw"``: d is a unit vector over all that varies; ``"filter"``: d = D·z for a unit vector z, as in
+            D·H·D, biases and norm parameters fixed. Default: as the eigenvectors, else raw.
+        space: ``"quantized"`` (default) or ``"latent"``, where the weights' rounding makes the loss a staircase.
+        derivatives: whether to take dᵀHd, straight-through or exact, along the same directions.
+        seed: of the draws.
+        loss, objective: see `Objective`.
+
+    Raises:
+        ValueError: a radius that is not > 0, draws < 2, unknown settings, a direction of zero, bad data.
+
+    Cost: 2·rungs·draws + 7 forward passes, and draws Hessian-vector products.
+    """
+    elapsed = stopwatch()
+    units = _units(units, directions)
+    check_draws(draws)
+    radius, radii = _ladder(radius, ladder, directions)
+    settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
+    hessian = Hessian(model, data, **settings) if derivatives else None
+    function = hessian.objective if hessian else Objective(model, data, **settings)
+    function.centre()
+    vectors = _Vectors(function.coordinates, directions, units, draws, seed)
+    with function.quiet():
+        ladder_of = _measured(function, vectors, radii, seed)
+        products = [_form(hessian, d) for d in vectors] if hessian else []
+    forms = torch.stack(products).cpu() if products else torch.empty(0, dtype=torch.float64)
+    about = function.about(units=units, directions=vectors.name, seed=seed, seconds=elapsed())
+    about |= {"derivative": about["derivatives"], "derivatives": "at a scale"}
+    tensors = [torch.tensor(radii, dtype=torch.float64), *ladder_of, forms]
+    return ScaleCurvature(about, radius, vectors.numel, *tensors)
+
+
+def _measured(function: Objective, vectors: _Vectors, radii: Sequence[float], seed: int) -> list[Tensor]:
+    """Return curvature, its errors over data, over draws and of rounding, misstep and samples of every rung."""
+    here = function.evaluate()
+    noise = _loss_noise(function, here, seed)
+    found = [_differences(function, here, d, radii) for d in progress(vectors, "curvature at scale")]
+    samples, by_sample, inverse, misstep = (torch.stack(parts) for parts in zip(*found, strict=True))
+    draws = len(found)
+    over_data = torch.stack([stderr_of_mean(row, here.weights) for row in by_sample.mean(0)])
+    over_draws = samples.std(0) / draws**0.5 if draws > 1 else torch.full_like(over_data, math.nan)
+    rounding = noise * inverse.mean(0) * (4 + 2 / draws) ** 0.5  # the centre's share is common to all draws
+    return [part.cpu() for part in (samples.mean(0), over_data, over_draws, rounding, misstep.amax(0), samples.T)]
+
+
+class _Vectors:
+    """The directions d, one after the other, made anew each time: they are as large as the network."""
+
+    def __init__(self, centre: Coordinates, directions: Any, units: str, draws: int, seed: int) -> None:
+        moved = {name: w for name, w in centre.centre.items() if w.ndim > 1 or units == "raw"}
+        if not centre.norm() > 0:
+            raise ValueError("radius is relative to ‖w‖, the weights of two or more dimensions: here that is zero")
+        self._moved, self._draws, self._seed = moved, draws, seed
+        self._scale = centre.filter_scale() if units == "filter" else None
+        self._given: Point | None = None
+        self.name = f"{draws} random directions"
+        self.numel = sum(w.numel() for w in moved.values())
+        if isinstance(directions, str):
+            return
+        is_eigenvector = isinstance(directions, Eigenvalues)
+        self.name = "the first eigenvector" if is_eigenvector else "a given direction"
+        point = checked_direction(centre, directions.vector(0) if is_eigenvector else directions)
+        self._given = {name: step for name, step in point.items() if name in moved}
+        if not float(_norm(self._step(self._given))) > 0:
+            raise ValueError("directions must move the network: the direction given is zero on all that may vary")
+
+    def __iter__(self) -> Iterator[Point]:
+        if self._given is not None:
+            yield self._step(self._given)
+            return
+        for draw in range(self._draws):
+            yield self._step(dict(gaussian(self._moved, self._seed * 1_000_003 + draw)))
+
+    def _step(self, vector: Point) -> Point:
+        length = _norm(vector)
+        return {n: v / length * (self._scale[n] if self._scale else 1) for n, v in vector.items()}
+
+
+def _differences(
+    function: Objective, here: Evaluation, direction: Point, radii: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return second differences (rungs,), those of the samples' losses (rungs, samples), 1/ε² and the missteps."""
+    length = function.coordinates.norm() / _norm(direction)
+    rows = []
+    for radius in radii:
+        step = {name: radius * length * d for name, d in direction.items()}
+        there, back = function.evaluate(step), function.evaluate({name: -s for name, s in step.items()})
+        inverse = (radius * length).double() ** -2
+        value = (there.loss - 2 * here.loss + back.loss) * inverse
+        by_sample = (there.losses - 2 * here.losses + back.losses) * inverse
+        rows.append((value, by_sample, inverse, _misstep(function, step)))
+    values, samples, inverses, missteps = (torch.stack(parts) for parts in zip(*rows, strict=True))
+    return values, samples, inverses, missteps
+
+
+def _loss_noise(function: Objective, here: Evaluation, seed: int) -> Tensor:
+    """Return the scatter of the loss when every weight moves within its last digit, as any step makes it do.
+
+    It holds the rounding of the weights, of every sum on the way, and of activations that were about to change level.
+    """
+    centre, losses = function.coordinates.centre, [here.loss]
+    for shake in range(_SHAKES):
+        draw = gaussian(centre, seed * 1_000_003 - 1 - shake)
+        last_digits = {name: torch.finfo(z.dtype).eps * centre[name] * z.clamp(-1, 1) for name, z in draw}
+        losses.append(function.evaluate(last_digits).loss)
+    return torch.stack(losses).std()
+
+
+def _form(hessian: Hessian, direction: Point) -> Tensor:
+    """Return dᵀHd."""
+    zero = {name: torch.zeros_like(w) for name, w in hessian.coordinates.centre.items()}
+    d = hessian.coordinates.flatten(zero | direction)
+    return d.double() @ (hessian @ d).double()
+
+
+class _Rounded(nn.Module):
+    """The weights that a network computes with and the steps between their levels, as a function of live tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {
+            f"{name}.{leaf}".removeprefix("."): (value, levels)
+            for name, layer in quantized_layers(self.model).items()
+            for leaf, (value, _, levels) in layer.quantized_weights().items()
+        }
+
+
+@torch.no_grad()
+def _misstep(function: Objective, step: Point) -> Tensor:
+    """Return ‖Q(w+s) − Q(w) − s‖/‖s‖ over what is rounded in latent space; zero in the others, which see the step."""
+    if function.coordinates.space != "latent":
+        return torch.zeros((), dtype=torch.float64, device=function.device)
+    network = _Rounded(function.model)
+    before, after = (
+        functional_call(network, {f"model.{n}": w for n, w in function.live(displacement).items()}, ())
+        for displacement in (None, step)
+    )
+    moved = {name: after[name][0] - value for name, (value, _) in before.items() if name in step}
+    masks = {name: before[name][1] != 0 for name in moved}
+    wrong = {name: (seen - step[name]) * masks[name] for name, seen in moved.items()}
+    rounded = {name: step[name] * mask for name, mask in masks.items()}
+    share = _norm(wrong) / _norm(rounded).clamp_min(torch.finfo(torch.float64).tiny)
+    return share.to(function.device)
+
+
+def _norm(point: Point) -> Tensor:
+    squares = [part.double().square().sum() for part in point.values()]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)
+
+
+def _units(units: str | None, directions: Any) -> str:
+    own = directions.about.get("units", "raw") if isinstance(directions, Eigenvalues) else None
+    units = units or own or "raw"
+    if units not in UNITS:
+        raise ValueError(f"units must be one of {', '.join(UNITS)}, got {units!r}")
+    if own not in (None, units):
+        raise ValueError(f"units must be those of the eigenvectors, {own!r}, got {units!r}: leave units out")
+    if isinstance(directions, str) and directions != "random" or not isinstance(directions, str | dict | Eigenvalues):
+        raise ValueError(f'directions must be "random", a point or Eigenvalues, got {directions!r}')
+    return units
+
+
+def _ladder(radius: float | None, ladder: bool | Sequence[float], directions: Any) -> tuple[float, list[float]]:
+    """Return the radius to state, and all rungs in order."""
+    radius = radius if radius is not None else RANDOM if isinstance(directions, str) else ALONG
+    further = (LADDER if ladder else ()) if isinstance(ladder, bool) else ladder
+    rungs = sorted({float(radius), *map(float, further)})
+    if not all(0 < rung < math.inf for rung in rungs):
+        raise ValueError(f"radius and ladder must be finite numbers > 0, relative to ‖w‖, got {rungs}")
+    return float(radius), rungs

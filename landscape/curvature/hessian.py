@@ -1,0 +1,303 @@
+"""The Hessian and the generalised Gauss-Newton matrix of a network's mean loss as linear operators."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import parallel
+from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective
+from .products import GaussNewtonGraph, HessianGraph, Probe, free_memory, probe
+
+Graph = HessianGraph | GaussNewtonGraph
+_FOLD_BYTES = 5e8  # what images of all folds may take: beyond, fewer folds
+
+
+class Hessian:
+    """The Hessian of a network's mean loss, as an operator of shape (n, n).
+
+    ``H @ v`` is exact (double backward), over all batches weighted by their size, for v of shape (n,) or (n, k).
+    In quantized space the weights' rounding is not on the path; where activations are rounded too, the product is that
+    of the straight-through surrogate (``about["derivatives"]`` says so).
+
+    Eval-mode BatchNorm is folded into the convolutions (exact), and graphs are kept between products as far as
+    ``memory`` reaches; the rest is built anew each time, once for all vectors of a block.
+
+    Args:
+        model: any network; not touched.
+        data: ``(x, y)`` or a re-iterable of batches; default ``model.probe``.
+        space: ``"quantized"`` (default) or ``"latent"``, see `landscape.coordinates`.
+        layers: names of the modules or weights that vary; default all.
+        at: ``"layer.input"`` or ``"layer.output"``: not the weights vary but what goes into or comes out of that
+            module, n = all its elements over the data.
+        loss: ``loss(output, target)``; default cross-entropy.
+        objective: ``objective(model, batch) → (mean loss, weight)`` in place of ``loss``.
+        memory: bytes that graphs may hold between products; default half of what is free.
+
+    Raises:
+        ValueError: bad data; a product that is not symmetric (a hand-written backward), with the reason.
+
+    Cost: one gradient with its graph; each product 1.4–1.8 gradients where the graphs are kept, 2.5–2.8 where not
+    (ResNet-20 on two CPUs; a gradient of the plain network at its best batch size).
+
+    Source: Pearlmutter 1994, by automatic differentiation.
+    """
+
+    matrix: ClassVar[str] = "Hessian"
+    _graph: ClassVar[Callable[..., Graph]] = HessianGraph
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any = None,
+        *,
+        space: str | None = None,
+        layers: Sequence[str] | None = None,
+        at: str | None = None,
+        loss: Loss | None = None,
+        objective: BatchObjective | None = None,
+        memory: float | None = None,
+    ) -> None:
+        self.objective = Objective(model, data, space=space, layers=layers, loss=loss, objective=objective)
+        self.objective.centre()  # refuses data and weights that mean nothing
+        # the least of all processes: they must take the same steps
+        self.memory = min(parallel.gather(free_memory(self.device) / 2 if memory is None else memory))
+        self.products = 0
+        self._inputs = None if at is None else _Inputs(self.objective, at)
+        self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
+        self._kept: dict[int, Graph] = {}
+        self._weights = self.objective.batch_weights
+        self._mine = parallel.share(len(self._weights))
+        if parallel.size() > 1 and not self.objective.same_order:
+            raise ValueError("several processes need data in one order: pass (x, y) or a list of batches, not a loader")
+        with self.objective.quiet(), torch.enable_grad():
+            first = next(self.objective.batches())
+            self.probe: Probe = probe(lambda batch: self._build(0, batch), first, self.device)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, n)."""
+        return self.coordinates.numel, self.coordinates.numel
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's dtype."""
+        return self.objective.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
+        return self.objective.device
+
+    def __matmul__(self, vectors: Tensor, /) -> Tensor:
+        columns = self._columns(vectors)
+        total = torch.zeros(self.shape[0], len(columns), dtype=torch.float64, device=self.device)
+        for _fold, rows, image in self._images(columns):
+            total[rows] += image
+        return (parallel.sum_(total) / sum(self._weights)).to(self.dtype).reshape(vectors.shape)
+
+    def by_fold(self, vectors: Tensor) -> Tensor:
+        """Return A_f v for each fold f of the data, (folds, n) or (folds, n, k): their weighted mean is A v."""
+        weights = self.fold_weights * sum(self._weights)
+        columns = self._columns(vectors)
+        images = torch.zeros(len(weights), self.shape[0], len(columns), dtype=torch.float64, device=self.device)
+        for fold, rows, image in self._images(columns):
+            images[fold, rows] += image
+        return (parallel.sum_(images) / weights[:, None, None]).reshape(-1, *vectors.shape)
+
+    @property
+    def fold_weights(self) -> Tensor:
+        """The folds' shares of the data, (folds,) float64: groups of batches, one if their order may change."""
+        sums = torch.zeros(max(self._folds()) + 1, dtype=torch.float64)
+        sums.index_add_(0, torch.tensor(self._folds()), torch.tensor(self._weights, dtype=torch.float64))
+        return (sums / sums.sum()).to(self.device)
+
+    def scaled(self, d: Tensor | Mapping[str, Tensor]) -> Scaled:
+        """Return D·A·D for a diagonal D, given as a vector of shape (n,) or as a point."""
+        return Scaled(self, d if isinstance(d, Tensor) else self.coordinates.flatten(d))
+
+    def filter_relative(self) -> Scaled:
+        """Return D·A·D in filter-relative units (`Coordinates.filter_scale`): what networks can be compared by."""
+        if self._inputs:
+            raise ValueError("a layer's input has no filters: use units='raw' with at=")
+        return Scaled(self, self.coordinates.flatten(self.coordinates.filter_scale()), "filter")
+
+    def estimate(self, products: int) -> dict[str, float]:
+        """Return the seconds and the bytes of graphs that so many products, one after the other, take in a process."""
+        samples, share = sum(self.objective.batch_rows[number] for number in self._mine), self._share_kept()
+        built = 1 + (products - 1) * (1 - share)
+        seconds = samples * (built * self.probe.build_seconds + products * self.probe.product_seconds)
+        return {"seconds": seconds, "bytes": share * samples * self.probe.graph_bytes}
+
+    def about(self, **more: Any) -> dict[str, Any]:
+        """Describe how a result came about: what `Objective.about` says, the matrix and the way of its products."""
+        share = self._share_kept()
+        graphs = "graphs kept" if share == 1 else "graphs rebuilt" if share == 0 else f"{share:.0%} of the graphs kept"
+        space = {"space": self.coordinates.space} if self._inputs else {}
+        way = {"matrix": self.matrix, "units": "raw", "products_by": f"double backward, {graphs}"}
+        return self.objective.about() | space | way | more
+
+    def _columns(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        n = self.shape[0]
+        if vectors.ndim not in (1, 2) or vectors.shape[0] != n:
+            raise ValueError(f"vectors must have shape ({n},) or ({n}, k), got {tuple(vectors.shape)}")
+        return vectors.to(self.device, self.dtype).reshape(n, -1).unbind(1)
+
+    def _images(self, columns: Sequence[Tensor]) -> Iterator[tuple[int, slice, Tensor]]:
+        """Yield for each batch its fold, the coordinates that it concerns, and weight·A_batch·v there, (rows, k)."""
+        n, folds = self.shape[0], self._folds()
+        self.products += len(columns)
+        with self.objective.quiet(), torch.enable_grad():
+            for number, graph in self._graphs():
+                rows, parts = slice(0, n), [list(self.coordinates.unflatten(column).values()) for column in columns]
+                if self._inputs:
+                    rows, parts = self._inputs.rows[number], [self._inputs.cut(number, c) for c in columns]
+                images = [torch.cat([part.reshape(-1) for part in graph.product(v)]) for v in parts]
+                yield folds[number], rows, torch.stack(images, dim=1)
+
+    def _graphs(self) -> Iterator[tuple[int, Graph]]:
+        """Yield number and graph of each batch of this process: graphs kept, and others built anew."""
+        if len(self._kept) == len(self._mine):
+            yield from self._kept.items()
+            return
+        kept, room = dict(self._kept), self._room()
+        for number, batch in enumerate(self.objective.batches()):
+            if number not in self._mine:
+                continue
+            graph = kept[number] if number in kept else self._build(number, batch)
+            if number in room:
+                kept[number] = graph
+            yield number, graph
+        self._kept = kept  # only now: an interrupted product leaves nothing half done
+
+    def _build(self, number: int, batch: Any) -> Graph:
+        if self._inputs:
+            with self._inputs.hooked(number) as leaf:
+                return self._graph(self.objective, self.objective.live(), [leaf], batch)
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in self.objective.live().values()]
+        return self._graph(self.objective, dict(zip(self.objective.live(), leaves, strict=True)), leaves, batch)
+
+    def _room(self) -> Sequence[int]:
+        """Return the batches of this process whose graphs fit in memory; all or none where their order may change."""
+        rows = self.objective.batch_rows
+        used, room = 0.0, 0
+        for number in self._mine:
+            used += rows[number] * self.probe.graph_bytes
+            room += used <= self.memory
+        return self._mine[:room] if room == len(self._mine) or self.objective.same_order else ()
+
+    def _share_kept(self) -> float:
+        rows = self.objective.batch_rows
+        return sum(rows[number] for number in self._room()) / sum(rows[number] for number in self._mine)
+
+    def _folds(self) -> list[int]:
+        """Give each batch its fold."""
+        batches = len(self.objective.batch_rows)
+        most = min(FOLDS, batches, int(_FOLD_BYTES / (8 * self.shape[0])))
+        alone = self._inputs or not self.objective.same_order
+        folds = most if most >= 4 and not alone else 1  # a scatter of two or three says nothing
+        return [number * folds // batches for number in range(batches)]
+
+
+class GGN(Hessian):
+    """The generalised Gauss-Newton matrix Jᵀ·∇²_z loss·J, z the output: the Hessian of the linearized network.
+
+    Never indefinite where the loss is convex in the output (cross-entropy, squared error); for cross-entropy it is the
+    Fisher information. Arguments as for `Hessian`, but the loss must be ``loss(output, target)``.
+
+    Cost: as a Hessian's products, within 5 % (ResNet-20 on a CPU).   Source: Schraudolph 2002; Martens 2010.
+    """
+
+    matrix = "generalised Gauss-Newton"
+    _graph = GaussNewtonGraph
+
+    def __init__(self, model: nn.Module, data: Any = None, **settings: Any) -> None:
+        if settings.get("objective") is not None:
+            raise ValueError("GGN needs the network's output: pass loss=loss(output, target), not objective=")
+        super().__init__(model, data, **settings)
+
+
+class Scaled:
+    """D·A·D for a diagonal D, itself an operator."""
+
+    def __init__(self, operator: Hessian, d: Tensor, units: str = "scaled") -> None:
+        if d.shape != operator.shape[:1]:
+            raise ValueError(f"d must have shape ({operator.shape[0]},), got {tuple(d.shape)}")
+        self.operator, self.d, self.units = operator, d, units
+        self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
+        self.coordinates, self.memory, self.estimate = operator.coordinates, operator.memory, operator.estimate
+
+    @property
+    def fold_weights(self) -> Tensor:
+        """See `Hessian.fold_weights`."""
+        return self.operator.fold_weights
+
+    def __matmul__(self, vectors: Tensor, /) -> Tensor:
+        d = self.d if vectors.ndim == 1 else self.d[:, None]
+        return d * (self.operator @ (d * vectors.to(self.device, self.dtype)))
+
+    def by_fold(self, vectors: Tensor) -> Tensor:
+        """See `Hessian.by_fold`."""
+        d = self.d if vectors.ndim == 1 else self.d[:, None]
+        return d * self.operator.by_fold(d * vectors.to(self.device, self.dtype))
+
+    def about(self, **more: Any) -> dict[str, Any]:
+        """See `Hessian.about`."""
+        return self.operator.about(units=self.units, **more)
+
+
+class _Inputs:
+    """What goes into one layer, or comes out, over all the data, as the tensor that varies."""
+
+    def __init__(self, objective: Objective, at: str) -> None:
+        name, _, leaf = at.rpartition(".")
+        modules = dict(objective.model.named_modules())
+        if not objective.same_order:
+            raise ValueError("at= needs data in one order: pass (x, y) or a list of batches, not a loader")
+        if leaf not in ("input", "output") or name not in modules:
+            raise ValueError(f'at must be "<module>.input" or ".output" with the name of a module, got {at!r}')
+        self.module, self.leaf = modules[name], leaf
+        self._parts: list[Tensor] = []
+        with objective.quiet(), torch.no_grad():
+            for batch in objective.batches():
+                with self._hook(self._remember):
+                    objective.loss(objective.live(), batch)
+        if len(self._parts) != len(objective.batch_rows):
+            raise ValueError(f"{name} must be called once in a forward pass, with a tensor, for at={at!r}")
+        ends = torch.tensor([0] + [part.numel() for part in self._parts]).cumsum(0).tolist()
+        self.rows = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+        rounded = any(getattr(module, "is_quantizer", False) for module in objective.model.modules())
+        centre = {at: torch.cat(self._parts)}
+        self.coordinates = Coordinates(f"{leaf} of {name}", rounded, centre, {at: at}, centre)
+
+    def cut(self, number: int, vector: Tensor) -> list[Tensor]:
+        """Cut one batch's part out of a vector of shape (n,)."""
+        return [vector[self.rows[number]].view_as(self._parts[number])]
+
+    @contextlib.contextmanager
+    def hooked(self, number: int) -> Iterator[Tensor]:
+        """Put a tensor that varies in the place of the layer's input, and yield it."""
+        leaf = self._parts[number].clone().requires_grad_()
+        with self._hook(lambda _: leaf.clone()):  # a copy, for what comes next may work in place
+            yield leaf
+
+    def _remember(self, value: Tensor) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise ValueError(f"at must name a module whose {self.leaf} is one tensor, got a {type(value).__name__}")
+        self._parts.append(value.detach().clone())
+        return value
+
+    @contextlib.contextmanager
+    def _hook(self, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        if self.leaf == "input":
+            handle = self.module.register_forward_pre_hook(lambda _, inputs: (function(inputs[0]), *inputs[1:]))
+        else:
+            handle = self.module.register_forward_hook(lambda _, inputs, output: function(output))
+        try:
+            yield
+        finally:
+            handle.remove()

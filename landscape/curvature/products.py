@@ -1,0 +1,139 @@
+"""Curvature times a vector on one batch, from a graph that can be kept between products."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model import Objective, Point, rows_of
+
+Tensors = Sequence[Tensor]
+
+
+class HessianGraph:
+    """weight · ∇²loss of one batch: the gradient with its graph, differentiated once more for each vector."""
+
+    def __init__(self, objective: Objective, live: Point, leaves: Tensors, batch: Any) -> None:
+        self.leaves = list(leaves)
+        loss = objective.loss(live, batch)
+        self.weight = float(loss.weight)
+        total = loss.mean * self.weight
+        if not total.requires_grad:
+            raise ValueError("the loss depends on nothing that varies: is it computed from the model's output?")
+        self.gradient = torch.autograd.grad(total, self.leaves, create_graph=True, materialize_grads=True)
+
+    def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
+        """Return weight · H_batch · v, in the shapes of the leaves."""
+        return _derivative(self.gradient, self.leaves, vectors)
+
+
+class GaussNewtonGraph:
+    """weight · Jᵀ·∇²_z loss·J of one batch, z the network's output: J·v, too, comes from reverse passes (twice)."""
+
+    def __init__(self, objective: Objective, live: Point, leaves: Tensors, batch: Any) -> None:
+        self.leaves = list(leaves)
+        output = objective.output(live, batch)
+        if not isinstance(output, Tensor):
+            raise TypeError(f"the Gauss-Newton matrix needs a network whose output is a tensor, got {type(output)}")
+        if not output.requires_grad:
+            raise ValueError("the output depends on nothing that varies")
+        self.output, self.point = output, output.detach().requires_grad_()
+        loss = objective.loss_of(self.point, batch)
+        self.weight = float(loss.weight)
+        (self.slope,) = torch.autograd.grad(loss.mean * self.weight, self.point, create_graph=True)
+        self.dual = torch.zeros_like(output, requires_grad=True)
+        self.pulled = torch.autograd.grad(output, self.leaves, self.dual, create_graph=True, materialize_grads=True)
+
+    def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
+        """Return weight · G_batch · v, in the shapes of the leaves."""
+        (pushed,) = _derivative(self.pulled, [self.dual], vectors)
+        (bent,) = _derivative([self.slope], [self.point], [pushed])
+        return torch.autograd.grad(self.output, self.leaves, bent, retain_graph=True, materialize_grads=True)
+
+
+def _derivative(of: Tensors, by: Tensors, vectors: Tensors) -> tuple[Tensor, ...]:
+    """Return d(Σ of·vectors)/d(by); what has no graph (a loss linear in a weight) gives zero."""
+    curved = [(g, v) for g, v in zip(of, vectors, strict=True) if g.requires_grad]
+    if not curved:
+        return tuple(torch.zeros_like(leaf) for leaf in by)
+    outputs, directions = zip(*curved, strict=True)
+    return torch.autograd.grad(outputs, by, directions, retain_graph=True, materialize_grads=True)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one batch says about all of them: seconds and bytes to build a graph, seconds for a product, per sample."""
+
+    build_seconds: float
+    product_seconds: float
+    graph_bytes: float
+
+
+def probe(build: Callable[[Any], HessianGraph | GaussNewtonGraph], batch: Any, device: torch.device) -> Probe:
+    """Build one batch's graph, count what it holds, time a product, and refuse one that is not symmetric.
+
+    Raises:
+        ValueError: uᵀ(A v) and vᵀ(A u) differ.
+    """
+    storages: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        build(batch)
+    start = now()
+    graph = build(batch)
+    built = now()
+    generator = torch.Generator().manual_seed(0)
+    u, v = ([torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in graph.leaves] for _ in range(2))
+    au = graph.product(u)
+    between = now()
+    av = graph.product(v)
+    product = now() - between
+    _check_symmetric(u, v, au, av)
+    rows = rows_of(batch)
+    return Probe((built - start) / rows, product / rows, sum(storages.values()) / rows)
+
+
+def _check_symmetric(u: Tensors, v: Tensors, au: Tensors, av: Tensors) -> None:
+    def inner(a: Tensors, b: Tensors) -> float:
+        return float(sum((p.double() * q.double()).sum() for p, q in zip(a, b, strict=True)))
+
+    difference = abs(inner(u, av) - inner(v, au))
+    scale = inner(au, au) ** 0.5 + inner(av, av) ** 0.5  # the spread of uᵀ(Av) over random u is ‖Av‖
+    if difference > (1e-9 if u[0].dtype == torch.float64 else 3e-3) * scale:
+        raise ValueError(
+            f"products with the Hessian are not symmetric: uᵀHv and vᵀHu differ by {difference:.2g} on a scale of "
+            f"{scale:.2g}. The backward of some operation is not a derivative; a hand-written autograd.Function (a "
+            "quantizer?) is the usual cause: write x + (round(x) - x).detach() in its place"
+        )
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the bytes that are free, within the limit of a container where there is one."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    free = 4e9
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    group = pathlib.Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
+        free = min(free, float(limit) - float(used))
+    return free

@@ -1,0 +1,265 @@
+"""What the explorer measured, by the settings that decide the numbers. No widget and no picture in here.
+
+All work is done in steps of a forward pass or a product each; between two steps the networks are as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..comparison import Comparison, Measured, check_units, common_probe, curvature_steps, fit, together
+from ..curvature import Hessian, eigenvalues_of
+from ..linalg import Eigenvalues, lanczos_steps
+from ..model import BatchObjective, Evaluation, Loss, Objective, Point, quantized_layers
+from ..surfaces import COLUMNS, COMPUTED, FAILED, Line, Surface, evaluate_points, resolved
+from .views import View, growing, place, rows
+
+_NUMBERS_AFTER = 9  # the table is filled once the pictures have so many points a side
+_PRODUCT, _PRODUCTS = 5, 30  # forward passes in a product, about; products for a row of the table
+
+
+@dataclass
+class Plane:
+    """One network, two directions, and the points measured so far: (alpha, beta) → loss, accuracy, stderr."""
+
+    function: Objective
+    centre: Evaluation
+    steps: list[Point]
+    about: dict[str, Any]
+    rows: dict[tuple[float, float], Tensor] = field(default_factory=dict)
+
+    def measure(self, alpha: float, beta: float) -> None:
+        """Measure one point. Cost: a forward pass over the data (two with recomputed statistics)."""
+        found, failure = evaluate_points(self.function, self.steps, torch.tensor([[alpha, beta]]).double(), self.centre)
+        self.rows[place(alpha, beta)] = found[0]
+        if failure:
+            self.about.setdefault("first_failure", failure)
+
+    def missing(self, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Return those of the points that are not measured."""
+        return [point for point in points if place(*point) not in self.rows]
+
+    def surface(self, alphas: Tensor, betas: Tensor) -> Surface:
+        """Lay measured points out as a surface."""
+        pairs = torch.cartesian_prod(alphas, betas).tolist()
+        table = torch.stack([self.rows[place(*pair)] for pair in pairs]).view(len(alphas), len(betas), len(COLUMNS))
+        status = torch.where(table[..., 0].isfinite(), COMPUTED, FAILED).to(torch.int8)
+        about = self.about | {"evaluated": len(pairs)}
+        columns: dict[str, Any] = dict(zip(COLUMNS, table.unbind(-1), strict=True))
+        return Surface(about, alphas, betas, status=status, **columns)
+
+
+class Study:
+    """Networks, data, and all that was measured of them, by the settings that decide the numbers.
+
+    Args:
+        models: name → network; not touched.
+        data: ``(x, y)`` or batches; default the probe that all networks carry.
+        loss, objective: see `Objective`.
+
+    Attributes:
+        errors: name → what went wrong with a network in the last work.
+        version: a number that rises whenever there is something new to show.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        data: Any = None,
+        *,
+        loss: Loss | None = None,
+        objective: BatchObjective | None = None,
+    ) -> None:
+        groups = {name: [model] for name, model in models.items()}
+        check_units(groups)
+        self.models = dict(models)
+        self.settings: dict[str, Any] = {"loss": loss, "objective": objective}
+        self.data = common_probe(groups) if data is None else data
+        self.own_data = data is not None
+        tensors = isinstance(self.data, tuple | list) and all(isinstance(part, Tensor) for part in self.data)
+        self.rows = len(self.data[0]) if tensors and objective is None else None
+        self.rounded = {name: bool(quantized_layers(model)) for name, model in models.items()}
+        self.errors: dict[str, str] = {}
+        self.version = 0
+        self._functions: dict[Any, tuple[Objective, Evaluation]] = {}
+        self._eigen: dict[Any, Eigenvalues] = {}
+        self._planes: dict[Any, Plane] = {}
+        self._numbers: dict[Any, dict[str, Measured]] = {}
+        self._underway: dict[Any, Generator[None, None, Any]] = {}
+
+    def shown(self, view: View) -> dict[str, Surface]:
+        """Return the finest whole grid of each panel that is measured; computes nothing."""
+        found = {}
+        for panel, name in zip(view.panels(), view.names, strict=False):
+            plane, best = self._planes.get(self._key(name, view, "plane")), None
+            for alphas, betas, new in growing(view) if plane else ():
+                if plane is None or plane.missing(new):
+                    break
+                best = (alphas, betas)
+            if plane and best:
+                found[panel] = plane.surface(*best)
+        return found
+
+    def numbers(self, view: View) -> dict[str, dict[str, Measured]]:
+        """Return name → quantity → number, as far as they are known; computes nothing."""
+        found: dict[str, dict[str, Measured]] = {}
+        for name in view.names:
+            known = self._functions.get(self._key(name, view, "function"))
+            if known:
+                found[name] = fit(known[1]) | self._numbers.get(self._key(name, view, "numbers"), {})
+        return found
+
+    def comparison(self, view: View, lines: Mapping[str, Line] | None = None) -> Comparison:
+        """Put what there is together, to draw or to save.
+
+        Raises:
+            ValueError: there is nothing yet.
+        """
+        surfaces, numbers = self.shown(view), self.numbers(view)
+        if not surfaces:
+            raise ValueError("nothing is computed yet: let the explorer work for a moment")
+        seeds = {name: [{q: list(astuple(one)) for q, one in row.items()}] for name, row in numbers.items()}
+        about = together([surface.about for surface in surfaces.values()]) | {"seed": view.seed}
+        return Comparison(about, seeds, dict(lines or {}), surfaces)
+
+    def work(self, view: View) -> int:
+        """Count the steps that are left, in forward passes, about."""
+        per_point, left = 2 if view.batchnorm == "recomputed" else 1, 0
+        for name in view.names[: len(view.panels())]:
+            plane = self._planes.get(self._key(name, view, "plane"))
+            pairs = torch.cartesian_prod(*view.axes()).tolist()
+            left += per_point * len(plane.missing(pairs) if plane else pairs)
+        if view.directions == "eigenvectors":
+            left += 15 * _PRODUCT * sum(self._key(name, view, "eigen") not in self._eigen for name in view.names)
+        waiting = [name for name in view.names if self._key(name, view, "numbers") not in self._numbers]
+        return left + _PRODUCT * _PRODUCTS * len(waiting) * view.numbers
+
+    def steps(self, view: View) -> Iterator[int]:
+        """Compute what is missing, all networks in turn; pause after each step, giving its cost in forward passes.
+
+        What goes wrong with one network lands in ``errors``, and the others go on.
+        """
+        self.errors.clear()
+        filled = not view.numbers
+        for alphas, betas, new in growing(view):
+            for name in view.names[: len(view.panels())]:
+                yield from self._guarded(name, self._points(name, view, new))
+            done = min(len(alphas), len(betas)) >= min(_NUMBERS_AFTER, view.points)
+            if done and not filled:
+                filled = True
+                for name in view.names:
+                    yield from self._guarded(name, self._curvature(name, view))
+
+    def _guarded(self, name: str, steps: Iterator[int]) -> Iterator[int]:
+        if name in self.errors:
+            return
+        try:
+            yield from steps
+        except Exception as error:
+            self.errors[name] = f"{error}" or type(error).__name__
+            self.version += 1
+
+    def _points(self, name: str, view: View, points: list[tuple[float, float]]) -> Iterator[int]:
+        key, cost = self._key(name, view, "plane"), 2 if view.batchnorm == "recomputed" else 1
+        if key not in self._planes:
+            yield from self._new_plane(name, view)
+        plane = self._planes[key]
+        for point in plane.missing(points):
+            plane.measure(*point)
+            yield cost
+        self.version += 1
+
+    def _new_plane(self, name: str, view: View) -> Iterator[int]:
+        function, centre = self._function(name, view)
+        yield 0
+        given: list[Any] = ["random", "random"]
+        if view.directions == "between":
+            given[0] = self.models[view.names[1]]
+        eigen = None
+        if view.directions == "eigenvectors":
+            yield from self._eigenvectors(name, view)
+            given, eigen = ["eigenvectors"] * 2, self._eigen[self._key(name, view, "eigen")]
+        steps, labels = resolved(function, given, "filter", view.seed, eigen)
+        label = labels[0] if len(set(labels)) == 1 else " and ".join(labels)
+        about = function.about(directions=label, seed=view.seed)
+        plane = Plane(function, centre, steps, about)
+        # the model itself is known, and is the same point in every plane
+        plane.rows[place(0, 0)] = torch.stack([centre.loss, centre.accuracy, centre.stderr(centre)]).cpu()
+        self._planes[self._key(name, view, "plane")] = plane
+
+    def _function(self, name: str, view: View) -> tuple[Objective, Evaluation]:
+        key = self._key(name, view, "function")
+        if key not in self._functions:
+            self._forget(name, key)
+            settings = self.settings | {"space": view.space, "batchnorm": view.batchnorm}
+            function = Objective(self.models[name], self._data(view.samples), **settings)
+            function.centre()
+            self._functions[key] = function, function.evaluate()
+        return self._functions[key]
+
+    def _forget(self, name: str, key: Any) -> None:
+        """Drop what was measured of a network that has changed since."""
+        for store in (self._functions, self._eigen, self._planes, self._numbers, self._underway):
+            for old in [old for old in store if old[:1] == key[:1] and old[1] != key[1]]:
+                del store[old]  # type: ignore[attr-defined]
+
+    def _hessian(self, name: str, view: View) -> Hessian:
+        return Hessian(self.models[name], self._data(view.samples), space=view.space, **self.settings)
+
+    def _eigenvectors(self, name: str, view: View) -> Iterator[int]:
+        key = self._key(name, view, "eigen")
+        if key not in self._eigen:
+            hessian = self._hessian(name, view)
+            found = yield from self._resumed(key, lambda: lanczos_steps(hessian, 2, seed=view.seed))
+            top = eigenvalues_of(hessian, found, 1e-3)
+            self._eigen[key] = replace(top, about=hessian.about() | top.about)
+
+    def _curvature(self, name: str, view: View) -> Iterator[int]:
+        self._function(name, view)
+        key = self._key(name, view, "numbers")
+        if key not in self._numbers:
+            self._numbers[key] = yield from self._resumed(
+                key, lambda: curvature_steps(self._hessian(name, view).filter_relative(), "filter", 0.05, view.seed)
+            )
+        self.version += 1
+
+    def _resumed(self, key: Any, begin: Callable[[], Generator[None, None, Any]]) -> Generator[int, None, Any]:
+        """Run what pauses after each product; after a stop it goes on where it was."""
+        if key not in self._underway:
+            self._underway[key] = begin()
+        while True:
+            try:
+                next(self._underway[key])
+            except BaseException as end:  # whatever it raised, it is at its end, after Ctrl-C as well
+                del self._underway[key]
+                if isinstance(end, StopIteration):
+                    return end.value
+                raise
+            yield _PRODUCT  # a generator closed here leaves the one under way as it is
+
+    def _data(self, samples: int | None) -> Any:
+        if samples is None or self.rows is None or samples >= self.rows:
+            return self.data
+        chosen = rows(self.rows, samples)
+        return tuple(part[chosen] for part in self.data)
+
+    def _key(self, name: str, view: View, kind: str) -> tuple[Any, ...]:
+        """Return what decides a number: the network as it stands, and the settings that matter for it."""
+        key = (name, self._state(name), kind, view.samples, view.space if self.rounded[name] else "float")
+        if kind == "function":
+            return (*key, view.batchnorm)
+        if kind == "plane":
+            towards = view.names[1:2] if view.directions == "between" else ()
+            return (*key, view.batchnorm, view.directions, *towards, *map(self._state, towards), view.seed)
+        return (*key, view.seed)  # products know fixed statistics alone
+
+    def _state(self, name: str) -> int:
+        """Tell one state of a network's weights from another, without reading them."""
+        model = self.models[name]
+        tensors = [*model.parameters(), *model.buffers()]
+        return hash(tuple((tensor.data_ptr(), tensor._version) for tensor in tensors))

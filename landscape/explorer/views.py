@@ -1,0 +1,161 @@
+"""What the explorer is asked for: the settings, the grids that they stand for, and the code that does the same.
+
+A grid grows from 3 × 3 points, a row or a column at a time, outwards from the model, to the next finer one: whatever
+is there is a whole rectangle at every moment, and every finer grid takes over the points of the coarser ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..surfaces import COLUMNS, Line, Surface, grid
+
+# what is chosen by name, and what it means: a value and whether its logarithm is drawn; pictures; directions
+QUANTITIES = {"loss": ("loss", False), "log loss": ("loss", True), "accuracy": ("accuracy", False)}
+KINDS = {"3-D": ("3d",), "contour": ("contour",), "both": ("3d", "contour")}
+WAYS = {"random, filter-normalised": "random", "top eigenvectors": "eigenvectors", "between two networks": "between"}
+POINTS = (5, 9, 17, 33, 65)  # each grid holds the ones before
+WAY = (-0.5, 1.5)  # how far a way between two networks, at 0 and 1, is followed
+
+
+@dataclass(frozen=True)
+class View:
+    """All that decides which numbers are computed.
+
+    Attributes:
+        names: of the networks; between two, the way leads from the first to the second.
+        directions: a value of WAYS.
+        space: ``"quantized"`` or ``"latent"``.
+        batchnorm: ``"fixed"`` or ``"recomputed"``.
+        span: half the side of the square, in units of the directions.
+        points: per side, one of POINTS.
+        samples: how many of the data, None for all.
+        seed: of the directions and of the probes.
+        numbers: whether curvatures are wanted beside the pictures.
+    """
+
+    names: tuple[str, ...]
+    directions: str = "random"
+    space: str = "quantized"
+    batchnorm: str = "fixed"
+    span: float = 1.0
+    points: int = 17
+    samples: int | None = None
+    seed: int = 0
+    numbers: bool = True
+
+    def __post_init__(self) -> None:
+        if self.directions == "between" and len(self.names) < 2:
+            raise ValueError("choose two networks: there is no way between one and itself")
+
+    def panels(self) -> tuple[str, ...]:
+        """Name the pictures: the networks, or the way between two."""
+        return (" → ".join(self.names[:2]),) if self.directions == "between" else self.names
+
+    def axes(self) -> tuple[Tensor, Tensor]:
+        """Return the steps along both directions."""
+        other = grid(self.span, self.points)
+        return (grid(WAY, self.points) if self.directions == "between" else other), other
+
+
+def growing(view: View) -> Iterator[tuple[Tensor, Tensor, list[tuple[float, float]]]]:
+    """Yield ever finer grids: the steps along both directions, and the points that are new in each."""
+    fine = view.axes()
+    stride = (view.points - 1) // 2
+    taken = [list(range(0, view.points, stride)) for _ in fine]
+    alphas, betas = (axis[kept] for axis, kept in zip(fine, taken, strict=True))
+    yield alphas, betas, torch.cartesian_prod(alphas, betas).tolist()
+    while stride > 1:
+        stride //= 2
+        for axis in (0, 1):
+            between = [i for i in range(0, view.points, stride) if i not in taken[axis]]
+            for index in sorted(between, key=lambda i: abs(float(fine[axis][i]))):
+                taken[axis] = sorted([*taken[axis], index])
+                both = [fine[n][taken[n]] for n in (0, 1)]
+                line = [fine[axis][[index]], both[1 - axis]]
+                yield both[0], both[1], torch.cartesian_prod(*(line if axis == 0 else line[::-1])).tolist()
+
+
+def rows(length: int, samples: int) -> Tensor:
+    """Choose samples anywhere in the data: they may be sorted by class."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:samples]
+
+
+def place(alpha: float, beta: float) -> tuple[float, float]:
+    """Name a point, the same one in every grid that holds it."""
+    return float(f"{alpha:.9g}") + 0.0, float(f"{beta:.9g}") + 0.0  # and no negative zero
+
+
+def cut(surface: Surface, axis: int, at: float) -> tuple[Line, float]:
+    """Take the line of a surface along an axis that is nearest to a step along the other one; tell which it is."""
+    steps, across = (surface.alphas, surface.betas) if axis == 0 else (surface.betas, surface.alphas)
+    index = int((across - at).abs().argmin())
+    columns: dict[str, Any] = {name: getattr(surface, name).select(1 - axis, index) for name in (*COLUMNS, "status")}
+    parts = (str(surface.about["directions"]).split(" and ") * 2)[axis]
+    about = surface.about | {"directions": parts, "other direction": [parts, float(across[index])]}
+    return Line(about, steps, **columns), float(across[index])
+
+
+def code(view: View, keys: Mapping[str, Any], quantity: str, kind: str, given: Sequence[str] = ()) -> str:
+    """Write the lines that make a picture without the explorer.
+
+    Args:
+        view: what is measured.
+        keys: name → key in ``models``; empty where there is one network, ``model``.
+        quantity, kind: what is drawn, names in QUANTITIES and KINDS.
+        given: what else `explore` was given, of data, loss and objective: the lines expect it under that name.
+    """
+    own = {name: f"models[{keys[name]!r}]" if keys else "model" for name in view.names}
+    (value, log), first = QUANTITIES[quantity], own[view.names[0]]
+    lines = ["import landscape"]
+    source = "data" if "data" in given else f"{first}.probe"
+    if view.samples is not None:
+        rows = f"torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:{view.samples}]"
+        lines += ["import torch", "", f"x, y = {source}", f"rows = {rows}", "data = x[rows], y[rows]"]
+    elif "data" not in given:
+        lines += ["", f"data = {source}"]
+    way = view.directions == "between"
+    directions = f'[{own[view.names[1]]}, "random"]' if way else repr(view.directions)
+    settings = {"span": (WAY, view.span) if way else view.span, "points": view.points, "space": view.space}
+    settings |= {"batchnorm": view.batchnorm, "seed": view.seed}
+    lines += [f"settings = {settings!r}", "surfaces = {"]
+    more = "".join(f", {name}={name}" for name in given if name != "data")
+    for panel, name in zip(view.panels(), view.names, strict=False):
+        lines += [f"    {panel!r}: landscape.surface({own[name]}, data, directions={directions}{more}, **settings),"]
+    lines += ["}", "picture = landscape.Comparison({}, {}, {}, surfaces)"]
+    for one in KINDS[kind]:
+        lines += [f"landscape.save_figure(picture.draw({value!r}, kind={one!r}), 'landscape_{one}')"]
+    return "\n".join([*lines, f"picture.plot({value!r}, log={log})"]) + "\n"
+
+
+def named(models: Any, parts: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return what each network is shown as → its key.
+
+    Raises:
+        TypeError: no mapping from names to networks.
+        ValueError: none at all, two that are shown alike, tuples of different lengths, or of another than ``parts``.
+    """
+    if not isinstance(models, Mapping) or not all(isinstance(model, nn.Module) for model in models.values()):
+        what = models.values() if isinstance(models, Mapping) else [models]
+        odd = next(type(model).__name__ for model in what if not isinstance(model, nn.Module))
+        raise TypeError(f"models must be a network, or {{name: network}}, got {odd}")
+    if not models:
+        raise ValueError("models must name at least one network, got none")
+    keys: dict[str, Any] = {}
+    for key in models:
+        name = " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
+        if name in keys:
+            raise ValueError(f"models must have names that look different, got {keys[name]!r} and {key!r}")
+        keys[name] = key
+    lengths = {len(key) for key in keys.values() if isinstance(key, tuple)}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError(f"tuples that name models must have the same number of parts, got {sorted(lengths)}")
+    if parts is not None and lengths != {len(parts)}:
+        count = max(lengths, default=0)
+        raise ValueError(f"parts must name each of the {count} parts of the networks' names, got {parts!r}")
+    return keys

@@ -1,0 +1,341 @@
+"""How much the loss rises within, or at, a given distance of the weights.
+
+Three metrics say what a distance is; a radius r is relative in all of them by default:
+
+* ``"filter"``: ‖ε_f‖ ≤ r·‖w_f‖ in every filter f; biases and norm parameters stay;
+* ``"plain"``: ‖ε‖ ≤ r·‖w‖ over all that varies;
+* ``"adaptive"``: ‖ε/|w|‖ ≤ r·√n over all that varies: r is the relative change of a weight, root mean square.
+
+``relative=False`` takes the radius as it is: ‖ε‖ ≤ ρ in SAM, ‖ε/|w|‖ ≤ ρ in ASAM.
+
+None of these numbers predicts by itself how well a network generalises: over many networks the correlation is often
+absent and sometimes negative (Andriushchenko et al. 2023, arXiv 2302.07011). Compare networks that were trained alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..model import BatchObjective, Loss, Objective, Point, gaussian, random_direction, rows_of, stderr_of_mean
+from ..progress import progress, stopwatch
+from ..results import Result
+from .balls import ball_of, check_draws, mean_rises, worst_rises
+from .rounding import RoundingSharpness, bits_label, rounding_sharpness
+
+RADII = (0.01, 0.05, 0.1)
+
+
+@dataclass(frozen=True, eq=False)
+class Sharpness(Result):
+    """The rise of the loss at each radius.
+
+    Attributes:
+        radii: (radii,) r, or ρ where it is not relative.
+        rise: (radii,) loss at the perturbed weights minus loss of the model.
+        stderr: (radii,) standard error over the draws; NaN for the worst case, which has none.
+        samples: (radii, draws) the single rises; of the worst case (radii, groups).
+        data_rises: (radii, n) the rises of the n samples (means over the draws), or of the groups where there are
+            several; n = 0 where the data come in no fixed order. data_weights: (n,) their shares.
+    """
+
+    radii: Tensor
+    rise: Tensor
+    stderr: Tensor
+    samples: Tensor
+    data_rises: Tensor
+    data_weights: Tensor
+    columns: ClassVar[tuple[str, ...]] = ("radii", "rise", "stderr", "stderr_data")
+
+    @property
+    def stderr_data(self) -> Tensor:
+        """(radii,) standard error over the data, the perturbations held fixed; NaN where the data cannot tell."""
+        return torch.stack([stderr_of_mean(row, self.data_weights) for row in self.data_rises])
+
+    def __repr__(self) -> str:
+        parts = []
+        columns = (self.radii, self.rise, self.stderr, self.stderr_data)
+        for radius, rise, draws, data in zip(*(column.tolist() for column in columns), strict=True):
+            errors = ((draws, ""), (data, " over data"))
+            known = "".join(f" ± {error:.1g}{what}" for error, what in errors if not math.isnan(error))
+            parts.append(f"{rise:.3g}{known} at {radius:g}")
+        return f"Sharpness({self.about['measure']}: {', '.join(parts)})"
+
+
+def average_sharpness(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    radii: Sequence[float] = RADII,
+    draws: int = 20,
+    metric: str = "filter",
+    relative: bool = True,
+    space: str | None = None,
+    seed: int = 0,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
+) -> Sharpness:
+    """Measure the mean rise of the loss over random perturbations.
+
+    With the filter metric ‖ε_f‖ = r·‖w_f‖ in every filter; with the others ε = T·z is Gaussian, T = r·‖w‖/√n (plain)
+    or r·|w| (adaptive), so that the mean square of its distance is that of the radius. The draws depend on names,
+    shapes and the seed alone, so networks of one architecture are perturbed alike.
+
+    Args:
+        model: any network; not touched.
+        data: ``(x, y)`` or batches; default ``model.probe``.
+        radii: r, relative; ρ with ``relative=False``.
+        draws: random perturbations per radius, the same directions at every radius.
+        metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.measures`.
+        relative: whether the radius is relative to the weights (the filter metric knows no other).
+        space: ``"quantized"`` (default) or ``"latent"``.
+        seed: of the draws.
+        loss, objective: see `Objective`.
+
+    Raises:
+        ValueError: a radius that is not > 0, draws < 2, unknown metric, bad data.
+
+    Cost: draws·radii forward passes over the data.   Source: average-case sharpness, Andriushchenko et al. 2023, §2.
+    """
+    elapsed = stopwatch()
+    check_draws(draws)
+    function = Objective(model, data, loss=loss, objective=objective, space=space)
+    ball = ball_of(function.coordinates, radii, metric, relative)
+    function.centre()
+
+    def displacements(draw: int) -> Iterable[Point]:
+        if metric == "filter":
+            direction = random_direction(function.coordinates, seed * 1_000_003 + draw)
+        else:
+            parts = gaussian(function.coordinates.centre, seed * 1_000_003 + draw)
+            direction = {name: ball.scale[name] * z / function.coordinates.numel**0.5 for name, z in parts}
+        return ({n: radius * d for n, d in direction.items()} for radius in radii)
+
+    found = mean_rises(function, len(radii), draws, displacements)
+    about = function.about(measure=f"average of {draws} draws", metric=metric, seed=seed, seconds=elapsed())
+    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), *found)
+
+
+def worst_case_sharpness(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    radii: Sequence[float] = RADII,
+    steps: int = 10,
+    metric: str = "filter",
+    relative: bool = True,
+    m: int | None = None,
+    space: str | None = None,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
+) -> Sharpness:
+    """Measure the largest rise of the loss that projected gradient ascent finds within a ball around the weights.
+
+    In v = ε/T, where the ball is round, every step moves along the gradient by a share of the radius that falls from 1
+    to 1/steps, and projects back; with the filter metric each filter moves in a ball of its own. The largest loss met
+    counts, the centre's included: a lower bound of the true worst case.
+
+    With m it is the mean over groups of m samples of each group's own worst case: never less than that of all samples
+    together, but for what ascent misses.
+
+    Args:
+        model: any network; not touched.
+        data: ``(x, y)`` or batches; default ``model.probe``.
+        radii: r, relative; ρ with ``relative=False``.
+        steps: gradient steps per radius.
+        metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.measures`.
+        relative: whether the radius is relative to the weights (the filter metric knows no other).
+        m: samples per group, at most; default all in one.
+        space: ``"quantized"`` (default) or ``"latent"``.
+        loss, objective: see `Objective`.
+
+    Raises:
+        ValueError: a radius that is not > 0, steps or m < 1, unknown metric, batches larger than m, bad data.
+
+    Cost: radii·steps gradients and as many forward passes over the data; with m seven forward passes more.
+
+    Source: plain, Foret et al. 2021 (SAM); adaptive, Kwon et al. 2021 (ASAM), whose ε of a zero weight is zero;
+    filter, as ASAM's filter-wise operator, with a ball for each filter where they have one for all; m, Foret et al.
+    2021, §4.1, and Andriushchenko and Flammarion 2022.
+    """
+    elapsed = stopwatch()
+    if steps < 1:
+        raise ValueError(f"steps must be >= 1, got {steps}")
+    if m is not None and m < 1:
+        raise ValueError(f"m must be >= 1, got {m}")
+    settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
+    function = Objective(model, data, batch_size=m, **settings)
+    ball = ball_of(function.coordinates, radii, metric, relative)
+    function.centre()
+    groups = [function] if m is None else _groups(function, m)
+    found = [worst_rises(group, ball, radii, steps) for group in progress(groups, "worst-case sharpness")]
+    rises = torch.stack([rise for rise, *_ in found], 1)  # (radii, groups)
+    shares = torch.tensor([group.samples for group in groups], dtype=torch.float64)
+    shares /= shares.sum()
+    of = "" if m is None else f", mean over {len(groups)} groups"
+    about = function.about(measure=f"worst of {steps} ascent steps{of}", metric=metric, steps=steps, seconds=elapsed())
+    unknown = torch.full((len(radii),), math.nan, dtype=torch.float64)
+    parts = found[0][1:] if m is None else (rises, shares)
+    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), rises @ shares, unknown, rises, *parts)
+
+
+def _groups(function: Objective, m: int) -> list[Objective]:
+    """Return the objective on each group of at most m samples."""
+    groups: list[Any] = []
+    with function.quiet():  # a loader that shuffles draws from the RNG
+        batches = list(function.batches())
+    for batch in batches:
+        if rows_of(batch) <= m:
+            groups.append(batch)
+        elif isinstance(batch, tuple | list) and all(isinstance(part, Tensor) for part in batch):
+            groups += zip(*(part.split(m) for part in batch), strict=True)
+        else:
+            raise ValueError(f"m = {m}, but a batch has {rows_of(batch)} rows and is no (x, y): pass smaller batches")
+    return [function.on(group) for group in groups]
+
+
+@dataclass(frozen=True, eq=False)
+class SharpnessTable(Result):
+    """Several measures of one network.
+
+    Attributes:
+        rows: one record per measure and setting: measure, setting, value (a rise of the loss), stderr over draws,
+            stderr_data over the data, gradients and forwards (its cost, in passes over the data), source.
+    """
+
+    rows: list[dict[str, Any]]
+
+    @property
+    def frame(self) -> Any:
+        """The numbers as a tidy pandas DataFrame, a row per measure and setting."""
+        import pandas
+
+        return pandas.DataFrame(self.rows)
+
+    @property
+    def table(self) -> Any:
+        """The numbers for reading."""
+        frame = self.frame.set_index(["measure", "setting"])
+        for name in ("value", "stderr", "stderr_data"):
+            frame[name] = [f"{value:.3g}".replace("nan", "–") for value in frame[name]]
+        return frame.rename(columns={"value": "rise of the loss", "stderr_data": "stderr over data"})
+
+    def __repr__(self) -> str:
+        return f"{self.table.to_string()}\n{self._caption()}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.table.to_html()}<p>{self._caption()}</p>"
+
+    def _caption(self) -> str:
+        return (
+            f"loss {self.about['loss']:.4g} on {self.about['samples']} samples, {self.about['space']} space; "
+            "sharpness alone often fails to predict generalisation (arXiv 2302.07011)"
+        )
+
+
+class _Measure(NamedTuple):
+    """One measure of the table, with the setting that its source uses."""
+
+    function: Callable[..., Sharpness | RoundingSharpness]
+    settings: dict[str, Any]
+    source: str
+
+
+MEASURES: dict[str, _Measure] = {
+    "worst case, filter": _Measure(worst_case_sharpness, {"radii": (0.01,)}, "after Kwon et al. 2021, filter-wise"),
+    "worst case, plain": _Measure(
+        worst_case_sharpness, {"metric": "plain", "radii": (0.05,), "relative": False}, "Foret et al. 2021"
+    ),
+    "worst case, plain, m samples": _Measure(
+        worst_case_sharpness,
+        {"metric": "plain", "radii": (0.05,), "relative": False, "m": 128},
+        "Foret et al. 2021; Andriushchenko and Flammarion 2022",
+    ),
+    "worst case, adaptive": _Measure(
+        worst_case_sharpness, {"metric": "adaptive", "radii": (0.5,), "relative": False}, "Kwon et al. 2021"
+    ),
+    "average, filter": _Measure(
+        average_sharpness, {"radii": (0.05,), "draws": 10}, "Li et al. 2018; Andriushchenko et al. 2023"
+    ),
+    "average, Gaussian": _Measure(
+        average_sharpness, {"metric": "plain", "radii": (0.05,), "draws": 10}, "Andriushchenko et al. 2023"
+    ),
+    "rounding noise": _Measure(rounding_sharpness, {"draws": 10}, "Widrow and Kollár 2008"),
+}
+
+
+def sharpness(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    measures: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
+) -> SharpnessTable:
+    """Measure sharpness in several ways and lay them out as one table.
+
+    The radii are those of the sources: ρ = 0.05 for SAM (plain), 0.5 for ASAM (adaptive); elsewhere small enough that
+    the loss of a trained network does not explode: 1 % of each filter's norm in the worst case, 5 % of it or of ‖w‖ on
+    average, half a step for rounding. No measure is right for all
+    purposes, and sharpness often fails to predict generalisation (arXiv 2302.07011).
+
+    Args:
+        model: any network; not touched. A quantized one is moved in quantized space.
+        data: ``(x, y)`` or batches; default ``model.probe``.
+        measures: names out of `landscape.measures.MEASURES`, default all; or name → settings that replace the
+            source's, for example ``{"worst case, plain": {"radii": (0.1, 0.2)}}``.
+        seed: of all draws.
+        loss, objective: see `Objective`.
+
+    Raises:
+        ValueError: an unknown measure, settings that a measure refuses, bad data.
+
+    Cost: 40 gradients and 100 to 130 forward passes over the data, which take the time of about 250 forward passes.
+    """
+    elapsed = stopwatch()
+    chosen = measures if isinstance(measures, Mapping) else {name: {} for name in measures or MEASURES}
+    unknown = [name for name in chosen if name not in MEASURES]
+    if unknown or isinstance(measures, str):
+        raise ValueError(f"measures must be a list of names out of {', '.join(MEASURES)}, got {measures!r}")
+    rows: list[dict[str, Any]] = []
+    for name, more in progress(chosen.items(), "sharpness"):
+        function, settings, source = MEASURES[name]
+        settings = settings | dict(more)
+        own = {} if function is worst_case_sharpness else {"seed": seed}
+        found = function(model, data, loss=loss, objective=objective, **own | settings)
+        rows += [{"measure": name} | row | {"source": source} for row in _rows(found, settings)]
+    here = Objective(model, data, loss=loss, objective=objective)
+    centre, _ = here.centre()
+    return SharpnessTable(here.about(loss=centre, seed=seed, seconds=elapsed()), rows)
+
+
+def _rows(found: Sharpness | RoundingSharpness, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a record per radius, or two per number of bits."""
+    rows = []
+    if isinstance(found, RoundingSharpness):
+        for label, number in zip(map(bits_label, found.bits), range(len(found.bits)), strict=True):
+            rows.append(_row(f"noise {label}", found.rise, found.stderr, found.stderr_data, number))
+            rows[-1] |= {"gradients": 0, "forwards": found.samples.shape[1]}
+            unknown = torch.full_like(found.rounded, math.nan)
+            rows.append(_row(f"rounded {label}", found.rounded, unknown, found.rounded_stderr_data, number))
+            rows[-1] |= {"gradients": 0, "forwards": 1}
+        return rows
+    climbs = "steps" in found.about
+    passes = found.about["steps"] if climbs else found.samples.shape[1]
+    name = "r" if settings.get("relative", True) else "ρ"
+    m = f", m = {settings['m']}" if settings.get("m") else ""
+    for number, radius in enumerate(found.radii.tolist()):
+        rows.append(_row(f"{name} = {radius:g}{m}", found.rise, found.stderr, found.stderr_data, number))
+        rows[-1] |= {"gradients": passes if climbs else 0, "forwards": passes}
+    return rows
+
+
+def _row(setting: str, value: Tensor, stderr: Tensor, stderr_data: Tensor, number: int) -> dict[str, Any]:
+    numbers = {"value": value, "stderr": stderr, "stderr_data": stderr_data}
+    return {"setting": setting} | {name: float(part[number]) for name, part in numbers.items()}

@@ -1,0 +1,100 @@
+"""Reading results back: our own netCDF files, and surfaces that other people's scripts wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from .results import Result
+from .surfaces import COMPUTED, FAILED, PENDING, Line, Surface
+
+_PENDING = -1.0  # what the scripts fill their arrays with before a point is measured
+
+
+def loss_landscape(path: str | Path) -> Line | Surface:
+    """Read a surface file of github.com/tomgoldstein/loss-landscape (Li et al. 2018).
+
+    Its arrays hold x along the second dimension, in the order of ``numpy.meshgrid``, whatever their shape says: on
+    grids that are not square the file's own shape is transposed. Accuracies come in percent, points not measured as −1.
+    """
+    with h5py.File(path) as file:
+        axes = [torch.from_numpy(np.array(file[n], dtype=float)) for n in ("xcoordinates", "ycoordinates") if n in file]
+        kind = next((kind for kind in ("train", "test") if f"{kind}_loss" in file), None)
+        if kind is None:
+            raise ValueError(f"{path} has coordinates but neither train_loss nor test_loss")
+        loss, accuracy = (np.array(file[f"{kind}_{name}"], dtype=float) for name in ("loss", "acc"))
+    about: dict[str, Any] = {"written_by": "loss-landscape (Li et al. 2018)", "data": kind, "file": Path(path).name}
+    if len(axes) == 1:
+        return Line(about, axes[0], *_values(loss.ravel(), accuracy.ravel()))
+    shape = (len(axes[1]), len(axes[0]))
+    values = _values(loss.ravel().reshape(shape).T, accuracy.ravel().reshape(shape).T)
+    return Surface(about, axes[0], axes[1], *values)
+
+
+def _values(loss: np.ndarray, accuracy: np.ndarray) -> tuple[Tensor, Tensor, None, Tensor]:
+    """Return loss, accuracy, no standard errors, and the status."""
+    pending = (loss == _PENDING) & (accuracy == _PENDING)
+    values = [torch.from_numpy(np.where(pending, np.nan, part).copy()) for part in (loss, accuracy / 100)]
+    status = np.where(pending, PENDING, np.where(np.isfinite(loss), COMPUTED, FAILED)).astype(np.int8)
+    return values[0], values[1], None, torch.from_numpy(status)
+
+
+def load(path: str | Path) -> Any:
+    """Read a result written by ``.save``, or a surface or line of the loss-landscape scripts of Li et al. (.h5).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no result of this package, or is damaged.
+    """
+    import h5py
+    import xarray
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no result at {path}")
+    try:
+        with h5py.File(path) as file:  # a damaged file is refused here: h5netcdf would complain when it is collected
+            foreign = "xcoordinates" in file
+        if foreign:
+            return loss_landscape(path)
+        tree = xarray.open_datatree(path, engine="h5netcdf").load()
+        tree.close()
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable netCDF file (cut short?): {error}") from error
+    if "result" not in tree.attrs:
+        raise ValueError(f"{path} holds no landscape result")
+    try:
+        return _read(tree)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or was written by another version: {error!r}") from error
+
+
+def _read(tree: Any) -> Any:
+    kinds = {kind.__name__: kind for kind in _subclasses(Result)}
+    kind = kinds[tree.attrs["result"]]
+    plain = json.loads(tree.attrs["fields"])
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        parts = {n: v for n, v in tree.data_vars.items() if n.split(":")[0] == field.name}
+        if field.name in parts:
+            values[field.name] = torch.from_numpy(np.array(parts[field.name].values))
+        elif parts:
+            values[field.name] = {n.split(":", 1)[1]: torch.from_numpy(np.array(v.values)) for n, v in parts.items()}
+        elif field.name in tree.children:
+            keys = plain[field.name]["keys"]
+            values[field.name] = {key: _read(tree[field.name][str(i)]) for i, key in enumerate(keys)}
+        else:
+            values[field.name] = plain[field.name]
+    return kind(**values)
+
+
+def _subclasses(kind: type) -> list[type]:
+    children: list[type] = kind.__subclasses__()
+    return [kind, *(deeper for child in children for deeper in _subclasses(child))]

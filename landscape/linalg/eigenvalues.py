@@ -1,0 +1,59 @@
+"""The top eigenpairs of a symmetric operator."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..results import Result
+from .traces import fold_stderr
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenvalues(Result):
+    """The top eigenpairs.
+
+    Attributes:
+        values: (k,) sorted by what was asked for (default: by magnitude).
+        residuals: (k,) ‖Hv − θv‖/|θ₁|, measured by a product with each vector.
+        converged: (k,) residual within the tolerance, in the iteration and when measured.
+        vectors: name → (k, *shape), each of the k orthonormal over all names; `vector(i)` gives one as a direction.
+            In filter-relative units they are eigenvectors of D·H·D: the step in weights is D times them.
+        fold_values: (folds, k) vᵀH_f v on each fold of the data, and fold_weights (folds,), their shares; one fold
+            where there are too few batches to tell an error.
+    """
+
+    values: Tensor
+    residuals: Tensor
+    converged: Tensor
+    vectors: dict[str, Tensor]
+    fold_values: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    fold_weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    columns: ClassVar[tuple[str, ...]] = ("values", "stderr_data", "residuals", "converged")
+
+    @property
+    def stderr_data(self) -> Tensor:
+        """(k,) standard error over the data: the spread of vᵀH_f v at the eigenvectors of all the data.
+
+        The folds' own eigenvalues would be biased upwards: each picks the direction that suits its samples.
+        """
+        errors = [fold_stderr(column, self.fold_weights) for column in self.fold_values.T]
+        return torch.tensor(errors or [math.nan] * len(self.values), dtype=torch.float64)
+
+    def vector(self, i: int = 0) -> dict[str, Tensor]:
+        """Give the i-th eigenvector as a direction."""
+        return {name: stack[i] for name, stack in self.vectors.items()}
+
+    def __repr__(self) -> str:
+        errors = self.stderr_data.tolist()
+        shown = zip(self.values.tolist(), errors, strict=True)
+        values = ", ".join(f"{v:.4g}" + (f" ± {e:.2g}" if e == e else "") for v, e in shown)
+        over = " over data" if errors and errors[0] == errors[0] else ""
+        missing = int((~self.converged).sum())
+        more = f", {missing} not converged" if missing else ""
+        quality = f"residual ≤ {float(self.residuals.max()):.1e}, {self.about['products']} products{more}"
+        return f"Eigenvalues([{values}]{over}, {quality}; {self._kind()})"

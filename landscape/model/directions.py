@@ -1,0 +1,167 @@
+"""Directions in weight space: random, gradient, eigenvectors, between networks, principal ones of a trajectory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .coordinates import Coordinates, Point, coordinates, filter_norms, gaussian
+from .objective import Objective
+
+NORMALIZATIONS = ("filter", "layer", "none")
+
+
+def random_direction(centre: Coordinates, seed: int, normalize: str = "filter") -> Point:
+    """Draw a Gaussian direction, zero on biases and norm parameters, rescaled to the weights' norms.
+
+    ``"filter"`` gives each filter (slice along dimension 0) of the direction the norm of the weight's filter,
+    ``"layer"`` each tensor the norm of the weight (packed q, k, v apart), ``"none"`` leaves the Gaussian. The draw
+    depends on name, shape and seed alone, so two networks of one architecture get the same draw, each scaled by its
+    own norms.
+
+    Source: Li et al. 2018, §4 (filter normalisation).
+    """
+    if normalize not in NORMALIZATIONS:
+        raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}")
+    weights = {name: w for name, w in centre.centre.items() if w.ndim > 1}
+    if not weights:
+        raise ValueError(
+            "no weight of two or more dimensions: random directions move nothing; pass directions yourself"
+        )
+    return {name: _rescaled(name, draw, weights[name], normalize) for name, draw in gaussian(weights, seed)}
+
+
+def eigenvector(centre: Coordinates, found: Any, number: int) -> Point:
+    """Return an eigenvector of `top_eigenvalues` as a step in weights, not rescaled.
+
+    Where the result is in filter-relative units (of D·H·D), the step is D times the vector.
+
+    Raises:
+        ValueError: fewer vectors than that, or vectors of another network or space.
+    """
+    if number >= len(found.values):
+        raise ValueError(f"directions need eigenvector {number + 1}, but the result has {len(found.values)}: raise k")
+    space = found.about.get("space", centre.space)
+    if space != centre.space:
+        raise ValueError(f"the eigenvectors were found in {space} space, the surface is in {centre.space}: pass space=")
+    vector = checked_direction(centre, found.vector(number))
+    if found.about.get("units") != "filter":
+        return vector
+    scale = centre.filter_scale()
+    return {name: scale[name] * part for name, part in vector.items()}
+
+
+def direction_to(centre: Coordinates, other: nn.Module) -> Point:
+    """Return the step from one network to another of the same architecture, over all that varies.
+
+    Raises:
+        ValueError: the two networks' weights differ in name or shape, or weights that do not vary in value.
+    """
+    other = getattr(other, "_orig_mod", other)
+    target = coordinates(other, None if centre.space == "float" else centre.space).centre
+    mine = {name: w.shape for name, w in centre.centre.items()}
+    theirs = {name: w.shape for name, w in target.items()}
+    if mine != theirs:
+        odd = sorted(set(mine.items()) ^ set(theirs.items()))
+        raise ValueError(f"no line between networks of different weights: {odd[0][0]} and {len(odd) - 1} more differ")
+    return {name: target[name].to(w) - w for name, w in centre.centre.items()}
+
+
+def checked_direction(centre: Coordinates, direction: Point) -> Point:
+    """Bring a user's direction to the network's device and dtype.
+
+    Raises:
+        ValueError: a name or shape that the network does not have.
+    """
+    if not direction:
+        raise ValueError("directions must move something, got one without tensors: `compare` does not keep its own")
+    for name, step in direction.items():
+        if name not in centre.centre:
+            raise ValueError(
+                f"the direction moves {name!r}, which does not vary here; what varies: {centre.names[:5]} …"
+            )
+        if step.shape != centre.centre[name].shape:
+            have = tuple(centre.centre[name].shape)
+            raise ValueError(f"the direction of {name!r} must have shape {have}, got {tuple(step.shape)}")
+    return {name: step.detach().to(centre.centre[name]) for name, step in direction.items()}
+
+
+def principal_directions(differences: Sequence[Point], count: int = 2) -> tuple[list[Point], Tensor]:
+    """Return the directions of unit length in which points lie farthest from the centre, and their shares.
+
+    The top eigenvectors of ΔᵀΔ, found from the small Gram matrix ΔΔᵀ in float64. Differences are to the centre, not to
+    the points' mean: the plane passes through the model. Share i is λ_i/Σλ, of the squared distances to the centre.
+
+    Raises:
+        ValueError: the points span fewer than ``count`` dimensions.
+
+    Cost: memory for the differences, and one matrix of points × points.
+    """
+    gram = torch.zeros(len(differences), len(differences), dtype=torch.float64)
+    for name in differences[0]:
+        rows = torch.stack([difference[name].flatten() for difference in differences]).double()
+        gram += (rows @ rows.T).cpu()
+    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    rank = int((values > 1e-12 * values[0]).sum()) if values[0] > 0 else 0
+    if rank < count:
+        raise ValueError(f"the checkpoints span {rank} dimensions, and {count} are needed: pass more that differ")
+    directions = []
+    for i in range(count):
+        # the checkpoint farthest along it lies on the positive side: an eigenvector's sign means nothing
+        mix = vectors[:, i] * vectors[vectors[:, i].abs().argmax(), i].sign() / values[i].sqrt()
+        directions.append(combined(differences, mix.tolist()))
+    return directions, values / values.sum()
+
+
+def combined(steps: Sequence[Point], coefficients: Sequence[float]) -> Point:
+    """Return Σ coefficient·step, over all names that any step moves."""
+    total: Point = {}
+    for step, coefficient in zip(steps, coefficients, strict=True):
+        for name, part in step.items():
+            total[name] = total[name] + coefficient * part if name in total else coefficient * part
+    return total
+
+
+def stacked(steps: Sequence[Point]) -> Point:
+    """Lay directions side by side on the CPU, name → (axes, *shape), as results keep them; unmoved names are zero."""
+    shapes = {name: part for step in steps for name, part in step.items()}
+    return {
+        name: torch.stack([step.get(name, torch.zeros_like(like)).cpu() for step in steps])
+        for name, like in shapes.items()
+    }
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return a short hash of names, shapes and every bit of the values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def centre_fingerprint(function: Objective) -> str:
+    """Return a hash of where the network stands: its point, in the surface's space."""
+    return fingerprint(function.coordinates.centre)
+
+
+def _rescaled(name: str, draw: Tensor, weight: Tensor, normalize: str) -> Tensor:
+    if normalize == "filter":
+        return draw * _ratio(filter_norms(weight), filter_norms(draw))
+    if normalize == "layer":
+        # nn.MultiheadAttention packs q, k and v in one tensor: three layers, each with a norm of its own
+        parts = 3 if name.rpartition(".")[2] == "in_proj_weight" and len(weight) % 3 == 0 else 1
+        pairs = zip(draw.chunk(parts), weight.chunk(parts), strict=True)
+        return torch.cat([part * _ratio(w.norm(), part.norm()) for part, w in pairs])
+    return draw
+
+
+def _ratio(wanted: Tensor, drawn: Tensor) -> Tensor:
+    """Return wanted/drawn, zero where nothing was drawn: a filter without elements or of zeros is no reason for NaN."""
+    return torch.where(drawn > 0, wanted / drawn.clamp(min=torch.finfo(drawn.dtype).tiny), 0.0)

@@ -1,0 +1,11 @@
+"""Colours and panels that all pictures share."""
+
+from __future__ import annotations
+
+# Okabe and Ito's colours, told apart by colour-blind readers; yellow is left out, too pale on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def columns(panels: int) -> int:
+    """Return how many panels stand in a row: up to three, and four as two by two."""
+    return 2 if panels == 4 else min(panels, 3)

@@ -1,0 +1,340 @@
+"""Loss, accuracy and metrics along one direction or over a plane through a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..model import BatchObjective, Loss, Point, stacked
+from ..progress import stopwatch
+from ..results import Result
+from .adaptive import Spline, adaptive_plan
+from .axes import Directions, prepared
+from .survey import COLUMNS, FAILED, TILE, Survey, bf16_error, rings
+from .tiles import known_batch_size, open_tiles
+
+Span = float | tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Line(Result):
+    """Loss and accuracy along a direction.
+
+    Attributes:
+        alphas: (points,) steps in units of the direction; the model itself is at zero.
+        loss, accuracy: (points,) float64; NaN and inf stay what they are.
+        stderr: (points,) standard error, over the data, of the loss's difference to the model's.
+        status: (points,) int8: 0 pending, 1 computed, 2 interpolated, 3 failed (not finite, or it raised an error).
+        metrics: name → (points,).
+        directions: name → (1, *shape), the direction; see `direction`.
+    """
+
+    alphas: Tensor
+    loss: Tensor
+    accuracy: Tensor
+    stderr: Tensor | None = None
+    status: Tensor | None = None
+    metrics: Point = field(default_factory=dict)
+    directions: Point = field(default_factory=dict)
+    dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
+        ("alphas", "loss", "accuracy", "stderr", "status"), ("alpha",)
+    )
+    columns: ClassVar[tuple[str, ...]] = ("alphas", "loss", "accuracy", "stderr", "status", "metrics")
+
+    @property
+    def centre(self) -> int | None:
+        """Where the model itself stands in the arrays, if it does."""
+        return _zero(self.alphas)
+
+    def direction(self, axis: int = 0) -> Point:
+        """Give the direction, name → tensor."""
+        return {name: stack[axis] for name, stack in self.directions.items()}
+
+    def plot(self, value: str = "loss", *, log: bool = False) -> Any:
+        """Draw the curve as an interactive plotly figure."""
+        from ..plotting import interactive
+
+        return interactive.lines({"": self}, value=value, log=log)
+
+    def draw(self, ax: Any = None, *, value: str = "loss", log: bool = False) -> Any:
+        """Draw the curve into matplotlib axes (new ones by default) and return them."""
+        from ..plotting import paper
+
+        return paper.lines({"": self}, ax, value=value, log=log)
+
+    def __repr__(self) -> str:
+        return f"Line({len(self.alphas)} points, {_told(self.loss, self.centre)})"
+
+
+@dataclass(frozen=True, eq=False)
+class Surface(Result):
+    """Loss and accuracy over a plane.
+
+    Attributes:
+        alphas, betas: (points,) steps in units of the first and the second direction.
+        loss, accuracy: (alphas, betas) float64, ``loss[i, j]`` at ``alphas[i]``, ``betas[j]``.
+        stderr: (alphas, betas) standard error, over the data, of the loss's difference to the model's; NaN where
+            interpolated.
+        status: (alphas, betas) int8: 0 pending, 1 computed, 2 interpolated, 3 failed (not finite, or it raised).
+        metrics: name → (alphas, betas).
+        directions: name → (2, *shape), the two directions; see `direction`. They need not be orthogonal.
+    """
+
+    alphas: Tensor
+    betas: Tensor
+    loss: Tensor
+    accuracy: Tensor
+    stderr: Tensor | None = None
+    status: Tensor | None = None
+    metrics: Point = field(default_factory=dict)
+    directions: Point = field(default_factory=dict)
+    dims: ClassVar[dict[str, tuple[str, ...]]] = {"alphas": ("alpha",), "betas": ("beta",)} | dict.fromkeys(
+        ("loss", "accuracy", "stderr", "status"), ("alpha", "beta")
+    )
+
+    @property
+    def centre(self) -> tuple[int, int] | None:
+        """Where the model itself stands in the arrays, if it does."""
+        i, j = _zero(self.alphas), _zero(self.betas)
+        return None if i is None or j is None else (i, j)
+
+    @property
+    def frame(self) -> Any:
+        """The points as a pandas DataFrame: a row each, alpha and beta first."""
+        import pandas
+
+        alphas, betas = torch.meshgrid(self.alphas, self.betas, indexing="ij")
+        columns: dict[str, Tensor | None] = {"alpha": alphas, "beta": betas, "loss": self.loss}
+        columns |= {"accuracy": self.accuracy, "stderr": self.stderr, "status": self.status, **self.metrics}
+        return pandas.DataFrame({name: part.flatten().tolist() for name, part in columns.items() if part is not None})
+
+    def direction(self, axis: int = 0) -> Point:
+        """Give the direction of an axis, name → tensor."""
+        return {name: stack[axis] for name, stack in self.directions.items()}
+
+    def plot(self, value: str = "loss", *, log: bool = False) -> Any:
+        """Draw the surface in interactive 3-D with contours (plotly)."""
+        from ..plotting import interactive
+
+        return interactive.surfaces({"": self}, value=value, log=log)
+
+    def draw(self, ax: Any = None, *, value: str = "loss", levels: Any = None) -> Any:
+        """Draw labelled contours at logarithmic levels into matplotlib axes (new ones by default) and return them."""
+        from ..plotting import paper
+
+        return paper.contours(self, ax, value=value, levels=levels)
+
+    def __repr__(self) -> str:
+        error = self.about.get("interpolation_error")
+        told = "" if error is None else f", {self.about['evaluated']} evaluated, interpolated to {100 * error:.2g} %"
+        return f"Surface({len(self.alphas)}×{len(self.betas)} points{told}, {_told(self.loss, self.centre)})"
+
+
+def line(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    span: Span = 1.0,
+    points: int = 51,
+    directions: Directions = "random",
+    normalize: str = "filter",
+    batchnorm: str | None = None,
+    space: str | None = None,
+    seed: int = 0,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
+    metrics: Mapping[str, Loss] | None = None,
+    precision: str = "fp32",
+    batch_size: int | str | None = None,
+    path: str | Path | None = None,
+) -> Line:
+    """Measure loss, accuracy and metrics along a direction through the model.
+
+    ``line(a, directions=b, span=(0, 1))`` goes from one network to another and ends at both, to rounding.
+
+    Args:
+        model: any network; not touched.
+        data: ``(x, y)`` or batches; default ``model.probe``.
+        span: half the length of the line, in units of the (normalised) direction, or its two ends.
+        points: where span is a number odd, so that the middle one is the model exactly.
+        directions: ``"random"``; ``"gradient"`` (one unit is a step at learning rate 1); ``"eigenvectors"`` of the
+            Hessian, or a result of `top_eigenvalues`; a direction (name → tensor; missing names stay); or another
+            network, which then lies at 1. Between quantized networks only what varies moves: steps and clips stay
+            those of ``model``. Only random directions are rescaled.
+        normalize: ``"filter"``, ``"layer"`` or ``"none"``, for random directions.
+        batchnorm: ``"fixed"`` statistics or ``"recomputed"`` at every point by one pass over the data; default
+            recomputed between networks, fixed otherwise; `batchnorm_check` shows the difference.
+        space: ``"quantized"`` (default) or ``"latent"``, where a quantized network's line is a staircase.
+        seed: of the random direction.
+        loss, objective, metrics, precision: see `Objective`; bf16's difference to fp32 is measured at five points.
+        batch_size: rows per batch where data is ``(x, y)``, or ``"fastest"`` for what a short measurement finds.
+        path: folder that keeps every finished tile of 16 points; a second call goes on from there.
+
+    Raises:
+        ValueError: points even or < 3, span ≤ 0, unknown settings, a direction that does not fit, bad data, a path
+            that holds something else.
+
+    Cost: one forward pass over the data per point (two with recomputed statistics).
+    """
+    elapsed = stopwatch()
+    alphas = grid(span, points)
+    settings = {"data": data, "loss": loss, "objective": objective, "space": space, "batchnorm": batchnorm}
+    settings |= {"metrics": metrics, "precision": precision, "batch_size": known_batch_size(path, batch_size)}
+    function, steps, about = prepared(model, settings, directions, 1, normalize, seed)
+    survey = Survey(function, steps, alphas[:, None])
+    plan = rings(alphas, torch.zeros(1))
+    for _ in survey.run(plan, open_tiles(path, function, survey.coordinates, about), -(-len(alphas) // TILE)):
+        pass
+    about = _about(survey, about, elapsed())
+    return Line(about, alphas, **_fields(survey, (len(alphas),)), directions=stacked(steps))
+
+
+def surface(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    span: Span | tuple[Span, Span] = 1.0,
+    points: int | tuple[int, int] = 25,
+    directions: Directions = "random",
+    normalize: str = "filter",
+    batchnorm: str | None = None,
+    space: str | None = None,
+    seed: int = 0,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
+    metrics: Mapping[str, Loss] | None = None,
+    precision: str = "fp32",
+    batch_size: int | str | None = None,
+    adaptive: bool = False,
+    tolerance: float = 0.01,
+    path: str | Path | None = None,
+    watch: Callable[[Surface], Any] | None = None,
+) -> Surface:
+    """Measure loss, accuracy and metrics over a rectangle spanned by two directions through the model.
+
+    Args:
+        model: any network; not touched.
+        data: ``(x, y)`` or batches; default ``model.probe``.
+        span: half the side of the square, in units of the directions; or the two ends of both axes; or a pair of
+            either, for each axis its own.
+        points: per side, or a pair; odd where span is a number, so that the middle one is the model exactly.
+        directions: ``"random"``, ``"gradient"`` or ``"eigenvectors"`` (the top two), or a pair of what `line` takes.
+            Two networks give the plane through all three, at (0, 0), (1, 0) and (0, 1): its axes are oblique. A
+            `Trajectory` gives its plane.
+        normalize, batchnorm, space, seed, loss, objective, metrics, precision, batch_size: see `line`.
+        adaptive: measure where the surface bends and interpolate the rest (``status`` says which).
+            ``about["interpolation_error"]`` is the largest error that was seen: at the last 80 points, each predicted
+            before it was measured (they decide when to stop), or at a measured point left out; a stair between two
+            points may be missed. Accuracy and metrics are interpolated too, their errors
+            (``about["interpolation_errors"]``) are not controlled.
+        tolerance: of the interpolation, as a share of the range of the log-loss.
+        path: folder that keeps every finished tile of 16 points: a kill loses the tile in progress, and a second call
+            goes on from there. Without it, an interrupted surface is lost.
+        watch: called with the unfinished surface after each tile; what it raises stops the measurement.
+
+    Raises:
+        ValueError: points even or < 3, span ≤ 0, unknown settings, directions that do not fit, bad data, a path that
+            holds something else.
+
+    Cost: one forward pass over the data per point (two with recomputed statistics). Adaptive, 10 % of 51 × 51 points
+        were enough for a float network, 15–25 % for a W4A4 one; stairs (W2A2 on few data) take all of them.
+    Source: Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets".
+    """
+    elapsed = stopwatch()
+    alphas, betas = _axes(span, points)
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must be > 0 and < 1, a share of the range of the log-loss, got {tolerance}")
+    settings = {"data": data, "loss": loss, "objective": objective, "space": space, "batchnorm": batchnorm}
+    settings |= {"metrics": metrics, "precision": precision, "batch_size": known_batch_size(path, batch_size)}
+    function, steps, about = prepared(model, settings, directions, 2, normalize, seed)
+    survey = Survey(function, steps, torch.cartesian_prod(alphas, betas))
+    plan = adaptive_plan(survey, alphas, betas, tolerance) if adaptive else rings(alphas, betas)
+    tiles = open_tiles(path, function, survey.coordinates, about | {"tolerance": tolerance if adaptive else None})
+    shape, directions_kept = (len(alphas), len(betas)), stacked(steps)
+
+    def found(about: dict[str, Any]) -> Surface:
+        return Surface(about, alphas, betas, **_fields(survey, shape), directions=directions_kept)
+
+    for _ in survey.run(plan, tiles, None if adaptive else -(-len(survey.status) // TILE)):
+        if watch is not None:
+            watch(found(function.about(**about)))
+    if "interpolation_error" in survey.about:
+        Spline(survey, shape).fill()
+    return found(_about(survey, about, elapsed()))
+
+
+def plot_line(model: nn.Module, data: Any = None, **settings: Any) -> Any:
+    """Return ``line(model, data, …).plot()``: the interactive curve."""
+    return line(model, data, **settings).plot()
+
+
+def plot_surface(model: nn.Module, data: Any = None, **settings: Any) -> Any:
+    """Return ``surface(model, data, …).plot()``: the interactive surface."""
+    return surface(model, data, **settings).plot()
+
+
+def grid(span: Span, points: int) -> Tensor:
+    """Return the steps −span…span, the middle one exactly zero; or those between two ends, zero exactly zero."""
+    points = int(points) if isinstance(points, np.integer) else points
+    if isinstance(span, tuple | list):
+        if len(span) != 2 or not -float("inf") < span[0] < span[1] < float("inf"):
+            raise ValueError(f"span must be a number > 0 or two finite ends, the lower one first, got {span}")
+        if not isinstance(points, int) or points < 2:
+            raise ValueError(f"points must be >= 2 between two ends, got {points}")
+        steps = torch.arange(points, dtype=torch.float64) / (points - 1)
+        alphas = span[0] * (1 - steps) + span[1] * steps  # both ends exactly
+        return torch.where(alphas.abs() < 1e-12 * (span[1] - span[0]), 0.0, alphas)
+    if not span > 0 or span == float("inf"):
+        raise ValueError(f"span must be > 0 and finite, got {span}")
+    if not isinstance(points, int) or points < 3 or points % 2 == 0:
+        raise ValueError(f"points must be odd and >= 3, so that the middle one is the model itself, got {points}")
+    half = torch.arange(-(points // 2), points // 2 + 1, dtype=torch.float64)
+    return half * (span / (points // 2))
+
+
+def _axes(span: Any, points: Any) -> tuple[Tensor, Tensor]:
+    own = isinstance(span, tuple | list) and any(isinstance(part, tuple | list) for part in span)
+    spans = span if own else (span, span)
+    counts = points if isinstance(points, tuple | list) else (points, points)
+    if len(spans) != 2 or len(counts) != 2:
+        raise ValueError(f"span and points must be one for both axes or a pair, got {span} and {points}")
+    return grid(spans[0], counts[0]), grid(spans[1], counts[1])
+
+
+def _fields(survey: Survey, shape: tuple[int, ...]) -> dict[str, Any]:
+    columns = [column.reshape(shape).clone() for column in survey.values.T]
+    names = list(survey.function.metrics)
+    return dict(zip(COLUMNS, columns, strict=False)) | {
+        "status": survey.status.view(shape).clone(),
+        "metrics": dict(zip(names, columns[len(COLUMNS) :], strict=True)),
+    }
+
+
+def _about(survey: Survey, about: dict[str, Any], seconds: float) -> dict[str, Any]:
+    found = survey.function.about(**about) | survey.about
+    passes = found["evaluated"] * (2 if survey.function.batchnorm == "recomputed" else 1)
+    if failed := int((survey.status == FAILED).sum()):
+        found["failed"] = failed
+    if survey.function.precision == "bf16":
+        found["bf16_error"] = bf16_error(survey)
+    return found | {"forward_passes": passes, "seconds": seconds}
+
+
+def _zero(axis: Tensor) -> int | None:
+    middle = int(axis.abs().argmin())
+    return middle if axis[middle] == 0 else None
+
+
+def _told(values: Tensor, centre: Any) -> str:
+    at = "" if centre is None else f"loss {float(values[centre]):.4g} at the centre, "
+    finite = values[values.isfinite()]
+    if not len(finite):
+        return f"{at}no finite value"
+    gaps = values.numel() - len(finite)
+    return f"{at}{float(finite.min()):.4g}…{float(finite.max()):.4g}" + (f", {gaps} not finite" if gaps else "")

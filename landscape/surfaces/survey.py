@@ -1,0 +1,111 @@
+"""The points of a surface, as far as they are measured: by one process or by many."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import parallel
+from ..model import Evaluation, Objective, Point, combined
+from ..progress import progress
+from .tiles import Tiles
+
+PENDING, COMPUTED, INTERPOLATED, FAILED = range(4)
+TILE = 16  # points: what a kill loses at most, and what an adaptive surface chooses at a time
+COLUMNS = ("loss", "accuracy", "stderr")  # metrics follow
+
+
+class Survey:
+    """The points of one surface, as far as they are measured.
+
+    Attributes:
+        coordinates: (points, axes) steps along the directions.
+        values: (points, 3 + metrics) loss, accuracy, standard error of the loss's difference to the centre, metrics.
+        status: (points,) PENDING, COMPUTED, INTERPOLATED or FAILED, where the loss is not finite or raised an error.
+        about: what is to be said of the points in the result's ``about``.
+    """
+
+    def __init__(self, function: Objective, steps: Sequence[Point], coordinates: Tensor) -> None:
+        self.function, self.steps, self.coordinates = function, steps, coordinates
+        width = len(COLUMNS) + len(function.metrics)
+        self.values = torch.full((len(coordinates), width), float("nan"), dtype=torch.float64)
+        self.status = torch.zeros(len(coordinates), dtype=torch.int8)
+        self.about: dict[str, Any] = {}
+
+    def run(self, plan: Iterator[Tensor], tiles: Tiles | None = None, total: int | None = None) -> Iterator[None]:
+        """Measure what the plan asks for, or read it where it is finished; pause after each tile."""
+        centre = self.function.evaluate()
+        for number, points in enumerate(progress(plan, f"tiles of {TILE} points", total)):
+            # as the first process finds it: a folder may look different from another machine
+            found = parallel.gather(tiles.read(number, points))[0] if tiles else None
+            if found is None:
+                found = self._measured(points, centre)
+                if tiles and parallel.rank() == 0:
+                    tiles.write(number, points, *found)
+            self.values[points], failure = found
+            self.status[points] = torch.where(self.values[points, 0].isfinite(), COMPUTED, FAILED).to(torch.int8)
+            if failure:
+                self.about.setdefault("first_failure", failure)
+            yield
+        self.about["evaluated"] = int(((self.status == COMPUTED) | (self.status == FAILED)).sum())
+
+    def _measured(self, points: Tensor, centre: Evaluation) -> tuple[Tensor, str]:
+        """Measure a tile, its points dealt out to all processes."""
+        mine = torch.arange(parallel.rank(), len(points), parallel.size())
+        values = torch.zeros(len(points), self.values.shape[1], dtype=torch.float64)
+        failure = ""
+        if len(mine):
+            coordinates = self.coordinates[points[mine]]
+            values[mine], failure = evaluate_points(self.function, self.steps, coordinates, centre)
+        return parallel.sum_(values), next(filter(None, parallel.gather(failure)), "")
+
+
+def evaluate_points(
+    function: Objective, steps: Sequence[Point], coefficients: Tensor, centre: Evaluation
+) -> tuple[Tensor, str]:
+    """Measure the points one after another: (points, columns) on the CPU, and the first error, if any.
+
+    A point that raises an error is NaN. One by one, because a batch of points (`torch.vmap` over the weights) took 1.29
+    times as long on a CPU; fetched once, so that an accelerator never waits.
+
+    Raises:
+        OutOfMemoryError: it would happen at every point.
+    """
+    rows, failure = [], ""
+    with function.quiet():
+        for row in coefficients.tolist():
+            try:
+                found = function.evaluate(combined(steps, row))
+                rows.append(torch.stack([found.loss, found.accuracy, found.stderr(centre), *found.metrics]))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                failure = failure or f"{type(error).__name__}: {error}"
+                nan = torch.full((len(COLUMNS) + len(function.metrics),), float("nan"), dtype=torch.float64)
+                rows.append(nan.to(function.device))
+        return torch.stack(rows).cpu(), failure
+
+
+def rings(alphas: Tensor, betas: Tensor) -> Iterator[Tensor]:
+    """Yield all points of a grid, tile by tile, from the model outwards: what is there early is what matters most."""
+    middles = (int(alphas.abs().argmin()), int(betas.abs().argmin()))
+    away = [(torch.arange(len(axis)) - middle).abs() for axis, middle in zip((alphas, betas), middles, strict=True)]
+    distance = torch.maximum(away[0][:, None], away[1][None]).flatten()
+    yield from distance.argsort(stable=True).split(TILE)
+
+
+def bf16_error(survey: Survey) -> float:
+    """Return the largest difference to the loss in full precision, at five measured points from end to end."""
+    computed = (survey.status == COMPUTED).nonzero()[:, 0]
+    points = computed[torch.linspace(0, len(computed) - 1, 5).long().unique()]
+    displaced = [combined(survey.steps, row) for row in survey.coordinates[points].tolist()]
+    exact = copy.copy(survey.function)
+    exact.precision = "fp32"
+    losses = [
+        torch.stack([function.evaluate(step).loss for step in displaced]) for function in (survey.function, exact)
+    ]
+    return float((losses[0] - losses[1]).abs().max())

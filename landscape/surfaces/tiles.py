@@ -1,0 +1,131 @@
+"""A folder that keeps every finished tile of a surface: a killed measurement goes on from there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from .. import parallel
+from ..model import Objective, fingerprint
+
+
+class Tiles:
+    """A folder with one small file per finished tile, and a manifest of what it is that they are tiles of.
+
+    Files appear under their names only when they are whole (written beside and renamed), so a kill at any moment
+    loses the tile in progress and nothing else; a second call finds them and goes on.
+
+    Args:
+        path: the folder; made if it is not there.
+        settings: everything that decides the numbers, as JSON: another surface's folder is refused.
+
+    Raises:
+        ValueError: the folder holds another surface, or something else.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        manifest = self.path / "manifest.json"
+        wanted = json.loads(json.dumps(settings, default=lambda number: number.item()))  # of numpy's seeds, too
+        if manifest.exists():
+            self._check(json.loads(manifest.read_text()), wanted)
+            return
+        if others := [file.name for file in self.path.iterdir() if not file.name.endswith(".part")]:
+            raise ValueError(f"path must be a new folder or one of a surface, but {path} holds {others[0]!r}")
+        self._put("manifest.json", json.dumps(wanted, indent=1).encode())
+
+    def read(self, number: int, points: Tensor) -> tuple[Tensor, str] | None:
+        """Return a finished tile, or None: not there, or one of other points."""
+        file = self.path / f"tile_{number:05d}.npz"
+        if not file.exists():
+            return None
+        with np.load(file) as arrays:
+            if not np.array_equal(arrays["points"], points.numpy()):
+                return None
+            return torch.from_numpy(arrays["values"]), str(arrays["failure"])
+
+    def write(self, number: int, points: Tensor, values: Tensor, failure: str) -> None:
+        """Keep a finished tile."""
+        scratch = self._scratch(name := f"tile_{number:05d}.npz")
+        with scratch.open("wb") as file:
+            np.savez(file, points=points.numpy(), values=values.numpy(), failure=np.array(failure))
+            _to_disk(file)
+        scratch.replace(self.path / name)
+
+    def _put(self, name: str, content: bytes) -> None:
+        scratch = self._scratch(name)
+        with scratch.open("wb") as file:
+            file.write(content)
+            _to_disk(file)
+        scratch.replace(self.path / name)
+
+    def _scratch(self, name: str) -> Path:
+        return self.path / f"{name}.{os.getpid()}.part"  # two processes never write into one file
+
+    def _check(self, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+        for key in [*wanted, *there]:
+            if key == "centre_loss" and math.isclose(there.get(key, math.nan), wanted.get(key, math.nan), rel_tol=1e-3):
+                continue  # its last digits depend on the machine
+            if there.get(key) != wanted.get(key):
+                raise ValueError(
+                    f"path must be a new folder, or the one of this very surface: {self.path} holds one with "
+                    f"{key} = {there.get(key)!r}, asked for is {wanted.get(key)!r}; choose another path"
+                )
+
+
+# Where a surface was begun; and ‖w‖, whose last digit depends on the number of threads: the weights tell models apart.
+_NOT_ASKED = ("torch", "device", "weight_norm")
+
+
+def open_tiles(
+    path: str | Path | None, function: Objective, coordinates: Tensor, about: Mapping[str, Any]
+) -> Tiles | None:
+    """Open the folder of a surface, with everything that decides its numbers as its manifest."""
+    if path is None:
+        return None
+    settings = {key: value for key, value in function.about(**about).items() if key not in _NOT_ASKED}
+    data = [fingerprint(_tensors(batch)) for batch in function.batches()] if function.same_order else ["in any order"]
+    state = dict(function.model.named_parameters()) | dict(function.model.named_buffers())
+    settings |= {
+        "coordinates": fingerprint({"": coordinates}),
+        "model": fingerprint(state),
+        "data": data,
+        "batch_rows": function.batch_rows,
+        "metrics": list(function.metrics),
+    }
+    return parallel.first_alone(lambda: Tiles(path, settings))
+
+
+def known_batch_size(path: str | Path | None, batch_size: int | str | None) -> int | str | None:
+    """Return the batch size that a surface in the folder was begun with, where the fastest one is asked for."""
+    manifest = None if path is None else Path(path) / "manifest.json"
+    if batch_size != "fastest" or manifest is None or not manifest.exists():
+        return batch_size
+    known: int | None = json.loads(manifest.read_text()).get("batch_size")
+    return known
+
+
+def _tensors(batch: Any) -> dict[str, Tensor]:
+    leaves, _ = tree_flatten(batch)
+    known = (Tensor, np.ndarray, int, float)
+    return {
+        str(number): torch.as_tensor(leaf if isinstance(leaf, known) else list(repr(leaf).encode()))
+        for number, leaf in enumerate(leaves)
+    }
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    with contextlib.suppress(OSError):  # some network drives cannot
+        os.fsync(file.fileno())

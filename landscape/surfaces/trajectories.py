@@ -1,0 +1,219 @@
+"""Where training went: checkpoints on a plane through the final network, with what the plane leaves out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..model import (
+    BatchObjective,
+    Coordinates,
+    Loss,
+    Objective,
+    Point,
+    centre_fingerprint,
+    combined,
+    direction_to,
+    fingerprint,
+    principal_directions,
+    stacked,
+)
+from ..progress import progress, stopwatch
+from ..results import Result
+from .grids import Surface
+
+Checkpoint = nn.Module | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory(Result):
+    """Checkpoints on a plane through a network.
+
+    Attributes:
+        coordinates: (checkpoints, 2) steps along the plane's two directions to the point of the plane that is nearest.
+        loss: (checkpoints,) of each checkpoint itself, with all its own tensors.
+        plane_loss: (checkpoints,) at the nearest point of the plane: what a surface shows there.
+        distance: (checkpoints,) of the checkpoint to the network at the centre.
+        off_plane: (checkpoints,) of the checkpoint to the plane.
+        explained: (2,) share of the squared distances to the centre along principal components 1 and 2; on a given
+            surface, one number: the share that lies in its plane.
+        directions: name → (2, *shape), the two directions; see `direction`.
+    """
+
+    coordinates: Tensor
+    loss: Tensor
+    plane_loss: Tensor
+    distance: Tensor
+    off_plane: Tensor
+    explained: Tensor
+    directions: Point
+    dims: ClassVar[dict[str, tuple[str, ...]]] = {
+        "coordinates": ("checkpoint", "axis"),
+        "explained": ("component",),
+    } | dict.fromkeys(("loss", "plane_loss", "distance", "off_plane"), ("checkpoint",))
+    columns: ClassVar[tuple[str, ...]] = ("coordinates", "loss", "plane_loss", "distance", "off_plane")
+
+    def direction(self, axis: int = 0) -> Point:
+        """Give the direction of an axis, name → tensor."""
+        return {name: stack[axis] for name, stack in self.directions.items()}
+
+    def span(self, margin: float = 0.15) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return the ends of both axes that hold the whole path and the centre, for `landscape.surface`."""
+        ends = []
+        for column in self.coordinates.T.tolist():
+            low, high = min(0.0, *column), max(0.0, *column)
+            ends.append((low - margin * (high - low), high + margin * (high - low)))
+        # a path that hardly leaves one axis still gets a picture to stand in
+        least = 0.1 * max(high - low for low, high in ends)
+        wide = [(low, high) if high - low >= least else (low - least / 2, high + least / 2) for low, high in ends]
+        return wide[0], wide[1]
+
+    def plot(self, surface: Surface) -> Any:
+        """Draw the path over the surface in interactive 3-D (plotly)."""
+        from ..plotting import trajectories as paths
+
+        return paths.plot(self, surface)
+
+    def draw(self, surface: Surface, ax: Any = None) -> Any:
+        """Draw the path over the surface's contours into matplotlib axes (new ones by default) and return them."""
+        from ..plotting import trajectories as paths
+
+        return paths.draw(self, surface, ax)
+
+    def check(self, surface: Surface) -> None:
+        """Refuse a surface over another plane, on which these coordinates mean nothing."""
+        for key in ("plane", "model"):
+            if surface.about.get(key) != self.about[key]:
+                raise ValueError(
+                    f"surface must lie in the trajectory's plane, but its {key} is another one: measure it with "
+                    "directions=trajectory, or the trajectory with surface=surface"
+                )
+
+    def __repr__(self) -> str:
+        share = 100 * float(self.explained.sum())
+        return (
+            f"Trajectory({len(self.loss)} checkpoints, {share:.3g} % of the squared distance in the plane, "
+            f"loss {float(self.loss[0]):.4g} → {float(self.loss[-1]):.4g}, "
+            f"at most {float((self.plane_loss - self.loss).abs().max()):.2g} from the plane's)"
+        )
+
+
+def trajectory(
+    model: nn.Module,
+    checkpoints: Sequence[Checkpoint],
+    data: Any = None,
+    *,
+    surface: Surface | None = None,
+    batchnorm: str | None = None,
+    space: str | None = None,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
+) -> Trajectory:
+    """Project checkpoints onto a plane through the model, and measure what the projection hides.
+
+    Coordinates are least squares, min_c ‖w_k − w − Σ c_i d_i‖: in multiples of the directions, which need be neither
+    orthogonal nor of unit length. By default the plane is that of the two principal components of the differences
+    to the model, which lies at (0, 0). Then ``surface(model, directions=trajectory, span=trajectory.span())`` draws it.
+
+    Args:
+        model: the network at the centre, usually the last checkpoint; not touched.
+        checkpoints: networks, or their state dicts, in the order of training. A state dict with some of the tensors
+            takes the others from ``model``.
+        data: ``(x, y)`` or batches; default ``model.probe``.
+        surface: project onto its plane.
+        batchnorm: ``"fixed"`` (on the plane those of ``model``, at the checkpoints their own) or ``"recomputed"``;
+            default that of the surface, else recomputed.
+        space: ``"quantized"`` (default) or ``"latent"``; of the surface where one is given. Between quantized
+            networks only what varies is projected: on the plane, steps and clips are those of ``model``.
+        loss, objective: see `Objective`.
+
+    Raises:
+        ValueError: no checkpoints, other weights than the model's, a surface of another network, checkpoints that span
+            no plane.
+
+    Cost: two forward passes per checkpoint (four with recomputed statistics); memory for all differences.
+    Source: Li et al. 2018, §7.2 (principal components of a trajectory); Lorch 2016.
+    """
+    elapsed = stopwatch()
+    if not checkpoints:
+        raise ValueError("checkpoints must hold at least one network or state dict, got none")
+    if surface is not None:
+        batchnorm, space = batchnorm or surface.about.get("batchnorm"), space or _space(surface)
+    settings: dict[str, Any] = {"loss": loss, "objective": objective, "batchnorm": batchnorm or "recomputed"}
+    function = Objective(model, data, space=space, **settings)
+    function.centre()
+    data = getattr(model, "probe", None) if data is None else data
+    twin = copy.deepcopy(function.model)
+    differences, losses = [], []
+    for checkpoint in progress(checkpoints, "checkpoints"):
+        network = _network(twin, function.model, checkpoint)
+        differences.append(direction_to(function.coordinates, network))
+        losses.append(Objective(network, data, space=space, **settings).evaluate().loss)
+    if surface is None:
+        steps, shares = principal_directions(differences)
+        explained, label = shares[:2], "principal component 1 and principal component 2"
+    else:
+        _check_centre(surface, function)
+        steps, label = [_on(function, surface.direction(axis)) for axis in range(2)], surface.about["directions"]
+    found, off_plane, distance = project(function.coordinates, differences, steps)
+    if surface is not None:
+        explained = 1 - (off_plane.square().sum() / distance.square().sum())[None]
+    plane = [function.evaluate(combined(steps, row)).loss for row in found.tolist()]
+    about = function.about(directions=label, plane=fingerprint(stacked(steps)), model=centre_fingerprint(function))
+    about["seconds"] = elapsed()
+    own, seen = (torch.stack(part).cpu() for part in (losses, plane))
+    return Trajectory(about, found, own, seen, distance, off_plane, explained, stacked(steps))
+
+
+def project(centre: Coordinates, differences: Sequence[Point], steps: Sequence[Point]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return least-squares coordinates (k, axes), the distances that they leave, and the whole distances, float64."""
+    plane = torch.stack([_flat(centre, step) for step in steps], 1)
+    found = []
+    for difference in differences:
+        whole = _flat(centre, difference)
+        # by QR, not the normal equations: two networks' directions may be nearly parallel
+        row = torch.linalg.lstsq(plane, whole[:, None]).solution[:, 0]
+        found.append((row, (whole - plane @ row).norm(), whole.norm()))
+    rows, off, distance = (torch.stack(part).cpu() for part in zip(*found, strict=True))
+    return rows, off, distance
+
+
+def _flat(centre: Coordinates, step: Point) -> Tensor:
+    return torch.cat(
+        [
+            step[name].flatten() if name in step else value.new_zeros(value.numel())
+            for name, value in centre.centre.items()
+        ]
+    ).double()
+
+
+def _network(twin: nn.Module, model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+    if isinstance(checkpoint, nn.Module):
+        return checkpoint
+    own = model.state_dict()
+    checkpoint = {name.removeprefix("_orig_mod."): tensor for name, tensor in checkpoint.items()}  # of a compiled model
+    if strange := sorted(checkpoint.keys() - own.keys()):
+        raise ValueError(f"a checkpoint holds {strange[0]!r}, which the model does not have: pass its own state dicts")
+    twin.load_state_dict(own | dict(checkpoint))
+    return twin
+
+
+def _space(surface: Surface) -> str | None:
+    space: str = surface.about["space"]
+    return None if space == "float" else space
+
+
+def _check_centre(surface: Surface, function: Objective) -> None:
+    if not surface.directions:
+        raise ValueError("surface must hold its directions, and this one has none: measure it again")
+    if surface.about.get("model") != centre_fingerprint(function):
+        raise ValueError("surface must be one of this very model: its weights at the centre are others")
+
+
+def _on(function: Objective, step: Point) -> Point:
+    return {name: part.to(function.coordinates.centre[name]) for name, part in step.items()}
