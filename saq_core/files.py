@@ -19,7 +19,7 @@ FORMAT = "saq_core checkpoint 1"
 
 def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
     """Write tensors and primitives to `path`: a temporary file beside it, renamed when complete."""
-    with _whole(Path(path)) as temporary:
+    with atomic(Path(path)) as temporary:
         torch.save({"format": FORMAT, "kind": kind, **content}, temporary)
 
 
@@ -49,13 +49,13 @@ def read(path: str | Path, kinds: str | tuple[str, ...], map_location: Any = "cp
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with _whole(Path(path)) as temporary:
+    with atomic(Path(path)) as temporary:
         temporary.write_text(text)
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` that takes its place when it is complete."""
+def atomic(path: Path) -> Iterator[Path]:
+    """Give the name of a temporary file beside `path`, which takes its place when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,4 +1,4 @@
-"""Networks by name: ResNets, MobileNetV2 and vision transformers, each in a form for small and one for large images."""
+"""Networks by name: ResNets, MobileNetV2 and vision transformers, each in a form for small and for large images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import Data, seeded
+from .data import Data
+from .modes import seeded
 
 DEPTHS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet56": 9}  # blocks per stage, (depth - 2) / 6
 LARGE = 64  # pixels of height from which an image is large: below, nothing is down-sampled early
@@ -208,6 +209,13 @@ def build_model(
 
     Raises:
         ValueError: If the name is unknown, the data are not images of a size it takes, or the weights do not fit.
+
+    Example:
+        >>> import saq_core
+        >>> data = saq_core.load_data("digits", limit=64, device="cpu")
+        >>> model = saq_core.build_model("resnet8", data, seed=1)
+        >>> model(data.test[0][:2]).shape
+        torch.Size([2, 10])
     """
     architecture = {"name": name, "num_classes": data.num_classes, "input_shape": list(data.input_shape)}
     model = make(architecture, seed=seed)

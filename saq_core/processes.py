@@ -1,4 +1,4 @@
-"""Training on many processes: the one place in this package that knows of torch.distributed.
+"""Training on many processes, beside what `landscape.parallel` has for measuring.
 
 ``torchrun`` starts the processes; without it everything here is the identity.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
@@ -16,6 +15,8 @@ import torch
 import torch.distributed as distributed
 import torch.distributed.nn.functional  # noqa: F401  (imported later, its defaults would keep the process group alive)
 from torch import Tensor, nn
+
+from landscape.parallel import gather, leave, rank, size, sum_  # noqa: F401  (used as processes.gather, …)
 
 
 @contextmanager
@@ -36,33 +37,8 @@ def joined() -> Iterator[torch.device]:
         distributed.destroy_process_group()
 
 
-def leave() -> None:
-    """End this process if torchrun started it: gloo's threads, which torch may still hold, abort an ordinary end."""
-    if "RANK" in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
 def _together() -> bool:
     return distributed.is_available() and distributed.is_initialized()
-
-
-def rank() -> int:
-    """Return this process's number."""
-    return distributed.get_rank() if _together() else 0
-
-
-def size() -> int:
-    """Return the number of processes."""
-    return distributed.get_world_size() if _together() else 1
-
-
-def sum_(tensor: Tensor) -> Tensor:
-    """Add the tensors of all processes up, in place."""
-    if _together():
-        distributed.all_reduce(tensor)
-    return tensor
 
 
 def average_(tensors: list[Tensor]) -> None:
@@ -72,14 +48,6 @@ def average_(tensors: list[Tensor]) -> None:
     flat = sum_(torch.cat([tensor.flatten() for tensor in tensors])) / size()
     for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
-
-
-def gather(value: Any) -> list[Any]:
-    """Return the values of all processes, in their order."""
-    values = [value] * size()
-    if _together():
-        distributed.all_gather_object(values, value)
-    return values
 
 
 def moved(value: Any, device: torch.device | str) -> Any:

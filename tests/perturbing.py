@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from saq_core import SAM, quantize
-from saq_core.sam import CASES
+from saq_core.sharpness.sam import CASES
 
 GENERATOR = torch.Generator().manual_seed(3)
 X, Y = torch.randn(7, 2, 4, 4, generator=GENERATOR), torch.randint(0, 5, (7,), generator=GENERATOR)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from saq_core import calibrate, evaluate, quantize
-from saq_core.quantizer_base import SAMPLE
-from saq_core.quantizers import QUANTIZERS, input_quantizer, weight_quantizer
+from saq_core.quantization.base import SAMPLE
+from saq_core.quantization.quantizers import QUANTIZERS, input_quantizer, weight_quantizer
 
 NAMES = ["lsq", "lsq+", "pact", "dorefa", "liq", "minmax"]
 METHODS = ["mse", "minmax", "percentile"]

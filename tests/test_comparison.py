@@ -176,12 +176,6 @@ SMALL = [(FLAT[:3], Y[:3]), (FLAT[3:], Y[3:])]
         ({"a": perceptron()}, {"span": -1.0}, ValueError, "span must be > 0"),
         ({"a": perceptron()}, {"radii": (0.0,)}, ValueError, "radii must be finite numbers > 0"),
         ({"a": perceptron()}, {"data": iter(SMALL)}, TypeError, "can be read only once"),
-        (
-            {"a": convolutional(), "b": quantized("W4A32", quantizer="liq-authors")},
-            {"data": RAGGED},
-            ValueError,
-            r"the networks compute with weights in different units \(normalised, plain\)",
-        ),
     ],
 )
 def test_bad_input_is_refused_in_words(models, settings, error, message):

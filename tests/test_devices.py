@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import landscape
-from saq_core import FPQ, SAQ, Data, Recipe, calibrate, evaluate, feature_rise, quantize, train
+from saq_core import FPQ, SAQ, Data, Recipe, calibrate, evaluate, feature_noise_penalty, quantize, train
 
 
 class Elsewhere(torch.Tensor):
@@ -147,8 +147,8 @@ def test_training_ends_at_the_same_weights_on_another_device(settings, request):
     for name, value in found.state_dict().items():
         torch.testing.assert_close(here(value), expected.state_dict()[name], rtol=1e-6, atol=1e-9)
     assert evaluate(found, (X, Y)).loss == pytest.approx(evaluate(expected, (X, Y)).loss)
-    assert feature_rise(found, (X, Y), draws=2).predicted == pytest.approx(
-        feature_rise(expected, (X, Y), draws=2).predicted
+    assert feature_noise_penalty(found, (X, Y), draws=2).predicted == pytest.approx(
+        feature_noise_penalty(expected, (X, Y), draws=2).predicted
     )
 
 

@@ -14,7 +14,7 @@ from networks import ThinResNet
 from torch.nn import functional as F
 
 from saq_core import SAQ, build_model, calibrate, models, quantize
-from saq_core.data import training_batches
+from saq_core.data.batches import training_batches
 
 NETWORKS = {"resnet8": 0.05, "preresnet20": 0.05, "thin resnet18": 0.02, "thin mobilenet_v2": 0.02, "vit": 3e-3}  # lr
 WIDE = {"resnet18": 0.02, "mobilenet_v2": 0.02}

@@ -273,12 +273,6 @@ def test_a_quantized_network_is_moved_by_its_own_steps(quantizer):
     assert rounding_sharpness(model, RAGGED, bits=(4,), draws=2).bits == [4]
 
 
-def test_rounding_of_weights_in_other_units_is_not_stated():
-    model = quantized("W3A32", quantizer="liq-authors")
-    found = rounding_sharpness(model, RAGGED, draws=2)
-    assert found.rounded.isnan().all() and found.rise.isfinite().all()
-
-
 def test_the_table_holds_what_the_single_measures_give(tmp_path):
     model = quantized("W4A4")
     found = sharpness(model, (X, Y), seed=3)

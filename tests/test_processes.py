@@ -29,13 +29,13 @@ from saq_core import (
     reproduce,
     train,
 )
-from saq_core.data import training_batches
+from saq_core.data.batches import training_batches
 
 HERE, ROOT = pathlib.Path(__file__).parent, pathlib.Path(__file__).parents[1]
 TINY = Experiment("tiny", "digits", "vit", Recipe(epochs=1, lr=0.01, batch_size=16), limit=48)
 METHODS = {
     "sgd": None,
-    "distilled": FPQ(p=0, statistics="image"),
+    "distilled": FPQ(p=0),
     "case 2": SAQ(0.3, case=2, synchronised=True),
     "case 3": SAQ(0.3, synchronised=True),
     "mean": SAQ(0.3, combine="mean", synchronised=True),

@@ -264,7 +264,7 @@ class Noisy(nn.Module):
 
 def test_what_is_random_is_found_and_named():
     model = nn.Sequential(nn.Sequential(nn.Linear(5, 4), Noisy()), nn.Linear(4, 3)).double()
-    with pytest.raises(ValueError, match=r"loss changed when repeated .*: 0\.1 \(Noisy\) is random in eval mode"):
+    with pytest.raises(ValueError, match=r"loss changed when repeated .*: 0\.1 \(Noisy\) is stochastic in eval mode"):
         trace(model, (X.flatten(1)[:, :5], Y))
     assert not any(module._forward_hooks for module in model.modules())
 

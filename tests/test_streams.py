@@ -7,8 +7,8 @@ from PIL import Image
 from torchvision import datasets
 
 from saq_core import Data, build_model, load_data
-from saq_core.data import evaluation_batches, steps_per_epoch, training_batches
-from saq_core.streams import MOMENTS, ImageFiles
+from saq_core.data.batches import evaluation_batches, steps_per_epoch, training_batches
+from saq_core.data.image_files import MOMENTS, ImageFiles
 
 CPU = torch.device("cpu")
 MEAN, STD = (np.array(m)[:, None, None] for m in MOMENTS)

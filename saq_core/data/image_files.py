@@ -1,4 +1,4 @@
-"""Images that stay in their files: found by torchvision, decoded and cropped one by one in worker processes."""
+"""Images that stay in their files: listed by torchvision, decoded and cropped one by one in worker processes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..settings import check_number
+
 MOMENTS = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
@@ -23,7 +25,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Image files that stand where a tensor of normalised images (n, 3, size, size) could.
+    """Image files in place of a tensor of normalised images (n, 3, size, size).
 
     Indexing decodes: the shorter side to 256/224 of `size`, then the centre. `batches` does so ahead of time in worker
     processes; what comes out does not depend on their number.
@@ -49,11 +51,9 @@ class ImageFiles:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name, least, value in (("image_size", 1, self.size), ("workers", 0, self.workers)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-        if not 0 < self.min_scale <= 1:
-            raise ValueError(f"min_scale must be above 0 and at most 1, got {self.min_scale}")
+        check_number("image_size", self.size, 1)
+        check_number("workers", self.workers, 0)
+        check_number("min_scale", self.min_scale, "above 0 and at most 1")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -100,7 +100,7 @@ class ImageFiles:
 
 
 def _decode(transform: Any, key: tuple[np.ndarray, np.ndarray | None]) -> Tensor | str:
-    """Return one batch of images as bytes (n, 3, size, size), or what is wrong with one of them.
+    """Return one batch of images as bytes (n, 3, size, size), or an error message.
 
     An exception raised here would keep the workers alive: torch raises it again in a cycle of references.
     """
@@ -145,12 +145,12 @@ def _listed(source: Any) -> tuple[np.ndarray, np.ndarray]:
 def _folders(root: Path) -> dict[str, Any]:
     from torchvision.datasets import ImageFolder
 
-    there = [split for split in SPLITS if (root / split).is_dir()]
-    if not there:
+    present = [split for split in SPLITS if (root / split).is_dir()]
+    if not present:
         return {"train": ImageFolder(root)}
-    if "train" not in there:
-        raise FileNotFoundError(f"{root} must hold a folder train beside {there}, got none: add it")
-    sets = {split: ImageFolder(root / split) for split in there}
+    if "train" not in present:
+        raise FileNotFoundError(f"{root} must hold a folder train beside {present}, got none: add it")
+    sets = {split: ImageFolder(root / split) for split in present}
     for split, source in sets.items():
         other = set(source.classes) ^ set(sets["train"].classes)
         if other:

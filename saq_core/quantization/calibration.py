@@ -1,4 +1,4 @@
-"""Setting the steps, clips and signs of activation quantizers from data."""
+"""Calibration: steps, clips and signs of activation quantizers from data."""
 
 from __future__ import annotations
 
@@ -9,32 +9,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Data, device_of, evaluation_mode
-from .quantizer_base import Quantizer, check_method
+from ..modes import device_of, evaluation_mode
+from .base import Method, Quantizer, check_method
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: str | None = None) -> nn.Module:
+def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: Method | None = None) -> nn.Module:
     """Set sign and step, clip or offset of every activation quantizer from data; return the model.
 
-    Every quantizer lets the values through and remembers a sample of them, and their extremes; then each takes
-    "unsigned" if it never saw a negative value (unless it was made with a sign), and a range by `method`. A quantizer
-    that no value reaches stays as it was, with a warning. Every module's mode is restored; after an error the model is
-    as before.
+    Every quantizer passes the values through and records a sample of them, and their extremes; then each becomes
+    unsigned if no value was negative (unless it was made with a sign), and sets its range by `method`. A quantizer that
+    no value reaches is left unchanged, with a warning. Every module's mode is restored; after an error the model is as
+    before.
 
     Args:
         model: A network from `quantize`.
-        data: A `Data` (its probe is used: un-augmented training images), a tensor of inputs, a tuple (x, y), or an
-            iterable (a list, a loader) of such batches. Floating inputs are cast to the model's dtype.
+        data: Anything with a `.probe`, as `Data` has (un-augmented training images), a tensor of inputs, a tuple
+            (x, y), or an iterable (a list, a loader) of such batches. Floating inputs are cast to the model's dtype.
         batches: Number of batches used, at most (128 samples each where the split is ours).
-        method: "mse" (the range of least squared error), "minmax" (all that was seen), "percentile" (99.99 % of the
-            sample), or None: "minmax" for `MinMax`, "mse" for every other quantizer.
+        method: "mse" (the range of least squared error), "minmax" (all values), "percentile" (99.99 % of the sample),
+            or None: "minmax" for `MinMax`, "mse" for every other quantizer.
 
     Raises:
-        ValueError: If there are no data, if an input or activation is NaN or infinite, if a 1-bit quantizer that has no
-            level on either side of zero saw negative values, or for an unknown method.
+        ValueError: If there are no data, if an input or activation is NaN or infinite, if values are negative where a
+            1-bit quantizer has no level on one side of zero, or if the method is unknown.
 
     Cost: `batches` forward passes; for "mse" 80 quantizations of a sample per layer, 240 where the range has two ends.
+
+    Example:
+        >>> import torch, saq_core
+        >>> layers = torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)
+        >>> model = saq_core.quantize(torch.nn.Sequential(*layers))
+        >>> saq_core.calibrate(model, torch.randn(16, 4))[2].input_quantizer
+        LSQ(bits=8, signed=False)
     """
     check_method(method)
     quantizers = {n: m for n, m in model.named_modules() if isinstance(m, Quantizer) and m.activation}
@@ -42,7 +49,7 @@ def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: str | No
         for quantizer in quantizers.values():
             quantizer.observe_()
         with evaluation_mode(model):
-            _show(model, data, batches)
+            _run(model, data, batches)
         missed = [name for name, q in quantizers.items() if q.observed() is None]  # all are checked before one is set
         for quantizer in quantizers.values():
             quantizer.finish_(method=method)
@@ -54,8 +61,8 @@ def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: str | No
     return model
 
 
-def _show(model: nn.Module, data: Any, batches: int) -> None:
-    """Let the model see the data."""
+def _run(model: nn.Module, data: Any, batches: int) -> None:
+    """Run the model on the batches."""
     device = device_of(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     seen = 0
@@ -69,8 +76,7 @@ def _show(model: nn.Module, data: Any, batches: int) -> None:
 
 
 def _inputs(data: Any) -> Iterator[Tensor]:
-    if isinstance(data, Data):
-        data = data.probe
+    data = getattr(data, "probe", data)
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         data = data[0]
     if isinstance(data, Tensor):
@@ -79,4 +85,6 @@ def _inputs(data: Any) -> Iterator[Tensor]:
         for batch in data:
             yield batch if isinstance(batch, Tensor) else batch[0]
     else:
-        raise ValueError(f"data must be a Data, (x, y), or an iterable of batches, got {type(data).__name__}")
+        raise ValueError(
+            f"data must have a .probe, as Data has, or be (x, y) or an iterable of batches, got {type(data).__name__}"
+        )

@@ -1,19 +1,23 @@
-"""Networks as packed integers: what the weights of a quantized network take in a file, and back to the same outputs."""
+"""Quantized weights as packed integers in a file, and back to the same outputs."""
 
 from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import files
-from .layers import SWAPS
-from .quantizer_base import Stored
+from .. import files
+from ..results import Shown
+from .base import Stored
+from .convert import SWAPS
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 KIND = "integers"  # of the file
 
@@ -27,9 +31,9 @@ class PackedSize(NamedTuple):
     scales: int
 
 
-@dataclass(frozen=True)
-class SizeReport:
-    """What `export` wrote.
+@dataclass(frozen=True, repr=False)
+class SizeReport(Shown):
+    """Sizes in the file that `export` wrote.
 
     Args:
         path: The file.
@@ -38,6 +42,16 @@ class SizeReport:
             weights that are not quantized.
         float_bytes: Of the network at 32 bits, without quantizers.
         file_bytes: Of the file.
+
+    Example:
+        >>> import tempfile, torch, saq_core
+        >>> model = saq_core.quantize(torch.nn.Sequential(torch.nn.Linear(64, 64)), "W4A32", first_last_bits=None)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = saq_core.export(model, f"{folder}/small.pt")
+        >>> report
+        SizeReport(1 weights, 2,312 bytes, 7.20 times fewer than in float32)
+        >>> int(report.frame["bits"][0])
+        4
     """
 
     path: Path
@@ -50,6 +64,17 @@ class SizeReport:
     def bytes(self) -> int:
         """Bytes of all tensors in the file."""
         return sum(size.integers + size.scales for size in self.weights.values()) + self.other_bytes
+
+    @property
+    def frame(self) -> DataFrame:
+        """A row for each weight: name, shape, bits, and bytes of its integers and scales."""
+        from pandas import DataFrame
+
+        return DataFrame([{"weight": name, **size._asdict()} for name, size in self.weights.items()])
+
+    def __repr__(self) -> str:
+        times = f"{self.float_bytes / self.bytes:.2f} times fewer than in float32"
+        return f"SizeReport({len(self.weights)} weights, {self.bytes:,} bytes, {times})"
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.weights)
@@ -80,8 +105,17 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
         ValueError: If no weight is quantized, one is not finite, or one has more different values than levels.
 
     Cost: one quantization of each weight, and 8 bytes of memory per bit of the largest.
+
+    Example:
+        >>> import tempfile, torch, saq_core
+        >>> model = saq_core.quantize(torch.nn.Sequential(torch.nn.Linear(64, 64)), "W4A32", first_last_bits=None)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = saq_core.export(model, f"{folder}/small.pt")
+        ...     back = saq_core.load(f"{folder}/small.pt", model)
+        >>> report.weights["0.weight"].integers, torch.equal(back[0].weight, model[0].used_weight())
+        (2048, True)
     """
-    state, packed, sizes, gone = model.state_dict(), {}, {}, []
+    state, packed, sizes, replaced = model.state_dict(), {}, {}, []
     for prefixes, layer in _quantized_layers(model):
         for part, (quantizer, weight) in layer.quantized_parts().items():
             if not quantizer.is_quantizer:
@@ -89,18 +123,18 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
             label = f"{prefixes[0]}{part}"
             with torch.no_grad():
                 value, step = quantizer(weight).cpu(), quantizer.step_size(weight).detach().cpu()
-            packed[label] = _pack(value, step, quantizer.bits, label) | {"weight_units": quantizer.weight_units}
+            packed[label] = _pack(value, step, quantizer.bits, label)
             scales = sum(_bytes(packed[label][key]) for key in ("scale", "zero", "levels") if key in packed[label])
             sizes[label] = PackedSize(tuple(value.shape), quantizer.bits, _bytes(packed[label]["integers"]), scales)
-            gone += [f"{prefix}{own}" for prefix in prefixes for own in (f"{part}_quantizer.", layer.weight_name)]
+            replaced += [f"{prefix}{key}" for prefix in prefixes for key in (f"{part}_quantizer.", layer.weight_name)]
     if not packed:
         raise ValueError("model must have quantized weights to export, got none: call quantize() first")
-    rest = {key: value for key, value in state.items() if not key.startswith(tuple(gone))}
+    rest = {key: value for key, value in state.items() if not key.startswith(tuple(replaced))}
     content = {key: getattr(model, key, None) for key in ("architecture", "quantization")}
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
     files.write(path, KIND, {"state": rest, "packed": packed, "versions": versions, **content})
-    every = model.named_modules(remove_duplicate=False)
-    quantizers = tuple(f"{n}." for n, m in every if getattr(m, "is_quantizer", False))
+    modules = model.named_modules(remove_duplicate=False)
+    quantizers = tuple(f"{n}." for n, m in modules if getattr(m, "is_quantizer", False))
     floats = _once({key: value for key, value in state.items() if not key.startswith(quantizers)})
     return SizeReport(
         path=Path(path),
@@ -113,7 +147,7 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
 
 def unpack_(model: nn.Module, packed: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
     """Put packed weights into a quantized network of the same kind, without their quantizers; return them by name."""
-    found: dict[str, Tensor] = {}
+    unpacked: dict[str, Tensor] = {}
     used = set()
     for prefixes, layer in _quantized_layers(model):
         values = []
@@ -122,26 +156,25 @@ def unpack_(model: nn.Module, packed: dict[str, dict[str, Any]]) -> dict[str, Te
             if label in packed and quantizer.is_quantizer:
                 stored = packed[label]
                 values.append(_unpack(stored))
-                made = Stored(stored["bits"], stored["step"], stored.get("weight_units", "plain"))
-                setattr(layer, f"{part}_quantizer", made)
+                setattr(layer, f"{part}_quantizer", Stored(stored["bits"], stored["step"]))
                 used.add(label)
         if values:
             old = getattr(layer, layer.weight_name)
             new = nn.Parameter(torch.cat(values).to(old.device), requires_grad=old.requires_grad)
             setattr(layer, layer.weight_name, new)  # a new one: whoever was tied to it keeps the float weight
-            found |= {f"{prefix}{layer.weight_name}": new.detach() for prefix in prefixes}
+            unpacked |= {f"{prefix}{layer.weight_name}": new.detach() for prefix in prefixes}
     if used != set(packed):
         raise ValueError(f"model must quantize {sorted(set(packed) - used)[:3]}, which the file has as integers")
-    return found
+    return unpacked
 
 
 def _quantized_layers(model: nn.Module) -> list[tuple[list[str], Any]]:
     """Return (what the names of its tensors begin with, all of them, layer): one module may stand in several places."""
-    found: dict[int, tuple[list[str], Any]] = {}
+    layers: dict[int, tuple[list[str], Any]] = {}
     for name, layer in model.named_modules(remove_duplicate=False):
         if isinstance(layer, tuple(SWAPS.values())):
-            found.setdefault(id(layer), ([], layer))[0].append(f"{name}." if name else "")
-    return list(found.values())
+            layers.setdefault(id(layer), ([], layer))[0].append(f"{name}." if name else "")
+    return list(layers.values())
 
 
 def _once(state: dict[str, Any]) -> list[Tensor]:
@@ -166,13 +199,13 @@ def _pack(value: Tensor, step: Tensor, bits: int, label: str) -> dict[str, Any]:
         return scaled
     if not value.isfinite().all():
         raise ValueError(f"{label} must be finite to be exported, got NaN or infinity: train anew with a lower lr")
-    tables, places = zip(*(row.unique(return_inverse=True) for row in rows), strict=True)
+    tables, indices = zip(*(row.unique(return_inverse=True) for row in rows), strict=True)
     most = max(map(len, tables))
     if most > 2**bits:
         rule = f"{label} must have at most {2**bits} different values for {bits} bits, got {most}"
         raise ValueError(f"{rule}: its quantizer lets values between its levels through")
     levels = nn.utils.rnn.pad_sequence(list(tables), batch_first=True)
-    return {**stored, "levels": levels, "integers": _packed_bits(torch.stack(places), bits)}
+    return {**stored, "levels": levels, "integers": _packed_bits(torch.stack(indices), bits)}
 
 
 def _unpack(stored: dict[str, Any]) -> Tensor:

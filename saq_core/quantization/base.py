@@ -1,67 +1,32 @@
-"""What all quantizers share: rounding that lets gradients through, state, calibration, and watching activations.
-
-Everything here is differentiable twice, works under ``torch.func`` and fuses under ``torch.compile``: rounding is
-written as ``x + (round(x) - x).detach()`` and not as a custom autograd function.
-"""
+"""The base class of quantizers: state, calibration, and observation of activations."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-SMALLEST_STEP = 1e-8  # a step or clip below this is read as this, so that it never reaches 0 or flips sign
+from ..settings import check_option
+from .functional import check_bits
+
 FRACTIONS = 80  # candidates tried for each end by the calibration
 SAMPLE = 16_384  # values kept per observed batch of activations
 PERCENTILE = 0.9999
-METHODS = ("mse", "minmax", "percentile")
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """Round half to even, with gradient 1 (straight-through estimator).
-
-    ``x + (round(x) - x)`` with the bracket held constant, in place: eager PyTorch pays for every new tensor.
-    """
-    constant = x.detach()
-    return constant.round().sub_(constant).add_(x)
-
-
-def clip(x: Tensor, low: float, high: float) -> Tensor:
-    """Clamp, with gradient 1 strictly inside and 0 at the bounds and beyond.
-
-    The same as `torch.clamp` in one pass backward instead of five, and with the same gradient at the bounds everywhere.
-    """
-    return nn.functional.hardtanh(x, low, high)
-
-
-def scale_gradient(s: Tensor, factor: float) -> Tensor:
-    """Return s unchanged, to the bit, with its gradient multiplied by `factor`.
-
-    A backward hook would be wrong when gradients accumulate over several uses; this is part of the graph.
-    """
-    scaled = s * factor
-    return s.detach() + (scaled - scaled.detach())
-
-
-def check_bits(bits: int, name: str = "bits") -> int:
-    """Return `bits` if it is a whole number from 1 to 32."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 32:
-        raise ValueError(f"{name} must be a whole number from 1 to 32 (32 = leave as it is), got {bits!r}")
-    return bits
+Method = Literal["mse", "minmax", "percentile"]
 
 
 def check_method(method: str | None) -> None:
-    """Raise unless `method` names a way to calibrate, or is None."""
-    if method is not None and method not in METHODS:
-        raise ValueError(f"method must be one of {list(METHODS)}, or None for the quantizer's own, got {method!r}")
+    """Raise unless `method` is one of `Method`, or None."""
+    if method is not None:
+        check_option("method", method, Method)
 
 
 class Quantizer(nn.Module):
-    """The part that all quantizers share: state, calibration, and watching activations.
+    """Base class of quantizers: state, calibration, and observation of activations.
 
-    A subclass makes its state in `_add_state`, takes a range in `_set_range_`, and gives `_quantize` and `step_size`.
+    A subclass creates its state in `_add_state`, sets a range in `_set_range_`, defines `_quantize` and `step_size`.
 
     Args:
         bits: 1 to 31.
@@ -71,8 +36,7 @@ class Quantizer(nn.Module):
     """
 
     is_quantizer = True
-    weight_units = "plain"
-    method = "mse"  # of calibration, where none is named
+    method: Method = "mse"  # of calibration, where none is named
     two_ended = False  # whether the range has a lower end of its own; if not it is 0 … clip or -clip … clip
     dynamic = False  # whether the range of weights is taken anew in every forward pass
     smallest_signed_bits = 1  # 2 where one bit would leave no level on one side of zero
@@ -83,7 +47,7 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         if check_bits(bits) == 32:
-            raise ValueError("bits must be at most 31 for a quantizer, got 32: use saq_core.quantizers.Unquantized")
+            raise ValueError("bits must be at most 31 for a quantizer, got 32: use saq_core.quantization.Unquantized")
         if self.dynamic and not (signed or activation):
             raise ValueError(f"signed must be True for weights with {type(self).__name__}, got {signed}")
         self.bits, self.activation, self.shape = bits, activation, tuple(shape)
@@ -95,7 +59,7 @@ class Quantizer(nn.Module):
 
     @classmethod
     def for_weight(
-        cls, bits: int, weight: Tensor, *, per_channel: bool = False, method: str | None = None, **options: Any
+        cls, bits: int, weight: Tensor, *, per_channel: bool = False, method: Method | None = None, **options: Any
     ) -> Quantizer:
         """Make a quantizer for `weight` (filters along dimension 0) and calibrate it."""
         shape = (weight.shape[0],) + (1,) * (weight.ndim - 1) if per_channel else ()
@@ -113,7 +77,7 @@ class Quantizer(nn.Module):
         self.signed = signed
 
     def _add_state(self) -> None:
-        """Make parameters and buffers."""
+        """Create parameters and buffers."""
 
     def _set_range_(self, low: Tensor, high: Tensor) -> None:
         raise NotImplementedError
@@ -138,7 +102,7 @@ class Quantizer(nn.Module):
         return tuple(range(1 if self.shape else 0, x.ndim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the quantized x; while observing, watch x and return it untouched."""
+        """Return the quantized x; while observing, record x and return it unchanged."""
         if self._observed is not None:
             self._observe(x.detach())
             return x
@@ -147,7 +111,7 @@ class Quantizer(nn.Module):
         return self._output(x)
 
     @torch.no_grad()
-    def calibrate_(self, x: Tensor, method: str | None = None) -> None:
+    def calibrate_(self, x: Tensor, method: Method | None = None) -> None:
         """Set the range (so the step, clip or offset) from x, per channel where the step is.
 
         Without effect on weights whose range is taken anew in every forward pass.
@@ -155,7 +119,7 @@ class Quantizer(nn.Module):
         Args:
             x: What is to be quantized.
             method: "mse" tries 80 clips between 0 and max|x| and takes the one of least squared error (a range of two
-                ends is drawn towards the median, both together, then each alone). "minmax" takes in everything.
+                ends is drawn towards the median, both together, then each alone). "minmax" keeps all values in range.
                 "percentile" takes the 99.99th percentile (of |x|, or at each end), where outliers would coarsen the
                 step. None = the quantizer's own, "minmax" for `MinMax`, "mse" for the others.
 
@@ -174,13 +138,12 @@ class Quantizer(nn.Module):
     def _rows(self, z: Tensor) -> Tensor:
         return z.reshape(self.shape[0] if self.shape else 1, -1)
 
-    def _ends(self, z: Tensor, method: str) -> tuple[Tensor, Tensor]:
+    def _ends(self, z: Tensor, method: Method) -> tuple[Tensor, Tensor]:
         """Return the lower and upper end of the values, the lower one 0 where it has no meaning."""
 
         def top(rows: Tensor) -> Tensor:
             rank = math.ceil(PERCENTILE * rows.shape[1])
-            found = rows.kthvalue(rank).values if method == "percentile" else rows.amax(1)
-            return found.reshape(self.shape)
+            return (rows.kthvalue(rank).values if method == "percentile" else rows.amax(1)).reshape(self.shape)
 
         rows = self._rows(z)
         if self.two_ended:
@@ -189,7 +152,7 @@ class Quantizer(nn.Module):
         return torch.zeros_like(high), high
 
     def _least_error(self, z: Tensor, low: Tensor, high: Tensor) -> list[Tensor]:
-        """Draw the end towards zero, or two ends towards the median, to the least squared error."""
+        """Shrink the end towards zero, or two ends towards the median, to the least squared error."""
         ends, pivot = [low, high], self._rows(z).median(1).values.reshape(self.shape) if self.two_ended else low
         for moved in ((0, 1), (0,), (1,)) if self.two_ended else ((1,),):
             best, least = ends, torch.full_like(high, torch.inf)
@@ -203,7 +166,7 @@ class Quantizer(nn.Module):
         return ends
 
     def observe_(self) -> None:
-        """Let values through untouched from now on, and remember a sample of them."""
+        """Pass values through unchanged from now on, and record a sample of them."""
         self._observed = []
 
     def _observe(self, x: Tensor) -> None:
@@ -214,7 +177,7 @@ class Quantizer(nn.Module):
         self._observed.append(torch.cat([values, flat.amin()[None], flat.amax()[None]]))
 
     def observed(self) -> Tensor | None:
-        """Return the values seen, or None without any; raise if they cannot be quantized."""
+        """Return the recorded values, None if there are none; raise if they cannot be quantized."""
         if not self._observed:
             return None
         values = torch.cat(self._observed)
@@ -226,8 +189,8 @@ class Quantizer(nn.Module):
     def _sign_of(self, values: Tensor) -> bool:
         return bool(values.min() < 0) if self.sign_from_data else bool(self.signed)
 
-    def finish_(self, *, keep: bool = True, method: str | None = None) -> None:
-        """Stop observing; with `keep`, set sign and range from what was seen (nothing seen: stays as it was)."""
+    def finish_(self, *, keep: bool = True, method: Method | None = None) -> None:
+        """Stop observing; with `keep`, set sign and range from the recorded values, if there are any."""
         try:
             values, batches = self.observed() if keep else None, self._observed or []
         finally:
@@ -239,11 +202,11 @@ class Quantizer(nn.Module):
             self.calibrate_(values, method)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return what a state dict must carry beside the tensors."""
+        """Return bits and sign, which a state dict must carry beside the tensors."""
         return {"bits": self.bits, "signed": self.signed}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take sign over from a state dict; the number of bits has to agree."""
+        """Load the sign from a state dict; the number of bits has to agree."""
         if state["bits"] != self.bits:
             raise ValueError(f"bits must agree with the stored quantizer's {state['bits']}, got {self.bits}")
         if state["signed"] is None:
@@ -260,7 +223,6 @@ class Unquantized(nn.Module):
     """Stand in for a quantizer where nothing is quantized (32 bits): the identity, with step 0."""
 
     is_quantizer = False
-    weight_units = "plain"
     bits = 32
     signed = True
 
@@ -274,15 +236,15 @@ class Unquantized(nn.Module):
 
 
 class Stored(nn.Module):
-    """Stand in for the quantizer of a weight that was read from integers: the identity, with its bits, step, units."""
+    """Stand in for the quantizer of a weight that was read from integers: the identity, with its bits and step."""
 
     is_quantizer = True
     signed = True
     step: Tensor
 
-    def __init__(self, bits: int, step: Tensor, weight_units: str) -> None:
+    def __init__(self, bits: int, step: Tensor) -> None:
         super().__init__()
-        self.bits, self.weight_units = bits, weight_units
+        self.bits = bits
         self.register_buffer("step", step, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -295,6 +257,6 @@ class Stored(nn.Module):
 
 
 def check_latent(model: nn.Module, remedy: str) -> None:
-    """Raise if the latent weights of a network are gone because it was read from integers."""
+    """Raise if a network has no latent weights because it was read from integers."""
     if any(isinstance(module, Stored) for module in model.modules()):
         raise ValueError(f"model must have its latent weights, got one that was read from integers: {remedy}")

@@ -1,55 +1,68 @@
-"""Data sets: small ones as tensors on the device, augmented per sample where they lie; image files as streams."""
+"""Data sets: small ones as tensors on the device, image files as streams; their splits and the probe."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import streams
-from .streams import ImageFiles
+from ..results import Shown
+from ..settings import check_number, check_option
+from . import image_files
+from .image_files import ImageFiles
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Batch = tuple[Tensor, Tensor]
 Split = tuple[Tensor | ImageFiles, Tensor]
 Source = tuple[np.ndarray, np.ndarray]  # images or the paths of their files, labels
 
 PROBE_SIZE = 1024
-PROBE_SEED = 20_111  # of its own, so that every network trained on these data gets the same probe
+PROBE_SEED = 20_111  # fixed, so that every network trained on these data gets the same probe
 TEST_SEED = 1_797  # the digits come without a test split; this one never depends on the caller's seed
 MOMENTS = {
     "digits": ((0.3053,), (0.3760,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2557, 0.2761)),
 }
-NAMES = (*MOMENTS, *streams.NAMES)
-MIXES = {"mixup": ("MixUp", 0.8), "cutmix": ("CutMix", 1.0)}  # with alpha as in DeiT
+DataName = Literal["digits", "cifar10", "cifar100", "flowers102", "pets", "imagenet", "folder"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Data:
+class Data(Shown):
     """Three splits of one data set, each a pair (x, y), with the augmentation that training applies.
 
-    Build one from your own tensors to train on them.
+    Make one of your own tensors to train on them.
 
     Args:
         train: Inputs (n, …) float, or `ImageFiles` in their place, and labels (n,) int64.
-        val: Chooses; drawn from the training data.
-        test: Never chooses anything.
+        val: For choices; drawn from the training data.
+        test: Never used for a choice.
         num_classes: Labels are 0 … num_classes - 1.
         padding: Random crop after padding by this many pixels on each side; 0 = none. Tensors (n, c, h, w) only:
             image files are cropped and scaled at random.
         flip: Horizontal flip of every second image on average.
         fill: Value of the padding per channel (black, once normalised).
         name: For titles.
+
+    Raises:
+        ValueError: If a split is empty, its labels are out of range or not int64, or the augmentation does not fit.
+
+    Example:
+        >>> import torch, saq_core
+        >>> x, y = torch.randn(30, 1, 8, 8), torch.arange(30) % 3
+        >>> data = saq_core.Data((x[:20], y[:20]), (x[20:25], y[20:25]), (x[25:], y[25:]), num_classes=3)
+        >>> data
+        Data(custom: 20 train, 5 val, 5 test; inputs (1, 8, 8), 3 classes)
     """
 
     train: Split
@@ -77,6 +90,14 @@ class Data:
         return f"Data({self.name}: {sizes}; inputs {self.input_shape}, {self.num_classes} classes)"
 
     @property
+    def frame(self) -> DataFrame:
+        """A row for each split: how many samples it has of each class."""
+        from pandas import DataFrame
+
+        splits = {split: getattr(self, split)[1] for split in ("train", "val", "test")}
+        return DataFrame({k: y.bincount(minlength=self.num_classes).tolist() for k, y in splits.items()}).T
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.train[0].shape[1:])
@@ -91,37 +112,13 @@ class Data:
         chosen = balanced_order(y.cpu(), PROBE_SEED)[:PROBE_SIZE]
         return x[chosen.to(x.device)].cpu(), y[chosen.to(y.device)].cpu()
 
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's weights; the CPU if it has none."""
-    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed the global generators of the CPU and of one device for a while, then put them back; no other is touched."""
-    device = torch.device("cpu") if device is None else device
-    seed = int(seed)  # numpy's as well
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        elif device.type == "mps":
-            torch.mps.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode for a while, then every module back into its own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    def to(self, device: torch.device | str) -> Data:
+        """Return the data with all splits on a device; these, where they lie there already."""
+        device = torch.device(device)
+        if all(t.device == device for split in (self.train, self.val, self.test) for t in split):
+            return self
+        splits: dict[str, Any] = {k: tuple(t.to(device) for t in getattr(self, k)) for k in ("train", "val", "test")}
+        return replace(self, **splits)
 
 
 def check_split(split: Split, name: str, num_classes: int) -> None:
@@ -137,7 +134,7 @@ def check_split(split: Split, name: str, num_classes: int) -> None:
 
 
 def load_data(
-    name: str,
+    name: DataName,
     root: str | Path | None = None,
     *,
     limit: int | None = None,
@@ -170,20 +167,22 @@ def load_data(
         workers: Processes that decode image files; None = one per core and at most 8.
 
     Raises:
-        ValueError: For an unknown name, a missing root, settings out of range, less than two classes, or a class
-            without a training image.
+        ValueError: If the name is unknown, `root` is missing, a setting out of range, or a class has no training image.
         FileNotFoundError: If the files are not in `root`.
+
+    Example:
+        >>> import saq_core
+        >>> saq_core.load_data("digits", limit=100)
+        Data(digits: 100 train, 11 val, 360 test; inputs (1, 8, 8), 10 classes)
     """
-    if name not in NAMES:
-        raise ValueError(f"name must be one of {list(NAMES)}, got {name!r}")
-    if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction must be between 0 and 1, got {val_fraction}")
-    if image_size is not None and name not in streams.NAMES:
+    check_option("name", name, DataName)
+    check_number("val_fraction", val_fraction, "above 0 and below 1")
+    if image_size is not None and name not in image_files.NAMES:
         raise ValueError(f"image_size must be None for {name}, whose images have one size, got {image_size}")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parts = _split(_find(name, root, download), limit, seed, val_fraction)
     wrap: Callable[[np.ndarray], Tensor | ImageFiles]
-    if name in streams.NAMES:
+    if name in image_files.NAMES:
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
         workers, size = min(8, cores) if workers is None else workers, 224 if image_size is None else image_size
         wrap = partial(ImageFiles, size=size, device=chosen, min_scale=min_scale, workers=workers)
@@ -203,7 +202,7 @@ def _find(name: str, root: str | Path | None, download: bool) -> dict[str, Sourc
     if root is None:
         raise ValueError(f'root must be the folder of the {name} files, got None: load_data("{name}", "data")')
     try:
-        return (_cifar if name in MOMENTS else streams.find_images)(name, Path(root), download)
+        return (_cifar if name in MOMENTS else image_files.find_images)(name, Path(root), download)
     except RuntimeError as error:
         raise FileNotFoundError(f"no complete {name} under {root}, as torchvision lays it out: {error}") from error
 
@@ -278,91 +277,3 @@ def _cifar(name: str, root: Path, download: bool) -> dict[str, Source]:
         warnings.filterwarnings("ignore", message=".*align")
         sets = {split: kind(root, train=split == "train", download=download) for split in ("train", "test")}
     return {k: (v.data / np.float32(255), np.asarray(v.targets, dtype=np.int64)) for k, v in sets.items()}
-
-
-def steps_per_epoch(data: Data, batch_size: int) -> int:
-    """Return the number of training batches: the last incomplete one is left out, unless it is the only one."""
-    return max(1, len(data.train[0]) // batch_size)
-
-
-def training_batches(
-    data: Data, batch_size: int, *, generator: torch.Generator, rank: int = 0, world_size: int = 1
-) -> Iterator[Batch]:
-    """Yield the training split once, shuffled and augmented.
-
-    Each of `world_size` processes draws for the whole batch and takes every `world_size`-th row of it: together they
-    see, image by image, what one would.
-
-    Args:
-        data, batch_size: What to train on, in batches of how many (of all processes together).
-        generator: Draws everything; on the device of the data, in the same state in every process.
-        rank, world_size: Number of this process, and of all.
-
-    Raises:
-        ValueError: If the shares of a batch would differ in size.
-    """
-    x, y = data.train
-    size = min(batch_size, len(y))
-    if size % world_size:
-        rule = f"equal shares for {world_size} processes, whose gradients are averaged"
-        raise ValueError(f"batch_size must give {rule}, got {size} samples in a batch")
-    own = slice(rank, None, world_size)
-    order = torch.randperm(len(y), generator=generator, device=x.device)[: steps_per_epoch(data, size) * size]
-    batches = order.split(size)
-    if isinstance(x, ImageFiles):
-        seeds = torch.randint(2**62, order.shape, generator=generator, device=x.device)
-        positions, own_seeds = ([part[own].numpy() for part in one.cpu().split(size)] for one in (order, seeds))
-        images: Iterable[Tensor] = x.batches(positions, own_seeds, data.flip)
-    else:
-        images = (augment(data, rows, generator, own) for rows in batches)
-    for inputs, rows in zip(images, batches, strict=True):
-        yield inputs, y[rows[own]]
-
-
-def augment(data: Data, rows: Tensor, generator: torch.Generator, own: slice = slice(None)) -> Tensor:
-    """Return the training inputs of the `own` part of `rows`, each cropped and flipped on its own, in one gather."""
-    x = data.train[0][rows[own]]
-    if not data.padding and not data.flip:
-        return x
-    (n, c, h, w), p, device = x.shape, data.padding, x.device
-    fill = torch.tensor(data.fill, dtype=x.dtype).to(device, non_blocking=True).view(1, -1, 1, 1)
-    padded = fill.expand(n, c, h + 2 * p, w + 2 * p).clone()
-    padded[:, :, p : p + h, p : p + w] = x
-    down, right = torch.randint(0, 2 * p + 1, (2, len(rows), 1), generator=generator, device=device)[:, own]
-    places, columns = down + torch.arange(h, device=device), torch.arange(w, device=device).expand(n, w)
-    if data.flip:
-        mirrored = torch.rand(len(rows), 1, generator=generator, device=device)[own] < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    places = places[:, :, None] * (w + 2 * p) + (columns + right)[:, None, :]
-    return padded.flatten(2).gather(2, places.view(n, 1, h * w).expand(n, c, h * w)).view(n, c, h, w)
-
-
-def evaluation_batches(
-    split: Split, batch_size: int, device: torch.device, *, rank: int = 0, world_size: int = 1
-) -> Iterator[Batch]:
-    """Yield a split on the device, every sample once, in order and un-augmented; of several processes each its part."""
-    x, y = split
-    first, last = (len(y) * k // world_size for k in (rank, rank + 1))
-    rows = [slice(k, min(k + batch_size, last)) for k in range(first, last, batch_size)]
-    inputs = x.to(device).batches(rows) if isinstance(x, ImageFiles) else (x[part] for part in rows)
-    for images, part in zip(inputs, rows, strict=True):
-        yield images.to(device, non_blocking=True), y[part].to(device, non_blocking=True)
-
-
-def mix(x: Tensor, y: Tensor, num_classes: int, kind: str, generator: torch.Generator) -> Batch:
-    """Return images (n, c, h, w) mixed with their neighbours in the batch, and labels (n, num_classes) that sum to 1.
-
-    Args:
-        x, y, num_classes: Images, labels (n,) and how many there are.
-        kind: "mixup" (mean of two images with random weights), "cutmix" (a box from the other), "both" (either).
-        generator: On the CPU wherever `x` is: torchvision needs the draws as numbers.
-
-    Source: Zhang et al. (2018) and Yun et al. (2019), with alpha as in DeiT (Touvron et al., 2021). Departure:
-    torchvision's pairs are neighbours, not a random permutation; our batches come shuffled.
-    """
-    from torchvision.transforms import v2
-
-    seed, coin = torch.randint(2**62, (2,), generator=generator).tolist()
-    name, alpha = MIXES[tuple(MIXES)[coin % 2] if kind == "both" else kind]
-    with seeded(seed):  # torchvision draws from the global generator
-        return getattr(v2, name)(alpha=alpha, num_classes=num_classes)(x, y)

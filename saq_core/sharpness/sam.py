@@ -2,89 +2,113 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import processes
-from .data import device_of
-from .diagnostics import diagnose
-from .policies import StepPolicy, make_policy
-from .radii import AdaptiveRho, Radius
-from .sites import KINDS, TINY, Place, Point, added, find_sites, gradients_at, in_both, kept, norm, places, projection
+from .. import processes
+from ..modes import device_of
+from ..results import Settings, Shown
+from ..settings import check_fields, check_number, check_option
+from .diagnostics import diagnose as diagnostics_of
+from .radius import AdaptiveRho, Radius, checked_range
+from .step_policies import StepPolicy, make_policy
+from .targets import (
+    TINY,
+    Combination,
+    Kind,
+    Metric,
+    Point,
+    Target,
+    Weights,
+    common_grads,
+    displaced,
+    find_parameters,
+    find_targets,
+    gradients_at,
+    norm,
+    projection,
+    restored,
+)
 
-PLACES = ("latent", "quantized")
-METRICS = ("plain", "adaptive", "normalised")
-COMBINATIONS = ("perturbed", "mean", "gsam")
-CASES = {1: ("latent", "quantized"), 2: ("latent", "latent"), 3: ("quantized", "quantized")}
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Case = Literal[1, 2, 3]
+CASES: dict[int, tuple[Weights, Weights]] = {
+    1: ("latent", "quantized"),
+    2: ("latent", "latent"),
+    3: ("quantized", "quantized"),
+}
 ADAPTIVE_OFFSET = 0.01  # ASAM's eta
-GSAM_ALPHA = 0.4  # share of the gradient's orthogonal part that "gsam" ascends
+GSAM_ALPHA = 0.4  # share of the gradient's orthogonal component that "gsam" ascends
 
 
-@dataclass(frozen=True)
-class SAQ:
-    """Say how a network is trained sharpness-aware, by the case numbers of the SAQ paper.
+@dataclass(frozen=True, repr=False)
+class SAQ(Settings):
+    """Configure sharpness-aware training by the case numbers of the SAQ paper: ``Recipe(sam=SAQ())``.
 
     Args:
         rho: Radius, in the units of the metric (0.05 is usual in plain units, 0.4 in normalised ones).
-        case: 1 = gradient at the latent weights, added to the quantized ones; 2 = both at the latent weights (SAM;
+        case: 1 = gradient at the latent weights, ε added to the quantized ones; 2 = both at the latent weights (SAM;
             rounding swallows most of it); 3 = both at the quantized weights (SAQ itself).
         metric: See `SAM`.
         combine: See `SAM`.
         policy: See `SAM`.
         perturbed: See `SAM`. A weight that a quantized layer shares with an embedding is perturbed in that layer alone.
-        rho_range: (lowest, highest) lets `AdaptiveRho` move rho between these, from `rho` on; None holds it.
+        rho_range: (lowest, highest) lets `AdaptiveRho` move rho within this range, starting from `rho`; None holds it.
         synchronised: See `SAM`.
 
+    Raises:
+        ValueError: If a setting is out of range, or the policy cannot serve `combine` or `rho_range`.
+
     Source: Liu et al., Sharpness-aware Quantization (2021).
+
+    Example:
+        >>> import saq_core
+        >>> saq_core.SAQ(0.1, case=2)
+        SAQ(rho=0.1, case=2)
+        >>> saq_core.Recipe(epochs=1, lr=0.1, sam=saq_core.SAQ(policy="look:5"))
+        Recipe(epochs=1, lr=0.1, sam=SAQ(policy='look:5'))
     """
 
     rho: float = 0.05
-    case: int = 3
-    metric: str = "plain"
-    combine: str = "perturbed"
+    case: Case = 3
+    metric: Metric = "plain"
+    combine: Combination = "perturbed"
     policy: str = "full"
-    perturbed: tuple[str, ...] = ("weight", "bias", "norm")
+    perturbed: tuple[Kind, ...] = ("weight", "bias", "norm")
     rho_range: tuple[float, float] | None = None
     synchronised: bool = False
 
     def __post_init__(self) -> None:
-        if self.case not in CASES:
-            raise ValueError(f"case must be one of {sorted(CASES)}, got {self.case!r}")
         if callable(self.rho):
             raise ValueError("rho must be a number here, got a function: pass rho_range, or use SAM itself")
-        for name in ("perturbed", "rho_range"):  # lists, where a file was read
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        _check_settings(self.rho, self.metric, self.combine, self.perturbed)
-        object.__setattr__(self, "rho", float(self.rho))  # numpy's numbers would not come back from a checkpoint
-        adaptive = self.rho_range is not None
-        _check_policy(make_policy(self.policy), adaptive=adaptive, combine=self.combine)
-        if self.rho_range is not None:
-            AdaptiveRho(self.rho, *self.rho_range)
-            object.__setattr__(self, "rho_range", tuple(map(float, self.rho_range)))
+        check_fields(self, rho=">= 0 and finite")
+        object.__setattr__(self, "perturbed", _checked_kinds(self.perturbed))
+        object.__setattr__(self, "rho_range", checked_range(self.rho, self.rho_range))
+        _check_policy(make_policy(self.policy), adaptive=self.rho_range is not None, combine=self.combine)
 
     @classmethod
-    def authors(cls, rho: float = 0.4, **settings: Any) -> SAQ:
+    def from_paper(cls, rho: float = 0.4, **settings: Any) -> SAQ:
         """Return the settings of the authors' released code: normalised units, activation clips perturbed as well.
 
-        With `quantizer="liq-authors"` this is their literal form. Departure: BatchNorm statistics move once.
+        Departures: weights stay in their own units (see `LIQ`), and BatchNorm statistics are updated once.
         """
         kinds = ("weight", "bias", "norm", "input_step")
         return cls(**{"rho": rho, "metric": "normalised", "perturbed": kinds, **settings})
 
     def wrap(self, model: nn.Module, optimizer: Optimizer, **settings: Any) -> SAM:
         """Return `optimizer` as a SAM with these settings, and those that only `SAM` has."""
-        measured, applied = CASES[self.case]
+        measured_at, applied_to = CASES[self.case]
+        shared = {name: getattr(self, name) for name in ("metric", "combine", "policy", "perturbed", "synchronised")}
         rho = AdaptiveRho(self.rho, *self.rho_range) if self.rho_range else self.rho
-        own = {name: getattr(self, name) for name in ("metric", "combine", "policy", "perturbed", "synchronised")}
-        return SAM(model, optimizer, rho=rho, measured_at=measured, applied_to=applied, **own, **settings)
+        return SAM(model, optimizer, rho=rho, measured_at=measured_at, applied_to=applied_to, **shared, **settings)
 
 
 def _check_policy(policy: StepPolicy, *, adaptive: bool, combine: str) -> None:
@@ -93,58 +117,68 @@ def _check_policy(policy: StepPolicy, *, adaptive: bool, combine: str) -> None:
         raise ValueError(f"policy must see a whole batch at w and at w + ε for this rho or combine, got {name!r}")
 
 
-def _check_settings(rho: Radius, metric: str, combine: str, perturbed: tuple[str, ...]) -> None:
-    number = isinstance(rho, int | float) and not isinstance(rho, bool)
-    if not callable(rho) and not (number and math.isfinite(rho) and rho >= 0):
-        raise ValueError(f"rho must be >= 0 and finite, got {rho!r}")
-    for name, value, known in (("metric", metric, METRICS), ("combine", combine, COMBINATIONS)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
-    if not perturbed or set(perturbed) - set(KINDS):
-        raise ValueError(f"perturbed must name kinds of parameters among {list(KINDS)}, got {perturbed!r}")
+def _checked_kinds(perturbed: Sequence[Kind]) -> tuple[Kind, ...]:
+    if not perturbed or set(perturbed) - set(get_args(Kind)):
+        raise ValueError(f"perturbed must name kinds of parameters among {list(get_args(Kind))}, got {perturbed!r}")
+    return tuple(perturbed)  # from a list, where a file was read
 
 
-class SAM:
-    """Minimise the worst loss within rho of the weights.
+class SAM(Shown):
+    """Minimise the worst-case loss within radius rho of the weights.
 
     ``w ← w - lr·∇L(w + ε)``, ``ε = rho·T²g / ‖T g‖``: two forward and backward passes per step, on the same batch with
     the same dropout masks. ε has norm rho in the metric, ‖ε/T‖ = rho, over all tensors together.
 
     (latent, latent) is SAM, and Case 2 of SAQ on a quantized network; (latent, quantized) is Case 1, (quantized,
-    quantized) is Case 3. A layer that is not quantized counts as Q = identity. torch's learning-rate schedulers want
+    quantized) is Case 3. A layer that is not quantized counts as Q = identity. torch's learning-rate schedulers take
     `.optimizer`, the wrapped one.
 
     Args:
         model: The network; its quantized layers are found by their method `quantized_weights()`.
         optimizer: Any torch optimizer over the model's parameters; it makes the actual update. What it does before a
             step (a hook that clips gradients, say) never changes ε.
-        rho: Radius >= 0, or a function of (loss, loss at the perturbed weights, number of the step) that returns it;
-            both are None before the first step with two passes and tensors afterwards (see `AdaptiveRho`). With 0 every
-            step equals the optimizer's own bit for bit, at the price of two passes.
+        rho: Radius >= 0, or a function of (loss, loss at the perturbed weights, index of the step) that returns it;
+            both losses are None before the first step with two passes and tensors afterwards (see `AdaptiveRho`). With
+            0 every step equals the optimizer's own bit for bit, at the price of two passes.
         measured_at: Where the gradient g is taken: "latent" or "quantized".
         applied_to: What ε is added to: "latent" (before rounding) or "quantized" (after).
         metric: "plain": T = 1. "adaptive": T = |w| + 0.01. "normalised": T = std(w) of each tensor. The last two on
             tensors of two or more dimensions, else T = 1.
-        combine: What the update uses: "perturbed", the gradient at w + ε; "mean", its mean with the one at w; "gsam",
-            the perturbed one less 0.4 times the part of the plain one that is orthogonal to it.
-        policy: Which steps pay for a second pass: "full", "every:5", "look:5", "momentum:0.6" or "subset:0.25" (see
-            `saq_core.policies`), or an object with their methods.
+        combine: The gradient of the update: "perturbed", that at w + ε; "mean", its mean with the one at w; "gsam",
+            the perturbed one less 0.4 times the component of the plain one that is orthogonal to it.
+        policy: Which steps pay for a second pass: "full", "look:5", "momentum:0.6" or "subset:0.25" (see
+            `saq_core.sharpness.step_policies`), or an object with their methods.
         perturbed: Kinds of parameters that get ε: "weight" (everything that is none of the others), "bias", "norm",
             "weight_step" and "input_step" (steps, clips and offsets of quantizers).
         synchronised: Under several processes: False gives each its own ε from its own rows (m-sharpness, as in the
             paper's code), True one ε from the mean gradient.
-        no_sync: What DistributedDataParallel calls so: keeps a backward pass from averaging gradients.
+        no_sync: DistributedDataParallel's context of this name: keeps a backward pass from averaging gradients.
         shrink: Shortens ε to ``rho - shrink·‖T g‖``; below 0 it points downhill (beta of SAGM, Wang et al., 2023).
 
     Raises:
-        ValueError: For settings out of range, a model without trainable weights, and for (quantized, latent): ε would
-            be measured where rounding has happened and added where rounding undoes it.
+        ValueError: If a setting is out of range, if nothing that the optimizer trains is of the kinds `perturbed`, or
+            for (quantized, latent): ε would be measured after rounding and added where rounding undoes it.
 
     Cost: two forward and backward passes per step, or what the policy says.
 
     Source: Foret et al. (2021) eq. 2-3; Kwon et al. (2021) for "adaptive" (eta on weights only, as released);
-    Liu et al. (2021) for the cases; Zhuang et al. (2022) for "gsam". Departures: BatchNorm statistics move in one pass
-    only (the authors' code moves them twice); clips are perturbed only where asked for.
+    Liu et al. (2021) for the cases; Zhuang et al. (2022) for "gsam". Departures: BatchNorm statistics are updated in
+    one pass only (the authors' code updates them twice); clips are perturbed only where asked for.
+
+    Example:
+        >>> import torch, saq_core
+        >>> model = torch.nn.Linear(3, 2)
+        >>> x, y = torch.randn(8, 3), torch.randint(2, (8,))
+        >>> sam = saq_core.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)
+        >>> sam
+        SAM(SGD, rho=0.05, latent → latent, 2 perturbed parameters of 8 values, 0 steps)
+        >>> def closure():
+        ...     sam.zero_grad()
+        ...     loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...     loss.backward()
+        ...     return loss
+        >>> bool(sam.step(closure) > 0)
+        True
     """
 
     def __init__(
@@ -153,22 +187,23 @@ class SAM:
         optimizer: Optimizer,
         *,
         rho: Radius,
-        measured_at: str = "latent",
-        applied_to: str = "latent",
-        metric: str = "plain",
-        combine: str = "perturbed",
+        measured_at: Weights = "latent",
+        applied_to: Weights = "latent",
+        metric: Metric = "plain",
+        combine: Combination = "perturbed",
         policy: str | StepPolicy = "full",
-        perturbed: tuple[str, ...] = ("weight", "bias", "norm"),
+        perturbed: Sequence[Kind] = ("weight", "bias", "norm"),
         synchronised: bool = False,
         no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
         shrink: float = 0.0,
     ) -> None:
-        _check_settings(rho, metric, combine, perturbed)
-        if not (math.isfinite(shrink) and shrink >= 0):
-            raise ValueError(f"shrink must be >= 0 and finite, got {shrink!r}")
-        for argument, value in (("measured_at", measured_at), ("applied_to", applied_to)):
-            if value not in PLACES:
-                raise ValueError(f"{argument} must be one of {list(PLACES)}, got {value!r}")
+        if not callable(rho):
+            check_number("rho", rho, ">= 0 and finite")
+        check_number("shrink", shrink, ">= 0 and finite")
+        check_option("metric", metric, Metric)
+        check_option("combine", combine, Combination)
+        check_option("measured_at", measured_at, Weights)
+        check_option("applied_to", applied_to, Weights)
         if (measured_at, applied_to) not in CASES.values():
             rule = 'applied_to must be "quantized" when measured_at is "quantized", got "latent"'
             raise ValueError(f"{rule}: rounding would undo a perturbation that was measured after it")
@@ -180,19 +215,28 @@ class SAM:
         self.diagnostics: Point = {}
         self.steps = 0
         self.losses: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)  # at w and at w + ε, when last both
-        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self.sites = [site for site in find_sites(model, perturbed) if id(site.parameter) in own]
-        if not self.sites:
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.parameters = [p for p in find_parameters(model, _checked_kinds(perturbed)) if id(p.tensor) in trained]
+        if not self.parameters:
             kinds = f"trainable parameters of the kinds {list(perturbed)}"
             raise ValueError(f"model must have {kinds} to perturb, got none: see requires_grad, perturbed, optimizer")
-        mixed = measured_at == "latent" and applied_to == "quantized"
-        if mixed and any(p.normalised() for p in places(self.sites, measured_at, applied_to).values()):
-            raise ValueError(
-                'measured_at must be "quantized" for weights in normalised units, got "latent": other units'
-            )
-        self._places: dict[str, Place] = {}
-        self._radius: float | Tensor = 0.0
+        self._targets: dict[str, Target] = {}
+        self.radius: float | Tensor = 0.0
         self._dtype: torch.dtype | None = None
+
+    def __repr__(self) -> str:
+        values = sum(p.tensor.numel() for p in self.parameters)
+        size = f"{len(self.parameters)} perturbed parameters of {values:,} values, {self.steps} steps"
+        pair = f"{self.measured_at} → {self.applied_to}"
+        return f"SAM({type(self.optimizer).__name__}, rho={self.rho}, {pair}, {size})"
+
+    @property
+    def frame(self) -> DataFrame:
+        """A row for each perturbed parameter: its name, shape, and how many quantized layers use it."""
+        from pandas import DataFrame
+
+        rows = [(p.name, tuple(p.tensor.shape), len(p.users)) for p in self.parameters]
+        return DataFrame(rows, columns=["parameter", "shape", "quantized layers"])
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -200,7 +244,7 @@ class SAM:
         return self.optimizer.param_groups
 
     def gradients(self) -> dict[int, Tensor]:
-        """Return the gradients of all parameters that have one, by their place in the optimizer."""
+        """Return the gradients of all parameters that have one, by their index in the optimizer."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         return {k: p.grad for k, p in enumerate(parameters) if p.grad is not None}
 
@@ -213,14 +257,14 @@ class SAM:
 
         Under several processes all have to call it.
         """
-        own = {"steps": self.steps, "losses": self.losses, "policy": self.policy.state}
-        return {"optimizer": self.optimizer.state_dict(), "processes": processes.gather(processes.moved(own, "cpu"))}
+        local = {"steps": self.steps, "losses": self.losses, "policy": self.policy.state}
+        return {"optimizer": self.optimizer.state_dict(), "processes": processes.gather(processes.moved(local, "cpu"))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
-        own = processes.moved(state["processes"][processes.rank() % len(state["processes"])], device_of(self.model))
-        self.steps, self.losses, self.policy.state = own["steps"], own["losses"], own["policy"]
+        local = processes.moved(state["processes"][processes.rank() % len(state["processes"])], device_of(self.model))
+        self.steps, self.losses, self.policy.state = local["steps"], local["losses"], local["policy"]
 
     def step(self, closure: Callable[..., Any], *, diagnose: torch.dtype | None = None) -> Any:
         """Make one step; return the loss of the first pass.
@@ -228,7 +272,8 @@ class SAM:
         Args:
             closure: torch.optim's own: zero_grad, forward (inside its own autocast), loss, backward, return the loss.
                 It is called as often as the policy says. "subset" passes it the share of the batch that is enough.
-            diagnose: Fill `diagnostics` in this step, for forward passes in this dtype: see `saq_core.diagnostics`.
+            diagnose: Fill `diagnostics` in this step, for forward passes in this dtype: see
+                `saq_core.sharpness.diagnostics`.
         """
         self._dtype = diagnose
         with self._gradients_at_deltas(diagnose is not None):
@@ -238,8 +283,8 @@ class SAM:
         return loss
 
     @contextmanager
-    def worst(self, closure: Callable[..., Any]) -> Iterator[Any]:
-        """Stand at w + ε for a while, ε from one call of the closure; yield its loss, leave no gradient, do no step."""
+    def at_perturbed(self, closure: Callable[..., Any]) -> Iterator[Any]:
+        """Stay at w + ε, ε from one call of the closure; yield its loss, leave no gradient, make no step."""
         with self._gradients_at_deltas(False):
             loss = torch.enable_grad()(closure)()
             epsilon = self.epsilon(self.shared(self.gradient()))
@@ -281,12 +326,12 @@ class SAM:
             if local:
                 stack.enter_context(self.no_sync())
             if still:
-                stack.enter_context(kept(_statistics(self.model)))
+                stack.enter_context(restored(_statistics(self.model)))
             return closure(*arguments)
 
     def gradient(self) -> Point:
         """Return the gradients where they are measured, by the names of the weights."""
-        return gradients_at(self._places)
+        return gradients_at(self._targets)
 
     def shared(self, gradient: Point) -> Point:
         """Average a gradient over the processes where ε is to be the same in all."""
@@ -295,23 +340,23 @@ class SAM:
         return gradient
 
     @torch.no_grad()
-    def epsilon(self, gradient: Point, at: dict[str, Place] | None = None) -> Point:
+    def epsilon(self, gradient: Point, targets: dict[str, Target] | None = None) -> Point:
         """Return ε for gradients by name."""
-        at = at or self._places
+        targets = targets or self._targets
         if not gradient:
             return {}
-        scales = [self._scale(at[name]) for name in gradient]
+        scales = [self._scale(targets[name]) for name in gradient]
         scaled = [g * t for g, t in zip(gradient.values(), scales, strict=True)]
-        factor = self._radius / norm(scaled).clamp_min(TINY) - self.shrink
+        factor = self.radius / norm(scaled).clamp_min(TINY) - self.shrink
         return {name: t * g * factor for name, t, g in zip(gradient, scales, scaled, strict=True)}
 
     @contextmanager
     def displaced(self, epsilon: Point) -> Iterator[None]:
-        """Stand at w + ε for a while; gradients at the deltas start afresh."""
+        """Stay at w + ε; gradients at the deltas start afresh."""
         self._clear_deltas()
         torch.clear_autocast_cache()  # it would hand the weights of one pass to the other
         try:
-            with added([self._places[name].target for name in epsilon], list(epsilon.values())):
+            with displaced([self._targets[name].tensor for name in epsilon], list(epsilon.values())):
                 yield
         finally:
             torch.clear_autocast_cache()
@@ -319,33 +364,35 @@ class SAM:
     def observe(self, epsilon: Point) -> None:
         """Fill `diagnostics` if this step asked for it; the gradients of the pass that measured ε must stand."""
         if self._dtype is not None:
-            self.diagnostics = diagnose(self, epsilon, self._dtype)
+            self.diagnostics = diagnostics_of(self, epsilon, self._dtype)
 
-    def _scale(self, place: Place) -> Tensor | float:
-        w = place.site.parameter.detach()
+    def _scale(self, target: Target) -> Tensor | float:
+        w = target.parameter.tensor.detach()
         if self.metric == "plain" or w.ndim < 2 or w.numel() < 2:
             return 1.0
         if self.metric == "normalised":
-            return 1.0 if place.normalised() else w.std()
-        at_quantized = place.source is not place.site.parameter
-        return (place.site.quantized()[place.user] if at_quantized else w).abs() + ADAPTIVE_OFFSET
+            return w.std()
+        latent = target.source is target.parameter.tensor
+        return (w if latent else target.parameter.quantized()[target.user]).abs() + ADAPTIVE_OFFSET
 
     def _combine(self, plain: dict[int, Tensor]) -> None:
-        both = in_both(plain, self.gradients())
+        both = common_grads(plain, self.gradients())
         along = projection(*both)
-        for g, now in zip(*both, strict=True):
+        for g, perturbed in zip(*both, strict=True):
             if self.combine == "mean":
-                now.add_(g).mul_(0.5)
+                perturbed.add_(g).mul_(0.5)
             else:
-                now.sub_(g - along * now, alpha=GSAM_ALPHA)
+                perturbed.sub_(g - along * perturbed, alpha=GSAM_ALPHA)
 
     @contextmanager
     def _gradients_at_deltas(self, always: bool) -> Iterator[None]:
-        self._places = places(self.sites, self.measured_at, self.applied_to)  # moving a model replaces its deltas
+        self._targets = find_targets(
+            self.parameters, self.measured_at, self.applied_to
+        )  # moving a model replaces deltas
         rho: Any = self.rho
-        self._radius = rho(*self.losses, self.steps) if callable(rho) else rho
-        wanted = always or self.measured_at == "quantized"
-        deltas = [delta for site in self.sites for delta in site.deltas()] if wanted else []
+        self.radius = rho(*self.losses, self.steps) if callable(rho) else rho
+        needed = always or self.measured_at == "quantized"
+        deltas = [delta for parameter in self.parameters for delta in parameter.deltas()] if needed else []
         try:
             self._clear_deltas()
             for delta in deltas:
@@ -357,8 +404,8 @@ class SAM:
             self._clear_deltas()
 
     def _clear_deltas(self) -> None:
-        for site in self.sites:
-            for delta in site.deltas():
+        for parameter in self.parameters:
+            for delta in parameter.deltas():
                 delta.grad = None
 
 
@@ -374,6 +421,6 @@ def _replay(state: tuple[Tensor, Tensor | None, torch.device]) -> None:
 
 
 def _statistics(model: nn.Module) -> list[Tensor]:
-    """Return the buffers that a forward pass in training mode moves."""
+    """Return the buffers that a forward pass in training mode updates."""
     norms = (m for m in model.modules() if getattr(m, "running_mean", None) is not None)
     return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]

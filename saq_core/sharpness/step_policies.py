@@ -7,19 +7,48 @@ below: the SAQ paper's own efficient strategy is not known to us and is not clai
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
-from . import processes
-from .sites import TINY, in_both, norm, projection
-
-if TYPE_CHECKING:
-    from .sam import SAM
+from .. import processes
+from .targets import TINY, Combination, PerturbedParameter, Point, Target, Weights, common_grads, norm, projection
 
 NOISE = 1e-5
 LOOK_ALPHA = 0.7  # LookSAM's, in public re-implementations
+
+
+class Stepper(Protocol):
+    """What a policy may use of `SAM`; see there."""
+
+    model: nn.Module
+    parameters: list[PerturbedParameter]
+    steps: int
+    combine: Combination
+    radius: float | Tensor
+    measured_at: Weights
+    applied_to: Weights
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...  # noqa: D102
+
+    def full_step(  # noqa: D102
+        self, closure: Callable[..., Any], share: float | None = None, *, keep_plain: bool = False
+    ) -> tuple[Any, dict[int, Tensor]]: ...
+
+    def backward(self, closure: Callable[..., Any]) -> Any: ...  # noqa: D102
+
+    def gradients(self) -> dict[int, Tensor]: ...  # noqa: D102
+
+    def gradient(self) -> Point: ...  # noqa: D102
+
+    def epsilon(self, gradient: Point, targets: dict[str, Target] | None = None) -> Point: ...  # noqa: D102
+
+    def displaced(self, epsilon: Point) -> AbstractContextManager[None]: ...  # noqa: D102
+
+    def observe(self, epsilon: Point) -> None: ...  # noqa: D102
 
 
 class StepPolicy(Protocol):
@@ -30,27 +59,26 @@ class StepPolicy(Protocol):
 
     state: dict[str, Any]
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Call the closure as often as it takes; leave the update's gradient in `.grad`; return the first loss."""
         ...
 
 
-class Every:
-    """Two passes in every k-th step, the plain optimizer in between. Cost: 1 + 1/k passes."""
+class Full:
+    """Two passes in every step: the method itself."""
 
-    def __init__(self, k: int = 5) -> None:
-        self.k = k
+    def __init__(self) -> None:
         self.state: dict[str, Any] = {}
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
-        """Make a step with two passes or one."""
-        return sam.backward(closure) if sam.steps % self.k else sam.full_step(closure)[0]
+    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
+        """Make a step with two passes."""
+        return sam.full_step(closure)[0]
 
 
 class Look:
-    """Two passes in every k-th step; in between, what the second pass had added is added again.
+    """Two passes in every k-th step; in between, the component that the second pass had added is added again.
 
-    ``g + alpha·(‖g‖/‖v‖)·v`` with v the part of the perturbed gradient that is orthogonal to the plain one.
+    ``g + alpha·(‖g‖/‖v‖)·v`` with v the component of the perturbed gradient that is orthogonal to the plain one.
 
     Cost: 1 + 1/k passes, and one copy of the parameters.
 
@@ -62,7 +90,7 @@ class Look:
         self.k = k
         self.state: dict[str, Any] = {}
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes or one."""
         if sam.steps % self.k:
             loss = sam.backward(closure)
@@ -70,16 +98,16 @@ class Look:
             return loss
         loss, plain = sam.full_step(closure, keep_plain=True)
         sharp = sam.gradients()
-        g, s = in_both(plain, sharp)
+        g, s = common_grads(plain, sharp)
         along = projection(s, g)
         rest = {k: sharp[k] - along * plain[k] for k in plain if k in sharp}
-        # what remains of a gradient that the perturbation did not turn is rounding noise: never blow that up
+        # the component of a gradient that the perturbation did not turn is rounding noise: never scale that up
         real = norm(list(rest.values())) > NOISE * norm(s)
         self.state["orthogonal"] = {k: v * real for k, v in rest.items()}
         return loss
 
-    def _reuse(self, sam: SAM) -> None:
-        gradients, orthogonal = in_both(sam.gradients(), self.state["orthogonal"])
+    def _reuse(self, sam: Stepper) -> None:
+        gradients, orthogonal = common_grads(sam.gradients(), self.state["orthogonal"])
         factor = LOOK_ALPHA * norm(gradients) / norm(orthogonal).clamp_min(TINY)
         for g, v in zip(gradients, orthogonal, strict=True):
             g.add_(factor * v)
@@ -105,7 +133,7 @@ class Momentum:
         self.decay = decay
         self.state: dict[str, Any] = {}
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with one pass."""
         epsilon = sam.epsilon(self.state)
         with sam.displaced(epsilon):
@@ -139,15 +167,14 @@ class Subset:
         self.share = share
         self.state: dict[str, Any] = {}
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with a small first pass."""
         return sam.full_step(closure, self.share)[0]
 
 
-# Name -> (class, type of its number, what the number must be; "" = it takes none).
+# Name -> (class, type of its argument, what that must be; "" = it takes none).
 POLICIES: dict[str, tuple[Any, type, str]] = {
-    "full": (partial(Every, 1), float, ""),  # the method itself, 2 passes
-    "every": (Every, int, ">= 1"),
+    "full": (Full, float, ""),
     "look": (Look, int, ">= 1"),
     "momentum": (Momentum, float, "in [0, 1)"),
     "subset": (Subset, float, "in (0, 1)"),
@@ -155,13 +182,13 @@ POLICIES: dict[str, tuple[Any, type, str]] = {
 
 
 def make_policy(text: str) -> StepPolicy:
-    """Return the policy that "full", "every:5", "look:5", "momentum:0.6" or "subset:0.25" names."""
-    name, colon, number = str(text).partition(":")
+    """Return the policy that "full", "look:5", "momentum:0.6" or "subset:0.25" names."""
+    name, colon, text_value = str(text).partition(":")
     try:
         kind, type_, rule = POLICIES[name]
-        value = type_(number) if colon else None
+        value = type_(text_value) if colon else None
     except (KeyError, ValueError):
-        raise ValueError(f'policy must be one of {list(POLICIES)}, as "every:5", got {text!r}') from None
+        raise ValueError(f'policy must be one of {list(POLICIES)}, as "look:5", got {text!r}') from None
     if value is None:
         return kind()
     fits = {">= 1": value >= 1, "in [0, 1)": 0 <= value < 1, "in (0, 1)": 0 < value < 1, "": False}

@@ -5,36 +5,29 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from . import files, processes
-from .data import (
-    Data,
-    Split,
-    device_of,
-    evaluation_batches,
-    evaluation_mode,
-    mix,
-    seeded,
-    steps_per_epoch,
-    training_batches,
-)
+from .. import files, processes
+from ..data import Data, ImageFiles, Split, evaluation_batches, mix, steps_per_epoch, training_batches
+from ..fpq import Features, Student, Teacher, distilled_layers, feature_noise, teacher_of
+from ..modes import device_of, evaluation_mode, seeded
+from ..quantization import check_latent
+from ..settings import check_option
+from ..sharpness import SAM
 from .history import History
-from .perturbation import Features, Student, Teacher, feature_noise, taught_layers, teacher_of
-from .quantizer_base import check_latent
 from .recipes import Recipe
-from .sam import SAM
-from .streams import ImageFiles
+
+Snapshots = Literal[None, "epoch"]
 
 
 class Evaluation(NamedTuple):
@@ -61,6 +54,13 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 128) -> Evalua
         ValueError: If the split is no pair of tensors, is empty, or has a label out of range.
 
     Cost: one forward pass over the split.
+
+    Example:
+        >>> import torch, saq_core
+        >>> model = torch.nn.Linear(4, 3)
+        >>> result = saq_core.evaluate(model, (torch.randn(9, 4), torch.arange(9) % 3))
+        >>> 0 <= result.accuracy <= 1 and result.loss > 0
+        True
     """
     parts = split if isinstance(split, tuple | list) else (split,)
     if len(parts) != 2 or not isinstance(parts[0], Tensor | ImageFiles) or not isinstance(parts[1], Tensor):
@@ -71,8 +71,8 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 128) -> Evalua
     device = device_of(model)
     outputs, labels = [], []
     with evaluation_mode(model):
-        own = evaluation_batches(split, batch_size, device, rank=processes.rank(), world_size=processes.size())
-        for x, y in own:
+        share = {"rank": processes.rank(), "world_size": processes.size()}
+        for x, y in evaluation_batches(split, batch_size, device, **share):
             outputs.append(model(x))
             labels.append(y)
     output, y = torch.cat(outputs), torch.cat(labels)
@@ -92,14 +92,14 @@ def train(
     recipe: Recipe,
     *,
     on_epoch: Callable[[nn.Module, History], Any] | None = None,
-    snapshots: str | None = None,
+    snapshots: Snapshots = None,
     checkpoint: str | Path | None = None,
     log: str | Path | None = None,
     teacher: nn.Module | None = None,
 ) -> History:
     """Train `model` in place; return its history.
 
-    Leaves `model.probe` (the images on which its landscape is measured), `model.recipe` and `model.history`, and the
+    It leaves `model.probe` (the images on which its landscape is measured), `model.recipe` and `model.history`, and the
     model in evaluation mode. The global random state is left as it was. Under torchrun every process calls it with the
     same arguments; each computes its share of every batch, and the first one writes the files.
 
@@ -110,32 +110,39 @@ def train(
         on_epoch: Called after every epoch with the model and the history so far; a dict it returns becomes columns of
             the table, anything else the column "on_epoch".
         snapshots: "epoch" keeps the weights and buffers of every epoch in `history.snapshots`.
-        checkpoint: File that is written after every epoch; if it exists, training goes on where it ended, to the
-            numbers of an uninterrupted training (on a CPU in float32). What `on_epoch` returned is kept as far as it
-            is made of numbers, texts and tensors.
-        log: File that gets the table as JSON lines, after every epoch.
+        checkpoint: File that is written after every epoch; if it exists, training resumes from it, to the numbers of an
+            uninterrupted training (on a CPU in float32). Results of `on_epoch` are kept as far as they consist of
+            numbers, texts and tensors.
+        log: File for the table as JSON lines, written after every epoch.
         teacher: Float network of the same layers, for a recipe that distills; None takes `model` as it comes, without
             quantizers and with its latent weights. It is left as it is; a resumed training has that of its checkpoint.
 
     Raises:
         RuntimeError: If activations are not calibrated.
         FloatingPointError: At the end of the epoch in which a loss was NaN or infinite.
-        ValueError: If `data` is no `Data`, if the processes cannot share a batch, or if the checkpoint belongs to
-            another recipe or network or lacks the snapshots of its epochs where they are asked for; for a teacher that
-            the recipe does not ask.
+        ValueError: If `data` is no `Data`, if the processes cannot share a batch, if the checkpoint belongs to another
+            recipe or network or lacks the snapshots asked for, or if there is a teacher but no distillation.
+
+    Cost: per step one forward and backward pass, two with `Recipe.sam`, and a forward pass of the teacher if distilled.
+
+    Example:
+        >>> import saq_core
+        >>> data = saq_core.load_data("digits", limit=64, device="cpu")
+        >>> model = saq_core.build_model("resnet8", data)
+        >>> history = saq_core.train(model, data, saq_core.Recipe(epochs=1, lr=0.1, batch_size=32))
+        >>> len(history.steps), model.probe[0].shape
+        (2, torch.Size([64, 1, 8, 8]))
     """
-    if snapshots not in (None, "epoch"):
-        raise ValueError(f'snapshots must be None or "epoch", got {snapshots!r}')
+    check_option("snapshots", snapshots, Snapshots)
     if not isinstance(data, Data):
         remedy = "Data(train=(x, y), val=…, test=…, num_classes=…)"
         raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}: make it with {remedy}")
     if teacher is not None and not (recipe.fpq and recipe.fpq.distill):
         raise ValueError("recipe must have fpq=FPQ(distill=True) for a teacher, got one that distills nothing")
-    device = device_of(model)
-    probe, data = data.probe, _moved(data, device)
+    probe, data = data.probe, data.to(device_of(model))
     with ExitStack() as stack:
         stack.callback(model.eval)
-        run = _Run.of(model, data, recipe, device, teacher, stack)
+        run = _Run(model, data, recipe, teacher, stack)
         history = History()
         if checkpoint is not None and Path(checkpoint).exists():
             history = _resume(checkpoint, run, snapshots)
@@ -156,47 +163,28 @@ def train(
     return history
 
 
-@dataclass
 class _Run:
-    """One training: what every step of it needs."""
+    """One training: the state of every step."""
 
-    model: nn.Module
-    forward: Callable[..., Any]
-    no_sync: Callable[[], AbstractContextManager[Any]]
-    optimizer: Optimizer | SAM
-    data: Data
-    recipe: Recipe
-    device: torch.device
-    teacher: Teacher | None = None
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        data: Data,
-        recipe: Recipe,
-        device: torch.device,
-        teacher: nn.Module | None,
-        stack: ExitStack,
-    ) -> _Run:
-        base = base_optimizer(model, recipe)
-        network: nn.Module = model
-        taught_by = None
-        wanted = device.type == "cuda" if recipe.compile is None else recipe.compile
-        prepared = partial(_compiled, device=device) if wanted else lambda module: module
+    def __init__(
+        self, model: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None, stack: ExitStack
+    ) -> None:
+        self.model, self.data, self.recipe, self.device = model, data, recipe, device_of(model)
+        base, network = base_optimizer(model, recipe), model
+        self.teacher = None
+        compiled = self.device.type == "cuda" if recipe.compile is None else recipe.compile
+        prepare = partial(_compiled, device=self.device) if compiled else lambda module: module
         if recipe.fpq is not None:
-            stack.enter_context(feature_noise(model, recipe.fpq.p, placement=recipe.fpq.placement))
+            stack.enter_context(feature_noise(model, recipe.fpq.p))
             if recipe.fpq.distill:
-                names = taught_layers(model)
-                floating = teacher_of(model, teacher, names)
-                taught_by = Teacher(floating, prepared(Features(floating, names)))
+                names = distilled_layers(model)
+                float_network = teacher_of(model, teacher, names)
+                self.teacher = Teacher(float_network, prepare(Features(float_network, names)))
                 features = Features(model, names)
                 stack.callback(features.close)
                 network = Student(recipe.fpq, features)
-        forward, no_sync = processes.parallel(prepared(network), model)
-        sharp = recipe.sam
-        optimizer = base if sharp is None else sharp.wrap(model, base, no_sync=no_sync)
-        return cls(model, forward, no_sync, optimizer, data, recipe, device, taught_by)
+        self.forward, self.no_sync = processes.parallel(prepare(network), model)
+        self.optimizer = base if recipe.sam is None else recipe.sam.wrap(model, base, no_sync=self.no_sync)
 
     def epoch(self, epoch: int, history: History) -> dict[str, Any]:
         """Train for one epoch, then validate; return the row of the table."""
@@ -264,12 +252,12 @@ class _Run:
         return loss
 
     def closure(self, x: Tensor, y: Tensor, first: list[Tensor], share: float = 1.0) -> Tensor:
-        """Leave the gradient on (a share of) the batch in `.grad`; return the loss, and in `first` who was right."""
+        """Leave the gradient on (a share of) the batch in `.grad`; return the loss; note hits of the first pass."""
         self.optimizer.zero_grad()
         rows = max(1, round(share * len(x)))
         size = self.recipe.micro_batch or rows
         parts = list(zip(x[:rows].split(size), y[:rows].split(size), strict=True))
-        watched, total = not first, x.new_zeros(())
+        first_pass, total = not first, x.new_zeros(())
         for k, (a, b) in enumerate(parts):
             with self.no_sync() if k < len(parts) - 1 else nullcontext():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp):
@@ -279,29 +267,29 @@ class _Run:
                 loss = loss if len(parts) == 1 else loss * (len(a) / rows)
                 loss.backward()
             total = total + loss.detach()
-            if watched:
+            if first_pass:
                 labels = b if b.ndim == 1 else b.argmax(1)
                 first.append((output.detach().argmax(1) == labels).float())
         return total
 
     def pass_through(self, x: Tensor, part: tuple[int, int]) -> tuple[Tensor, Tensor | float]:
-        """Return the output and what the objective has beside the loss of it; `part` names these rows of the batch."""
+        """Return the output and the further terms of the objective; `part` names these rows of the batch."""
         if self.teacher is None:
             return self.forward(x), 0.0
         return self.forward(x, self.teacher.of(x, part))
 
 
 def base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """Return the optimizer of a recipe over a model, without its sharpness; decay spares what quantizers learn."""
+    """Return the plain optimizer of a recipe over a model; parameters of quantizers do not decay."""
     check_latent(model, "train the one that save() wrote, or dequantize() this one")
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError("model must have trainable parameters, got none")
     quantizers = [m for m in model.modules() if getattr(m, "is_quantizer", False)]
-    own = {id(p) for m in quantizers for p in m.parameters()}
+    learned = {id(p) for m in quantizers for p in m.parameters()}
     groups = [
-        {"params": [p for p in trainable.values() if id(p) not in own], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trainable.values() if id(p) in own], "weight_decay": 0.0},
+        {"params": [p for p in trainable.values() if id(p) not in learned], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trainable.values() if id(p) in learned], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     optimizer: Optimizer
@@ -327,18 +315,11 @@ def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
         warnings.warn(f"no working compiler, training runs eager: {str(error).splitlines()[0]}", stacklevel=3)
         return model
     # Else all networks of a process share one small number of compiled versions: later ones run eager, and one with
-    # hooks runs, without a word, as the one before it without.
-    apart: dict[str, Any] = {"isolate_recompiles": True}
+    # hooks runs silently as the one before it without.
+    isolated: dict[str, Any] = {"isolate_recompiles": True}
     if "isolate_recompiles" not in signature(torch.compile).parameters:  # torch 2.11
-        apart, torch._dynamo.config.skip_nnmodule_hook_guards = {}, False
-    return cast(Any, torch.compile(model, dynamic=False, **apart))
-
-
-def _moved(data: Data, device: torch.device) -> Data:
-    if all(t.device == device for split in (data.train, data.val, data.test) for t in split):
-        return data
-    splits: dict[str, Any] = {k: tuple(t.to(device) for t in getattr(data, k)) for k in ("train", "val", "test")}
-    return replace(data, **splits)
+        isolated, torch._dynamo.config.skip_nnmodule_hook_guards = {}, False
+    return cast(Any, torch.compile(model, dynamic=False, **isolated))
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -357,16 +338,18 @@ def _store(path: str | Path, run: _Run, history: History) -> None:
 def _resume(path: str | Path, run: _Run, snapshots: str | None) -> History:
     model, recipe = run.model, run.recipe
     content = files.read(path, "training", run.device)
-    stored = content["recipe"]
-    other = {k: stored.get(k) for k, v in asdict(recipe).items() if stored.get(k) != v}
-    if other:
-        raise ValueError(f"checkpoint {path} must come from the same recipe, got other {other}: delete it or set these")
+    stored = asdict(Recipe.from_dict(content["recipe"]))
+    changed = {k: stored[k] for k, v in asdict(recipe).items() if stored[k] != v}
+    if changed:
+        raise ValueError(
+            f"checkpoint {path} must come from the same recipe, got other {changed}: delete it or set these"
+        )
     history = History.from_state(content["history"])
-    kept, epochs = len(history.snapshots), len(history.epochs)
-    if snapshots and kept != epochs:
+    count, epochs = len(history.snapshots), len(history.epochs)
+    if snapshots and count != epochs:
         raise ValueError(
             f"checkpoint {path} must hold a snapshot of each of its {epochs} epochs when snapshots={snapshots!r}, "
-            f"got {kept}: go on with snapshots=None, or delete it"
+            f"got {count}: go on with snapshots=None, or delete it"
         )
     files.check_same_network(model, content["model"], path)
     run.optimizer.load_state_dict(content["optimizer"])  # first, because it may refuse

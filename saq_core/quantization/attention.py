@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .quantizers import input_quantizer, weight_quantizer
+from .quantizers import QuantizerName, input_quantizer, weight_quantizer
 
 PROJECTIONS = ("q", "k", "v")
 
@@ -20,7 +20,7 @@ class AttentionProducts(nn.Module):
     Plain operations instead of the fused kernel: that one takes no rounded map and has no second derivative.
     """
 
-    def attach_(self, bits: int, quantizer: str, like: Tensor) -> None:
+    def attach_(self, bits: int, quantizer: QuantizerName, like: Tensor) -> None:
         """Make the four quantizers, on the device of `like`."""
         for name in PROJECTIONS:
             self.add_module(f"{name}_quantizer", input_quantizer(quantizer, bits, like, signed=True))
@@ -56,24 +56,24 @@ class QMultiheadAttention(nn.MultiheadAttention):
 
     @staticmethod
     def refusal(layer: Any) -> str | None:
-        """Say why an `nn.MultiheadAttention` cannot become this, or None."""
+        """Return why an `nn.MultiheadAttention` cannot become this, or None."""
         if layer.in_proj_weight is None:
             return "its keys or values have another width than its queries"
         return "it adds keys of its own" if layer.bias_k is not None or layer.add_zero_attn else None
 
-    def attach_(self, bits: list[tuple[int, int]], quantizer: str, per_channel: bool) -> None:
+    def attach_(self, bits: list[tuple[int, int]], quantizer: QuantizerName, per_channel: bool) -> None:
         """Add quantizers and delta; `bits` are those of projections and products."""
         (weight_bits, input_bits), (_, product_bits) = bits
         for name, part in zip(PROJECTIONS, self.in_proj_weight.chunk(3), strict=True):
-            made = weight_quantizer(quantizer, weight_bits, part, per_channel=per_channel)
-            self.add_module(f"{name}_weight_quantizer", made)
+            module = weight_quantizer(quantizer, weight_bits, part, per_channel=per_channel)
+            self.add_module(f"{name}_weight_quantizer", module)
         self.input_quantizer = input_quantizer(quantizer, input_bits, self.in_proj_weight)
         self.products = AttentionProducts()
         self.products.attach_(product_bits, quantizer, self.in_proj_weight)
         self.register_buffer("delta", torch.zeros_like(self.in_proj_weight, requires_grad=False), persistent=False)
 
     def detach_(self) -> None:
-        """Drop what `attach_` added."""
+        """Remove what `attach_` added."""
         for name in [f"{p}_weight_quantizer" for p in PROJECTIONS] + ["input_quantizer", "products", "delta"]:
             delattr(self, name)
 
@@ -105,7 +105,7 @@ class QMultiheadAttention(nn.MultiheadAttention):
         return [F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2) for x, w, b in thirds]
 
     def _batch_first(self, x: Tensor) -> Tensor:
-        """Exchange batch and length where the caller has length first (its own inverse)."""
+        """Transpose batch and length unless `batch_first` (its own inverse)."""
         return x.transpose(0, 1) if x.ndim == 3 and not self.batch_first else x
 
     def forward(
@@ -130,8 +130,8 @@ class QMultiheadAttention(nn.MultiheadAttention):
         masks = []
         if attn_mask is not None:
             if attn_mask.shape[-2:] != (q.shape[-2], k.shape[-2]):
-                wanted = f"(…, {q.shape[-2]}, {k.shape[-2]})"
-                raise ValueError(f"attn_mask must have shape {wanted}, got {tuple(attn_mask.shape)}")
+                expected = f"(…, {q.shape[-2]}, {k.shape[-2]})"
+                raise ValueError(f"attn_mask must have shape {expected}, got {tuple(attn_mask.shape)}")
             masks.append(attn_mask if attn_mask.ndim == 2 else attn_mask.view(*q.shape[:-1], -1))
         if key_padding_mask is not None:
             masks.append(key_padding_mask[..., None, None, :])

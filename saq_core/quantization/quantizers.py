@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from .quantizer_base import SMALLEST_STEP, Quantizer, Unquantized, clip, round_ste, scale_gradient
+from .base import Method, Quantizer, Unquantized
+from .functional import SMALLEST_STEP, clip, round_ste, scale_gradient
 
 FIXED_FROM = 8  # bits from which LSQ keeps its calibrated step: see there
 
@@ -30,6 +31,13 @@ class LSQ(Quantizer):
     on the step is not trained. There it is so small that single updates are many times its size, and a step beyond
     the largest weight has no gradient to come back: 8-bit first layers were left with 3 to 30 levels, or none but zero
     (ResNet-8, SAQ), while the step of least error costs nothing.
+
+    Example:
+        >>> import torch, saq_core
+        >>> w = torch.tensor([-1.0, -0.4, 0.1, 0.9])
+        >>> quantizer = saq_core.LSQ.for_weight(2, w, method="minmax")
+        >>> quantizer(w).tolist()
+        [-1.0, 0.0, 0.0, 1.0]
     """
 
     smallest_signed_bits = 2
@@ -80,6 +88,14 @@ class LSQPlus(LSQ):
     by gradient descent on the squared error, both get the range of least squared error by search; LSQ's gradient
     factor for the offset too is our choice; negative values seen = counted from -2^(b-1) (the paper compares both);
     from 8 bits on neither is trained, for LSQ's reason.
+
+    Example:
+        >>> import torch, saq_core
+        >>> x = torch.tensor([-0.25, 0.0, 0.25, 0.5])
+        >>> quantizer = saq_core.LSQPlus(2, activation=True)
+        >>> quantizer.calibrate_(x, "minmax")
+        >>> quantizer(x).tolist()
+        [-0.25, 0.0, 0.25, 0.5]
     """
 
     two_ended = True
@@ -112,9 +128,15 @@ class AsymmetricLSQ(LSQ):
     Source: Pang and Cai, Stabilizing Quantization-Aware Training (2025), eq. 3-6. Departures: the mask is that of the
     unrounded value and 8-bit steps are not trained, both as in `LSQ`; a value halfway between two levels goes to the
     one whose number, of 0 to n, is even (theirs to the even multiple of s).
+
+    Example:
+        >>> import torch, saq_core
+        >>> w = torch.tensor([-0.5, 0.0, 0.5, 1.0])
+        >>> saq_core.AsymmetricLSQ.for_weight(2, w)(w).tolist()
+        [-0.5, 0.0, 0.5, 1.0]
     """
 
-    method = "minmax"
+    method: Method = "minmax"
     two_ended = True
     smallest_signed_bits = 1
     zero: Tensor
@@ -151,7 +173,7 @@ class _Clipping(Quantizer):
         return self.clip.abs().clamp_min(SMALLEST_STEP)
 
     def _steps(self) -> int:
-        """Return how many steps there are from 0 to the clip; 0 where the levels are ± the clip."""
+        """Return the number of steps from 0 to the clip; 0 where the levels are ± the clip."""
         return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
 
     def _quantize(self, x: Tensor) -> Tensor:
@@ -180,6 +202,14 @@ class PACT(_Clipping):
     Source: Choi et al., PACT (2018), eq. 1-3. The name "pact" quantizes weights by `DoReFa`, as the paper. Departures:
     α starts from calibration; signed activations, which the paper does not have, get -α … α with a level at zero and
     the gradient of α is -1 where x <= -α (an unsigned range would make zeros of half of them).
+
+    Example:
+        >>> import torch, saq_core
+        >>> x = torch.tensor([-1.0, 0.0, 1.1, 3.0])
+        >>> quantizer = saq_core.PACT(2, signed=False, activation=True)
+        >>> quantizer.calibrate_(x, "minmax")
+        >>> quantizer(x).tolist()
+        [0.0, 0.0, 1.0, 3.0]
     """
 
     def _quantize(self, x: Tensor) -> Tensor:
@@ -206,6 +236,12 @@ class DoReFa(_Clipping):
     network loses its function. f and max|tanh(w)| are held constant in the gradient: f undoes what the maximum does, so
     that a gradient through the maximum alone would be of nothing that happens. Activations of a trained network exceed
     the paper's 1: c is their calibrated range, never trained; signed ones get -c … c with a level at zero.
+
+    Example:
+        >>> import torch, saq_core
+        >>> w = torch.tensor([-2.0, -1.0, 1.0, 2.0])
+        >>> saq_core.DoReFa.for_weight(1, w)(w).tolist()
+        [-1.5, -1.5, 1.5, 1.5]
     """
 
     dynamic = True
@@ -248,13 +284,18 @@ class LIQ(_Clipping):
     Args:
         bits, signed, shape, activation: See `Quantizer`.
         normalise: Whether x is normalised first (convolution weights).
-        rescale: False leaves Q̂ in units of std(w), the authors' literal form (BatchNorm absorbs the scale); only for
-            reproducing them: rho, directions and curvature then have other units than in every other network.
 
     Source: Liu et al., Sharpness-aware Quantization (2021), released code. Departures: Q̂ is brought back to the units
-    of w (mean too: without it a trained network loses its function the moment it is quantized); std is at least 1e-8;
+    of w (theirs stays in units of std(w), which BatchNorm absorbs; the mean too: without it a trained network loses its
+    function the moment it is quantized); std is at least 1e-8;
     the clip is calibrated; signed activations get ``c·round(m·clamp(x/c, -1, 1))/m``, m = 2^(b-1)-1, because the
     weights' formula would turn every zero into c/n (the authors clip negative activations away).
+
+    Example:
+        >>> import torch, saq_core
+        >>> w = torch.tensor([[-1.5, -0.5], [0.5, 1.5]])
+        >>> saq_core.LIQ.for_weight(2, w, method="minmax")(w).tolist()
+        [[-1.5, -0.5], [0.5, 1.5]]
     """
 
     def __init__(
@@ -265,11 +306,9 @@ class LIQ(_Clipping):
         shape: tuple[int, ...] = (),
         activation: bool = False,
         normalise: bool = False,
-        rescale: bool = True,
     ) -> None:
         super().__init__(bits, signed=signed, shape=shape, activation=activation)
         self.normalise = normalise
-        self.weight_units = "plain" if rescale or not normalise else "normalised"
 
     @classmethod
     def for_weight(cls, bits: int, weight: Tensor, *, per_channel: bool = False, **options: Any) -> Quantizer:
@@ -293,8 +332,7 @@ class LIQ(_Clipping):
         if not self.normalise:
             return self._quantize(x)
         mean, std = self._moments(x)
-        q = self._quantize((x - mean) / std)
-        return q * std + mean if self.weight_units == "plain" else q
+        return self._quantize((x - mean) / std) * std + mean
 
     def _quantize(self, x: Tensor) -> Tensor:
         if self.activation or not self.signed:
@@ -307,7 +345,7 @@ class LIQ(_Clipping):
         if self.activation or not self.signed:
             return super().step_size(x)
         step = self._clip().detach() * (2 / (2**self.bits - 1))
-        return step * self._moments(x)[1] if self.normalise and self.weight_units == "plain" else step
+        return step * self._moments(x)[1] if self.normalise else step
 
 
 class MinMax(Quantizer):
@@ -325,9 +363,15 @@ class MinMax(Quantizer):
 
     Source: Jacob et al., Quantization and Training of Neural Networks (2018), eq. 1, section 3. Departures: weights are
     symmetric (there affine too), and ranges of activations are calibrated once (there moving averages).
+
+    Example:
+        >>> import torch, saq_core
+        >>> w = torch.tensor([-3.0, -1.2, 0.4, 2.0])
+        >>> saq_core.MinMax.for_weight(3, w)(w).tolist()
+        [-3.0, -1.0, 0.0, 2.0]
     """
 
-    method = "minmax"
+    method: Method = "minmax"
     dynamic = two_ended = True
     smallest_signed_bits = 2
     low: Tensor
@@ -338,7 +382,7 @@ class MinMax(Quantizer):
             self.register_buffer("low", torch.zeros(()))
             self.register_buffer("high", torch.ones(()))
 
-    def _ends(self, z: Tensor, method: str) -> tuple[Tensor, Tensor]:
+    def _ends(self, z: Tensor, method: Method) -> tuple[Tensor, Tensor]:
         low, high = super()._ends(z, method)
         return low.clamp(max=0) if self.signed else torch.zeros_like(low), high.clamp(min=0)
 
@@ -362,34 +406,33 @@ class MinMax(Quantizer):
         return step.clamp_min(SMALLEST_STEP)
 
 
-# Name -> (class for weights, its options, class for activations).
-QUANTIZERS: dict[str, tuple[type[Quantizer], dict[str, Any], type[Quantizer]]] = {
-    "lsq": (LSQ, {}, LSQ),
-    "lsq+": (LSQ, {}, LSQPlus),
-    "lsq-asymmetric": (AsymmetricLSQ, {}, AsymmetricLSQ),
-    "pact": (DoReFa, {}, PACT),
-    "dorefa": (DoReFa, {}, DoReFa),
-    "liq": (LIQ, {}, LIQ),
-    "liq-authors": (LIQ, {"rescale": False}, LIQ),
-    "minmax": (MinMax, {}, MinMax),
+QuantizerName = Literal["lsq", "lsq+", "lsq-asymmetric", "pact", "dorefa", "liq", "minmax"]
+# Name -> (class for weights, class for activations).
+QUANTIZERS: dict[QuantizerName, tuple[type[Quantizer], type[Quantizer]]] = {
+    "lsq": (LSQ, LSQ),
+    "lsq+": (LSQ, LSQPlus),
+    "lsq-asymmetric": (AsymmetricLSQ, AsymmetricLSQ),
+    "pact": (DoReFa, PACT),
+    "dorefa": (DoReFa, DoReFa),
+    "liq": (LIQ, LIQ),
+    "minmax": (MinMax, MinMax),
 }
 
 
 def weight_quantizer(
-    name: str, bits: int, weight: Tensor, *, per_channel: bool = False, method: str | None = None
+    name: QuantizerName, bits: int, weight: Tensor, *, per_channel: bool = False, method: Method | None = None
 ) -> nn.Module:
-    """Make the quantizer of that name for a weight, calibrated on it; the identity for 32 bits."""
+    """Return the quantizer of that name for a weight, calibrated on it; the identity for 32 bits."""
     if bits == 32:
         return Unquantized()
-    kind, options, _ = QUANTIZERS[name]
-    return kind.for_weight(bits, weight.detach(), per_channel=per_channel, method=method, **options)
+    return QUANTIZERS[name][0].for_weight(bits, weight.detach(), per_channel=per_channel, method=method)
 
 
-def input_quantizer(name: str, bits: int, like: Tensor, *, signed: bool | None = None) -> nn.Module:
-    """Make the quantizer of that name for activations, on the device of `like`; the identity for 32 bits.
+def input_quantizer(name: QuantizerName, bits: int, like: Tensor, *, signed: bool | None = None) -> nn.Module:
+    """Return the quantizer of that name for activations, on the device of `like`; the identity for 32 bits.
 
     It waits for calibration, which also decides on the sign where `signed` is None.
     """
     if bits == 32:
         return Unquantized()
-    return QUANTIZERS[name][2](bits, signed=signed, activation=True).to(like.device, like.dtype)
+    return QUANTIZERS[name][1](bits, signed=signed, activation=True).to(like.device, like.dtype)

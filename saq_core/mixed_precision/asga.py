@@ -1,4 +1,4 @@
-"""ASGA: bits found by descent on a mixture of them, with gradients aligned between w and its sharp neighbour."""
+"""ASGA: descent on a mixture of bit widths, with the gradients at w and at w + ε aligned."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,29 +14,30 @@ from torch.nn import functional as F
 
 from .. import processes
 from ..costs import describe
-from ..data import Data, device_of, steps_per_epoch, training_batches
-from ..layers import parse_bits
-from ..radii import AdaptiveRho
-from ..recipes import Recipe
-from ..sam import CASES, SAM
-from ..sites import TINY, dot, in_both, norm
-from ..training import _moved, base_optimizer
+from ..data import Data, steps_per_epoch, training_batches
+from ..modes import device_of
+from ..quantization import QuantizerName, parse_bits
+from ..results import Settings
+from ..settings import check_fields
+from ..sharpness import CASES, SAM, TINY, AdaptiveRho, Case, Stepper, checked_range, common_grads, dot, norm
+from ..training import Recipe, base_optimizer
 from .baselines import solve
-from .choices import Space
+from .space import Space
 from .switchable import QuantizerSwitch, Switchable
 
-START = 0.01  # of all logits: even chances
-DOUBLINGS = range(-20, 31)  # of the price at which BOPs are bought back
+START = 0.01  # initial value of all logits: uniform probabilities
+DOUBLINGS = range(-20, 31)  # of the price of unspent BOPs
 HALVINGS = 30
 
 
-@dataclass(frozen=True)
-class ASGA:
-    """Say how `search(…, method="asga")` goes about it. No code was released: only what is marked so is the paper's.
+@dataclass(frozen=True, repr=False)
+class ASGA(Settings):
+    """Configure ``search(…, method="asga")``: gradient descent on a mixture of bit widths.
 
-    Every layer computes with ``W̃ = Σᵢ softmax(α)ᵢ·Q_bᵢ(W)`` and ``x̃ = Σᵢ softmax(α)ᵢ·Q_bᵢ(x)``; weights, steps and α
-    descend together (one level, all training images) along ``½(∇L(w) + ∇L(w + ε))``, ``ε = (ρ - β‖g‖)·g/‖g‖``,
-    g = ∇L(w) by the weights alone, and α along λ·∇C as well, once. See `complexity` for C and `derive` for the end.
+    No code was released; only what is marked as the paper's is the paper's. Every layer computes with
+    ``W̃ = Σᵢ softmax(α)ᵢ·Q_bᵢ(W)`` and ``x̃ = Σᵢ softmax(α)ᵢ·Q_bᵢ(x)``; weights, steps and α descend together (one
+    level, all training images) along ``½(∇L(w) + ∇L(w + ε))``, ``ε = (ρ - β‖g‖)·g/‖g‖``, g = ∇L(w) by the weights
+    alone, and α along λ·∇C as well, once. See `complexity` for C and `derive` for the end.
 
     Args:
         epochs: Over the training images, with their augmentation.
@@ -50,8 +51,8 @@ class ASGA:
             the rule and the cap are the paper's, the floor is ours.
         beta: β, how much of the gradient's own length shortens ε.
         combine: "mean" as above, or "perturbed", ∇L(w + ε) alone (SAM).
-        case: Where ε is measured and added, as in `SAQ`: 2 = latent weights, the literal reading; 3 = quantized ones
-            (ours: rounding undoes little of it).
+        case: Where ε is measured and added, as in `SAQ`: 3 = quantized weights (ours: rounding undoes little of it);
+            2 = latent ones, the literal reading of the paper.
         slack: The policy costs from (1 - slack)·budget to budget, where there are such.
 
     rho = beta = 0 with rho_range=None is one pass of the plain optimizer. ρ by this rule is a switch: with
@@ -64,6 +65,14 @@ class ASGA:
     weights alone are perturbed, that h is without C, the cap of 0.1. Schedule, λ and C: GMPQ (Wang et al., 2021) and
     EdMIPS (Cai and Vasconcelos, 2020). Departure from those: one α per decision of `Space`, not one for weights and one
     for inputs.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> import saq_core
+        >>> saq_core.ASGA(epochs=4, lam=0.03)
+        ASGA(epochs=4, lam=0.03)
     """
 
     epochs: int = 25
@@ -75,30 +84,15 @@ class ASGA:
     rho: float = 0.05
     rho_range: tuple[float, float] | None = (0.005, 0.1)
     beta: float = 1e-3
-    combine: str = "mean"
-    case: int = 2
+    combine: Literal["mean", "perturbed"] = "mean"
+    case: Case = 3
     slack: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-        for name in ("lr", "lr_alpha", "weight_decay", "lam", "rho", "beta"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)!r}")
-        for name, known in (("combine", ("mean", "perturbed")), ("case", tuple(CASES))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {list(known)}, got {getattr(self, name)!r}")
-        if not 0 <= self.slack < 1:
-            raise ValueError(f"slack must be from 0 to below 1, got {self.slack!r}")
-        if self.rho_range is not None:
-            if not isinstance(self.rho_range, Sequence) or len(self.rho_range) != 2:
-                raise ValueError(f"rho_range must be (lowest, highest) or None, got {self.rho_range!r}")
-            object.__setattr__(self, "rho_range", tuple(map(float, self.rho_range)))  # a list, where a file was read
-            AdaptiveRho(self.rho, *self.rho_range)
-        for name in ("lr", "lr_alpha", "weight_decay", "lam", "rho", "beta", "slack"):  # numpy's do not go into JSON
-            object.__setattr__(self, name, float(getattr(self, name)))
+        check_fields(self, epochs=1, batch_size=1, slack="from 0 to below 1")
+        numbers = ("lr", "lr_alpha", "weight_decay", "lam", "rho", "beta")
+        check_fields(self, **dict.fromkeys(numbers, ">= 0 and finite"))
+        object.__setattr__(self, "rho_range", checked_range(self.rho, self.rho_range))
 
     @property
     def passes(self) -> int:
@@ -110,16 +104,23 @@ class ASGA:
         return 0.1 ** (5 * step // (2 * steps))
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> SAM:
-        """Return the optimizer as the SAM that makes the steps; its policy notes what they see."""
-        measured, applied = CASES[self.case]
-        rho = self.rho if self.rho_range is None else AdaptiveRho(self.rho, *self.rho_range)
-        places = {"measured_at": measured, "applied_to": applied}
-        own: dict[str, Any] = {"combine": self.combine, "shrink": self.beta, "policy": Watched(), **places}
-        return SAM(model, optimizer, rho=rho, perturbed=("weight",), **own)
+        """Return the optimizer as the SAM that makes the steps; its policy records their statistics."""
+        measured_at, applied_to = CASES[self.case]
+        return SAM(
+            model,
+            optimizer,
+            rho=self.rho if self.rho_range is None else AdaptiveRho(self.rho, *self.rho_range),
+            measured_at=measured_at,
+            applied_to=applied_to,
+            combine=self.combine,
+            policy=RecordingPolicy(),
+            perturbed=("weight",),
+            shrink=self.beta,
+        )
 
 
 class Mixture(nn.Module):
-    """Stand in the place of a quantizer: ``Σᵢ softmax(α)ᵢ·Qᵢ(x)``.
+    """Stand in for a quantizer: ``Σᵢ softmax(α)ᵢ·Qᵢ(x)``.
 
     Args:
         options: One quantizer per candidate; the same module may stand for several, and computes once.
@@ -131,41 +132,36 @@ class Mixture(nn.Module):
 
     def __init__(self, options: Sequence[nn.Module], logits: Tensor, row: int) -> None:
         super().__init__()
-        alike = list(dict.fromkeys(options))
-        self.options = nn.ModuleList(alike)
+        distinct = list(dict.fromkeys(options))
+        self.options = nn.ModuleList(distinct)
         self._logits, self.row = (logits,), row
-        member = torch.tensor([[option is other for other in alike] for option in options])
+        member = torch.tensor([[option is other for other in distinct] for option in options])
         self.register_buffer("member", member.to(logits), persistent=False)
 
-    def chances(self) -> tuple[Tensor, ...]:
-        """Return the chance of each different option."""
+    def probabilities(self) -> tuple[Tensor, ...]:
+        """Return the probability of each distinct option."""
         return (self._logits[0][self.row].softmax(0) @ self.member).unbind()
 
     def _mean(self, values: list[Tensor]) -> Tensor:
-        if len(values) == 1:  # its chance is 1
+        if len(values) == 1:  # its probability is 1
             return values[0]
-        first, *others = zip(self.chances(), values, strict=True)
+        first, *others = zip(self.probabilities(), values, strict=True)
         total = first[0] * first[1]
-        for chance, value in others:
-            total = torch.addcmul(total, chance, value)
+        for probability, value in others:
+            total = torch.addcmul(total, probability, value)
         return total
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mean of what the options make of x."""
+        """Return the mean of the quantized x over the options."""
         return self._mean([option(x) for option in self.options])
-
-    @property
-    def weight_units(self) -> str:
-        """Of the options."""
-        return str(self.options[0].weight_units)
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the mean of the options' steps: nominal, for the levels of a mixture are not evenly spaced."""
         return self._mean([option.step_size(x) for option in self.options]).detach()  # type: ignore[operator]
 
 
-def soften(
-    model: nn.Module, space: Space, data: Data, *, quantizer: str = "lsq", start: float = START
+def relax(
+    model: nn.Module, space: Space, data: Data, *, quantizer: QuantizerName = "lsq", start: float = START
 ) -> tuple[nn.Module, nn.Parameter]:
     """Return a copy of a float network whose quantizers are mixtures, calibrated, and its logits.
 
@@ -176,7 +172,7 @@ def soften(
     network = Switchable(model, replace(space, norms={}), data, quantizer=quantizer)
     like = next(p for p in network.model.parameters() if p.is_floating_point())
     logits = nn.Parameter(like.new_full((len(space.groups), len(space.candidates)), start))
-    rows = {id(switch): row for row, found in enumerate(network.switches.values()) for switch in found}
+    rows = {id(switch): row for row, switches in enumerate(network.switches.values()) for switch in switches}
     for name, module in list(network.model.named_modules()):
         if isinstance(module, QuantizerSwitch):
             network.model.set_submodule(name, Mixture(list(module.options), logits, rows[id(module)]))
@@ -216,17 +212,17 @@ def derive(logits: Tensor, space: Space, budget: float, slack: float) -> Tensor:
     """Return the most probable choice (decisions,) that makes use of the budget, exactly.
 
     It is the argmax of every decision's logits where that costs from (1 - slack)·budget to budget. Where that costs
-    more, it is the choice of most ``Σ log softmax(α)`` within the budget. Where this costs less than the window, the
-    search was sent there by its λ: bit operations are bought back at the least price μ for which the choice of most
-    ``Σ log softmax(α) + μ·BOPs`` within the budget reaches the window, or whatever lies nearest below it. No choice
-    that costs at least as much, and fits, is more probable.
+    more, it is the choice of largest ``Σ log softmax(α)`` within the budget. Where this costs less than the window, λ
+    was too large: unspent bit operations get the least price μ for which the choice of largest
+    ``Σ log softmax(α) + μ·BOPs`` within the budget reaches the window, or the nearest below it. No choice that costs at
+    least as much, and fits, is more probable.
 
     All of this is ours: the sources take the argmax and tune λ by searching anew.
 
     Cost: up to 80 small integer programmes.
     """
-    chances = logits.detach().double().cpu().log_softmax(1)
-    lost = chances.amax(1, keepdim=True) - chances
+    logs = logits.detach().double().cpu().log_softmax(1)
+    lost = logs.amax(1, keepdim=True) - logs
     room = budget - space.fixed
     unspent = (space.table.amax(1, keepdim=True) - space.table).double() / room
 
@@ -248,28 +244,28 @@ def derive(logits: Tensor, space: Space, budget: float, slack: float) -> Tensor:
     return best(high)
 
 
-class Watched:
-    """Make every step with two passes, and note what it sees (a policy of `SAM`)."""
+class RecordingPolicy:
+    """Make every step with two passes, and record its statistics (a policy of `SAM`)."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
         self.rows: list[dict[str, Tensor]] = []
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes."""
         losses: list[Tensor] = []
 
-        def noted() -> Any:
+        def recorded() -> Any:
             losses.append(closure())
             return losses[-1]
 
-        loss, plain = sam.full_step(noted, keep_plain=True)
-        weights = {id(site.parameter) for site in sam.sites}
-        places = enumerate(p for group in sam.param_groups for p in group["params"])
-        own = {k for k, p in places if id(p) in weights}
-        g, used = in_both({k: v for k, v in plain.items() if k in own}, sam.gradients())
+        loss, plain = sam.full_step(recorded, keep_plain=True)
+        weights = {id(parameter.tensor) for parameter in sam.parameters}
+        trained = enumerate(p for group in sam.param_groups for p in group["params"])
+        indices = {k for k, p in trained if id(p) in weights}
+        g, used = common_grads({k: v for k, v in plain.items() if k in indices}, sam.gradients())
         sharp = used if sam.combine == "perturbed" else list(torch._foreach_sub(torch._foreach_mul(used, 2), g))
-        length, radius = norm(g), sam._radius
+        length, radius = norm(g), sam.radius
         self.rows.append(
             {
                 "gap": (losses[1] - losses[0]).detach(),
@@ -294,12 +290,12 @@ class Alignment:
     """
 
     def __init__(
-        self, model: nn.Module, data: Data, space: Space, settings: ASGA, seed: int, quantizer: str = "lsq"
+        self, model: nn.Module, data: Data, space: Space, settings: ASGA, seed: int, quantizer: QuantizerName = "lsq"
     ) -> None:
         self.settings, self.seed = settings, seed
-        self.model, self.logits = soften(model, space, data, quantizer=quantizer)
+        self.model, self.logits = relax(model, space, data, quantizer=quantizer)
         self.device = device_of(self.model)
-        self.data = _moved(data, self.device)
+        self.data = data.to(self.device)
         macs, first = multiplications(space, model, data.input_shape)
         self.macs = (macs.double() / first).to(self.logits)
         self.bits = torch.tensor([parse_bits(label) for label in space.candidates]).to(self.logits)
@@ -338,7 +334,7 @@ class Alignment:
         return loss
 
     def epoch(self, epoch: int) -> dict[str, float]:
-        """Make an epoch; return the means of what its steps saw."""
+        """Make an epoch; return the means of its steps' statistics."""
         settings = self.settings
         self.model.train()
         random = torch.Generator(self.data.train[1].device).manual_seed(self.seed * 1_000_003 + epoch)
@@ -352,9 +348,9 @@ class Alignment:
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
             raise FloatingPointError(f"training loss is {loss} in epoch {epoch + 1}: try an lr below {settings.lr}")
-        return {"epoch": epoch + 1, "loss": loss, **self.seen(), **self.spread()}
+        return {"epoch": epoch + 1, "loss": loss, **self.step_means(), **self.mixture_statistics()}
 
-    def seen(self) -> dict[str, float]:
+    def step_means(self) -> dict[str, float]:
         """Return the means over the steps since the last call: ρ, how often at its ends, the gap h, ‖g‖, the cosine.
 
         ‖g‖ is that of the latent weights, also for case 3, whose ε is shortened by that of the quantized ones.
@@ -370,25 +366,24 @@ class Alignment:
         return {name: float(column.double().mean()) for name, column in columns.items()}
 
     @torch.no_grad()
-    def spread(self) -> dict[str, float]:
+    def mixture_statistics(self) -> dict[str, float]:
         """Return the mean entropy of the mixtures, in nats, and C."""
         logs = self.logits.log_softmax(1)
         return {"entropy": float(-(logs.exp() * logs).sum(1).mean()), "complexity": float(self.complexity())}
 
 
 def asga(
-    model: nn.Module, data: Data, space: Space, budget: float, *, settings: ASGA, seed: int, quantizer: str
+    model: nn.Module, data: Data, space: Space, budget: float, *, settings: ASGA, seed: int, quantizer: QuantizerName
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return the choice that the search derived and its history: see `search`."""
     run = Alignment(model, data, space, settings, seed, quantizer)
     epochs = [run.epoch(epoch) for epoch in processes.bar(range(settings.epochs), "searching")]
     logits = run.logits.detach().cpu()
     probable = logits.argmax(1)
-    noted = asdict(settings)
-    noted["rho_range"] = settings.rho_range and list(settings.rho_range)  # as it comes back from JSON
+    stored = asdict(settings) | {"rho_range": settings.rho_range and list(settings.rho_range)}  # as JSON has it
     return derive(logits, space, budget, settings.slack), {
         "epochs": epochs,
         "chances": dict(zip(space.groups, logits.softmax(1).tolist(), strict=True)),
         "argmax": {"bits": space.bits(probable), "bops": int(space.bops(probable))},
-        "settings": noted,
+        "settings": stored,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -33,3 +34,14 @@ class AdaptiveRho:
         if loss is None or perturbed_loss is None:
             return self.start
         return (perturbed_loss - loss).clamp_min(0).log1p().clamp(self.lowest, self.highest)
+
+
+def checked_range(rho: float, ends: Any) -> tuple[float, float] | None:
+    """Return the range (lowest, highest) in which an `AdaptiveRho` can start from rho, as floats; None is none."""
+    if ends is None:
+        return None
+    if not isinstance(ends, list | tuple) or len(ends) != 2:  # a list, where a file was read
+        raise ValueError(f"rho_range must be (lowest, highest) or None, got {ends!r}")
+    lowest, highest = map(float, ends)
+    AdaptiveRho(rho, lowest, highest)
+    return lowest, highest

@@ -1,4 +1,4 @@
-"""Saving a network with everything that is needed to go on, and loading it without executing anything."""
+"""Saving a network with all that a further training needs, and loading it without executing anything."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from . import files
+from .. import files
+from ..models import make
+from ..quantization import KIND, check_latent, copy_model, quantize, unpack_
 from .history import History
-from .integers import KIND, unpack_
-from .layers import copy_model, quantize
-from .models import make
-from .quantizer_base import check_latent
 from .recipes import Recipe
 
 
@@ -23,11 +21,20 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Write weights, quantizer settings, recipe, history, probe and versions to `path`, whole or not at all.
 
     Args:
-        model: Any network; what `build_model`, `quantize` and `train` left on it goes along.
-        path: Folders are made.
+        model: Any network, with the attributes that `build_model`, `quantize` and `train` set on it.
+        path: Of the file; folders are made.
 
     Raises:
-        ValueError: If the network was read from what `export` wrote.
+        ValueError: If the network was read from a file of `export`.
+
+    Example:
+        >>> import tempfile, torch, saq_core
+        >>> model = saq_core.quantize(torch.nn.Sequential(torch.nn.Linear(4, 2)), "W4A32")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     saq_core.save(model, f"{folder}/model.pt")
+        ...     back = saq_core.load(f"{folder}/model.pt", model)
+        >>> torch.equal(back[0].weight, model[0].weight)
+        True
     """
     check_latent(model, "copy that file, or export() again")
     recipe, history = getattr(model, "recipe", None), getattr(model, "history", None)
@@ -46,10 +53,10 @@ def save(model: nn.Module, path: str | Path) -> None:
 def load(path: str | Path, model: nn.Module | None = None, *, map_location: Any = "cpu") -> nn.Module:
     """Return the network that `save` wrote, in evaluation mode, with its recipe, history and probe.
 
-    From what `export` wrote: the network with the weights it computed with, which can be measured but not trained.
+    From a file of `export`, the network has the weights it computed with, and can be measured but not trained.
 
     Args:
-        path: The file.
+        path: Of the file.
         model: Needed for networks that `build_model` did not make: one of the same kind, float or quantized. It is
             left as it is.
         map_location: Device of the weights; the probe stays on the CPU.
@@ -57,6 +64,14 @@ def load(path: str | Path, model: nn.Module | None = None, *, map_location: Any 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is cut short or not ours, or holds another network or quantizer than `model`.
+
+    Example:
+        See `save`.
+
+        >>> import saq_core
+        >>> saq_core.load("nowhere.pt")
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.pt'
     """
     content = files.read(path, ("model", KIND), map_location)
     network = _instance(content, model, path)
@@ -85,9 +100,9 @@ def _instance(content: dict[str, Any], model: nn.Module | None, path: str | Path
     else:
         raise ValueError(f"model must be given for {path}, got None: its network is not one of build_model's")
     quantized = any(hasattr(module, "quantized_weights") for module in network.modules())
-    settings, own = content["quantization"], getattr(network, "quantization", None)
-    if settings and own and settings["quantizer"] != own["quantizer"]:
-        kinds = f"model must have the quantizer {settings['quantizer']!r} of {path}, got {own['quantizer']!r}"
+    settings, expected = content["quantization"], getattr(network, "quantization", None)
+    if settings and expected and settings["quantizer"] != expected["quantizer"]:
+        kinds = f"model must have the quantizer {settings['quantizer']!r} of {path}, got {expected['quantizer']!r}"
         raise ValueError(f"{kinds}: pass the float network, or quantize it alike")
     if settings is None or quantized:
         return network

@@ -1,4 +1,4 @@
-"""The recurrent network that proposes bits layer by layer, and how it learns from what they cost."""
+"""The recurrent controller that proposes bits layer by layer, and REINFORCE, which trains it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ HIDDEN = 64
 INITIAL = 0.1  # all parameters start in ± this
 
 
-class Generator(nn.Module):
-    """Draw one candidate per layer, each knowing those before: LSTM -> linear -> softmax -> draw -> embedding -> LSTM.
+class Controller(nn.Module):
+    """Draw one candidate per layer, given those before: LSTM -> linear -> softmax -> draw -> embedding -> LSTM.
 
-    It lives on the CPU: what it draws decides which modules compute, so that the host has to know it.
+    The paper's generator. It stays on the CPU: its draws decide which modules compute, so that the host needs them.
 
     Args:
         decisions: Layers, in the order of the network.
@@ -37,7 +37,7 @@ class Generator(nn.Module):
         """Draw n choices; return them (n, decisions), their log-probabilities (n,) and entropies (n,).
 
         With `choices` (n, decisions) nothing is drawn: theirs are returned. The entropy of a choice is the sum over its
-        steps of the entropy of what could have been drawn there.
+        steps of the entropy of the distribution drawn from.
         """
         n = n if choices is None else len(choices)
         x = self.head.weight.new_zeros(n, HIDDEN)
@@ -46,37 +46,37 @@ class Generator(nn.Module):
         for step in range(self.decisions):
             state = self.cell(x, state)
             logs = self.head(state[0]).log_softmax(1)
-            chances = logs.exp()
+            probabilities = logs.exp()
             if choices is None:
-                pick = torch.multinomial(chances.detach(), 1, generator=self.random)
+                pick = torch.multinomial(probabilities.detach(), 1, generator=self.random)
             else:
                 pick = choices[:, step, None]
             drawn.append(pick[:, 0])
             log_probability = log_probability + logs.gather(1, pick)[:, 0]
-            entropy = entropy - (chances * logs).sum(1)
+            entropy = entropy - (probabilities * logs).sum(1)
             x = self.embedding(pick[:, 0])
         return torch.stack(drawn, 1), log_probability, entropy
 
 
 class Reinforce:
-    """Teach a generator: ``∇ [log π(choice)·(cost - baseline) - entropy_weight·H]``, cost and baseline constant.
+    """Train a controller: ``∇ [log π(choice)·(cost - baseline) - entropy_weight·H]``, cost and baseline constant.
 
     Args:
-        generator: That draws.
+        controller: To be trained.
         lr: Of Adam with betas (0.5, 0.999).
         weight_decay: Of Adam.
         entropy_weight: Keeps the draws from settling early.
         memory: Share of the old value in the baseline, a moving average of the costs.
 
-    Source: as `Generator`. Departures: the baseline, without which every draw is discouraged because every cost is
+    Source: as `Controller`. Departures: the baseline, without which every draw is discouraged because every cost is
     positive; the cost is detached from the network's graph (theirs leaves gradients in the network).
     """
 
     def __init__(
-        self, generator: Generator, *, lr: float, weight_decay: float, entropy_weight: float, memory: float
+        self, controller: Controller, *, lr: float, weight_decay: float, entropy_weight: float, memory: float
     ) -> None:
-        self.generator, self.entropy_weight, self.memory = generator, entropy_weight, memory
-        self.optimizer = torch.optim.Adam(generator.parameters(), lr=lr, betas=(0.5, 0.999), weight_decay=weight_decay)
+        self.controller, self.entropy_weight, self.memory = controller, entropy_weight, memory
+        self.optimizer = torch.optim.Adam(controller.parameters(), lr=lr, betas=(0.5, 0.999), weight_decay=weight_decay)
         self.baseline: Tensor | None = None
 
     def loss(self, log_probability: Tensor, entropy: Tensor, cost: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class Reinforce:
         baseline = cost.mean() if self.baseline is None else self.baseline
         return (log_probability * (cost - baseline) - self.entropy_weight * entropy).mean()
 
-    def learn_(self, log_probability: Tensor, entropy: Tensor, cost: Tensor) -> None:
+    def update_(self, log_probability: Tensor, entropy: Tensor, cost: Tensor) -> None:
         """Make one step, then let the baseline follow the cost."""
         self.optimizer.zero_grad()
         self.loss(log_probability, entropy, cost).backward()

@@ -1,4 +1,4 @@
-"""Layers with quantized weights and inputs, and the functions that put them into a network."""
+"""Quantized layers in the place of float ones, and back."""
 
 from __future__ import annotations
 
@@ -10,75 +10,17 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from ..settings import check_option
 from .attention import QMultiheadAttention
-from .quantizer_base import check_bits, check_latent
-from .quantizers import QUANTIZERS, input_quantizer, weight_quantizer
+from .base import check_latent
+from .functional import check_bits
+from .layers import QConv2d, QLinear
+from .quantizers import QuantizerName
 
 Bits = str | int | Mapping[str, str | int]
-
-
-class _QuantizedLayer(nn.Module):
-    """The part that quantized layers share: ``w = weight_quantizer(weight) + delta``.
-
-    `delta` is zero except while somebody stands beside the quantized weights: SAM's perturbation, or a point of a
-    loss surface in quantized coordinates.
-    """
-
-    parts: tuple[str, ...] = ("",)  # what can be given bits, as endings of the layer's name
-    weight_name = "weight"
-    float_type: type[nn.Module]  # what the layer was, and becomes again
-    weight: Tensor
-    delta: Tensor
-    weight_quantizer: nn.Module
-    input_quantizer: nn.Module
-
-    @staticmethod
-    def refusal(layer: Any) -> str | None:
-        """Say why a float layer of this kind cannot be quantized, or None."""
-        return None
-
-    def attach_(self, bits: list[tuple[int, int]], quantizer: str, per_channel: bool) -> None:
-        """Add quantizers and delta; `bits` has (weight bits, input bits) of each of the parts."""
-        self.weight_quantizer = weight_quantizer(quantizer, bits[0][0], self.weight, per_channel=per_channel)
-        self.input_quantizer = input_quantizer(quantizer, bits[0][1], self.weight)
-        self.register_buffer("delta", torch.zeros_like(self.weight, requires_grad=False), persistent=False)
-
-    def detach_(self) -> None:
-        """Drop what `attach_` added."""
-        del self.weight_quantizer, self.input_quantizer, self.delta
-
-    def quantized_parts(self) -> dict[str, tuple[Any, Tensor]]:
-        """Return name -> (quantizer, the part of the weight that it quantizes); the whole is their concatenation."""
-        return {"weight": (self.weight_quantizer, self.weight)}
-
-    def used_weight(self) -> Tensor:
-        """Return the weight that the forward pass uses."""
-        return self.weight_quantizer(self.weight) + self.delta
-
-    @torch.no_grad()
-    def quantized_weights(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Return name -> (Q(w) without delta, the delta buffer itself, step between levels)."""
-        quantizer = cast(Any, self.weight_quantizer)
-        return {"weight": (quantizer(self.weight).detach(), self.delta, quantizer.step_size(self.weight))}
-
-
-class QConv2d(_QuantizedLayer, nn.Conv2d):
-    """A convolution that quantizes its weight and its input; `quantize` makes it out of an `nn.Conv2d`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution of the quantized input with the quantized weight."""
-        return self._conv_forward(self.input_quantizer(x), self.used_weight(), self.bias)
-
-
-class QLinear(_QuantizedLayer, nn.Linear):
-    """A linear layer that quantizes its weight and its input; `quantize` makes it out of an `nn.Linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the product of the quantized input with the quantized weight."""
-        return nn.functional.linear(self.input_quantizer(x), self.used_weight(), self.bias)
 
 
 # What is swapped (these types exactly: a subclass may compute something else), and for what.
@@ -104,7 +46,7 @@ def quantize(
     model: nn.Module,
     bits: Bits = "W4A4",
     *,
-    quantizer: str = "lsq",
+    quantizer: QuantizerName = "lsq",
     first_last_bits: int | None = 8,
     input_bits: int | None = None,
     per_channel: bool = False,
@@ -116,8 +58,8 @@ def quantize(
 
     Attention is quantized as a whole: the weights of q, k, v and out, their inputs, and the operands of both of its
     products (q, k, v and the softmax map). Norms, biases, class tokens and position embeddings stay float. GELU has a
-    small negative tail: the input of the layer after it counts as signed, and half of the levels serve the tail. An
-    offset saves them: "lsq+" leaves a quarter of the squared error there ("vit" on digits, 4 bits: 0.7 to 1.0 % of the
+    small negative tail: the input of the layer after it counts as signed, and half of the levels serve the tail. With
+    an offset, "lsq+" leaves a quarter of the squared error there ("vit" on digits, 4 bits: 0.7 to 1.0 % of the
     input's square, "lsq" 3.0 to 4.5 %).
 
     Args:
@@ -126,22 +68,32 @@ def quantize(
         bits: "W4A4", "W4A32" (weights only), a number for both, or {layer name: either of these}; layers that a dict
             does not name stay float, except the first and the last. An attention "attn" has three names: "attn" (q, k
             and v: weights and inputs), "attn.products" (operands; as "attn" unless named) and "attn.out_proj".
-        quantizer: A name in `saq_core.quantizers.QUANTIZERS`, say "lsq", or "liq-authors" (LIQ whose weights stay in
-            normalised units).
+        quantizer: "lsq" (`LSQ`), "lsq+" (`LSQPlus`), "lsq-asymmetric" (`AsymmetricLSQ`), "pact" (`PACT`), "dorefa"
+            (`DoReFa`), "liq" (`LIQ`) or "minmax" (`MinMax`).
         first_last_bits: Bits of the first layer's weights and of the last layer's weights and input, in order of
             registration; None treats them like the others. A dict that names them wins.
         input_bits: Bits of the first layer's input; None leaves it (images are 8-bit already).
         per_channel: One weight step per filter instead of one per layer.
 
     Raises:
-        ValueError: For malformed bits, unknown names, a network that is quantized already or has nothing to quantize.
+        ValueError: If bits are malformed, a name is unknown, or the network is quantized already or has nothing to
+            quantize.
 
     Cost: 80 quantizations of each weight.
 
     Source: first and last layer as in Liu et al. (2021), released code.
+
+    Example:
+        >>> import torch, saq_core
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
+        >>> saq_core.quantize(model, "W4A2")[1]
+        QLinear(
+          in_features=4, out_features=4, bias=True
+          (weight_quantizer): LSQ(bits=4, signed=True)
+          (input_quantizer): LSQ(bits=2, signed=None)
+        )
     """
-    if quantizer not in QUANTIZERS:
-        raise ValueError(f"quantizer must be one of {sorted(QUANTIZERS)}, got {quantizer!r}")
+    check_option("quantizer", quantizer, QuantizerName)
     if any(hasattr(module, "quantized_weights") for module in model.modules()):
         raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
     model = copy_model(model)
@@ -171,11 +123,11 @@ def quantize(
 
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy that shares the probe and leaves the training history behind."""
-    kept = [getattr(model, name) for name in ("probe", "history") if hasattr(model, name)]
-    twin = copy.deepcopy(model, {id(value): value for value in kept})
+    shared = [getattr(model, name) for name in ("probe", "history") if hasattr(model, name)]
+    result = copy.deepcopy(model, {id(value): value for value in shared})
     for name in ("history", "recipe"):
-        twin.__dict__.pop(name, None)
-    return twin
+        result.__dict__.pop(name, None)
+    return result
 
 
 def find_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -197,7 +149,7 @@ def find_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
 
 
 def _refusal(module: nn.Module) -> str | None:
-    """Say why a module that has weights cannot be quantized; None if it can, is already, or has none."""
+    """Return why a module that has weights cannot be quantized; None if it can, is already, or has none."""
     kind = type(module).__name__
     if hasattr(module, "quantized_weights") or getattr(module, "is_quantizer", False):
         return None
@@ -235,7 +187,7 @@ def _layer_bits(
     return plan
 
 
-def _swap(layer: Any, bits: list[tuple[int, int]], quantizer: str, per_channel: bool) -> None:
+def _swap(layer: Any, bits: list[tuple[int, int]], quantizer: QuantizerName, per_channel: bool) -> None:
     """Turn a layer into its quantized form in place: hooks, tied modules and attributes stay as they are."""
     layer.float_type = type(layer)
     layer.__class__ = SWAPS[type(layer)]
@@ -246,10 +198,21 @@ def _swap(layer: Any, bits: list[tuple[int, int]], quantizer: str, per_channel: 
 def dequantize(model: nn.Module, *, latent: bool = False) -> nn.Module:
     """Return a float copy whose weights are the values that the quantized network computes with, Q(w) + delta.
 
-    Activations are no longer quantized. With `latent`, the weights are the floats that the optimizer moves.
+    Activations are no longer quantized.
+
+    Args:
+        model: Quantized; it is left as it is.
+        latent: Take the floats that the optimizer updates as weights instead.
 
     Raises:
-        ValueError: For latent weights of a network that was read from integers.
+        ValueError: If latent weights are asked of a network that was read from integers.
+
+    Example:
+        >>> import torch, saq_core
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> quantized = saq_core.quantize(model, "W2A2")
+        >>> torch.equal(saq_core.dequantize(quantized, latent=True)[0].weight, model[0].weight)
+        True
     """
     if latent:
         check_latent(model, "use latent=False")
