@@ -94,16 +94,16 @@ class Folding(TorchFunctionMode):
         """Return weight and bias of a convolution with BatchNorm in it."""
         weight, bias = convolution.weight, convolution.bias
         sources = (*norm, bias)
-        known = self._folded.get(weight)
-        if known and not torch.is_grad_enabled() and all(a is b for a, b in zip(known[0], sources, strict=True)):
-            return known[1]
+        cached = self._folded.get(weight)
+        if cached and not torch.is_grad_enabled() and all(a is b for a, b in zip(cached[0], sources, strict=True)):
+            return cached[1]
         scale, shift = _affine(*norm)
-        found = weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else shift + bias * scale
+        folded = weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else shift + bias * scale
         if not torch.is_grad_enabled():
             if self.channels_last and weight.ndim == 4:
-                found = found[0].contiguous(memory_format=torch.channels_last), found[1]
-            self._folded[weight] = sources, found
-        return found
+                folded = folded[0].contiguous(memory_format=torch.channels_last), folded[1]
+            self._folded[weight] = sources, folded
+        return folded
 
     def _computed(self, tensor: Tensor) -> Tensor:
         waiting = self._waiting.get(tensor)
@@ -156,10 +156,10 @@ def _slopes(slope: Tensor, x: Tensor, weight: Tensor, settings: tuple, mask: lis
     """Return the derivatives by input and weight, those asked for."""
     stride, padding, dilation, groups = settings
     zeros, mask = [0] * len(stride), [*mask, False]
-    found = torch.ops.aten.convolution_backward(
+    gradients = torch.ops.aten.convolution_backward(
         slope, x, weight, None, stride, padding, dilation, False, zeros, groups, mask
     )
-    return found[0], found[1]
+    return gradients[0], gradients[1]
 
 
 class _Convolution(torch.autograd.Function):
@@ -172,8 +172,8 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple:
         to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
-        found = _Slopes.apply(slope, *ctx.saved_tensors, ctx.function, ctx.settings, [to_x, to_weight])
-        return (*found, slope.sum((0, *range(2, slope.ndim))) if to_bias else None, None, None)
+        gradients = _Slopes.apply(slope, *ctx.saved_tensors, ctx.function, ctx.settings, [to_x, to_weight])
+        return (*gradients, slope.sum((0, *range(2, slope.ndim))) if to_bias else None, None, None)
 
 
 class _Slopes(torch.autograd.Function):
