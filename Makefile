@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 OUT := build/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lab notebooks check bench lowest clean
+.PHONY: help quickstart test lab notebooks check bench lowest gpu clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ LOWEST := .venv-lowest/bin
 
 lowest: .venv-lowest/.installed  ## run the tests on the lowest versions that pyproject.toml names
 	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest tests
+
+gpu: $(INSTALLED)  ## on a GPU: its tests and speeds, in pieces of at most 8 minutes that are resumed; else list them
+	@$(BIN)/python tests/gpu.py
 
 clean:  ## delete what was built, the environment included
 	rm -rf .venv .venv-lowest build *.egg-info
