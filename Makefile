@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 OUT := build/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lab notebooks check bench clean
+.PHONY: help quickstart test lab notebooks check bench lowest gpu clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,5 +43,20 @@ check: $(INSTALLED)  ## lint and check types
 bench: $(INSTALLED)  ## print speeds as ratios measured in one run (long; sections: speed.py --help)
 	$(BIN)/python tests/benchmarks/speed.py
 
+LOWEST := .venv-lowest/bin
+
+.venv-lowest/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "The lowest Python is meant: make lowest PYTHON=python3.11")'
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct --editable '.[test]'
+	@touch $@
+
+lowest: .venv-lowest/.installed  ## run the tests on the lowest versions that pyproject.toml names
+	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest tests
+
+gpu: $(INSTALLED)  ## on a GPU: its tests and speeds, in pieces of at most 8 minutes that are resumed; else list them
+	@$(BIN)/python tests/gpu.py
+
 clean:  ## delete what was built, the environment included
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-lowest build *.egg-info

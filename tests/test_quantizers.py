@@ -449,7 +449,7 @@ def test_hard_values_do_no_harm(name, role):
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("method", ["mse", "minmax", "percentile"])
 def test_bfloat16_stays_bfloat16(name, role, method):
-    x = values(role, dtype=torch.bfloat16)
+    x = values(role, dtype=torch.float32).bfloat16()  # its own draws differ between versions of torch
     if "weight" in role:
         quantizer = weight_quantizer(name, 4, x, per_channel="channel" in role, method=method)
     else:

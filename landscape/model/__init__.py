@@ -16,34 +16,3 @@ from .directions import (
 )
 from .network import BatchNorm, Precision
 from .objective import Evaluation, Loss, Objective, Output, objective_of, stderr_of_mean
-
-__all__ = [
-    "BatchNorm",
-    "BatchObjective",
-    "Coordinates",
-    "Evaluation",
-    "FOLDS",
-    "Loss",
-    "NORMALIZATIONS",
-    "Objective",
-    "Output",
-    "Point",
-    "Precision",
-    "Space",
-    "checked_direction",
-    "combined",
-    "coordinates",
-    "direction_to",
-    "eigenvector",
-    "filter_norms",
-    "fingerprint",
-    "gaussian",
-    "objective_of",
-    "probe_of",
-    "principal_directions",
-    "quantized_layers",
-    "random_direction",
-    "rows_of",
-    "stacked",
-    "stderr_of_mean",
-]

@@ -5,23 +5,3 @@ from .batchnorm import BatchNormCheck, batchnorm_check
 from .grids import Line, Surface, grid, line, plot_line, plot_surface, surface
 from .survey import COLUMNS, COMPUTED, FAILED, PENDING, evaluate_points
 from .trajectories import Trajectory, trajectory
-
-__all__ = [
-    "BatchNormCheck",
-    "COLUMNS",
-    "COMPUTED",
-    "FAILED",
-    "Line",
-    "PENDING",
-    "Surface",
-    "Trajectory",
-    "batchnorm_check",
-    "evaluate_points",
-    "grid",
-    "line",
-    "plot_line",
-    "plot_surface",
-    "resolve_directions",
-    "surface",
-    "trajectory",
-]
