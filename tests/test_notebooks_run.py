@@ -38,6 +38,7 @@ OWN = {
         r", (300|150)\)": ", 5)",
         r"92 \* SCALE": "32",
     },
+    "10_explorer": {"samples=64": "samples=16"},
     "09_scaling": {"EPOCHS, SAMPLES = 1, 16": "EPOCHS, SAMPLES = 4, 64", '"--points", "11"': '"--points", "5"'},
 }
 OWN["09_scaling"] |= {"^import subprocess$": "import forking as subprocess"}  # no interpreter is started anew
