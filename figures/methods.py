@@ -96,7 +96,7 @@ def _measured(stem: str) -> dict:
         "trace": trace.value,
         "trace_stderr": trace.stderr,
         "top": float(top.values[0]),
-        "worst_case": float(rise.rise[0]),
+        "worst_case": float(rise.delta_loss[0]),
         "flip_rate": 1e3 * _flip_rate(model, x, y),
         "seconds": record["seconds"],
         "settings": {key: record[key] for key in ("data", "network", "bits", "quantizer", "start", "limit", "recipe")},

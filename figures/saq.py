@@ -63,7 +63,7 @@ def compute_radii(profile: Profile) -> xarray.Dataset:
     def rises(variant: str, bits: str, seed: int) -> np.ndarray:
         model = profile.network(variant, bits, seed)
         found = landscape.worst_case_sharpness(model, profile.measured(model), radii=RADII, steps=5)
-        return found.rise.numpy()
+        return found.delta_loss.numpy()
 
     rise = [[[rises(v, bits, seed) for seed in profile.seeds] for v in variants] for bits in BITS]
     where = {"bits": BITS, "variant": variants, "seed": profile.seeds, "radius": RADII}

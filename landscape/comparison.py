@@ -208,7 +208,7 @@ def compare(
         models: name → network, or a list of them: the same network over seeds.
         data: ``(x, y)`` or batches; default the probe that all models carry.
         space: ``"quantized"`` (default) or ``"latent"``.
-        radii: of the worst-case (10 ascent steps) and average (20 draws) rise of the loss, relative to each filter's
+        radii: of the worst-case (10 ascent steps) and average (20 draws) loss increase, relative to each filter's
             norm.
         span, points: of the curves and surfaces (of each network's first seed); points=0 leaves them out.
         rtol: relative standard error at which a trace's probes stop.
@@ -257,12 +257,12 @@ def _measure(
     worst = worst_case_sharpness(function, radii=radii)
     average = average_sharpness(function, radii=radii, seed=seed)
     for name, result in (("worst", worst), ("average", average)):
-        columns = (radii, result.rise, result.stderr, result.stderr_data, result.samples, result.data_rises)
-        for radius, rise, draws, over_data, parts, rows in zip(*columns, strict=True):
-            own = parts.tolist() if name == "average" else None
+        columns = (radii, result.delta_loss, result.stderr, result.stderr_data, result.samples, result.data_delta_loss)
+        for radius, increase, over_draws, over_data, parts, rows in zip(*columns, strict=True):
+            draws = parts.tolist() if name == "average" else None
             folds = [rows.tolist(), result.data_weights.tolist()]
-            error = _joined(float(draws), float(over_data))
-            found[f"{name}_{radius:g}"] = Measured(float(rise), error, own, folds=folds)
+            error = _in_quadrature(float(over_draws), float(over_data))
+            found[f"{name}_{radius:g}"] = Measured(float(increase), error, draws, folds=folds)
     found |= finished(curvature_steps(hessian, "raw", rtol, seed), "curvature")
     return found | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
 
@@ -287,7 +287,7 @@ def curvature_steps(operator: Scaled | Hessian, units: str, rtol: float, seed: i
     found = {  # every network's probes are the same draws, so the differences of two traces pair up
         f"trace_{units}": Measured(
             trace.value,
-            _joined(trace.stderr, trace.stderr_data),
+            _in_quadrature(trace.stderr, trace.stderr_data),
             trace.samples.tolist(),
             folds=[trace.fold_values.tolist(), shares],
         ),
@@ -304,8 +304,8 @@ def curvature_steps(operator: Scaled | Hessian, units: str, rtol: float, seed: i
     return found
 
 
-def _joined(*errors: float) -> float:
-    """Add independent errors up, those that are known."""
+def _in_quadrature(*errors: float) -> float:
+    """Return the root of the sum of squares of the errors that are known."""
     known = [error for error in errors if not math.isnan(error)]
     return math.hypot(*known) if known else math.nan
 
@@ -373,8 +373,8 @@ def merge_about(abouts: list[dict[str, Any]]) -> dict[str, Any]:
 def quantity_label(quantity: str) -> str:
     """Name a quantity as tables do."""
     name, _, radius = quantity.rpartition("_")
-    rise = {"worst": "worst-case rise", "average": "average rise"}.get(name)
-    return f"{rise} at {100 * float(radius):g}%" if rise else _LABELS.get(quantity, quantity)
+    increase = {"worst": "worst-case loss increase", "average": "average loss increase"}.get(name)
+    return f"{increase} at {100 * float(radius):g}%" if increase else _LABELS.get(quantity, quantity)
 
 
 def with_error(value: float, error: float, *, sign: bool = False) -> str:

@@ -382,7 +382,7 @@ def test_landscapes_where_activations_are_quantized_too(space):
     surface = landscape.surface(twin, RAGGED, space=space, points=3)
     assert trace.value != 0 and surface.loss.isfinite().all() and surface.loss.std() > 0
     sharp = landscape.average_sharpness(twin, RAGGED, space=space, draws=2)
-    assert torch.as_tensor(sharp.rise).isfinite().all() and torch.as_tensor(sharp.rise).any()
+    assert torch.as_tensor(sharp.delta_loss).isfinite().all() and torch.as_tensor(sharp.delta_loss).any()
 
 
 @pytest.mark.parametrize("case", [1, 2, 3])

@@ -54,7 +54,7 @@ def test_rises_lines_and_surfaces_are_those_of_the_single_calls(singles):
             found = measure(model, RAGGED, radii=(0.05,))
             row = row_of(singles, network, f"{name}_0.05")
             errors = [float(error) for error in (found.stderr, found.stderr_data) if not error.isnan()]
-            expected = (float(found.rise), math.hypot(*errors))
+            expected = (float(found.delta_loss), math.hypot(*errors))
             assert (row["value"], row["stderr"]) == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
         assert torch.equal(singles.surfaces[network].loss, surface(model, RAGGED, points=3).loss)
         assert torch.equal(singles.lines[network].loss, line(model, RAGGED, points=7).loss)
@@ -63,8 +63,12 @@ def test_rises_lines_and_surfaces_are_those_of_the_single_calls(singles):
 def test_rises_of_single_networks_are_paired_by_draw_and_by_sample(singles):
     for name, measure in (("average", average_sharpness), ("worst", worst_case_sharpness)):
         mine, theirs = (measure(m, RAGGED, radii=(0.05,)) for m in (quantized("W4A4"), convolutional()))
-        row, moved = row_of(singles, "W4A4", f"{name}_0.05"), (mine.data_rises - theirs.data_rises)[0]
-        assert row["delta"] == pytest.approx(float(mine.rise - theirs.rise)) == pytest.approx(float(moved.mean()))
+        row, moved = row_of(singles, "W4A4", f"{name}_0.05"), (mine.data_delta_loss - theirs.data_delta_loss)[0]
+        assert (
+            row["delta"]
+            == pytest.approx(float(mine.delta_loss - theirs.delta_loss))
+            == pytest.approx(float(moved.mean()))
+        )
         draws = float((mine.samples - theirs.samples).std()) / 20**0.5 if name == "average" else 0.0
         assert row["delta_stderr"] == pytest.approx(math.hypot(draws, float(moved.std()) / len(moved) ** 0.5))
 
@@ -210,4 +214,4 @@ def test_what_has_no_error_states_none():
 
 def test_radii_close_together_keep_their_rows():
     found = compare({"a": convolutional()}, (X, Y), radii=(0.01, 0.011, 0.005), points=0)
-    assert {f"worst-case rise at {r}%" for r in ("1", "1.1", "0.5")} <= set(found.table.index)
+    assert {f"worst-case loss increase at {r}%" for r in ("1", "1.1", "0.5")} <= set(found.table.index)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..flatness import check_draws
+from ..flatness import check_num_samples
 from ..linalg import Eigenvalues
 from ..model import (
     BatchObjective,
@@ -214,7 +214,7 @@ def curvature_at_scale(
     """
     elapsed = stopwatch()
     units = _units(units, directions)
-    check_draws(draws)
+    check_num_samples(draws)
     radius, radii = _ladder(radius, ladder, directions)
     settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
     hessian = Hessian(model, data, **settings) if derivatives else None

@@ -1,4 +1,4 @@
-"""How much the loss rises within, or at, a given distance of the weights.
+"""How much the loss increases within, or at, a given distance of the weights.
 
 Three metrics say what a distance is; a radius r is relative in all of them by default:
 
@@ -36,7 +36,7 @@ from ..model import (
 )
 from ..progress import progress, stopwatch
 from ..results import Result
-from .balls import ball_of, check_draws, mean_rises, worst_rises
+from .balls import ball_of, check_num_samples, largest_increases, mean_increases
 from .rounding import RoundingSharpness, bits_label, rounding_sharpness
 
 RADII = (0.01, 0.05, 0.1)
@@ -44,37 +44,37 @@ RADII = (0.01, 0.05, 0.1)
 
 @dataclass(frozen=True, eq=False)
 class Sharpness(Result):
-    """The rise of the loss at each radius.
+    """The loss increase at each radius.
 
     Attributes:
         radii: (radii,) r, or ρ where it is not relative.
-        rise: (radii,) loss at the perturbed weights minus loss of the model.
+        delta_loss: (radii,) loss at the perturbed weights minus loss of the model.
         stderr: (radii,) standard error over the draws; NaN for the worst case, which has none.
-        samples: (radii, draws) the single rises; of the worst case (radii, groups).
-        data_rises: (radii, n) the rises of the n samples (means over the draws), or of the groups where there are
+        samples: (radii, num_samples) the single increases; of the worst case (radii, groups).
+        data_delta_loss: (radii, n) those of the n samples (means over the draws), or of the groups where there are
             several; n = 0 where the data come in no fixed order. data_weights: (n,) their shares.
     """
 
     radii: Tensor
-    rise: Tensor
+    delta_loss: Tensor
     stderr: Tensor
     samples: Tensor
-    data_rises: Tensor
+    data_delta_loss: Tensor
     data_weights: Tensor
-    columns: ClassVar[tuple[str, ...]] = ("radii", "rise", "stderr", "stderr_data")
+    columns: ClassVar[tuple[str, ...]] = ("radii", "delta_loss", "stderr", "stderr_data")
 
     @property
     def stderr_data(self) -> Tensor:
         """(radii,) standard error over the data, the perturbations held fixed; NaN where the data cannot tell."""
-        return torch.stack([stderr_of_mean(row, self.data_weights) for row in self.data_rises])
+        return torch.stack([stderr_of_mean(row, self.data_weights) for row in self.data_delta_loss])
 
     def __repr__(self) -> str:
         parts = []
-        columns = (self.radii, self.rise, self.stderr, self.stderr_data)
-        for radius, rise, draws, data in zip(*(column.tolist() for column in columns), strict=True):
+        columns = (self.radii, self.delta_loss, self.stderr, self.stderr_data)
+        for radius, increase, draws, data in zip(*(column.tolist() for column in columns), strict=True):
             errors = ((draws, ""), (data, " over data"))
             known = "".join(f" ± {error:.1g}{what}" for error, what in errors if not math.isnan(error))
-            parts.append(f"{rise:.3g}{known} at {radius:g}")
+            parts.append(f"{increase:.3g}{known} at {radius:g}")
         return f"Sharpness({self.about['measure']}: {', '.join(parts)})"
 
 
@@ -83,7 +83,7 @@ def average_sharpness(
     data: Any = None,
     *,
     radii: Sequence[float] = RADII,
-    draws: int = 20,
+    num_samples: int = 20,
     metric: str = "filter",
     relative: bool = True,
     space: Space | None = None,
@@ -91,7 +91,7 @@ def average_sharpness(
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
 ) -> Sharpness:
-    """Measure the mean rise of the loss over random perturbations.
+    """Measure the mean loss increase over random perturbations.
 
     With the filter metric ‖ε_f‖ = r·‖w_f‖ in every filter; with the others ε = T·z is Gaussian, T = r·‖w‖/√n (plain)
     or r·|w| (adaptive), so that the mean square of its distance is that of the radius. The draws depend on names,
@@ -101,20 +101,22 @@ def average_sharpness(
         model: any network; not touched.
         data: ``(x, y)`` or batches; default ``model.probe``.
         radii: r, relative; ρ with ``relative=False``.
-        draws: random perturbations per radius, the same directions at every radius.
-        metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.measures`.
+        num_samples: random perturbations per radius, the same directions at every radius.
+        metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.flatness.sharpness_table`.
         relative: whether the radius is relative to the weights (the filter metric knows no other).
         space: ``"quantized"`` (default) or ``"latent"``.
         seed: of the draws.
         loss, objective: see `Objective`.
 
     Raises:
-        ValueError: a radius that is not > 0, draws < 2, unknown metric, bad data.
+        ValueError: a radius that is not > 0, num_samples < 2, unknown metric, bad data.
 
-    Cost: draws·radii forward passes over the data.   Source: average-case sharpness, Andriushchenko et al. 2023, §2.
+    Cost: num_samples·radii forward passes over the data.
+
+    Source: average-case sharpness, Andriushchenko et al. 2023, §2.
     """
     elapsed = stopwatch()
-    check_draws(draws)
+    check_num_samples(num_samples)
     function = objective_of(model, data, loss=loss, objective=objective, space=space)
     ball = ball_of(function.coordinates, radii, metric, relative)
 
@@ -126,9 +128,9 @@ def average_sharpness(
             direction = {name: ball.scale[name] * z / function.coordinates.numel**0.5 for name, z in parts}
         return ({n: radius * d for n, d in direction.items()} for radius in radii)
 
-    found = mean_rises(function, len(radii), draws, displacements)
-    about = function.about(measure=f"average of {draws} draws", metric=metric, seed=seed, seconds=elapsed())
-    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), *found)
+    increases = mean_increases(function, len(radii), num_samples, displacements)
+    about = function.about(measure=f"average of {num_samples} draws", metric=metric, seed=seed, seconds=elapsed())
+    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), *increases)
 
 
 def worst_case_sharpness(
@@ -144,7 +146,7 @@ def worst_case_sharpness(
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
 ) -> Sharpness:
-    """Measure the largest rise of the loss that projected gradient ascent finds within a ball around the weights.
+    """Measure the largest loss increase that projected gradient ascent finds within a ball around the weights.
 
     In v = ε/T, where the ball is round, every step moves along the gradient by a share of the radius that falls from 1
     to 1/steps, and projects back; with the filter metric each filter moves in a ball of its own. The largest loss met
@@ -158,7 +160,7 @@ def worst_case_sharpness(
         data: ``(x, y)`` or batches; default ``model.probe``.
         radii: r, relative; ρ with ``relative=False``.
         steps: gradient steps per radius.
-        metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.measures`.
+        metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.flatness.sharpness_table`.
         relative: whether the radius is relative to the weights (the filter metric knows no other).
         m: samples per group, at most; default all in one.
         space: ``"quantized"`` (default) or ``"latent"``.
@@ -183,15 +185,15 @@ def worst_case_sharpness(
     function = objective_of(model, data, batch_size=batch_size, **arguments)
     ball = ball_of(function.coordinates, radii, metric, relative)
     groups = [function] if m is None else _groups(function, m)
-    found = [worst_rises(group, ball, radii, steps) for group in progress(groups, "worst-case sharpness")]
-    rises = torch.stack([rise for rise, *_ in found], 1)  # (radii, groups)
+    ascents = [largest_increases(group, ball, radii, steps) for group in progress(groups, "worst-case sharpness")]
+    largest = torch.stack([increase for increase, *_ in ascents], 1)  # (radii, groups)
     shares = torch.tensor([group.samples for group in groups], dtype=torch.float64)
     shares /= shares.sum()
     of = "" if m is None else f", mean over {len(groups)} groups"
     about = function.about(measure=f"worst of {steps} ascent steps{of}", metric=metric, steps=steps, seconds=elapsed())
     unknown = torch.full((len(radii),), math.nan, dtype=torch.float64)
-    parts = found[0][1:] if m is None else (rises, shares)
-    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), rises @ shares, unknown, rises, *parts)
+    parts = ascents[0][1:] if m is None else (largest, shares)
+    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), largest @ shares, unknown, largest, *parts)
 
 
 def _groups(function: Objective, m: int) -> list[Objective]:
@@ -214,7 +216,7 @@ class SharpnessTable(Result):
     """Several measures of one network.
 
     Attributes:
-        rows: one record per measure and setting: measure, setting, value (a rise of the loss), stderr over draws,
+        rows: one record per measure and setting: measure, setting, value (a loss increase), stderr over draws,
             stderr_data over the data, gradients and forwards (its cost, in passes over the data), source.
     """
 
@@ -233,7 +235,7 @@ class SharpnessTable(Result):
         frame = self.frame.set_index(["measure", "setting"])
         for name in ("value", "stderr", "stderr_data"):
             frame[name] = [f"{value:.3g}".replace("nan", "–") for value in frame[name]]
-        return frame.rename(columns={"value": "rise of the loss", "stderr_data": "stderr over data"})
+        return frame.rename(columns={"value": "loss increase", "stderr_data": "stderr over data"})
 
     def __repr__(self) -> str:
         return f"{self.table.to_string()}\n{self._caption()}"
@@ -270,12 +272,12 @@ MEASURES: dict[str, _Measure] = {
         worst_case_sharpness, {"metric": "adaptive", "radii": (0.5,), "relative": False}, "Kwon et al. 2021"
     ),
     "average, filter": _Measure(
-        average_sharpness, {"radii": (0.05,), "draws": 10}, "Li et al. 2018; Andriushchenko et al. 2023"
+        average_sharpness, {"radii": (0.05,), "num_samples": 10}, "Li et al. 2018; Andriushchenko et al. 2023"
     ),
     "average, Gaussian": _Measure(
-        average_sharpness, {"metric": "plain", "radii": (0.05,), "draws": 10}, "Andriushchenko et al. 2023"
+        average_sharpness, {"metric": "plain", "radii": (0.05,), "num_samples": 10}, "Andriushchenko et al. 2023"
     ),
-    "rounding noise": _Measure(rounding_sharpness, {"draws": 10}, "Widrow and Kollár 2008"),
+    "rounding noise": _Measure(rounding_sharpness, {"num_samples": 10}, "Widrow and Kollár 2008"),
 }
 
 
@@ -298,7 +300,7 @@ def sharpness(
     Args:
         model: any network; not touched. A quantized one is moved in quantized space.
         data: ``(x, y)`` or batches; default ``model.probe``.
-        measures: names out of `landscape.measures.MEASURES`, default all; or name → settings that replace the
+        measures: names out of `landscape.flatness.MEASURES`, default all; or name → settings that replace the
             source's, for example ``{"worst case, plain": {"radii": (0.1, 0.2)}}``.
         seed: of all draws.
         loss, objective: see `Objective`.
@@ -327,27 +329,27 @@ def sharpness(
     return SharpnessTable(about, rows)
 
 
-def _rows(found: Sharpness | RoundingSharpness, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _rows(result: Sharpness | RoundingSharpness, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a record per radius, or two per number of bits."""
     rows = []
-    if isinstance(found, RoundingSharpness):
-        for label, number in zip(map(bits_label, found.bits), range(len(found.bits)), strict=True):
-            rows.append(_row(f"noise {label}", found.rise, found.stderr, found.stderr_data, number))
-            rows[-1] |= {"gradients": 0, "forwards": found.samples.shape[1]}
-            unknown = torch.full_like(found.rounded, math.nan)
-            rows.append(_row(f"rounded {label}", found.rounded, unknown, found.rounded_stderr_data, number))
+    if isinstance(result, RoundingSharpness):
+        for index, label in enumerate(map(bits_label, result.bits)):
+            rows.append(_row(f"noise {label}", result.delta_loss, result.stderr, result.stderr_data, index))
+            rows[-1] |= {"gradients": 0, "forwards": result.samples.shape[1]}
+            unknown = torch.full_like(result.rounded, math.nan)
+            rows.append(_row(f"rounded {label}", result.rounded, unknown, result.rounded_stderr_data, index))
             rows[-1] |= {"gradients": 0, "forwards": 1}
         return rows
-    climbs = "steps" in found.about
-    passes = found.about["steps"] if climbs else found.samples.shape[1]
+    ascends = "steps" in result.about
+    passes = result.about["steps"] if ascends else result.samples.shape[1]
     name = "r" if settings.get("relative", True) else "ρ"
     m = f", m = {settings['m']}" if settings.get("m") else ""
-    for number, radius in enumerate(found.radii.tolist()):
-        rows.append(_row(f"{name} = {radius:g}{m}", found.rise, found.stderr, found.stderr_data, number))
-        rows[-1] |= {"gradients": passes if climbs else 0, "forwards": passes}
+    for index, radius in enumerate(result.radii.tolist()):
+        rows.append(_row(f"{name} = {radius:g}{m}", result.delta_loss, result.stderr, result.stderr_data, index))
+        rows[-1] |= {"gradients": passes if ascends else 0, "forwards": passes}
     return rows
 
 
-def _row(setting: str, value: Tensor, stderr: Tensor, stderr_data: Tensor, number: int) -> dict[str, Any]:
+def _row(setting: str, value: Tensor, stderr: Tensor, stderr_data: Tensor, index: int) -> dict[str, Any]:
     numbers = {"value": value, "stderr": stderr, "stderr_data": stderr_data}
-    return {"setting": setting} | {name: float(part[number]) for name, part in numbers.items()}
+    return {"setting": setting} | {name: float(part[index]) for name, part in numbers.items()}
