@@ -130,7 +130,7 @@ def compute_curvature(profile: Profile) -> xarray.Dataset:
         model = profile.network(variant, bits, seed)
         hessian = landscape.Hessian(model, profile.measured(model), space=space).filter_relative()
         top = landscape.top_eigenvalues(hessian, k=1, tol=1e-2)
-        return landscape.trace(hessian, eigenvalues=top, rtol=0.03, max_samples=30).value, float(top.values[0])
+        return landscape.trace(hessian, eigenvalues=top, rtol=0.03, num_probes=30).value, float(top.values[0])
 
     found = np.array(
         [[[[curvature(v, b, s, space) for space in spaces] for s in profile.seeds] for v in TRAINED] for b in BITS]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from .curvature import Hessian, Scaled, eigenvalues_of
 from .flatness import RADII, average_sharpness, worst_case_sharpness
-from .linalg import fold_stderr, hutchinson_steps, lanczos_steps, mean_and_stderr
+from .linalg import fold_stderr, hutchinson, lanczos, mean_and_stderr
 from .model import BatchObjective, Evaluation, Loss
-from .progress import finished, progress, stopwatch
+from .progress import progress, resumable, stopwatch
 from .results import Result
 from .surfaces import Line, Surface, grid, line, surface
 
@@ -250,7 +250,7 @@ def _measure(
     hessian = Hessian(model, data, **settings)
     hessian.objective.centre()
     found = fit(hessian.objective.evaluate())
-    found |= finished(curvature_steps(hessian.filter_relative(), "filter", rtol, seed), "curvature")
+    found |= trace_and_top(hessian.filter_relative(), "filter", rtol, seed)
     worst = worst_case_sharpness(model, data, radii=radii, **settings)
     average = average_sharpness(model, data, radii=radii, seed=seed, **settings)
     for name, result in (("worst", worst), ("average", average)):
@@ -260,7 +260,7 @@ def _measure(
             folds = [rows.tolist(), result.data_weights.tolist()]
             error = _joined(float(draws), float(over_data))
             found[f"{name}_{radius:g}"] = Measured(float(rise), error, own, folds=folds)
-    found |= finished(curvature_steps(hessian, "raw", rtol, seed), "curvature")
+    found |= trace_and_top(hessian, "raw", rtol, seed)
     return found | {"weight_norm": Measured(hessian.coordinates.norm())}, hessian.objective.about()
 
 
@@ -274,12 +274,22 @@ def fit(here: Evaluation) -> dict[str, Measured]:
     }
 
 
-def curvature_steps(operator: Scaled | Hessian, units: str, rtol: float, seed: int) -> Generator[None, None, dict]:
-    """Find trace and top eigenvalue, pausing after each product."""
-    krylov = yield from lanczos_steps(operator, min(5, operator.shape[0]), which="largest", seed=seed)
+@resumable("curvature")
+def trace_and_top(
+    operator: Scaled | Hessian, units: str, rtol: float, seed: int
+) -> Generator[None, None, dict[str, Measured]]:
+    """Measure the trace and the top eigenvalue."""
+    krylov = yield from lanczos.steps(operator, min(5, operator.shape[0]), which="largest", seed=seed)
     top = eigenvalues_of(operator, krylov, 1e-3)
     yield
-    trace = yield from hutchinson_steps(operator, vars(krylov), rtol=rtol, seed=seed)
+    trace = yield from hutchinson.steps(
+        operator,
+        basis=krylov.basis,
+        basis_trace=krylov.basis_trace,
+        fold_traces=krylov.fold_traces,
+        rtol=rtol,
+        seed=seed,
+    )
     first, last, shares = float(top.values[0]), float(top.values[-1]), top.fold_weights.tolist()
     found = {  # every network's probes are the same draws, so the differences of two traces pair up
         f"trace_{units}": Measured(

@@ -110,7 +110,7 @@ def feature_rise(
     layers = {}
     for name, (path, leaf, step) in sites.items():
         operator = landscape.Hessian(model, batches, at=f"{path}.{leaf}")
-        found = landscape.trace(operator, rtol=rtol, max_samples=max_samples, seed=seed)
+        found = landscape.trace(operator, rtol=rtol, num_probes=max_samples, seed=seed)
         factor = p * step**2 / 24
         layers[name] = LayerRise(step, found.value, factor * found.value, factor * found.stderr)
     rises = _measured(model, batches, list(sites.values()), p, draws, seed) if draws else torch.full((2,), math.nan)
