@@ -89,7 +89,7 @@ def _measured(stem: str) -> dict:
     model = saq_core.load(f"{stem}.pt")
     x, y = (part[:SAMPLES] for part in model.probe)
     top = landscape.top_eigenvalues(model, (x, y), k=1, units="filter", tol=1e-2)
-    trace = landscape.trace(model, (x, y), units="filter", eigenvalues=top, rtol=0.03, max_samples=30)
+    trace = landscape.trace(model, (x, y), units="filter", eigenvalues=top, rtol=0.03, num_probes=30)
     rise = landscape.worst_case_sharpness(model, (x, y), radii=[0.01], steps=5)
     return {
         "accuracy": 100 * record["test"]["accuracy"],

@@ -132,7 +132,7 @@ def compute_curvature(profile: Profile) -> xarray.Dataset:
         model = profile.network(variant, bits, seed)
         hessian = landscape.Hessian(model, profile.measured(model), space=space).filter_relative()
         top = landscape.top_eigenvalues(hessian, k=1, tol=1e-2)
-        return landscape.trace(hessian, eigenvalues=top, rtol=profile.rtol or 0.03, max_samples=30).value, float(
+        return landscape.trace(hessian, eigenvalues=top, rtol=profile.rtol or 0.03, num_probes=30).value, float(
             top.values[0]
         )
 

@@ -14,7 +14,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -22,15 +22,16 @@ from torch import nn
 import landscape
 
 from . import parallel
-from .linalg import ENDS
+from .curvature.estimates import Method, Units
+from .linalg import Which
 
 # what each command measures, and the options that it hands on
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "surface": ("surface", ("span", "points", "normalize", "batchnorm", "precision", "adaptive", "tolerance", "path")),
     "line": ("line", ("span", "points", "normalize", "batchnorm", "precision", "path")),
-    "trace": ("trace", ("units", "rtol", "max_samples", "method", "per_layer")),
+    "trace": ("trace", ("units", "rtol", "num_probes", "method", "per_layer")),
     "eigen": ("top_eigenvalues", ("units", "k", "which", "tol", "max_products")),
-    "density": ("density", ("units", "k", "vectors", "steps")),
+    "density": ("density", ("units", "k", "num_probes", "steps")),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "span": {"type": float, "help": "half the length of an axis, in units of the direction"},
@@ -41,17 +42,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adaptive": {"action": "store_true", "help": "measure where the surface bends, interpolate the rest"},
     "tolerance": {"type": float, "help": "of the interpolation, as a share of the range of the log-loss"},
     "path": {"help": "folder of finished tiles: a second call goes on from there"},
-    "units": {"choices": ("raw", "filter"), "help": "raw, or comparable between networks"},
+    "units": {"choices": get_args(Units), "help": "raw, or comparable between networks"},
     "rtol": {"type": float, "help": "relative standard error at which probes stop"},
-    "max_samples": {"type": int, "help": "probes at most"},
-    "method": {"choices": ("lanczos", "hutch++", "xtrace", "hutchinson"), "help": "of the estimate"},
+    "num_probes": {"type": int, "help": "random vectors: of a trace at most, of a density"},
+    "method": {"choices": get_args(Method), "help": "of the estimate"},
     "per_layer": {"action": "store_true", "help": "the traces of all weights, too"},
     "k": {"type": int, "help": "how many eigenvalues"},
-    "which": {"choices": ENDS, "help": "end of the spectrum"},
+    "which": {"choices": get_args(Which), "help": "end of the spectrum"},
     "tol": {"type": float, "help": "relative residual at which eigenvalues are done"},
     "max_products": {"type": int, "help": "Hessian-vector products at most"},
-    "vectors": {"type": int, "help": "random start vectors"},
-    "steps": {"type": int, "help": "Lanczos steps for each"},
+    "steps": {"type": int, "help": "Lanczos steps for each random vector"},
 }
 
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from .curvature import Hessian, Scaled, eigenvalues_of
 from .flatness import RADII, average_sharpness, worst_case_sharpness
-from .linalg import fold_stderr, hutchinson_steps, lanczos_steps, mean_and_stderr
+from .linalg import fold_stderr, hutchinson, lanczos, mean_and_stderr
 from .model import BatchObjective, Evaluation, Loss, Objective, Space, objective_of, probe_of
-from .progress import finished, progress, stopwatch
+from .progress import progress, resumable, stopwatch
 from .results import Result
 from .surfaces import Line, Surface, grid, line, surface
 
@@ -253,7 +253,7 @@ def _measure(
     function = objective_of(model, data, **arguments)
     hessian = Hessian(function)
     found = fit(function.centre)
-    found |= finished(curvature_steps(hessian.filter_relative(), "filter", rtol, seed), "curvature")
+    found |= trace_and_top(hessian.filter_relative(), "filter", rtol, seed)
     worst = worst_case_sharpness(function, radii=radii)
     average = average_sharpness(function, radii=radii, seed=seed)
     for name, result in (("worst", worst), ("average", average)):
@@ -263,7 +263,7 @@ def _measure(
             folds = [rows.tolist(), result.data_weights.tolist()]
             error = _in_quadrature(float(over_draws), float(over_data))
             found[f"{name}_{radius:g}"] = Measured(float(increase), error, draws, folds=folds)
-    found |= finished(curvature_steps(hessian, "raw", rtol, seed), "curvature")
+    found |= trace_and_top(hessian, "raw", rtol, seed)
     return found | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
 
 
@@ -277,12 +277,22 @@ def fit(here: Evaluation) -> dict[str, Measured]:
     }
 
 
-def curvature_steps(operator: Scaled | Hessian, units: str, rtol: float, seed: int) -> Generator[None, None, dict]:
-    """Find trace and top eigenvalue, pausing after each product."""
-    krylov = yield from lanczos_steps(operator, min(5, operator.shape[0]), which="largest", seed=seed)
+@resumable("curvature")
+def trace_and_top(
+    operator: Scaled | Hessian, units: str, rtol: float, seed: int
+) -> Generator[None, None, dict[str, Measured]]:
+    """Measure the trace and the top eigenvalue."""
+    krylov = yield from lanczos.steps(operator, min(5, operator.shape[0]), which="largest", seed=seed)
     top = eigenvalues_of(operator, krylov, 1e-3)
     yield
-    trace = yield from hutchinson_steps(operator, vars(krylov), rtol=rtol, seed=seed)
+    trace = yield from hutchinson.steps(
+        operator,
+        basis=krylov.basis,
+        basis_trace=krylov.basis_trace,
+        fold_traces=krylov.fold_traces,
+        rtol=rtol,
+        seed=seed,
+    )
     first, last, shares = float(top.values[0]), float(top.values[-1]), top.fold_weights.tolist()
     found = {  # every network's probes are the same draws, so the differences of two traces pair up
         f"trace_{units}": Measured(

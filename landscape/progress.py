@@ -1,18 +1,24 @@
-"""Progress bars for what takes longer than two seconds, and a stopwatch."""
+"""Progress bars for what takes longer than two seconds, functions that can pause, and a stopwatch."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
+
+P = ParamSpec("P")
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _showing = False  # whether a progress bar is on the screen
 
 
 def progress(iterable: Iterable, description: str, total: int | None = None) -> Iterator:
-    """Show a progress bar once something has taken two seconds; inside another one, show none."""
+    """Show a progress bar once an iteration has taken two seconds; inside another one, show none."""
     global _showing
     if _showing:
         yield from iterable
@@ -28,33 +34,77 @@ def progress(iterable: Iterable, description: str, total: int | None = None) -> 
         _showing = False
 
 
-def finished(steps: Generator[Any, None, Any], description: str, total: int | None = None) -> Any:
-    """Run what works in steps to its end under a progress bar, and return what it returns."""
-    result: list[Any] = []
+class Resumable(Protocol[P, T_co]):
+    """A function that runs to completion, and as a generator, ``.steps``, that pauses after every product."""
 
-    def run() -> Iterator[Any]:
-        result.append((yield from steps))
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co: ...  # noqa: D102
 
-    for _ in progress(run(), description, total):
-        pass
-    return result[0]
+    def steps(self, *args: P.args, **kwargs: P.kwargs) -> Generator[None, None, T_co]: ...  # noqa: D102
+
+
+def resumable(
+    description: str, total: str | None = None
+) -> Callable[[Callable[P, Generator[None, None, T]]], Resumable[P, T]]:
+    """Turn a generator function into one that runs to completion under a progress bar.
+
+    The generator itself is its ``.steps``, for callers that attend to other things between two steps.
+
+    Args:
+        description: of the progress bar.
+        total: name of the argument that says how many steps there are at most.
+
+    Example:
+        >>> @resumable("sum", total="n")
+        ... def add_up(n: int) -> Generator[None, None, int]:
+        ...     for _ in range(n):
+        ...         yield
+        ...     return n * (n - 1) // 2
+        >>> add_up(5)
+        10
+        >>> len(list(add_up.steps(5)))
+        5
+    """
+
+    def decorate(function: Callable[P, Generator[None, None, T]]) -> Resumable[P, T]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            results: list[T] = []
+
+            def steps() -> Iterator[None]:
+                results.append((yield from function(*args, **kwargs)))
+
+            arguments = signature.bind(*args, **kwargs)
+            arguments.apply_defaults()
+            for _ in progress(steps(), description, arguments.arguments[total] if total else None):
+                pass
+            return results[0]
+
+        returns = str(signature.return_annotation).removeprefix("Generator[None, None, ").removesuffix("]")
+        run.__annotations__ = function.__annotations__ | {"return": returns}
+        attributes: dict[str, Any] = {"steps": function, "__signature__": signature.replace(return_annotation=returns)}
+        vars(run).update(attributes)
+        return cast(Resumable[P, T], run)
+
+    return decorate
 
 
 def stopwatch() -> Callable[[], float]:
-    """Start a clock; calling it gives the seconds since."""
+    """Start a clock; calling it returns the seconds since."""
     start = time.perf_counter()
     return lambda: time.perf_counter() - start
 
 
 def announce(products: int, seconds: float, bytes: float) -> None:
-    """Say on stderr what is ahead where it takes longer than half a minute."""
+    """Print to stderr the expected cost of a measurement that takes longer than 30 s."""
     if seconds > 30 and "TQDM_DISABLE" not in os.environ:
-        held = f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.0f} MB"
-        ahead = f"{products} matrix-vector products, {duration(seconds)}"
-        print(f"ahead: about {ahead}; graphs hold {held}", file=sys.stderr)
+        memory = f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.0f} MB"
+        cost = f"{products} matrix-vector products, {duration(seconds)}"
+        print(f"ahead: about {cost}; graphs hold {memory}", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:
-    """Write a time as people say it."""
+    """Format seconds as 'M min S s'."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -95,8 +95,8 @@ NETWORKS = {
     "language model": (LanguageModel, text, {"objective": next_token}),
 }
 CALLS = {
-    "trace": lambda m, d, s: landscape.trace(m, d, max_samples=2, method="hutchinson", per_layer=True, **s),
-    "density": lambda m, d, s: landscape.density(m, d, k=0, vectors=1, steps=3, points=50, **s),
+    "trace": lambda m, d, s: landscape.trace(m, d, num_probes=2, method="hutchinson", per_layer=True, **s),
+    "density": lambda m, d, s: landscape.density(m, d, k=0, num_probes=1, steps=3, points=50, **s),
     "top_eigenvalues": lambda m, d, s: landscape.top_eigenvalues(m, d, k=1, max_products=3, **s),
     "line": lambda m, d, s: landscape.line(m, d, points=3, **s),
     "surface": lambda m, d, s: landscape.surface(m, d, points=3, **s),

@@ -362,7 +362,7 @@ def test_a_vision_transformer_is_quantized_without_a_warning_and_its_tokens_stay
 def test_around_the_quantized_weights_curvature_and_surface_are_those_of_the_float_network_there():
     twin = quantize(tiny_vit(), "W4A32")
     plain = dequantize(twin)
-    traces = [landscape.trace(model, RAGGED, max_samples=3) for model in (twin, plain)]
+    traces = [landscape.trace(model, RAGGED, num_probes=3) for model in (twin, plain)]
     assert traces[0].about["space"] == "quantized" and traces[0].value == pytest.approx(traces[1].value, rel=1e-9)
     surfaces = [landscape.surface(model, RAGGED, points=3).loss for model in (twin, plain)]
     torch.testing.assert_close(*surfaces)
@@ -378,7 +378,7 @@ def test_rounding_is_the_rise_from_the_float_network_to_the_quantized_one():
 @pytest.mark.parametrize("space", ["quantized", "latent"])
 def test_landscapes_where_activations_are_quantized_too(space):
     twin = calibrate(quantize(tiny_vit(), "W4A4"), IMAGES)
-    trace = landscape.trace(twin, RAGGED, space=space, max_samples=3)
+    trace = landscape.trace(twin, RAGGED, space=space, num_probes=3)
     surface = landscape.surface(twin, RAGGED, space=space, points=3)
     assert trace.value != 0 and surface.loss.isfinite().all() and surface.loss.std() > 0
     sharp = landscape.average_sharpness(twin, RAGGED, space=space, draws=2)

@@ -110,11 +110,11 @@ def product(model):
 
 CALLS = {
     "product": product,
-    "trace": lambda m: landscape.trace(m, RAGGED, max_samples=12).samples,
-    "hutch++": lambda m: landscape.trace(m, RAGGED, method="hutch++", max_samples=12).samples,
+    "trace": lambda m: landscape.trace(m, RAGGED, num_probes=12).samples,
+    "hutchinson": lambda m: landscape.trace(m, RAGGED, method="hutchinson", num_probes=12).samples,
     "eigenvalues": lambda m: landscape.top_eigenvalues(m, RAGGED, k=2).values,
     "filter": lambda m: landscape.top_eigenvalues(landscape.GGN(m, RAGGED).filter_relative(), k=2).values,
-    "density": lambda m: landscape.density(m, RAGGED, vectors=2).density,
+    "density": lambda m: landscape.density(m, RAGGED, num_probes=2).density,
     "line": lambda m: landscape.line(m, RAGGED, points=5, directions="gradient").loss,
     "surface": lambda m: landscape.surface(m, RAGGED, points=5, directions="eigenvectors").loss,
     "recomputed": lambda m: landscape.surface(m, RAGGED, points=3, batchnorm="recomputed").loss,

@@ -66,7 +66,7 @@ def test_a_trained_network_keeps_its_function_without_its_latent_weights(digits,
     assert len(latent.unique()) > 100 and len(stored.unique()) <= 4
     assert (tmp_path / "net").stat().st_size < 0.35 * (tmp_path / "all").stat().st_size
     data = digits.probe
-    ours, theirs = (landscape.trace(m, data, seed=1, max_samples=4, rtol=0.01) for m in (model, twin))
+    ours, theirs = (landscape.trace(m, data, seed=1, num_probes=4, rtol=0.01) for m in (model, twin))
     assert theirs.value == pytest.approx(ours.value, rel=1e-4)
 
 

@@ -207,7 +207,7 @@ def test_numpy_arrays_and_short_integer_labels_are_taken():
 def test_an_objective_is_taken_by_every_measuring_call_in_place_of_a_model():
     model, direction = perceptron(), {"0.weight": torch.ones_like(perceptron()[0].weight)}
     calls = {
-        "trace": {"max_samples": 10},
+        "trace": {"num_probes": 10},
         "top_eigenvalues": {"k": 2},
         "density": {"k": 1, "steps": 3},
         "curvature_at_scale": {"directions": direction, "ladder": False},

@@ -141,7 +141,7 @@ def test_tables_have_a_row_per_point(tmp_path):
     assert list(table.columns) == ["alpha", "beta", "loss", "accuracy", "stderr", "status"] and len(table) == 15
     row = table[(table.alpha == -1) & (table.beta == 0.5)]
     assert float(row.loss.iloc[0]) == pytest.approx(float(found.loss[0, 3]), rel=1e-12)
-    density = landscape.density(convolutional(), RAGGED, k=2, vectors=2, steps=4, points=20)
+    density = landscape.density(convolutional(), RAGGED, k=2, num_probes=2, steps=4, points=20)
     assert list(density.frame.columns) == ["grid", "density", "low", "high"]
     line = landscape.line(convolutional(), RAGGED, points=3, metrics={"size": lambda z, y: z.norm(dim=1)})
     assert list(line.frame["size"]) == pytest.approx(line.metrics["size"].tolist())

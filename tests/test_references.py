@@ -26,7 +26,7 @@ def test_pyhessian_sees_what_is_wrong_with_our_derivatives(monkeypatch, make):
     assert ours.about()["batchnorm_folded"] and not torch.allclose(ours @ whole, dense, rtol=0.01)
     top = top_eigenvalues(model, RAGGED, k=1, tol=1e-10, max_products=1000, **settings)
     assert float(top.values[0]) == pytest.approx(largest(dense), rel=1e-4)
-    found = trace(model, RAGGED, max_samples=200, **settings)
+    found = trace(model, RAGGED, num_probes=200, **settings)
     assert abs(found.value - float(dense.trace())) < 4 * found.stderr
     assert found.about["batchnorm_folded"] is top.about["batchnorm_folded"] is False
 

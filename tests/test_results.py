@@ -23,9 +23,9 @@ from landscape import (
 )
 
 MAKERS = {
-    "Trace": lambda: trace(convolutional(), RAGGED, max_samples=10),
+    "Trace": lambda: trace(convolutional(), RAGGED, num_probes=10),
     "Trace of a matrix": lambda: trace(torch.eye(3)),
-    "Trace by pyhessian": lambda: trace(convolutional(), RAGGED, max_samples=3, engine="pyhessian"),
+    "Trace by pyhessian": lambda: trace(convolutional(), RAGGED, num_probes=3, engine="pyhessian"),
     "Eigenvalues": lambda: top_eigenvalues(convolutional(), RAGGED, k=2),
     "Eigenvalues of a matrix": lambda: top_eigenvalues(torch.diag(torch.arange(5.0)), k=2),
     "Line": lambda: line(convolutional().float(), RAGGED, points=3),
@@ -35,8 +35,8 @@ MAKERS = {
     "Surface": lambda: surface(convolutional(), RAGGED, points=3),
     "average Sharpness": lambda: average_sharpness(convolutional(), RAGGED, draws=2),
     "worst Sharpness": lambda: worst_case_sharpness(convolutional(), RAGGED, steps=1),
-    "Trace with layers": lambda: trace(convolutional(), RAGGED, max_samples=10, per_layer=True),
-    "Density": lambda: density(convolutional(), RAGGED, k=2, vectors=2, steps=5, points=50),
+    "Trace with layers": lambda: trace(convolutional(), RAGGED, num_probes=10, per_layer=True),
+    "Density": lambda: density(convolutional(), RAGGED, k=2, num_probes=2, steps=5, points=50),
     "ScaleCurvature": lambda: curvature_at_scale(convolutional(), RAGGED, draws=2, ladder=[1e-2]),
     "RoundingSharpness": lambda: rounding_sharpness(convolutional(), RAGGED, draws=2),
     "SharpnessTable": lambda: sharpness(convolutional(), RAGGED, measures=["average, filter", "rounding noise"]),

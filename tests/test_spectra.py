@@ -113,10 +113,10 @@ def test_the_seed_is_that_of_the_start_vector():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k": 0}, "k must lie in 1…3, the size of the operator, got 0"),
-        ({"k": 1, "max_basis": 2}, "max_basis must be >= k . 2 = 3, got 2"),
-        ({"k": 4}, "k must lie in 1…3, the size of the operator, got 4"),
-        ({"k": 1, "which": "top"}, "which must be one of magnitude, largest, smallest, both, got 'top'"),
+        ({"k": 0}, "k must be a whole number from 1 to 3, the size of the operator, got 0"),
+        ({"k": 1, "max_basis": 2}, "max_basis must be a whole number >= 3 or None, for k pairs and two more, got 2"),
+        ({"k": 4}, "k must be a whole number from 1 to 3, the size of the operator, got 4"),
+        ({"k": 1, "which": "top"}, "which must be one of 'magnitude', 'largest', 'smallest', 'both', .*, got 'top'"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
@@ -202,44 +202,49 @@ def test_scipys_eigsh_finds_the_same():
         found = lanczos(matrix, 6, which=which, tol=1e-9, max_products=400).values.sort().values
         values = torch.from_numpy(np.sort(eigsh(matrix.numpy(), 6, which=theirs, return_eigenvectors=False)))
         torch.testing.assert_close(found, values, rtol=0, atol=1e-6)
+        assert torch.equal(lanczos(matrix, 6, which=theirs).values, lanczos(matrix, 6, which=which).values)
 
 
-REPEATED = {
-    "top": [9.0] * 3 + torch.linspace(-1, 5, 97).tolist(),
-    "second": [9.0] + [8.0] * 3 + torch.linspace(-1, 5, 96).tolist(),
-    "either sign": [-9.0, 9.0, 9.0, -9.0] + torch.linspace(-1, 5, 196).tolist(),
-    "many": [50.0] * 12 + (10 * 0.9 ** torch.arange(95.0)).tolist(),
+CLOSING = {
+    "two levels": [5.0] * 2 + [1.0] * 30,
+    "three levels": [9.0] * 3 + [4.0] * 7 + [-9.0] * 2 + [1.0] * 60,
+    "low rank": [50.0] * 6 + [3.0, -8.0] + [0.0] * 90,
+    "more levels than half a small basis": [float(i // 30) for i in range(30 * 7)],
 }
 
 
 @pytest.mark.parametrize("room", [None, 16])
-@pytest.mark.parametrize("name", REPEATED)
-def test_the_check_finds_all_copies_of_multiple_eigenvalues(name, room):
-    matrix = symmetric(REPEATED[name])
+@pytest.mark.parametrize("name", CLOSING)
+def test_copies_are_found_where_the_basis_closes(name, room):
+    matrix = symmetric(CLOSING[name])
     every = torch.linalg.eigvalsh(matrix).flip(0)
     wanted = {"largest": every[:6], "magnitude": every[every.abs().argsort(descending=True)][:6]}
-    wanted["both"] = torch.cat([every[:3], every[-3:]])
+    wanted |= {"smallest": every.flip(0)[:6], "both": torch.cat([every[:3], every[-3:]])}
     for which, expected in wanted.items():
-        settings = {"which": which, "check_multiplicity": True, "max_products": 1000, "max_basis": room}
-        found = lanczos(matrix, 6, **settings)
-        assert found.converged.all() and found.basis.shape[1] <= (room or 80)
+        found = lanczos(matrix, 6, which=which, max_products=400, max_basis=room)
+        assert found.converged.all() and found.basis.shape[1] <= (room or 80), which
         torch.testing.assert_close(found.values.abs(), expected.abs(), rtol=0, atol=1e-3 * float(every.abs().max()))
-        true = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0) / found.values.abs().max()
-        torch.testing.assert_close(found.residuals, true, rtol=1e-3, atol=1e-9)
         torch.testing.assert_close(found.images, matrix @ found.basis, rtol=0, atol=1e-9)
 
 
-def test_without_the_check_copies_are_missed_and_a_check_cut_short_says_so():
-    matrix = symmetric(REPEATED["many"])
-    assert int((lanczos(matrix, 6).values > 40).sum()) < 6
-    assert not lanczos(matrix, 6, check_multiplicity=True, max_products=15).converged.any()
+def test_a_search_for_copies_that_is_cut_short_or_cramped_says_so():
+    cramped = lanczos(symmetric(CLOSING["three levels"]), 6, which="largest", max_basis=9)
+    assert float(cramped.values[-1]) < 3.9 and not cramped.converged.any()
+    matrix = symmetric(CLOSING["two levels"])
+    assert lanczos(matrix, 2).converged.all() and not lanczos(matrix, 2, max_products=2).converged.any()
+    assert lanczos(matrix, 2).values.tolist() == pytest.approx([5.0, 5.0])
 
 
-def test_the_check_costs_little_where_nothing_is_repeated():
+def test_lanczos_can_be_run_product_by_product():
     matrix = symmetric(trained())
-    plain, checked = (lanczos(matrix, 5, check_multiplicity=check) for check in (False, True))
-    assert checked.converged.all() and plain.products < checked.products <= plain.products + 20
-    torch.testing.assert_close(checked.values, plain.values, rtol=0, atol=0.06)
+    whole, steps, pauses = lanczos(matrix, 3, seed=2), lanczos.steps(matrix, 3, seed=2), 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            assert pauses == whole.products and torch.equal(end.value.values, whole.values)
+            break
+        pauses += 1
 
 
 @pytest.mark.parametrize("room", [None, 30])
@@ -295,7 +300,7 @@ def test_the_density_is_that_of_the_eigenvalues(name):
     rest = spectrum[spectrum.abs().argsort(descending=True)][outliers:]
     distances, covered, traces = [], [], []
     for seed in range(10):
-        found = slq(matrix, vectors=10, steps=60, pairs=pairs, seed=seed)
+        found = slq(matrix, num_probes=10, steps=60, pairs=pairs, seed=seed)
         exact = smoothed(rest, found.grid, found.width, n)
         total = float(torch.trapezoid(found.density, found.grid)) + len(found.atoms) / n
         assert total == pytest.approx(1, abs=1e-6) and bool((found.density >= 0).all())
@@ -316,7 +321,7 @@ def test_more_vectors_bring_the_density_closer():
     matrix, spectrum = symmetric(torch.linspace(-3, 7, 300)), torch.linspace(-3, 7, 300).double()
     distances = {}
     for vectors in (1, 16):
-        runs = [slq(matrix, vectors=vectors, steps=40, seed=seed) for seed in range(8)]
+        runs = [slq(matrix, num_probes=vectors, steps=40, seed=seed) for seed in range(8)]
         distances[vectors] = sum(w1(d.density, smoothed(spectrum, d.grid, d.width, 300), d.grid) for d in runs) / 8
     assert distances[16] < 0.5 * distances[1]
 
@@ -332,7 +337,7 @@ def test_deflation_takes_the_outliers_out_of_the_noise_of_the_density():
 
 
 def test_an_invariant_subspace_ends_the_quadrature():
-    found = slq(symmetric(torch.tensor([2.0] * 20 + [-1.0] * 20)), vectors=3)
+    found = slq(symmetric(torch.tensor([2.0] * 20 + [-1.0] * 20)), num_probes=3)
     assert found.nodes.shape == (3, 40) and int((found.weights > 0).sum()) == 6
     torch.testing.assert_close(found.weights.sum(1), torch.ones(3).double())
     every = slq(torch.eye(5), pairs=lanczos(torch.eye(5), 5))
@@ -341,10 +346,10 @@ def test_an_invariant_subspace_ends_the_quadrature():
 
 def test_one_vector_has_no_band_and_weights_are_real():
     """PyHessian's weights are complex, from eig in place of eigh, and one vector is its default."""
-    found = slq(symmetric(trained()), vectors=1)
+    found = slq(symmetric(trained()), num_probes=1)
     assert found.low.isnan().all() and found.high.isnan().all() and math.isnan(found.implied_trace()[1])
     assert found.weights.dtype == found.density.dtype == torch.float64 and bool((found.weights >= 0).all())
-    drawn = [one.draw().get_legend_handles_labels()[1] for one in (found, slq(symmetric(trained()), vectors=3))]
+    drawn = [one.draw().get_legend_handles_labels()[1] for one in (found, slq(symmetric(trained()), num_probes=3))]
     assert "95 % band" not in drawn[0] and "95 % band" in drawn[1]
 
 
@@ -354,9 +359,16 @@ def test_the_density_of_a_float32_operator():
     assert w1(exact.density, found.density, exact.grid) < 0.01 * float(exact.grid[-1] - exact.grid[0])
 
 
-@pytest.mark.parametrize("settings", [{"vectors": 0}, {"steps": 0}, {"points": 100}])
-def test_bad_settings_of_a_density_are_refused(settings):
-    with pytest.raises(ValueError, match="vectors and steps must be >= 1 and points >= 2·steps, got"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_probes": 0}, "num_probes must be a whole number >= 1, got 0"),
+        ({"steps": 0}, "steps must be a whole number >= 1, got 0"),
+        ({"points": 100}, "points must be a whole number >= 160, twice the steps, got 100"),
+    ],
+)
+def test_bad_settings_of_a_density_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         slq(torch.eye(3), **settings)
     with pytest.raises(ValueError, match="a product with the operator is not finite"):
         slq(torch.full((3, 3), math.nan))
@@ -366,7 +378,7 @@ def test_bad_settings_of_a_density_are_refused(settings):
 def test_a_loaded_density_is_what_was_saved(vectors, tmp_path):
     matrix = symmetric(trained())
     for pairs in (None, lanczos(matrix, 3)):
-        found = slq(matrix, vectors=vectors, steps=10, points=50, pairs=pairs)
+        found = slq(matrix, num_probes=vectors, steps=10, points=50, pairs=pairs)
         again = load(found.save(tmp_path / "density.nc"))
         assert same(found, again) and repr(again) == repr(found)
 
@@ -395,6 +407,6 @@ def test_pictures_of_a_density_show_its_numbers(outliers):
         np.testing.assert_array_equal(lines["10 outliers"].get_xdata(), found.atoms)
         np.testing.assert_array_equal(traces["10 outliers"].customdata, found.atoms)
         assert "10" in figure.layout.xaxis.ticktext and "asinh" in ax.get_xlabel()
-    without = slq(matrix, vectors=1, steps=40)
+    without = slq(matrix, num_probes=1, steps=40)
     assert "95 % band" not in {trace.name for trace in without.plot().data} and without.draw()
     plt.close("all")

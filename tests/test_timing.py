@@ -24,12 +24,12 @@ def slow(make=Hessian, memory=1e12):
 @pytest.mark.parametrize(
     ("measure", "said"),
     [
-        (lambda: trace(slow(), max_samples=2), "30 matrix-vector products, 7 min 7 s; graphs hold 14.0 GB"),
-        (lambda: trace(slow(memory=0), max_samples=2), "30 matrix-vector products, 10 min 30 s; graphs hold 0 MB"),
-        (lambda: trace(slow(memory=7e9), max_samples=2), "30 matrix-vector products, 9 min 3 s; graphs hold 6.0 GB"),
+        (lambda: trace(slow(), num_probes=2), "30 matrix-vector products, 7 min 7 s; graphs hold 14.0 GB"),
+        (lambda: trace(slow(memory=0), num_probes=2), "30 matrix-vector products, 10 min 30 s; graphs hold 0 MB"),
+        (lambda: trace(slow(memory=7e9), num_probes=2), "30 matrix-vector products, 9 min 3 s; graphs hold 6.0 GB"),
         (lambda: top_eigenvalues(slow(GGN), k=1), "4 matrix-vector products, 1 min 3 s; graphs hold 14.0 GB"),
         (lambda: top_eigenvalues(slow().filter_relative(), k=1), "4 matrix-vector products, 1 min 3 s"),
-        (lambda: density(slow(), k=1, vectors=1, steps=3), "matrix-vector products"),
+        (lambda: density(slow(), k=1, num_probes=1, steps=3), "matrix-vector products"),
     ],
 )
 def test_what_takes_long_is_announced_once_before_it_begins(switched_on, capsys, measure, said):
@@ -41,9 +41,9 @@ def test_what_takes_long_is_announced_once_before_it_begins(switched_on, capsys,
 
 def test_what_is_quick_is_not_announced_nor_anything_where_bars_are_off(monkeypatch, capsys):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    trace(convolutional(), RAGGED, max_samples=2)
+    trace(convolutional(), RAGGED, num_probes=2)
     timing.announce(30, 30.0, 1e9)
-    trace(torch.eye(3), max_samples=2)
+    trace(torch.eye(3), num_probes=2)
     monkeypatch.setenv("TQDM_DISABLE", "1")
     timing.announce(30, 1e4, 1e9)
     assert "products" not in capsys.readouterr().err

@@ -20,13 +20,13 @@ def product(model, data, loss):
 
 FUNCTIONS = {
     "Hessian": product,
-    "trace": lambda m, d, f: landscape.trace(m, d, loss=f, max_samples=2),
-    "latent trace": lambda m, d, f: landscape.trace(m, d, loss=f, max_samples=2, space="latent", units="filter"),
-    "trace by Hutch++": lambda m, d, f: landscape.trace(m, d, loss=f, max_samples=2, method="hutch++", per_layer=True),
-    "trace at an input": lambda m, d, f: landscape.trace(landscape.Hessian(m, d, loss=f, at="0.input"), max_samples=2),
+    "trace": lambda m, d, f: landscape.trace(m, d, loss=f, num_probes=2),
+    "latent trace": lambda m, d, f: landscape.trace(m, d, loss=f, num_probes=2, space="latent", units="filter"),
+    "trace by layer": lambda m, d, f: landscape.trace(m, d, loss=f, num_probes=2, per_layer=True),
+    "trace at an input": lambda m, d, f: landscape.trace(landscape.Hessian(m, d, loss=f, at="0.input"), num_probes=2),
     "Gauss-Newton": lambda m, d, f: landscape.top_eigenvalues(landscape.GGN(m, d, loss=f), k=1),
-    "density": lambda m, d, f: landscape.density(m, d, loss=f, k=1, vectors=1, steps=3),
-    "trace by pyhessian": lambda m, d, f: landscape.trace(m, d, loss=f, max_samples=2, engine="pyhessian"),
+    "density": lambda m, d, f: landscape.density(m, d, loss=f, k=1, num_probes=1, steps=3),
+    "trace by pyhessian": lambda m, d, f: landscape.trace(m, d, loss=f, num_probes=2, engine="pyhessian"),
     "eigenvalues": lambda m, d, f: landscape.top_eigenvalues(m, d, loss=f, k=2),
     "eigenvalues by pyhessian": lambda m, d, f: landscape.top_eigenvalues(m, d, loss=f, k=1, engine="pyhessian"),
     "line": lambda m, d, f: landscape.line(m, d, loss=f, points=3),
@@ -110,11 +110,11 @@ def test_a_precision_that_was_inherited_still_is():
 
 def test_the_numbers_do_not_depend_on_the_callers_state():
     model = convolutional()
-    first = landscape.trace(model, RAGGED, max_samples=5).value
+    first = landscape.trace(model, RAGGED, num_probes=5).value
     torch.manual_seed(123)
     model.train()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert landscape.trace(model, RAGGED, max_samples=5).value == first
+        assert landscape.trace(model, RAGGED, num_probes=5).value == first
         assert (
             landscape.line(model, RAGGED, points=3).loss[1] == landscape.line(convolutional(), RAGGED, points=3).loss[1]
         )

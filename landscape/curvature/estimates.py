@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checking import one_of
 from ..linalg import (
     Density,
     Eigenpairs,
     Eigenvalues,
     Operator,
     Trace,
+    Which,
     fold_products,
     fold_shares,
     hutchinson,
-    hutchpp,
     lanczos,
     slq,
     trace_of_samples,
-    xtrace,
 )
 from ..model import BatchObjective, Loss, Objective, Space, objective_of
 from ..progress import announce, stopwatch
 from .hessian import Hessian, Scaled
 
-UNITS = ("raw", "filter")
-ENGINES = ("landscape", "pyhessian")
-METHODS = ("lanczos", "hutch++", "xtrace", "hutchinson")
+Units = Literal["raw", "filter"]
+Engine = Literal["landscape", "pyhessian"]
+Method = Literal["lanczos", "hutchinson"]
 _DEFLATED = 20  # Lanczos steps before the probes: they pay for themselves on every trained network we looked at
 
 
@@ -39,18 +39,18 @@ def trace(
     model: nn.Module | Objective | Tensor | Operator,
     data: Any = None,
     *,
-    units: str = "raw",
+    units: Units = "raw",
     space: Space | None = None,
     rtol: float = 0.02,
     atol: float = 0.0,
-    method: str | None = None,
+    method: Method = "lanczos",
     per_layer: bool = False,
     eigenvalues: Eigenvalues | None = None,
-    max_samples: int = 100,
+    num_probes: int = 100,
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
-    engine: str = "landscape",
+    engine: Engine = "landscape",
 ) -> Trace:
     """Estimate the trace of the Hessian, with its standard error over the probes and over the data.
 
@@ -61,41 +61,41 @@ def trace(
         units: ``"raw"``, or ``"filter"`` for D·H·D, D = ‖w_f‖/√(size of filter): comparable between networks.
         space: ``"quantized"`` (default) or ``"latent"``.
         rtol, atol: stop once the standard error is ≤ max(rtol·|trace|, atol); never before ten probes.
-        method: ``"lanczos"`` (default): Hutchinson on the complement of 20 Lanczos vectors, whose own share is exact;
-            ``"hutch++"``, ``"hutchinson"``; ``"xtrace"``, whose error estimate is optimistic. See `landscape.traces`.
+        method: ``"lanczos"``: Hutchinson on the complement of 20 Lanczos vectors, whose own share is exact; or plain
+            ``"hutchinson"``.
         per_layer: estimate the trace of every weight's own block as well (``.layers``), from the same probes.
         eigenvalues: of the same operator, from `top_eigenvalues`: deflates with them, and needs no Lanczos of its own.
-        max_samples: stop there in any case; ``converged`` then says so.
+        num_probes: probes at most; ``converged`` says whether the tolerance was reached.
         seed: of the probes.
         loss, objective: see `Objective`.
-        engine: ``"pyhessian"`` asks that package (plain Hutchinson, ``max_samples`` probes, no stop rule).
+        engine: ``"pyhessian"`` asks that package (plain Hutchinson, ``num_probes`` probes, no stop rule).
 
     Raises:
         ValueError: unknown settings, a matrix that is not square and symmetric, eigenvalues of another operator, bad
             data.
 
-    Cost: 20 + probes Hessian-vector products (probes alone with ``eigenvalues``; hutch++: 30 + probes; xtrace: two per
-    probe).
+    Cost: 20 + probes Hessian-vector products; with ``eigenvalues`` or plain Hutchinson, the probes alone.
     """
     elapsed = stopwatch()
-    check_known(units=(units, UNITS), engine=(engine, ENGINES), method=(method or "lanczos", METHODS))
-    settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_samples": max_samples, "seed": seed}
+    one_of("units", units, Units)
+    one_of("engine", engine, Engine)
+    one_of("method", method, Method)
+    settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "num_probes": num_probes, "seed": seed}
     if engine == "pyhessian":
         from .pyhessian import pyhessian_trace
 
         function = _network(model, data, space, loss, objective)
-        result = trace_of_samples(pyhessian_trace(function, units, max_samples, seed), rtol=rtol, atol=atol)
+        result = trace_of_samples(pyhessian_trace(function, units, num_probes, seed), rtol=rtol, atol=atol)
         about = function.about(units=units, engine=engine, products=len(result.samples))
         return replace(result, about=about | {"seed": seed, "seconds": elapsed()})
     operator, about = operator_of(model, data, units, space, loss, objective, products=_DEFLATED + 10)
     settings["blocks"] = _blocks(operator) if per_layer else None
     if eigenvalues is not None:
-        if method not in (None, "lanczos"):
+        if method != "lanczos":
             raise ValueError(f"eigenvalues= are for method='lanczos', which deflates with them, got method={method!r}")
         result = hutchinson(operator, **_known(operator, eigenvalues), **settings)
-    elif method in ("hutch++", "hutchinson", "xtrace"):
-        estimators: dict[str, Any] = {"hutch++": hutchpp, "hutchinson": hutchinson, "xtrace": xtrace}
-        result = estimators[method](operator, **settings)
+    elif method == "hutchinson":
+        result = hutchinson(operator, **settings)
     else:
         steps = min(_DEFLATED, _room(operator, 0))
         result = deflated_trace(operator, lanczos(operator, steps, tol=0.0, max_products=steps, seed=seed), **settings)
@@ -107,16 +107,15 @@ def top_eigenvalues(
     data: Any = None,
     *,
     k: int = 5,
-    which: str = "magnitude",
-    units: str = "raw",
+    which: Which = "magnitude",
+    units: Units = "raw",
     space: Space | None = None,
     tol: float = 1e-3,
     max_products: int = 150,
-    check_multiplicity: bool = False,
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
-    engine: str = "landscape",
+    engine: Engine = "landscape",
 ) -> Eigenvalues:
     """Find the top eigenvalues of the Hessian by Lanczos with full reorthogonalisation and thick restart.
 
@@ -124,12 +123,12 @@ def top_eigenvalues(
         model: a network, or any symmetric operator or matrix (see `trace`).
         data: ``(x, y)`` or batches; default ``model.probe``.
         k: how many.
-        which: ``"magnitude"`` (what pyhessian gives), ``"largest"``, ``"smallest"``, or ``"both"`` ends.
+        which: ``"magnitude"`` (what pyhessian gives), ``"largest"``, ``"smallest"``, or ``"both"`` ends; or scipy's
+            ``"LM"``, ``"LA"``, ``"SA"``, ``"BE"`` for the same.
         units: ``"raw"``, or ``"filter"`` for D·H·D (see `trace`).
         space: ``"quantized"`` (default) or ``"latent"``.
         tol: stop once every residual ‖Hv − θv‖/|θ₁| is below it. In float32 residuals stop at 1e-6…6e-6.
         max_products: stop there in any case; ``converged`` then says so (pyhessian: iterations per eigenvalue).
-        check_multiplicity: search on for copies of repeated eigenvalues (5–20 products more).
         seed: of the start vector.
         loss, objective: see `Objective`.
         engine: ``"pyhessian"`` asks that package (power iteration; its tolerance is another: the change of θ).
@@ -141,20 +140,21 @@ def top_eigenvalues(
     over the data; memory n·min(80, what half the memory holds) float64.
     """
     elapsed = stopwatch()
-    check_known(units=(units, UNITS), engine=(engine, ENGINES))
+    one_of("units", units, Units)
+    one_of("engine", engine, Engine)
     if engine == "pyhessian":
         from .pyhessian import pyhessian_eigenvalues
 
-        if which != "magnitude":
+        if which not in ("magnitude", "LM"):
             raise ValueError(f"which must be 'magnitude' with engine='pyhessian', the only end it finds, got {which!r}")
         function = _network(model, data, space, loss, objective)
         found, products = pyhessian_eigenvalues(function, units, k, tol, max_products, seed)
         about = function.about(units=units, engine=engine, products=products, seed=seed, seconds=elapsed())
         return Eigenvalues(about, *found)
     operator, about = operator_of(model, data, units, space, loss, objective, products=4 * k)
-    search: dict[str, Any] = {"which": which, "tol": tol, "max_products": max_products, "seed": seed}
-    search |= {"max_basis": _room(operator, k), "check_multiplicity": check_multiplicity}
-    result = eigenvalues_of(operator, lanczos(operator, k, **search), tol)
+    room = _room(operator, k)
+    pairs = lanczos(operator, k, which=which, tol=tol, max_products=max_products, max_basis=room, seed=seed)
+    result = eigenvalues_of(operator, pairs, tol)
     return replace(result, about=about | result.about | {"seed": seed, "seconds": elapsed()})
 
 
@@ -163,10 +163,10 @@ def density(
     data: Any = None,
     *,
     k: int = 10,
-    vectors: int = 8,
+    num_probes: int = 8,
     steps: int = 20,
     points: int = 1000,
-    units: str = "raw",
+    units: Units = "raw",
     space: Space | None = None,
     seed: int = 0,
     loss: Loss | None = None,
@@ -178,7 +178,7 @@ def density(
         model: a network, or any symmetric operator or matrix (see `trace`).
         data: ``(x, y)`` or batches; default ``model.probe``.
         k: outliers taken out first, by magnitude, to a residual of 1e-3; 0 for none.
-        vectors: random start vectors; the band comes from their scatter.
+        num_probes: random start vectors; the band comes from their scatter.
         steps: Lanczos steps for each; more resolve the bulk more finely.
         points: of the grid.
         units: ``"raw"``, or ``"filter"`` for D·H·D (see `trace`).
@@ -187,16 +187,17 @@ def density(
         loss, objective: see `Objective`.
 
     Raises:
-        ValueError: unknown settings, vectors or steps < 1, bad data.
+        ValueError: unknown settings, num_probes or steps < 1, bad data.
 
-    Cost: 2–4·k + vectors·steps Hessian-vector products.   Source: see `landscape.densities.slq`.
+    Cost: 2–4·k + num_probes·steps Hessian-vector products.
+    Source: see `landscape.linalg.slq`.
     """
     elapsed = stopwatch()
-    check_known(units=(units, UNITS))
-    operator, about = operator_of(model, data, units, space, loss, objective, products=3 * k + vectors * steps)
+    one_of("units", units, Units)
+    operator, about = operator_of(model, data, units, space, loss, objective, products=3 * k + num_probes * steps)
     k = min(k, operator.shape[0])
     pairs = lanczos(operator, k, max_basis=_room(operator, k), seed=seed) if k else None
-    result = slq(operator, pairs=pairs, vectors=vectors, steps=steps, points=points, seed=seed)
+    result = slq(operator, pairs=pairs, num_probes=num_probes, steps=steps, points=points, seed=seed)
     products = result.about["products"] + (pairs.products if pairs else 0)
     return replace(result, about=about | {"products": products, "seed": seed, "seconds": elapsed()})
 
@@ -298,13 +299,6 @@ def _network(model: Any, data: Any, space: Any, loss: Loss | None, objective: Ba
         raise ValueError("engine='pyhessian' measures networks: pass a torch.nn.Module, or use the default engine")
     # a second opinion has its own way through BatchNorm and convolutions
     return objective_of(model, data, space=space, loss=loss, objective=objective).variant(folded=False)
-
-
-def check_known(**settings: tuple[str, tuple[str, ...]]) -> None:
-    """Refuse a setting that is none of the known ones."""
-    for name, (value, known) in settings.items():
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 def _check_symmetric(matrix: Tensor) -> None:

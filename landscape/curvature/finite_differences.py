@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..checking import one_of
 from ..flatness import check_num_samples
 from ..linalg import Eigenvalues
 from ..model import (
@@ -29,7 +30,7 @@ from ..model import (
 )
 from ..progress import progress, stopwatch
 from ..results import Result
-from .estimates import UNITS
+from .estimates import Units
 from .hessian import Hessian
 
 LADDER = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
@@ -354,8 +355,7 @@ def _norm(point: Point) -> Tensor:
 def _units(units: str | None, directions: Any) -> str:
     own = directions.about.get("units", "raw") if isinstance(directions, Eigenvalues) else None
     units = units or own or "raw"
-    if units not in UNITS:
-        raise ValueError(f"units must be one of {', '.join(UNITS)}, got {units!r}")
+    one_of("units", units, Units)
     if own not in (None, units):
         raise ValueError(f"units must be those of the eigenvectors, {own!r}, got {units!r}: leave units out")
     if isinstance(directions, str) and directions != "random" or not isinstance(directions, str | dict | Eigenvalues):

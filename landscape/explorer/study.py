@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..comparison import Comparison, Measured, check_models, common_probe, curvature_steps, fit, merge_about
+from ..comparison import Comparison, Measured, check_models, common_probe, fit, merge_about, trace_and_top
 from ..curvature import Hessian, eigenvalues_of
-from ..linalg import Eigenvalues, lanczos_steps
+from ..linalg import Eigenvalues, lanczos
 from ..model import BatchObjective, Evaluation, Loss, Objective, Point, probe_of, quantized_layers
 from ..surfaces import COLUMNS, COMPUTED, FAILED, Line, Surface, evaluate_points, resolve_directions
 from .views import View, growing, place, rows
@@ -215,7 +215,7 @@ class Study:
         key = self._key(name, view, "eigen")
         if key not in self._eigen:
             hessian = self._hessian(name, view)
-            found = yield from self._resumed(key, lambda: lanczos_steps(hessian, 2, seed=view.seed))
+            found = yield from self._resumed(key, lambda: lanczos.steps(hessian, 2, seed=view.seed))
             top = eigenvalues_of(hessian, found, 1e-3)
             self._eigen[key] = replace(top, about=hessian.about() | top.about)
 
@@ -224,7 +224,7 @@ class Study:
         key = self._key(name, view, "numbers")
         if key not in self._numbers:
             self._numbers[key] = yield from self._resumed(
-                key, lambda: curvature_steps(self._hessian(name, view).filter_relative(), "filter", 0.05, view.seed)
+                key, lambda: trace_and_top.steps(self._hessian(name, view).filter_relative(), "filter", 0.05, view.seed)
             )
         self.version += 1
 

@@ -15,7 +15,7 @@ from .traces import fold_stderr
 
 @dataclass(frozen=True, eq=False)
 class Eigenvalues(Result):
-    """The top eigenpairs.
+    """The top eigenpairs of an operator.
 
     Attributes:
         values: (k,) sorted by what was asked for (default: by magnitude).
@@ -25,6 +25,14 @@ class Eigenvalues(Result):
             In filter-relative units they are eigenvectors of D·H·D: the step in weights is D times them.
         fold_values: (folds, k) vᵀH_f v on each fold of the data, and fold_weights (folds,), their shares; one fold
             where there are too few batches to tell an error.
+
+    Example:
+        >>> import landscape
+        >>> top = landscape.top_eigenvalues(torch.diag(torch.arange(50.0)), k=2, tol=1e-6)
+        >>> top.values.round(decimals=3).tolist()
+        [49.0, 48.0]
+        >>> round(top.vector(0)[""][49].abs().item(), 3)
+        1.0
     """
 
     values: Tensor
@@ -45,7 +53,7 @@ class Eigenvalues(Result):
         return torch.tensor(errors or [math.nan] * len(self.values), dtype=torch.float64)
 
     def vector(self, i: int = 0) -> dict[str, Tensor]:
-        """Give the i-th eigenvector as a direction."""
+        """Return the i-th eigenvector as a direction: name → tensor."""
         return {name: stack[i] for name, stack in self.vectors.items()}
 
     def __repr__(self) -> str:

@@ -10,7 +10,17 @@ from torch import Tensor
 
 @runtime_checkable
 class Operator(Protocol):
-    """What traces and spectra ask of a matrix: they never see a model, a loss or a plot."""
+    """A symmetric linear operator, as far as traces and spectra need it.
+
+    Example:
+        >>> class Ones:  # the matrix of ones, never stored
+        ...     shape, dtype, device = (100, 100), torch.float64, torch.device("cpu")
+        ...
+        ...     def __matmul__(self, vectors):
+        ...         return vectors.sum(0, keepdim=True).expand_as(vectors)
+        >>> isinstance(Ones(), Operator)
+        True
+    """
 
     @property
     def shape(self) -> tuple[int, ...]: ...  # noqa: D102
@@ -21,12 +31,14 @@ class Operator(Protocol):
     def __matmul__(self, vectors: Tensor, /) -> Tensor: ...
 
 
-def fold_products(operator: Any, vector: Tensor) -> Tensor:
-    """Return A_f v of every fold of the data, (folds, n) float64; one fold where the operator knows none."""
+def fold_products(operator: Any, vector: Tensor, folds: bool = True) -> Tensor:
+    """Return A_f v of every fold f of the data, (folds, n) float64; of all data alone where A has no folds."""
     vector = vector.to(operator.dtype)
-    return (operator.by_fold(vector) if hasattr(operator, "by_fold") else (operator @ vector)[None]).double()
+    if folds and hasattr(operator, "by_fold"):
+        return operator.by_fold(vector).double()
+    return (operator @ vector)[None].double()
 
 
 def fold_shares(operator: Any) -> Tensor:
-    """Return the folds' shares of the data, (folds,) float64 on the CPU."""
+    """Return the folds' shares of the data, (folds,) float64 on the CPU; they sum to one."""
     return torch.as_tensor(getattr(operator, "fold_weights", [1.0]), dtype=torch.float64, device="cpu")

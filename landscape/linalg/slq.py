@@ -9,24 +9,33 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..checking import numbers
 from ..progress import progress
 from ..results import Result
-from .lanczos import Eigenpairs, finite, nothing, orthogonal, random_unit
+from .lanczos import Eigenpairs, Krylov, random_unit
 from .operators import Operator
 
 
 @dataclass(frozen=True, eq=False)
 class Density(Result):
-    """The density of eigenvalues, smoothed; it integrates to 1 together with the atoms, each of weight 1/size.
+    """A smoothed spectral density; it integrates to 1 together with the atoms, each of weight 1/size.
 
     Attributes:
         size: n, the number of eigenvalues.
-        nodes, weights: (vectors, steps) Gauss quadrature of every start vector; a row of weights sums to
+        nodes, weights: (probes, steps) Gauss quadrature of every start vector; a row of weights sums to
             1 − atoms/n. An invariant subspace found early leaves nodes of weight zero.
         atoms: (k,) eigenvalues known exactly, outside the smooth part.
         width: standard deviation of the Gaussian that smooths, range of the nodes / steps.
         grid, density: (points,) the smooth part on a regular grid, in eigenvalues per unit.
         low, high: (points,) 95 % bootstrap band over the start vectors, point by point; NaN for one vector.
+
+    Example:
+        >>> import landscape
+        >>> found = landscape.density(torch.diag(torch.linspace(-1, 1, 60)), k=2, num_probes=3, steps=10)
+        >>> found.atoms.abs().round(decimals=2).tolist()
+        [1.0, 1.0]
+        >>> round(torch.trapezoid(found.density, found.grid).item() + 2 / 60, 3)
+        1.0
     """
 
     size: int
@@ -43,11 +52,11 @@ class Density(Result):
 
     @property
     def one_eigenvalue(self) -> float:
-        """The height that one eigenvalue alone would have: what is much lower means nothing."""
+        """The height of a single eigenvalue's peak: a density far below it means nothing."""
         return 1 / (self.size * self.width * math.sqrt(2 * math.pi))
 
     def implied_trace(self) -> tuple[float, float]:
-        """Give the trace that the density implies, and its standard error over the vectors (NaN for one)."""
+        """Return the trace that the density implies, and its standard error over the vectors (NaN for one)."""
         samples = self.size * (self.weights * self.nodes).sum(1) + self.atoms.sum()
         return float(samples.mean()), float(samples.std() / len(samples) ** 0.5) if len(samples) > 1 else math.nan
 
@@ -75,7 +84,7 @@ def slq(
     operator: Operator,
     *,
     pairs: Eigenpairs | None = None,
-    vectors: int = 10,
+    num_probes: int = 10,
     steps: int = 80,
     points: int = 1000,
     seed: int = 0,
@@ -87,39 +96,44 @@ def slq(
 
     Args:
         operator: symmetric, shape (n, n); a dense tensor works.
-        vectors: start vectors; the error falls with √vectors, and one alone has no band.
-        steps: of Lanczos for each; they set the resolution.
         pairs: from `lanczos`; those that have converged are used.
+        num_probes: random start vectors; the error falls with √num_probes, and one alone has no band.
+        steps: of Lanczos for each; they set the resolution.
         points: of the grid, at least 2·steps.
         seed: of the start vectors.
 
     Raises:
-        ValueError: vectors or steps < 1, points < 2·steps, a product that is not finite.
+        ValueError: num_probes or steps < 1, points < 2·steps, a product that is not finite.
 
-    Cost: vectors·steps products; memory n·(steps + pairs) float64.
+    Cost: num_probes·steps products; memory n·(steps + pairs) float64.
     Source: Ubaru, Chen, Saad 2017; Ghorbani, Krishnan, Xiao 2019, who do not deflate: a vector's luck with λ₁ alone
     then moves the implied trace by a third.
+
+    Example:
+        >>> found = slq(torch.diag(torch.tensor([4.0] * 10 + [-1.0] * 30)), num_probes=2, steps=20)
+        >>> found.nodes[0].unique().round(decimals=3).tolist()
+        [-1.0, 4.0]
     """
-    if vectors < 1 or steps < 1 or points < 2 * steps:
-        given = f"{vectors}, {steps} and {points} points"
-        raise ValueError(f"vectors and steps must be >= 1 and points >= 2·steps, got {given}")
+    numbers(whole=True, at_least=1, num_probes=num_probes, steps=steps)
+    numbers(whole=True, at_least=2 * steps, note="twice the steps", points=points)
     n, atoms = operator.shape[0], torch.empty(0, dtype=torch.float64)
     known = torch.empty(0, n, dtype=torch.float64, device=operator.device)
     if pairs is not None:
         known, atoms = pairs.vectors.T[pairs.converged.to(known.device)].to(known), pairs.values[pairs.converged]
     generator = torch.Generator().manual_seed(seed)
-    nodes = torch.zeros(vectors, min(steps, n - len(known)), dtype=torch.float64)
+    nodes = torch.zeros(num_probes, min(steps, n - len(known)), dtype=torch.float64)
     weights = torch.zeros_like(nodes)
-    for number in progress(range(vectors), "density") if nodes.numel() else ():
-        found = _quadrature(operator, random_unit(n, generator, known), known, nodes.shape[1])
-        nodes[number] = found[0].max()  # what an invariant subspace leaves over has no weight
-        nodes[number, : len(found[0])], weights[number, : len(found[1])] = found[0], found[1] * (1 - len(known) / n)
+    for i in progress(range(num_probes), "density") if nodes.numel() else ():
+        theta, tau = _quadrature(operator, random_unit(n, generator, known), known, nodes.shape[1])
+        nodes[i] = theta.max()  # after a breakdown the nodes that are missing have no weight
+        nodes[i, : len(theta)], weights[i, : len(tau)] = theta, tau * (1 - len(known) / n)
     return _smoothed({"products": int((weights > 0).sum())}, n, nodes, weights, atoms, points, seed)
 
 
 def _smoothed(
     about: dict[str, Any], n: int, nodes: Tensor, weights: Tensor, atoms: Tensor, points: int, seed: int
 ) -> Density:
+    """Put a Gaussian on every node, average over the start vectors, and bootstrap a band."""
     low, high = (float(nodes.min()), float(nodes.max())) if nodes.numel() else (0.0, 0.0)
     size = float(torch.cat([nodes.flatten(), atoms]).abs().max()) or 1.0
     width = max((high - low) / max(nodes.shape[1], 1), 1e-6 * size)  # eigenvalues that are equal differ by rounding
@@ -135,18 +149,11 @@ def _smoothed(
 
 
 def _quadrature(operator: Operator, vector: Tensor, known: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return nodes and weights of Gauss' quadrature for the measure of a unit vector, outside of known eigenvectors."""
-    basis = torch.cat([known, known.new_empty(steps, known.shape[1])])
-    tridiagonal = torch.zeros(steps, steps, dtype=torch.float64)
-    for step in range(steps):
-        basis[len(known) + step] = vector
-        image = (operator @ vector.to(operator.dtype)).double()
-        tridiagonal[step, step] = vector @ image
-        image = orthogonal(image, basis[: len(known) + step + 1])
-        beta = finite(image.norm())
-        if step + 1 == steps or beta <= nothing(tridiagonal):
+    """Return nodes and weights of the Gauss quadrature for a unit vector's measure, outside of known eigenvectors."""
+    krylov = Krylov(operator, len(known) + steps, known, folds=False)
+    for _ in range(steps):
+        if krylov.append(vector):
             break
-        tridiagonal[step, step + 1] = tridiagonal[step + 1, step] = beta
-        vector = image / beta
-    nodes, coefficients = torch.linalg.eigh(tridiagonal[: step + 1, : step + 1])
+        vector = krylov.next()
+    nodes, coefficients, _ = krylov.ritz(len(known))
     return nodes, coefficients[0].square()

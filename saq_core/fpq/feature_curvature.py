@@ -136,7 +136,7 @@ def feature_noise_penalty(
     layers = {}
     for name, (path, leaf, step) in inputs.items():
         operator = landscape.Hessian(model, batches, at=f"{path}.{leaf}")
-        trace = landscape.trace(operator, rtol=rtol, max_samples=max_samples, seed=seed)
+        trace = landscape.trace(operator, rtol=rtol, num_probes=max_samples, seed=seed)
         factor = p * step**2 / 24
         layers[name] = LayerPenalty(step, trace.value, factor * trace.value, factor * trace.stderr)
     increases = (
