@@ -14,6 +14,7 @@ from .flatness import (
 )
 from .io import load
 from .linalg import Density, Eigenvalues, Operator, Trace
+from .model import Objective
 from .plotting import draw_layers, draw_together, paper_style, plot_layers, plot_together, save_figure
 from .results import Result
 from .surfaces import (
@@ -30,6 +31,7 @@ from .surfaces import (
 )
 
 __all__ = [
+    "Objective",
     # curvature
     "Hessian",
     "GGN",

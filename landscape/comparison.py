@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .curvature import Hessian, Scaled, eigenvalues_of
 from .flatness import RADII, average_sharpness, worst_case_sharpness
 from .linalg import fold_stderr, hutchinson_steps, lanczos_steps, mean_and_stderr
-from .model import BatchObjective, Evaluation, Loss
+from .model import BatchObjective, Evaluation, Loss, Objective, Space, objective_of, probe_of
 from .progress import finished, progress, stopwatch
 from .results import Result
 from .surfaces import Line, Surface, grid, line, surface
+
+Model = nn.Module | Objective
 
 _LABELS = {
     "loss": "loss",
@@ -60,7 +62,7 @@ class Comparison(Result):
         lines, surfaces: network → `Line`, `Surface` of its first seed, along the same draw.
     """
 
-    seeds: dict[str, list[dict[str, list[Any]]]]
+    seeds: dict[str, list[dict[str, dict[str, Any]]]]
     lines: dict[str, Line]
     surfaces: dict[str, Surface]
 
@@ -100,7 +102,7 @@ class Comparison(Result):
         }
         return replace(self, seeds=seeds, **pictures)
 
-    def _group(self, network: str) -> list[dict[str, list[Any]]]:
+    def _group(self, network: str) -> list[dict[str, dict[str, Any]]]:
         if network not in self.seeds:
             raise KeyError(f"no network {network!r}; there are {list(self.seeds)}")
         return self.seeds[network]
@@ -109,7 +111,8 @@ class Comparison(Result):
         group = self._group(network)
         if quantity not in group[0]:
             raise KeyError(f"no quantity {quantity!r} of {network!r}; there are {list(group[0])}")
-        return [Measured(*seed[quantity]) for seed in group]
+        # files of version 0.1 hold the fields in their order
+        return [Measured(**q) if isinstance(q := seed[quantity], dict) else Measured(*q) for seed in group]
 
     @property
     def frame(self) -> Any:
@@ -183,10 +186,10 @@ class Comparison(Result):
 
 
 def compare(
-    models: Mapping[str, nn.Module | Sequence[nn.Module]],
+    models: Mapping[str, Model | Sequence[Model]],
     data: Any = None,
     *,
-    space: str | None = None,
+    space: Space | None = None,
     radii: Sequence[float] = RADII,
     span: float = 1.0,
     points: int = 25,
@@ -221,38 +224,38 @@ def compare(
     elapsed = stopwatch()
     if not isinstance(models, Mapping):
         raise TypeError(f"models must be {{name: network or list of networks}}, got {type(models).__name__}")
-    groups = {name: [m] if isinstance(m, nn.Module) else list(m) for name, m in models.items()}
-    check_units(groups)
+    groups = {name: [m] if isinstance(m, nn.Module | Objective) else list(m) for name, m in models.items()}
+    check_models(groups)
     if points:
         grid(span, points)  # refuses now, not after all networks have been measured
-    data = common_probe(groups) if data is None else data
-    settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
-    measured: dict[str, list[dict[str, list[Any]]]] = {name: [] for name in groups}
+    data = common_probe(groups) if data is None else probe_of(data)
+    arguments = {"space": space, "loss": loss, "objective": objective}
+    measured: dict[str, list[dict[str, dict[str, Any]]]] = {name: [] for name in groups}
     abouts: list[dict[str, Any]] = []
     for name, model in progress([(n, model) for n, group in groups.items() for model in group], "networks"):
-        found, about = _measure(model, data, radii, rtol, seed, settings)
+        found, about = _measure(model, data, radii, rtol, seed, **arguments)
         abouts.append(about)
         if len(groups[name]) > 1:  # differences are then paired by seed: parts would only fill the file
             found = {quantity: replace(number, parts=None, folds=None) for quantity, number in found.items()}
-        measured[name].append({quantity: list(astuple(number)) for quantity, number in found.items()})
-    picture = settings | {"span": span, "seed": seed}
+        measured[name].append({quantity: asdict(number) for quantity, number in found.items()})
+    picture: dict[str, Any] = arguments | {"span": span, "seed": seed}
     firsts = {name: group[0] for name, group in groups.items() if points}
     light = partial(replace, directions={})  # directions fill a file: the seed draws them again
     lines = {name: light(line(model, data, points=2 * points + 1, **picture)) for name, model in firsts.items()}
     surfaces = {name: light(surface(model, data, points=points, **picture)) for name, model in firsts.items()}
-    about = together(abouts) | {"seed": seed, "seconds": elapsed()}
+    about = merge_about(abouts) | {"seed": seed, "seconds": elapsed()}
     return Comparison(about, measured, lines, surfaces)
 
 
 def _measure(
-    model: nn.Module, data: Any, radii: Sequence[float], rtol: float, seed: int, settings: dict[str, Any]
+    model: nn.Module | Objective, data: Any, radii: Sequence[float], rtol: float, seed: int, **arguments: Any
 ) -> tuple[dict[str, Measured], dict[str, Any]]:
-    hessian = Hessian(model, data, **settings)
-    hessian.objective.centre()
-    found = fit(hessian.objective.evaluate())
+    function = objective_of(model, data, **arguments)
+    hessian = Hessian(function)
+    found = fit(function.centre)
     found |= finished(curvature_steps(hessian.filter_relative(), "filter", rtol, seed), "curvature")
-    worst = worst_case_sharpness(model, data, radii=radii, **settings)
-    average = average_sharpness(model, data, radii=radii, seed=seed, **settings)
+    worst = worst_case_sharpness(function, radii=radii)
+    average = average_sharpness(function, radii=radii, seed=seed)
     for name, result in (("worst", worst), ("average", average)):
         columns = (radii, result.rise, result.stderr, result.stderr_data, result.samples, result.data_rises)
         for radius, rise, draws, over_data, parts, rows in zip(*columns, strict=True):
@@ -261,7 +264,7 @@ def _measure(
             error = _joined(float(draws), float(over_data))
             found[f"{name}_{radius:g}"] = Measured(float(rise), error, own, folds=folds)
     found |= finished(curvature_steps(hessian, "raw", rtol, seed), "curvature")
-    return found | {"weight_norm": Measured(hessian.coordinates.norm())}, hessian.objective.about()
+    return found | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
 
 
 def fit(here: Evaluation) -> dict[str, Measured]:
@@ -338,10 +341,13 @@ def _paired(mine: Measured, theirs: Measured) -> list[float]:
     return errors
 
 
-def common_probe(groups: Mapping[str, list[nn.Module]]) -> tuple[Tensor, Tensor]:
-    """Return the probe that all networks carry."""
+def common_probe(groups: Mapping[str, Sequence[Model]]) -> Any:
+    """Return the probe that all networks carry; None where all are objectives, which have their own data."""
+    models = [(name, model) for name, group in groups.items() for model in group]
+    if all(isinstance(model, Objective) for _, model in models):
+        return None
     first: Any = None
-    for name, probe in [(name, getattr(model, "probe", None)) for name, group in groups.items() for model in group]:
+    for name, probe in [(name, getattr(model, "probe", None)) for name, model in models]:
         first = first or probe
         if probe is None or not all(map(torch.equal, first, probe)):
             which = "no probe (saq_core.train leaves one)" if probe is None else "another probe than the first network"
@@ -349,26 +355,14 @@ def common_probe(groups: Mapping[str, list[nn.Module]]) -> tuple[Tensor, Tensor]
     return first
 
 
-def check_units(groups: Mapping[str, list[nn.Module]]) -> None:
-    """Refuse no network at all, and weights in different units."""
+def check_models(groups: Mapping[str, Sequence[Any]]) -> None:
+    """Raise if there is no network at all, or none by some name."""
     if not groups or not all(groups.values()):
         counts = {name: len(group) for name, group in groups.items()}
         raise ValueError(f"models must name at least one network each, got {counts}")
-    units = {_weight_units(model) for group in groups.values() for model in group}
-    if len(units) > 1:
-        raise ValueError(
-            f"the networks compute with weights in different units ({', '.join(sorted(units))}), so their radii, norms "
-            "and curvatures cannot stand side by side: quantize with weights brought back to their own units "
-            "(the default)"
-        )
 
 
-def _weight_units(model: nn.Module) -> str:
-    """Say "normalised" where a quantizer hands out weights divided by their spread (it declares ``weight_units``)."""
-    return next((u for m in model.modules() if (u := getattr(m, "weight_units", "plain")) != "plain"), "plain")
-
-
-def together(abouts: list[dict[str, Any]]) -> dict[str, Any]:
+def merge_about(abouts: list[dict[str, Any]]) -> dict[str, Any]:
     """Describe the networks together: the space and the kind of derivative of the most rounded one."""
     about = {key: value for key, value in abouts[0].items() if key != "weight_norm"}
     space = next((a["space"] for a in abouts if a["space"] != "float"), "float")

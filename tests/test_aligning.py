@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from torch import nn
 from torch.nn import functional as F
 
-from saq_core import SAM, Data, Policy, build_model, calibrate, cost, load_data, quantize
+from saq_core import SAM, Data, Policy, build_model, calibrate, cost, quantize
 from saq_core.mixed_precision.asga import (
     ASGA,
     Alignment,
@@ -26,7 +26,7 @@ from saq_core.mixed_precision.asga import (
 )
 from saq_core.mixed_precision.space import Space
 from saq_core.models import make
-from saq_core.sharpness import AdaptiveRho
+from saq_core.sharpness.radius import AdaptiveRho
 
 QUICK = {"epochs": 2, "batch_size": 3, "lr": 0.05, "lr_alpha": 0.1, "case": 2}
 # What the ablation compares with the whole.
@@ -58,9 +58,7 @@ class Net(nn.Module):
         return self.last(F.relu(y + self.short(x)).mean((2, 3)))
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", limit=60, device="cpu")
+LIMIT = 60  # of the digits
 
 
 def small():

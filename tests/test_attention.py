@@ -6,8 +6,9 @@ from torchvision.models import VisionTransformer
 
 import landscape
 from saq_core import SAQ, build_model, calibrate, dequantize, load, load_data, quantize, save
-from saq_core.quantization import QUANTIZERS, QLinear
 from saq_core.quantization.attention import AttentionProducts, QMultiheadAttention
+from saq_core.quantization.layers import QLinear
+from saq_core.quantization.quantizers import QUANTIZERS
 
 WIDTH, HEADS = 8, 2
 

@@ -5,12 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from saq_core import SAQ, Recipe, build_model, calibrate, load, load_data, quantize, save, train
+from saq_core import SAQ, Recipe, build_model, calibrate, load, quantize, save, train
 
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", limit=100, device="cpu")
+LIMIT = 100  # of the digits
 
 
 @pytest.fixture(scope="module")

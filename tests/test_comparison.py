@@ -2,8 +2,7 @@ import math
 
 import pytest
 import torch
-from networks import RAGGED, X, Y, case, convolutional, filter_scale, perceptron, quantized
-from test_curvature import rescaled
+from networks import RAGGED, X, Y, case, convolutional, filter_scale, perceptron, quantized, rescaled
 
 from landscape import average_sharpness, compare, line, surface, worst_case_sharpness
 from landscape.comparison import Measured, _difference
@@ -42,7 +41,7 @@ def test_the_numbers_are_those_of_the_dense_hessian(singles, network, name):
     assert row_of(singles, network, "lambda1_over_lambda5")["value"] == pytest.approx(
         float(values[-1] / values[-5]), rel=0.01
     )
-    loss, accuracy = Objective(model, RAGGED).centre()
+    loss, accuracy = (float(value) for value in Objective(model, RAGGED).centre[:2])
     assert (row_of(singles, network, "loss")["value"], row_of(singles, network, "accuracy")["value"]) == (
         loss,
         accuracy,
@@ -86,7 +85,7 @@ def test_one_network_against_several_adds_their_errors():
 
 
 def test_networks_over_seeds_are_paired_by_seed(seeds):
-    losses = torch.tensor([Objective(convolutional(i), RAGGED).centre()[0] for i in range(6)]).double()
+    losses = torch.tensor([Objective(convolutional(i), RAGGED).centre.loss.item() for i in range(6)]).double()
     row = row_of(seeds[0], "b", "loss")
     assert row["seeds"] == 3 and row["value"] == pytest.approx(float(losses[3:].mean()))
     assert row["stderr"] == pytest.approx(float(losses[3:].std()) / 3**0.5)
@@ -153,7 +152,7 @@ def test_the_common_probe_is_the_default():
     flat = X.flatten(1)[:, :5]
     models = {name: probed(model, (flat, Y)) for name, model in models.items()}
     found = compare(models, radii=(0.05,), points=0)
-    assert row_of(found, "a", "loss")["value"] == Objective(models["a"], (flat, Y)).centre()[0]
+    assert row_of(found, "a", "loss")["value"] == Objective(models["a"], (flat, Y)).centre.loss.item()
 
 
 FLAT = X.flatten(1)[:, :5]

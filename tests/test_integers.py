@@ -17,17 +17,13 @@ from saq_core import (
     describe,
     export,
     load,
-    load_data,
     quantize,
     save,
     train,
 )
-from saq_core.quantization import QUANTIZERS
+from saq_core.quantization.quantizers import QUANTIZERS
 
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", limit=64, device="cpu")
+LIMIT = 64  # of the digits
 
 
 @pytest.fixture(scope="module")

@@ -4,20 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from saq_core import Data, Recipe, build_model, calibrate, dequantize, evaluate, load_data, quantize, train
-from saq_core.quantization import QConv2d, QLinear
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def trained(digits):
-    model = build_model("resnet8", digits)
-    train(model, digits, Recipe(epochs=4, lr=0.1, batch_size=64))
-    return model
+from saq_core import Data, calibrate, dequantize, evaluate, quantize
+from saq_core.quantization.layers import QConv2d, QLinear
 
 
 def small():

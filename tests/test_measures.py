@@ -3,9 +3,8 @@ import math
 
 import pytest
 import torch
-from networks import RAGGED, X, Y, convolutional, quantized
-from test_curvature import rescaled
-from test_untouched import assert_same, network, state
+from networks import RAGGED, X, Y, convolutional, quantized, rescaled
+from states import assert_same, network, state
 from torch import nn
 from torch.nn.functional import cross_entropy
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from saq_core import ASGA, SAMQ, Data, Policy, build_model, calibrate, cost, load, load_data, quantize, save, search
-from saq_core.data import ImageFiles
+from saq_core.data.image_files import ImageFiles
 from saq_core.mixed_precision.baselines import _tilted, at_random, by_hessian, solve
 from saq_core.mixed_precision.controller import Controller, Reinforce
 from saq_core.mixed_precision.samq import Search, distinct, halves

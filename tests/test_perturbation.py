@@ -14,34 +14,27 @@ from saq_core import (
     SAQ,
     AsymmetricLSQ,
     Recipe,
-    build_model,
     calibrate,
     distillation_loss,
     evaluate,
     feature_noise,
     feature_noise_penalty,
     load,
-    load_data,
     quantize,
     save,
     train,
 )
-from saq_core.fpq import Features, Student, Teacher, teacher_of
 from saq_core.fpq import noise as noise_module
+from saq_core.fpq.distillation import Features, Student, Teacher, teacher_of
 from saq_core.fpq.noise import attach, noisy_inputs
 from saq_core.training import loop
 
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", limit=256, device="cpu")
+LIMIT = 256  # of the digits
 
 
 @pytest.fixture(scope="module")
-def floating(digits):
-    model = build_model("resnet8", digits)
-    train(model, digits, Recipe(epochs=6, lr=0.1, batch_size=32))
-    return model
+def floating(trained):
+    return trained
 
 
 def twin(floating, digits, bits="W4A4", **settings):

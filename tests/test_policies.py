@@ -3,11 +3,11 @@ from typing import get_args
 
 import pytest
 import torch
-from test_sam import X, Y, build, closure_for, norm, perturbation, positions, setup
+from perturbing import X, Y, build, closure_for, norm, perturbation, positions, setup
 from torch.nn import functional as F
 
 from saq_core import SAQ
-from saq_core.sharpness import AdaptiveRho
+from saq_core.sharpness.radius import AdaptiveRho
 from saq_core.sharpness.step_policies import LOOK_ALPHA, POLICIES, Look, make_policy
 from saq_core.sharpness.targets import Kind
 

@@ -2,70 +2,11 @@ import copy
 
 import pytest
 import torch
+from perturbing import X, Y, build, closure_for, norm, perturbation, positions, setup
 from torch import nn
 from torch.nn import functional as F
 
 from saq_core import SAM, SAQ, calibrate, quantize
-from saq_core.sharpness import CASES
-
-GENERATOR = torch.Generator().manual_seed(3)
-X, Y = torch.randn(7, 2, 4, 4, generator=GENERATOR), torch.randint(0, 5, (7,), generator=GENERATOR)
-
-
-class Net(nn.Module):
-    def __init__(self, dropout=0.0):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.conv2, self.bn2 = nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3)
-        self.dropout, self.fc = nn.Dropout(dropout), nn.Linear(12, 5)
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        return self.fc(self.dropout(F.relu(self.bn2(self.conv2(x)))).flatten(1))
-
-
-def build(bits=None, quantizer="lsq", dropout=0.0, dtype=torch.float64):
-    torch.manual_seed(0)
-    model = Net(dropout).to(dtype)
-    return model if bits is None else quantize(model, bits, quantizer=quantizer)
-
-
-def setup(model, rho=0.05, case=None, lr=0.1, **options):
-    base = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    if case:
-        options["measured_at"], options["applied_to"] = CASES[case]
-    return SAM(model, base, rho=rho, **options)
-
-
-def closure_for(model, optimizer, seen=None):
-    x = X.to(next(model.parameters()).dtype)
-
-    def closure():
-        optimizer.zero_grad()
-        if seen is not None:
-            seen.append({k: v.detach().clone() for k, v in positions(model).items()})
-        loss = F.cross_entropy(model(x), Y)
-        loss.backward()
-        return loss
-
-    return closure
-
-
-def positions(model):
-    """Everything a perturbation can move, by name; the deltas among them."""
-    deltas = {k: b for k, b in model.named_buffers() if k.endswith("delta")}
-    return dict(model.named_parameters()) | deltas
-
-
-def perturbation(model, optimizer):
-    """ε of one step, as the closure sees it."""
-    seen = []
-    optimizer.step(closure_for(model, optimizer, seen))
-    return {k: seen[1][k] - v for k, v in seen[0].items()}
-
-
-def norm(tensors):
-    return torch.cat([t.flatten() for t in tensors]).norm()
 
 
 @pytest.mark.parametrize("metric", ["plain", "adaptive", "normalised"])
@@ -189,7 +130,7 @@ def test_the_authors_kinds_share_rho_and_an_update_starts_where_they_were_to_the
     model = calibrate(build("W4A4", quantizer), (X.double(), Y))
     before = {k: p.detach().clone() for k, p in model.named_parameters()}
     clips = [k for k, p in model.named_parameters() if "input_quantizer" in k and p.requires_grad]
-    optimizer = setup(model, 0.3, case, perturbed=SAQ.from_paper().perturbed)
+    optimizer = setup(model, 0.3, case, perturbed=SAQ.authors().perturbed)
     optimizer.optimizer.param_groups[0]["momentum"] = 0.0
     epsilon = perturbation(model, optimizer)
     assert clips and all(epsilon[name].any() for name in clips)
@@ -258,7 +199,7 @@ def test_an_error_at_the_perturbed_weights_leaves_none_of_them_in_the_cache_of_a
 
     with torch.autocast("cpu", torch.bfloat16):
         before = model(X).detach()
-        with pytest.raises(KeyboardInterrupt), optimizer.at_perturbed(closure):
+        with pytest.raises(KeyboardInterrupt), optimizer.worst(closure):
             assert not torch.allclose(model(X), before, atol=0.1)
             raise KeyboardInterrupt
         assert torch.equal(model(X), before)
@@ -435,7 +376,7 @@ def test_a_model_without_trainable_weights_is_refused(model):
 def test_what_the_optimizer_does_not_train_is_not_perturbed():
     model = build()
     optimizer = SAM(model, torch.optim.SGD(model.fc.parameters(), lr=0.0), rho=0.1)
-    assert {parameter.tensor for parameter in optimizer.parameters} == set(model.fc.parameters())
+    assert {site.parameter for site in optimizer.sites} == set(model.fc.parameters())
     found = []
     for _ in range(3):
         optimizer.step(closure_for(model, optimizer))

@@ -16,7 +16,7 @@ from networks import (
     quantized,
     varied,
 )
-from test_untouched import assert_same, network, state
+from states import assert_same, network, state
 from torch import nn
 from torch.nn.functional import cross_entropy
 

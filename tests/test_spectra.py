@@ -3,9 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import symmetric
-from test_results import same
-from test_traces import GROUPS, Folded
+from networks import GROUPS, Folded, symmetric
+from states import same
 
 from landscape import load, top_eigenvalues
 from landscape.linalg.lanczos import lanczos

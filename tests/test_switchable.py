@@ -12,7 +12,7 @@ from saq_core.mixed_precision.samq import SAMQ, Search
 from saq_core.mixed_precision.space import Space
 from saq_core.mixed_precision.switchable import Switch, Switchable
 from saq_core.models import build_model, make
-from saq_core.quantization import Quantizer
+from saq_core.quantization.base import Quantizer
 
 
 @pytest.fixture(scope="module")

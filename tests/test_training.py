@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from saq_core import FPQ, SAQ, Data, Recipe, build_model, calibrate, evaluate, load_data, quantize, train
-from saq_core.data import training_batches
+from saq_core.data.batches import training_batches
 from saq_core.training.loop import _Run
 
 

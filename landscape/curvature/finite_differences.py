@@ -20,8 +20,10 @@ from ..model import (
     Loss,
     Objective,
     Point,
+    Space,
     checked_direction,
     gaussian,
+    objective_of,
     quantized_layers,
     stderr_of_mean,
 )
@@ -170,7 +172,7 @@ class ScaleCurvature(Result):
 
 
 def curvature_at_scale(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     directions: str | Point | Eigenvalues = "random",
@@ -178,7 +180,7 @@ def curvature_at_scale(
     ladder: bool | Sequence[float] = True,
     draws: int = 10,
     units: str | None = None,
-    space: str | None = None,
+    space: Space | None = None,
     derivatives: bool = True,
     seed: int = 0,
     loss: Loss | None = None,
@@ -216,10 +218,9 @@ def curvature_at_scale(
     radius, radii = _ladder(radius, ladder, directions)
     settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
     hessian = Hessian(model, data, **settings) if derivatives else None
-    function = hessian.objective if hessian else Objective(model, data, **settings)
-    function.centre()
+    function = hessian.objective if hessian else objective_of(model, data, **settings)
     vectors = _Vectors(function.coordinates, directions, units, draws, seed)
-    with function.quiet():
+    with function.measurement_mode():
         ladder_of = _measured(function, vectors, radii, seed)
         products = [_form(hessian, d) for d in vectors] if hessian else []
     forms = torch.stack(products).cpu() if products else torch.empty(0, dtype=torch.float64)
@@ -231,7 +232,7 @@ def curvature_at_scale(
 
 def _measured(function: Objective, vectors: _Vectors, radii: Sequence[float], seed: int) -> list[Tensor]:
     """Return curvature, its errors over data, over draws and of rounding, misstep and samples of every rung."""
-    here = function.evaluate()
+    here = function.centre
     noise = _loss_noise(function, here, seed)
     found = [_differences(function, here, d, radii) for d in progress(vectors, "curvature at scale")]
     samples, by_sample, inverse, misstep = (torch.stack(parts) for parts in zip(*found, strict=True))
@@ -334,7 +335,7 @@ def _misstep(function: Objective, step: Point) -> Tensor:
         return torch.zeros((), dtype=torch.float64, device=function.device)
     network = _Rounded(function.model)
     before, after = (
-        functional_call(network, {f"model.{n}": w for n, w in function.live(displacement).items()}, ())
+        functional_call(network, {f"model.{n}": w for n, w in function.tensors(displacement).items()}, ())
         for displacement in (None, step)
     )
     moved = {name: after[name][0] - value for name, (value, _) in before.items() if name in step}

@@ -3,15 +3,3 @@
 from .balls import check_draws
 from .rounding import RoundingSharpness, rounding_sharpness
 from .sharpness_table import RADII, Sharpness, SharpnessTable, average_sharpness, sharpness, worst_case_sharpness
-
-__all__ = [
-    "RADII",
-    "RoundingSharpness",
-    "Sharpness",
-    "SharpnessTable",
-    "average_sharpness",
-    "check_draws",
-    "rounding_sharpness",
-    "sharpness",
-    "worst_case_sharpness",
-]

@@ -64,10 +64,9 @@ def ball_of(centre: Coordinates, radii: Sequence[float], metric: str, relative: 
 def worst_rises(function: Objective, ball: Ball, radii: Sequence[float], steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the largest rise met on the way up (radii,), each sample's there (radii, samples), and their weights."""
     centre = function.coordinates.centre
-    function.centre()
     rises, moved = [], []
-    with function.quiet():
-        here = function.evaluate()
+    with function.measurement_mode():
+        here = function.centre
         for radius in progress(radii, "worst-case sharpness"):
             v: Point = {name: torch.zeros_like(centre[name]) for name in ball.scale}
             met = [here]  # the centre lies in every ball
@@ -89,8 +88,8 @@ def mean_rises(
     The latter are means over the draws, (rows, samples), and have weights, (samples,).
     """
     rises = torch.empty(rows, draws, dtype=torch.float64, device=function.device)
-    with function.quiet():
-        here = function.evaluate()
+    with function.measurement_mode():
+        here = function.centre
         moved = here.losses.new_zeros(rows, len(here.losses))
         for draw in progress(range(draws), "average sharpness"):
             for row, displacement in enumerate(displacements(draw)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +9,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..model import BatchObjective, Evaluation, Loss, Objective, Point, gaussian, quantized_layers, stderr_of_mean
+from ..model import (
+    BatchObjective,
+    Evaluation,
+    Loss,
+    Objective,
+    Point,
+    gaussian,
+    objective_of,
+    quantized_layers,
+    stderr_of_mean,
+)
 from ..progress import stopwatch
 from ..results import Result
 from .balls import check_draws, mean_rises
@@ -46,7 +55,7 @@ class RoundingSharpness(Result):
 
 
 def rounding_sharpness(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     bits: Sequence[int] | None = None,
@@ -79,12 +88,13 @@ def rounding_sharpness(
     """
     elapsed = stopwatch()
     check_draws(draws)
-    own = _own_steps(model)
+    function = objective_of(model, data, loss=loss, objective=objective)
+    own = _own_steps(function.model)
+    if own and function.coordinates.space != "quantized":
+        raise ValueError("rounding_sharpness starts from the rounded weights: pass an objective in space='quantized'")
     bits = list(bits if bits is not None else (0,) if own else (8, 4, 3, 2))
     if not bits or not all(2 <= b <= 16 or b == 0 and own for b in bits):
         raise ValueError(f"bits must be 2 to 16, or 0 for the steps of a network that is quantized, got {bits}")
-    function = Objective(model, data, loss=loss, objective=objective)
-    function.centre()
     centre = {name: w for name, w in function.coordinates.centre.items() if w.ndim > 1}
     steps = [{n: own[n] for n in centre if n in own} if b == 0 else _best_steps(centre, b) for b in bits]
 
@@ -95,7 +105,7 @@ def rounding_sharpness(
 
     rise, stderr, samples, moved, weights = mean_rises(function, len(bits), draws, displacements)
     stderr_data = torch.stack([stderr_of_mean(row, weights) for row in moved])
-    here = function.evaluate()
+    here = function.centre
     rounded = [_rounded(function, here, b, row) for b, row in zip(bits, steps, strict=True)]
     rises, errors = (torch.stack(parts).cpu() for parts in zip(*rounded, strict=True))
     about = function.about(measure=f"average of {draws} draws", seed=seed, seconds=elapsed())
@@ -138,9 +148,6 @@ def _rounded(function: Objective, here: Evaluation, bits: int, steps: Point) -> 
     if bits:
         there = function.evaluate({name: _at_levels(centre[name], s, bits) - centre[name] for name, s in steps.items()})
         return there.loss - here.loss, there.stderr(here)
-    units = {getattr(module, "weight_units", "plain") for module in function.model.modules()}
-    if units != {"plain"}:  # weights in other units before rounding than after: the step between them means nothing
-        return torch.full_like(here.loss, math.nan), torch.full_like(here.loss, math.nan)
     before = {name: function.model.get_parameter(name).detach() for name in steps}
     delta = {name: function.coordinates.base[name] for name in steps}
     there = function.evaluate({name: w + delta[name] - centre[name] for name, w in before.items()})

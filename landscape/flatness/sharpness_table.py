@@ -22,7 +22,18 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..model import BatchObjective, Loss, Objective, Point, gaussian, random_direction, rows_of, stderr_of_mean
+from ..model import (
+    BatchObjective,
+    Loss,
+    Objective,
+    Point,
+    Space,
+    gaussian,
+    objective_of,
+    random_direction,
+    rows_of,
+    stderr_of_mean,
+)
 from ..progress import progress, stopwatch
 from ..results import Result
 from .balls import ball_of, check_draws, mean_rises, worst_rises
@@ -68,14 +79,14 @@ class Sharpness(Result):
 
 
 def average_sharpness(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     radii: Sequence[float] = RADII,
     draws: int = 20,
     metric: str = "filter",
     relative: bool = True,
-    space: str | None = None,
+    space: Space | None = None,
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
@@ -104,9 +115,8 @@ def average_sharpness(
     """
     elapsed = stopwatch()
     check_draws(draws)
-    function = Objective(model, data, loss=loss, objective=objective, space=space)
+    function = objective_of(model, data, loss=loss, objective=objective, space=space)
     ball = ball_of(function.coordinates, radii, metric, relative)
-    function.centre()
 
     def displacements(draw: int) -> Iterable[Point]:
         if metric == "filter":
@@ -122,7 +132,7 @@ def average_sharpness(
 
 
 def worst_case_sharpness(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     radii: Sequence[float] = RADII,
@@ -130,7 +140,7 @@ def worst_case_sharpness(
     metric: str = "filter",
     relative: bool = True,
     m: int | None = None,
-    space: str | None = None,
+    space: Space | None = None,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
 ) -> Sharpness:
@@ -168,10 +178,10 @@ def worst_case_sharpness(
         raise ValueError(f"steps must be >= 1, got {steps}")
     if m is not None and m < 1:
         raise ValueError(f"m must be >= 1, got {m}")
-    settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
-    function = Objective(model, data, batch_size=m, **settings)
+    arguments = {"space": space, "loss": loss, "objective": objective}
+    batch_size = None if isinstance(model, Objective) else m
+    function = objective_of(model, data, batch_size=batch_size, **arguments)
     ball = ball_of(function.coordinates, radii, metric, relative)
-    function.centre()
     groups = [function] if m is None else _groups(function, m)
     found = [worst_rises(group, ball, radii, steps) for group in progress(groups, "worst-case sharpness")]
     rises = torch.stack([rise for rise, *_ in found], 1)  # (radii, groups)
@@ -187,7 +197,7 @@ def worst_case_sharpness(
 def _groups(function: Objective, m: int) -> list[Objective]:
     """Return the objective on each group of at most m samples."""
     groups: list[Any] = []
-    with function.quiet():  # a loader that shuffles draws from the RNG
+    with function.measurement_mode():  # a loader that shuffles draws from the RNG
         batches = list(function.batches())
     for batch in batches:
         if rows_of(batch) <= m:
@@ -270,7 +280,7 @@ MEASURES: dict[str, _Measure] = {
 
 
 def sharpness(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     measures: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
@@ -303,16 +313,18 @@ def sharpness(
     unknown = [name for name in chosen if name not in MEASURES]
     if unknown or isinstance(measures, str):
         raise ValueError(f"measures must be a list of names out of {', '.join(MEASURES)}, got {measures!r}")
+    function = objective_of(model, data, loss=loss, objective=objective)
+    arguments = {"data": data, "loss": loss, "objective": objective}
     rows: list[dict[str, Any]] = []
     for name, more in progress(chosen.items(), "sharpness"):
-        function, settings, source = MEASURES[name]
+        measure, settings, source = MEASURES[name]
         settings = settings | dict(more)
-        own = {} if function is worst_case_sharpness else {"seed": seed}
-        found = function(model, data, loss=loss, objective=objective, **own | settings)
-        rows += [{"measure": name} | row | {"source": source} for row in _rows(found, settings)]
-    here = Objective(model, data, loss=loss, objective=objective)
-    centre, _ = here.centre()
-    return SharpnessTable(here.about(loss=centre, seed=seed, seconds=elapsed()), rows)
+        seeded = {} if measure is worst_case_sharpness else {"seed": seed}
+        anew = not isinstance(model, Objective) and {"m", "space"} & settings.keys()  # other batches, or coordinates
+        result = measure(model, **arguments, **seeded | settings) if anew else measure(function, **seeded | settings)
+        rows += [{"measure": name} | row | {"source": source} for row in _rows(result, settings)]
+    about = function.about(loss=float(function.centre.loss), seed=seed, seconds=elapsed())
+    return SharpnessTable(about, rows)
 
 
 def _rows(found: Sharpness | RoundingSharpness, settings: Mapping[str, Any]) -> list[dict[str, Any]]:

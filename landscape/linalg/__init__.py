@@ -5,24 +5,3 @@ from .lanczos import ENDS, Eigenpairs, lanczos, lanczos_steps
 from .operators import Operator, fold_products, fold_shares
 from .slq import Density, slq
 from .traces import Trace, fold_stderr, hutchinson, hutchinson_steps, hutchpp, mean_and_stderr, trace_of_samples, xtrace
-
-__all__ = [
-    "Density",
-    "ENDS",
-    "Eigenpairs",
-    "Eigenvalues",
-    "Operator",
-    "Trace",
-    "fold_products",
-    "fold_shares",
-    "fold_stderr",
-    "hutchinson",
-    "hutchinson_steps",
-    "hutchpp",
-    "lanczos",
-    "lanczos_steps",
-    "mean_and_stderr",
-    "slq",
-    "trace_of_samples",
-    "xtrace",
-]

@@ -2,5 +2,3 @@
 
 from .layers import draw_layers, plot_layers
 from .together import draw_together, paper_style, plot_together, save_figure
-
-__all__ = ["draw_layers", "draw_together", "paper_style", "plot_layers", "plot_together", "save_figure"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from torch import Tensor, nn
 
+from ..model import BatchNorm, BatchObjective, Loss, Objective, Space, objective_of
 from ..results import Result
 from .grids import line
 
@@ -33,7 +34,14 @@ class BatchNormCheck(Result):
 
 
 def batchnorm_check(
-    model: nn.Module, data: Any = None, *, span: float = 1.0, seed: int = 0, **settings: Any
+    model: nn.Module | Objective,
+    data: Any = None,
+    *,
+    span: float = 1.0,
+    seed: int = 0,
+    space: Space | None = None,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
 ) -> BatchNormCheck:
     """Show what the policy for BatchNorm's statistics does to a surface, at five points of a random line.
 
@@ -41,14 +49,14 @@ def batchnorm_check(
     statistics no longer fit the moved weights; which of the two is meant is the caller's choice.
 
     Args:
-        model, data, span, seed: see `line`.
-        settings: others of `line`, but for ``batchnorm``.
+        model: any network, or an `Objective`; not touched.
+        data, span, seed, space, loss, objective: see `line`.
 
-    Cost: 15 forward passes.
+    Cost: 18 forward passes.
     """
+    function = objective_of(model, data, space=space, loss=loss, objective=objective)
     fixed, fresh = (
-        line(model, data, points=5, span=span, seed=seed, batchnorm=policy, **settings)
-        for policy in ("fixed", "recomputed")
+        line(function.variant(batchnorm=policy), points=5, span=span, seed=seed) for policy in get_args(BatchNorm)
     )
     about = fixed.about | {"batchnorm": "fixed and recomputed"}
     return BatchNormCheck(about, fixed.alphas, fixed.loss, fresh.loss)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..model import BatchObjective, Loss, Point, stacked
+from ..model import BatchNorm, BatchObjective, Loss, Objective, Point, Precision, Space, stacked
 from ..progress import stopwatch
 from ..results import Result
 from .adaptive import Spline, adaptive_plan
-from .axes import Directions, prepared
+from .axes import Directions, setup_axes
 from .survey import COLUMNS, FAILED, TILE, Survey, bf16_error, rings
-from .tiles import known_batch_size, open_tiles
+from .tiles import open_tiles
 
 Span = float | tuple[float, float]
 
@@ -137,21 +137,21 @@ class Surface(Result):
 
 
 def line(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     span: Span = 1.0,
     points: int = 51,
     directions: Directions = "random",
     normalize: str = "filter",
-    batchnorm: str | None = None,
-    space: str | None = None,
+    batchnorm: BatchNorm | None = None,
+    space: Space | None = None,
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
     metrics: Mapping[str, Loss] | None = None,
-    precision: str = "fp32",
-    batch_size: int | str | None = None,
+    precision: Precision = "fp32",
+    batch_size: int | None = None,
     path: str | Path | None = None,
 ) -> Line:
     """Measure loss, accuracy and metrics along a direction through the model.
@@ -173,7 +173,7 @@ def line(
         space: ``"quantized"`` (default) or ``"latent"``, where a quantized network's line is a staircase.
         seed: of the random direction.
         loss, objective, metrics, precision: see `Objective`; bf16's difference to fp32 is measured at five points.
-        batch_size: rows per batch where data is ``(x, y)``, or ``"fastest"`` for what a short measurement finds.
+        batch_size: rows per batch where data is ``(x, y)``.
         path: folder that keeps every finished tile of 16 points; a second call goes on from there.
 
     Raises:
@@ -184,9 +184,15 @@ def line(
     """
     elapsed = stopwatch()
     alphas = grid(span, points)
-    settings = {"data": data, "loss": loss, "objective": objective, "space": space, "batchnorm": batchnorm}
-    settings |= {"metrics": metrics, "precision": precision, "batch_size": known_batch_size(path, batch_size)}
-    function, steps, about = prepared(model, settings, directions, 1, normalize, seed)
+    arguments: dict[str, Any] = {
+        "loss": loss,
+        "objective": objective,
+        "space": space,
+        "batchnorm": batchnorm,
+        "metrics": metrics,
+    }
+    arguments |= {"precision": precision, "batch_size": batch_size}
+    function, steps, about = setup_axes(model, data, directions, 1, normalize, seed, **arguments)
     survey = Survey(function, steps, alphas[:, None])
     plan = rings(alphas, torch.zeros(1))
     for _ in survey.run(plan, open_tiles(path, function, survey.coordinates, about), -(-len(alphas) // TILE)):
@@ -196,21 +202,21 @@ def line(
 
 
 def surface(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     span: Span | tuple[Span, Span] = 1.0,
     points: int | tuple[int, int] = 25,
     directions: Directions = "random",
     normalize: str = "filter",
-    batchnorm: str | None = None,
-    space: str | None = None,
+    batchnorm: BatchNorm | None = None,
+    space: Space | None = None,
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
     metrics: Mapping[str, Loss] | None = None,
-    precision: str = "fp32",
-    batch_size: int | str | None = None,
+    precision: Precision = "fp32",
+    batch_size: int | None = None,
     adaptive: bool = False,
     tolerance: float = 0.01,
     path: str | Path | None = None,
@@ -250,9 +256,15 @@ def surface(
     alphas, betas = _axes(span, points)
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be > 0 and < 1, a share of the range of the log-loss, got {tolerance}")
-    settings = {"data": data, "loss": loss, "objective": objective, "space": space, "batchnorm": batchnorm}
-    settings |= {"metrics": metrics, "precision": precision, "batch_size": known_batch_size(path, batch_size)}
-    function, steps, about = prepared(model, settings, directions, 2, normalize, seed)
+    arguments: dict[str, Any] = {
+        "loss": loss,
+        "objective": objective,
+        "space": space,
+        "batchnorm": batchnorm,
+        "metrics": metrics,
+    }
+    arguments |= {"precision": precision, "batch_size": batch_size}
+    function, steps, about = setup_axes(model, data, directions, 2, normalize, seed, **arguments)
     survey = Survey(function, steps, torch.cartesian_prod(alphas, betas))
     plan = adaptive_plan(survey, alphas, betas, tolerance) if adaptive else rings(alphas, betas)
     tiles = open_tiles(path, function, survey.coordinates, about | {"tolerance": tolerance if adaptive else None})
@@ -269,12 +281,12 @@ def surface(
     return found(_about(survey, about, elapsed()))
 
 
-def plot_line(model: nn.Module, data: Any = None, **settings: Any) -> Any:
+def plot_line(model: nn.Module | Objective, data: Any = None, **settings: Any) -> Any:
     """Return ``line(model, data, …).plot()``: the interactive curve."""
     return line(model, data, **settings).plot()
 
 
-def plot_surface(model: nn.Module, data: Any = None, **settings: Any) -> Any:
+def plot_surface(model: nn.Module | Objective, data: Any = None, **settings: Any) -> Any:
     """Return ``surface(model, data, …).plot()``: the interactive surface."""
     return surface(model, data, **settings).plot()
 
@@ -318,10 +330,10 @@ def _fields(survey: Survey, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def _about(survey: Survey, about: dict[str, Any], seconds: float) -> dict[str, Any]:
     found = survey.function.about(**about) | survey.about
-    passes = found["evaluated"] * (2 if survey.function.batchnorm == "recomputed" else 1)
+    passes = found["evaluated"] * (2 if survey.function.network.batchnorm == "recomputed" else 1)
     if failed := int((survey.status == FAILED).sum()):
         found["failed"] = failed
-    if survey.function.precision == "bf16":
+    if survey.function.network.precision == "bf16":
         found["bf16_error"] = bf16_error(survey)
     return found | {"forward_passes": passes, "seconds": seconds}
 

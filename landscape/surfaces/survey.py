@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,7 +37,7 @@ class Survey:
 
     def run(self, plan: Iterator[Tensor], tiles: Tiles | None = None, total: int | None = None) -> Iterator[None]:
         """Measure what the plan asks for, or read it where it is finished; pause after each tile."""
-        centre = self.function.evaluate()
+        centre = self.function.centre
         for number, points in enumerate(progress(plan, f"tiles of {TILE} points", total)):
             # as the first process finds it: a folder may look different from another machine
             found = parallel.gather(tiles.read(number, points))[0] if tiles else None
@@ -76,7 +75,7 @@ def evaluate_points(
         OutOfMemoryError: it would happen at every point.
     """
     rows, failure = [], ""
-    with function.quiet():
+    with function.measurement_mode():
         for row in coefficients.tolist():
             try:
                 found = function.evaluate(combined(steps, row))
@@ -103,8 +102,7 @@ def bf16_error(survey: Survey) -> float:
     computed = (survey.status == COMPUTED).nonzero()[:, 0]
     points = computed[torch.linspace(0, len(computed) - 1, 5).long().unique()]
     displaced = [combined(survey.steps, row) for row in survey.coordinates[points].tolist()]
-    exact = copy.copy(survey.function)
-    exact.precision = "fp32"
+    exact = survey.function.variant(precision="fp32")
     losses = [
         torch.stack([function.evaluate(step).loss for step in displaced]) for function in (survey.function, exact)
     ]

@@ -107,15 +107,6 @@ def open_tiles(
     return parallel.first_alone(lambda: Tiles(path, settings))
 
 
-def known_batch_size(path: str | Path | None, batch_size: int | str | None) -> int | str | None:
-    """Return the batch size that a surface in the folder was begun with, where the fastest one is asked for."""
-    manifest = None if path is None else Path(path) / "manifest.json"
-    if batch_size != "fastest" or manifest is None or not manifest.exists():
-        return batch_size
-    known: int | None = json.loads(manifest.read_text()).get("batch_size")
-    return known
-
-
 def _tensors(batch: Any) -> dict[str, Tensor]:
     leaves, _ = tree_flatten(batch)
     known = (Tensor, np.ndarray, int, float)

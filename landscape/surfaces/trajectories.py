@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ..model import (
+    BatchNorm,
     BatchObjective,
     Coordinates,
     Loss,
     Objective,
     Point,
-    centre_fingerprint,
+    Space,
     combined,
     direction_to,
     fingerprint,
+    objective_of,
     principal_directions,
     stacked,
 )
@@ -104,13 +106,13 @@ class Trajectory(Result):
 
 
 def trajectory(
-    model: nn.Module,
+    model: nn.Module | Objective,
     checkpoints: Sequence[Checkpoint],
     data: Any = None,
     *,
     surface: Surface | None = None,
-    batchnorm: str | None = None,
-    space: str | None = None,
+    batchnorm: BatchNorm | None = None,
+    space: Space | None = None,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
 ) -> Trajectory:
@@ -142,18 +144,17 @@ def trajectory(
     elapsed = stopwatch()
     if not checkpoints:
         raise ValueError("checkpoints must hold at least one network or state dict, got none")
-    if surface is not None:
+    if surface is not None and not isinstance(model, Objective):
         batchnorm, space = batchnorm or surface.about.get("batchnorm"), space or _space(surface)
-    settings: dict[str, Any] = {"loss": loss, "objective": objective, "batchnorm": batchnorm or "recomputed"}
-    function = Objective(model, data, space=space, **settings)
-    function.centre()
-    data = getattr(model, "probe", None) if data is None else data
+    if not isinstance(model, Objective):
+        batchnorm = batchnorm or "recomputed"
+    function = objective_of(model, data, loss=loss, objective=objective, space=space, batchnorm=batchnorm)
     twin = copy.deepcopy(function.model)
     differences, losses = [], []
     for checkpoint in progress(checkpoints, "checkpoints"):
         network = _network(twin, function.model, checkpoint)
         differences.append(direction_to(function.coordinates, network))
-        losses.append(Objective(network, data, space=space, **settings).evaluate().loss)
+        losses.append(function.of(network).centre.loss)
     if surface is None:
         steps, shares = principal_directions(differences)
         explained, label = shares[:2], "principal component 1 and principal component 2"
@@ -164,7 +165,9 @@ def trajectory(
     if surface is not None:
         explained = 1 - (off_plane.square().sum() / distance.square().sum())[None]
     plane = [function.evaluate(combined(steps, row)).loss for row in found.tolist()]
-    about = function.about(directions=label, plane=fingerprint(stacked(steps)), model=centre_fingerprint(function))
+    about = function.about(
+        directions=label, plane=fingerprint(stacked(steps)), model=fingerprint(function.coordinates.centre)
+    )
     about["seconds"] = elapsed()
     own, seen = (torch.stack(part).cpu() for part in (losses, plane))
     return Trajectory(about, found, own, seen, distance, off_plane, explained, stacked(steps))
@@ -203,15 +206,15 @@ def _network(twin: nn.Module, model: nn.Module, checkpoint: Checkpoint) -> nn.Mo
     return twin
 
 
-def _space(surface: Surface) -> str | None:
-    space: str = surface.about["space"]
+def _space(surface: Surface) -> Space | None:
+    space: Any = surface.about["space"]
     return None if space == "float" else space
 
 
 def _check_centre(surface: Surface, function: Objective) -> None:
     if not surface.directions:
         raise ValueError("surface must hold its directions, and this one has none: measure it again")
-    if surface.about.get("model") != centre_fingerprint(function):
+    if surface.about.get("model") != fingerprint(function.coordinates.centre):
         raise ValueError("surface must be one of this very model: its weights at the centre are others")
 
 
