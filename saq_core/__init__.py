@@ -30,20 +30,8 @@ from .data import Data, load_data
 from .fpq import FPQ, FeatureNoisePenalty, distillation_loss, feature_noise, feature_noise_penalty
 from .mixed_precision import ASGA, SAMQ, Policy, search
 from .models import build_model
-from .quantization import (
-    LIQ,
-    LSQ,
-    PACT,
-    AsymmetricLSQ,
-    DoReFa,
-    LSQPlus,
-    MinMax,
-    SizeReport,
-    calibrate,
-    dequantize,
-    export,
-    quantize,
-)
+from .quantization import SizeReport, calibrate, dequantize, export, quantize
+from .quantization.quantizers import LIQ, LSQ, PACT, AsymmetricLSQ, DoReFa, LSQPlus, MinMax
 from .sharpness import SAM, SAQ
 from .training import EXPERIMENTS, Experiment, History, Recipe, evaluate, load, reproduce, save, train
 

@@ -13,7 +13,7 @@ object in any module that can be imported:
     W3A3 = saq_core.Experiment("w3a3", "cifar100", "resnet18", saq_core.Recipe(epochs=90, lr=0.02,
         sam=saq_core.SAQ(rho=0.05)), bits="W3A3", start="my_package.experiments:FLOAT")
 
-Interrupted, the same command resumes after the last finished epoch, to the same numbers. It writes NAME-SEED.pt
+Interrupted, the same command goes on after the last finished epoch, to the same numbers. It writes NAME-SEED.pt
 (saq_core.load; python -m landscape surface --model saq_core:load NAME-SEED.pt), .jsonl (a line per epoch), .json.
 """
 
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--root", help="folder of the data set")
     train.add_argument("--download", action="store_true", help="fetch a missing data set into root")
     train.add_argument("--seed", type=int, default=0, help="of weights, shuffling and augmentation")
-    train.add_argument("--out", default="build/runs", help="folder of what is written (default: %(default)s)")
+    train.add_argument("--out", default="build/runs", help="folder of the files (default: %(default)s)")
     train.add_argument("--device", help="default: the GPU where there is one")
     for name, settings in CHANGES.items():
         train.add_argument(f"--{name.replace('_', '-')}", default=None, **settings)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from torch.nn.modules.conv import _ConvNd
 
 from .quantization import Bits, dequantize, find_layers, quantize
 from .results import Shown
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 FLOAT_BITS = 32
 COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)
@@ -104,12 +101,8 @@ class Description(Shown):
         """Bytes to store the parameters."""
         return self.bits / 8
 
-    @property
-    def frame(self) -> DataFrame:
-        """A row for each layer."""
-        from pandas import DataFrame
-
-        return DataFrame([asdict(layer) | {"bops": layer.bops} for layer in self.layers])
+    def _rows(self) -> list[dict[str, Any]]:
+        return [asdict(layer) | {"bops": layer.bops} for layer in self.layers]
 
     def __repr__(self) -> str:
         counts = f"{len(self.layers)} layers, {self.parameters:,} parameters, {self.macs / 1e6:,.1f} M MACs"

@@ -262,9 +262,9 @@ def _read_weights(name: str, weights: str | Path | Mapping[str, Any]) -> Mapping
 def _load_weights(model: nn.Module, name: str, state: Mapping[str, Any]) -> None:
     """Load `state`, except for a last layer of another number of classes."""
     for head, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1:]:
-        theirs, ours = state.get(f"{head}.weight", layer.weight), layer.weight
-        if len(theirs) != len(ours) and theirs.shape[1:] == ours.shape[1:]:
-            warnings.warn(f"weights are for {len(theirs)} classes, not {len(ours)}: {head} stays fresh", stacklevel=3)
+        stored, fresh = state.get(f"{head}.weight", layer.weight), layer.weight
+        if len(stored) != len(fresh) and stored.shape[1:] == fresh.shape[1:]:
+            warnings.warn(f"weights are for {len(stored)} classes, not {len(fresh)}: {head} stays fresh", stacklevel=3)
             state = {**state, **{f"{head}.{key}": value for key, value in layer.state_dict().items()}}
     try:
         model.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Where a network is, the random state it computes with, and the mode of its modules."""
+"""The device of a network, seeded random state, and evaluation mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed the global generators of the CPU and of one device for a while, then put them back; no other is touched."""
+    """Seed the global generators of the CPU and of one device inside the context; restore them, touch no other."""
     device = torch.device("cpu") if device is None else device
     seed = int(seed)  # numpy's as well
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -31,7 +31,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode for a while, then every module back into its own mode."""
+    """Put the model into evaluation mode inside the context; restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

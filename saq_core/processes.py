@@ -21,7 +21,7 @@ from landscape.parallel import gather, leave, rank, size, sum_  # noqa: F401  (u
 
 @contextmanager
 def joined() -> Iterator[torch.device]:
-    """Join the other processes that torchrun started for a while; give the device that is this process's own."""
+    """Join the processes of torchrun inside the context; yield the device of this one."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if "RANK" not in os.environ or distributed.is_initialized():
@@ -60,7 +60,7 @@ def moved(value: Any, device: torch.device | str) -> Any:
 
 
 def agree_(model: nn.Module) -> None:
-    """Give all processes the buffers of the first (BatchNorm statistics of its own rows)."""
+    """Broadcast the buffers of the first process (BatchNorm statistics of its rows)."""
     if _together():
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
@@ -81,7 +81,7 @@ def wait() -> None:
 
 
 def parallel(forward: nn.Module, model: nn.Module) -> tuple[nn.Module, Callable[[], AbstractContextManager[Any]]]:
-    """Return `forward`, the model as it is called, with gradients averaged over the processes, and what suspends that.
+    """Return `forward` with gradients averaged over the processes, and the context that suspends averaging.
 
     Its buffers follow the first process's in every forward pass, except the deltas: each process has its own ε.
     """

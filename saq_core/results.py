@@ -13,18 +13,22 @@ if TYPE_CHECKING:
 class Shown:
     """Show, in a notebook, the one-line repr and the table `frame`, both escaped."""
 
-    @property
-    def frame(self) -> DataFrame:
-        """The content as a pandas table."""
+    def _rows(self) -> list[dict[str, Any]]:
         raise NotImplementedError
 
     def _picture(self) -> str:
         return ""
 
+    @property
+    def frame(self) -> DataFrame:
+        """The content as a pandas table: a row for each layer, weight, epoch or setting."""
+        from pandas import DataFrame
+
+        return DataFrame(self._rows())
+
     def _repr_html_(self) -> str:
-        return (
-            f"<p><code>{html.escape(repr(self))}</code></p>{self._picture()}{self.frame.to_html(max_rows=20, border=0)}"
-        )
+        table = self.frame.to_html(max_rows=20, border=0)
+        return f"<p><code>{html.escape(repr(self))}</code></p>{self._picture()}{table}"
 
 
 class Settings(Shown):
@@ -34,10 +38,5 @@ class Settings(Shown):
         values = {f.name: getattr(self, f.name) for f in fields(cast(Any, self)) if getattr(self, f.name) != f.default}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
-    @property
-    def frame(self) -> DataFrame:
-        """A row for each setting: its name and its value."""
-        from pandas import DataFrame
-
-        rows = [(f.name, repr(getattr(self, f.name))) for f in fields(cast(Any, self))]
-        return DataFrame(rows, columns=["setting", "value"])
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{"setting": f.name, "value": repr(getattr(self, f.name))} for f in fields(cast(Any, self))]

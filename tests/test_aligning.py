@@ -28,7 +28,7 @@ from saq_core.mixed_precision.space import Space
 from saq_core.models import make
 from saq_core.sharpness.radius import AdaptiveRho
 
-QUICK = {"epochs": 2, "batch_size": 3, "lr": 0.05, "lr_alpha": 0.1}
+QUICK = {"epochs": 2, "batch_size": 3, "lr": 0.05, "lr_alpha": 0.1, "case": 2}
 # What the ablation compares with the whole.
 ARMS = {
     "sgd": {"rho": 0.0, "rho_range": None, "beta": 0.0},

@@ -8,19 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..results import Shown
 from ..settings import check_number, check_option
 from . import image_files
 from .image_files import ImageFiles
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 Batch = tuple[Tensor, Tensor]
 Split = tuple[Tensor | ImageFiles, Tensor]
@@ -38,7 +34,7 @@ DataName = Literal["digits", "cifar10", "cifar100", "flowers102", "pets", "image
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Data(Shown):
+class Data:
     """Three splits of one data set, each a pair (x, y), with the augmentation that training applies.
 
     Make one of your own tensors to train on them.
@@ -88,14 +84,6 @@ class Data(Shown):
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, split)[0]):,} {split}" for split in ("train", "val", "test"))
         return f"Data({self.name}: {sizes}; inputs {self.input_shape}, {self.num_classes} classes)"
-
-    @property
-    def frame(self) -> DataFrame:
-        """A row for each split: how many samples it has of each class."""
-        from pandas import DataFrame
-
-        splits = {split: getattr(self, split)[1] for split in ("train", "val", "test")}
-        return DataFrame({k: y.bincount(minlength=self.num_classes).tolist() for k, y in splits.items()}).T
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -212,7 +200,7 @@ def _classes(parts: dict[str, Source]) -> int:
 
 
 def _split(parts: dict[str, Source], limit: int | None, seed: int, val_fraction: float) -> dict[str, Source]:
-    """Draw the splits that are missing."""
+    """Return all splits, the missing ones drawn from the training images."""
     classes = _classes(parts)
     if "test" not in parts:
         sizes = _split_sizes(len(parts["train"][1]), None, val_fraction)

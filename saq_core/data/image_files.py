@@ -38,7 +38,7 @@ class ImageFiles:
         workers: Processes that decode; 0 = this one.
 
     Raises:
-        ValueError: For a setting out of range; when decoding, for a file that is no whole image.
+        ValueError: If a setting is out of range; when decoding, if a file is no whole image.
 
     Source: Szegedy et al., Going Deeper with Convolutions (2015), section 6, for the random crop (8 to 100 % of the
     area, sides 3:4 to 4:3).

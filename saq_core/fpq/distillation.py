@@ -52,10 +52,10 @@ def _standardised(features: Tensor) -> Tensor:
 
 
 class Features(nn.Module):
-    """A network that returns, beside its output, what each of some modules put out.
+    """A network that returns, beside its output, the outputs of some of its modules.
 
     Args:
-        model: Called as it is; `close` takes the hooks off.
+        model: Called as it is; `close` removes the hooks.
         names: Of modules that are called once in a forward pass.
     """
 
@@ -86,7 +86,7 @@ class Features(nn.Module):
         return output, [outputs[name] for name in self.names]
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 

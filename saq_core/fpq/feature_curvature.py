@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from ..modes import device_of, evaluation_mode, seeded
 from ..results import Shown
 from ..settings import check_number
 from .noise import attach, noisy_inputs, uniform_noise
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 class LayerPenalty(NamedTuple):
@@ -69,12 +66,8 @@ class FeatureNoisePenalty(Shown):
         """Σ s²·Tr(∇²_x L): what the noise penalises, whatever its probability."""
         return sum(layer.step**2 * layer.trace for layer in self.layers.values())
 
-    @property
-    def frame(self) -> DataFrame:
-        """A row for each layer: name, step, trace, loss increase and its standard error."""
-        from pandas import DataFrame
-
-        return DataFrame([{"layer": name, **layer._asdict()} for name, layer in self.layers.items()])
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{"layer": name, **layer._asdict()} for name, layer in self.layers.items()]
 
     def __repr__(self) -> str:
         predicted = f"predicted {self.predicted:.3g} ± {self.predicted_stderr:.1g}"

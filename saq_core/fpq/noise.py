@@ -63,10 +63,10 @@ def feature_noise(model: nn.Module, p: float = 0.1) -> Iterator[None]:
         p: Probability from 0 to 1; 0 changes nothing, to the bit.
 
     Raises:
-        ValueError: For p out of range, or no convolution with a quantized input.
+        ValueError: If p is out of range, or no convolution has a quantized input.
 
     Cost: one pass over each perturbed input; compiled for a GPU, the noise of closed gates is made as well. If you
-    compile the model yourself, pass ``isolate_recompiles=True``: else torch may run what it compiled without the noise.
+    compile the model yourself, pass ``isolate_recompiles=True``: else torch may run the graph compiled without noise.
 
     Source: Pang and Cai (2025), eq. 9 and 14. That the noise is added to the rounded input is ours.
 
@@ -99,7 +99,7 @@ def noisy_inputs(model: nn.Module) -> dict[str, Any]:
 
 
 def attach(module: nn.Module, leaf: str, noise: Any) -> Any:
-    """Let ``noise(module, input, x)`` replace x, the "input" or "output" of a module; return the hook's handle."""
+    """Replace the "input" or "output" x of a module by ``noise(module, input, x)``; return the hook's handle."""
     if leaf == "input":
         return module.register_forward_pre_hook(
             lambda module, inputs: (noise(module, inputs[0], inputs[0]), *inputs[1:])

@@ -34,7 +34,7 @@ HALVINGS = 30
 class ASGA(Settings):
     """Configure ``search(…, method="asga")``: gradient descent on a mixture of bit widths.
 
-    No code was released; only what is marked as the paper's is the paper's. Every layer computes with
+    No code was released: see below for what is the paper's and what is ours. Every layer computes with
     ``W̃ = Σᵢ softmax(α)ᵢ·Q_bᵢ(W)`` and ``x̃ = Σᵢ softmax(α)ᵢ·Q_bᵢ(x)``; weights, steps and α descend together (one
     level, all training images) along ``½(∇L(w) + ∇L(w + ε))``, ``ε = (ρ - β‖g‖)·g/‖g‖``, g = ∇L(w) by the weights
     alone, and α along λ·∇C as well, once. See `complexity` for C and `derive` for the end.
@@ -106,17 +106,9 @@ class ASGA(Settings):
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> SAM:
         """Return the optimizer as the SAM that makes the steps; its policy records their statistics."""
         measured_at, applied_to = CASES[self.case]
-        return SAM(
-            model,
-            optimizer,
-            rho=self.rho if self.rho_range is None else AdaptiveRho(self.rho, *self.rho_range),
-            measured_at=measured_at,
-            applied_to=applied_to,
-            combine=self.combine,
-            policy=RecordingPolicy(),
-            perturbed=("weight",),
-            shrink=self.beta,
-        )
+        rho = self.rho if self.rho_range is None else AdaptiveRho(self.rho, *self.rho_range)
+        fixed: Any = {"measured_at": measured_at, "applied_to": applied_to, "perturbed": ("weight",)}
+        return SAM(model, optimizer, rho=rho, combine=self.combine, policy=RecordingPolicy(), shrink=self.beta, **fixed)
 
 
 class Mixture(nn.Module):

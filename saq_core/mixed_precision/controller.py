@@ -36,7 +36,7 @@ class Controller(nn.Module):
     def forward(self, n: int = 1, choices: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Draw n choices; return them (n, decisions), their log-probabilities (n,) and entropies (n,).
 
-        With `choices` (n, decisions) nothing is drawn: theirs are returned. The entropy of a choice is the sum over its
+        With `choices` (n, decisions) nothing is drawn: those are scored. The entropy of a choice is the sum over its
         steps of the entropy of the distribution drawn from.
         """
         n = n if choices is None else len(choices)
@@ -80,13 +80,13 @@ class Reinforce:
         self.baseline: Tensor | None = None
 
     def loss(self, log_probability: Tensor, entropy: Tensor, cost: Tensor) -> Tensor:
-        """Return what is minimised, the mean over choices, all (n,)."""
+        """Return the surrogate loss, the mean over choices; all arguments (n,)."""
         cost = cost.detach()
         baseline = cost.mean() if self.baseline is None else self.baseline
         return (log_probability * (cost - baseline) - self.entropy_weight * entropy).mean()
 
     def update_(self, log_probability: Tensor, entropy: Tensor, cost: Tensor) -> None:
-        """Make one step, then let the baseline follow the cost."""
+        """Make one step, then update the baseline."""
         self.optimizer.zero_grad()
         self.loss(log_probability, entropy, cost).backward()
         self.optimizer.step()

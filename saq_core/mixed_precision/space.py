@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,6 @@ from ..costs import cost, one_input
 from ..quantization import SWAPS, find_layers, parse_bits
 from ..results import Shown
 from .tracing import leader_of, trace_shortcuts
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 MILLION = 1e6
 
@@ -55,12 +52,8 @@ class Policy(Shown):
     peak_bytes: int | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def frame(self) -> DataFrame:
-        """A row for each layer: its name and its bits."""
-        from pandas import DataFrame
-
-        return DataFrame(list(self.bits.items()), columns=["layer", "bits"])
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{"layer": name, "bits": bits} for name, bits in self.bits.items()]
 
     def __repr__(self) -> str:
         pairs = [parse_bits(bits) for bits in self.bits.values()]

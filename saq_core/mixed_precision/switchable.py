@@ -87,7 +87,7 @@ class Switchable:
         self.switches[leader].append(switch)
 
     def choose_(self, choice: Tensor) -> None:
-        """Take these bits from now on: a choice (decisions,) on the CPU."""
+        """Switch to a choice (decisions,), on the CPU."""
         for switches, k in zip(self.switches.values(), choice.tolist(), strict=True):
             for switch in switches:
                 switch.chosen = k

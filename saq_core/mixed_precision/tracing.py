@@ -58,13 +58,13 @@ class _Origins(TorchFunctionMode):
             self.follows.setdefault(short.layer, long.layer)
 
     def layer(self, name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Note a layer's output (a forward hook)."""
+        """Record a layer's output (a forward hook)."""
         origins = [origin for t in _tensors(inputs) if (origin := self.of(t)) is not None]
         before = max((origin.before for origin in origins), key=len, default=frozenset())
         self._put(output, Origin(name, before | {name}, True))
 
     def norm(self, name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Note which layer feeds a BatchNorm (a hook before its forward pass)."""
+        """Record which layer feeds a BatchNorm (a forward pre-hook)."""
         origin = self.of(inputs[0])
         if origin is not None:
             self.norms.setdefault(name, origin.layer)

@@ -21,7 +21,7 @@ class AttentionProducts(nn.Module):
     """
 
     def attach_(self, bits: int, quantizer: QuantizerName, like: Tensor) -> None:
-        """Make the four quantizers, on the device of `like`."""
+        """Create the four quantizers, on the device of `like`."""
         for name in PROJECTIONS:
             self.add_module(f"{name}_quantizer", input_quantizer(quantizer, bits, like, signed=True))
         self.map_quantizer = input_quantizer(quantizer, bits, like, signed=False)

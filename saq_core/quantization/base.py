@@ -61,7 +61,7 @@ class Quantizer(nn.Module):
     def for_weight(
         cls, bits: int, weight: Tensor, *, per_channel: bool = False, method: Method | None = None, **options: Any
     ) -> Quantizer:
-        """Make a quantizer for `weight` (filters along dimension 0) and calibrate it."""
+        """Return a quantizer for `weight` (filters along dimension 0), calibrated on it."""
         shape = (weight.shape[0],) + (1,) * (weight.ndim - 1) if per_channel else ()
         quantizer = cls(bits, signed=True, shape=shape, **options).to(weight.device, weight.dtype)
         quantizer.calibrate_(weight, method)

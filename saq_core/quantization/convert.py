@@ -131,7 +131,7 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def find_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Return (name -> layer that can be quantized, name -> why it cannot) of a float network, or what is left of it."""
+    """Return (name -> float layer that can be quantized, name -> why another one cannot)."""
     layers: dict[str, nn.Module] = {}
     left_out: dict[str, str] = {}
     closed: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from .. import files
 from ..results import Shown
 from .base import Stored
 from .convert import SWAPS
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 KIND = "integers"  # of the file
 
@@ -65,26 +62,17 @@ class SizeReport(Shown):
         """Bytes of all tensors in the file."""
         return sum(size.integers + size.scales for size in self.weights.values()) + self.other_bytes
 
-    @property
-    def frame(self) -> DataFrame:
-        """A row for each weight: name, shape, bits, and bytes of its integers and scales."""
-        from pandas import DataFrame
-
-        return DataFrame([{"weight": name, **size._asdict()} for name, size in self.weights.items()])
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{"weight": name, **size._asdict()} for name, size in self.weights.items()]
 
     def __repr__(self) -> str:
         times = f"{self.float_bytes / self.bytes:.2f} times fewer than in float32"
         return f"SizeReport({len(self.weights)} weights, {self.bytes:,} bytes, {times})"
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self.weights)
-        lines = [f"{'weight':{width}}  {'shape':>16}  bits  {'integers, B':>12}  {'scales, B':>9}"]
-        for name, size in self.weights.items():
-            shape = "x".join(map(str, size.shape))
-            lines.append(f"{name:{width}}  {shape:>16}  {size.bits:4}  {size.integers:12,}  {size.scales:9,}")
         times = f"{self.float_bytes / self.bytes:.2f} times fewer than {self.float_bytes:,} in float32"
-        lines.append(f"{self.bytes:,} bytes ({self.other_bytes:,} beside these weights), {times}")
-        return "\n".join([*lines, f"{self.file_bytes:,} bytes in {self.path}"])
+        total = f"{self.bytes:,} bytes ({self.other_bytes:,} beside these weights), {times}"
+        return f"{self.frame.to_string(index=False)}\n{total}\n{self.file_bytes:,} bytes in {self.path}"
 
 
 def export(model: nn.Module, path: str | Path) -> SizeReport:
@@ -146,7 +134,7 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
 
 
 def unpack_(model: nn.Module, packed: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
-    """Put packed weights into a quantized network of the same kind, without their quantizers; return them by name."""
+    """Load packed weights into a quantized network, in place of their quantizers; return them by name."""
     unpacked: dict[str, Tensor] = {}
     used = set()
     for prefixes, layer in _quantized_layers(model):

@@ -312,7 +312,7 @@ class LIQ(_Clipping):
 
     @classmethod
     def for_weight(cls, bits: int, weight: Tensor, *, per_channel: bool = False, **options: Any) -> Quantizer:
-        """Make a quantizer for `weight`, normalised if it belongs to a convolution, and calibrate it."""
+        """Return a quantizer for `weight`, calibrated on it and normalising if it belongs to a convolution."""
         if per_channel and weight.ndim > 2 and weight[0].numel() < 2:
             raise ValueError(f"per_channel=True needs >= 2 weights per filter with liq, got {tuple(weight.shape)}")
         options.setdefault("normalise", weight.ndim > 2)

@@ -3,4 +3,5 @@
 from .radius import AdaptiveRho, checked_range
 from .sam import CASES, SAM, SAQ, Case
 from .step_policies import Stepper, StepPolicy
-from .targets import TINY, Metric, common_grads, dot, norm
+from .targets import Metric
+from .vectors import TINY, common_grads, dot, norm

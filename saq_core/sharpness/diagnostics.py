@@ -9,18 +9,8 @@ from torch import Tensor
 
 from ..modes import device_of
 from .step_policies import Stepper
-from .targets import (
-    TINY,
-    PerturbedParameter,
-    Point,
-    Weights,
-    common_grads,
-    displaced,
-    dot,
-    find_targets,
-    gradients_at,
-    norm,
-)
+from .targets import PerturbedParameter, Point, Weights, find_targets, gradients_at
+from .vectors import TINY, common_grads, displaced, dot, norm
 
 
 @torch.no_grad()

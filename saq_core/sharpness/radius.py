@@ -1,4 +1,4 @@
-"""A radius of the perturbation that moves with the training."""
+"""The radius of the perturbation: a number, or a function that adapts it during training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Radius = float | Callable[[Tensor | None, Tensor | None, int], float | Tensor]
 
 @dataclass(frozen=True)
 class AdaptiveRho:
-    """Let rho follow the sharpness that the last step with two passes saw: ``clamp(ln(1 + h), lowest, highest)``.
+    """Adapt rho to the sharpness in the last step with two passes: ``clamp(ln(1 + h), lowest, highest)``.
 
     h = loss at the perturbed weights - loss at the weights. Use it as `SAM(rho=…)`.
 
@@ -40,8 +40,9 @@ def checked_range(rho: float, ends: Any) -> tuple[float, float] | None:
     """Return the range (lowest, highest) in which an `AdaptiveRho` can start from rho, as floats; None is none."""
     if ends is None:
         return None
-    if not isinstance(ends, list | tuple) or len(ends) != 2:  # a list, where a file was read
-        raise ValueError(f"rho_range must be (lowest, highest) or None, got {ends!r}")
-    lowest, highest = map(float, ends)
+    try:
+        lowest, highest = map(float, ends)
+    except (TypeError, ValueError):
+        raise ValueError(f"rho_range must be (lowest, highest) or None, got {ends!r}") from None
     AdaptiveRho(rho, lowest, highest)
     return lowest, highest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +18,8 @@ from ..settings import check_fields, check_number, check_option
 from .diagnostics import diagnose as diagnostics_of
 from .radius import AdaptiveRho, Radius, checked_range
 from .step_policies import StepPolicy, make_policy
-from .targets import (
-    TINY,
-    Combination,
-    Kind,
-    Metric,
-    Point,
-    Target,
-    Weights,
-    common_grads,
-    displaced,
-    find_parameters,
-    find_targets,
-    gradients_at,
-    norm,
-    projection,
-    restored,
-)
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from .targets import Combination, Kind, Metric, Point, Target, Weights, find_parameters, find_targets, gradients_at
+from .vectors import TINY, common_grads, displaced, norm, projection, restored
 
 Case = Literal[1, 2, 3]
 CASES: dict[int, tuple[Weights, Weights]] = {
@@ -230,13 +212,9 @@ class SAM(Shown):
         pair = f"{self.measured_at} → {self.applied_to}"
         return f"SAM({type(self.optimizer).__name__}, rho={self.rho}, {pair}, {size})"
 
-    @property
-    def frame(self) -> DataFrame:
-        """A row for each perturbed parameter: its name, shape, and how many quantized layers use it."""
-        from pandas import DataFrame
-
+    def _rows(self) -> list[dict[str, Any]]:
         rows = [(p.name, tuple(p.tensor.shape), len(p.users)) for p in self.parameters]
-        return DataFrame(rows, columns=["parameter", "shape", "quantized layers"])
+        return [dict(zip(("parameter", "shape", "quantized layers"), row, strict=True)) for row in rows]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

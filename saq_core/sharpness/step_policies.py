@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .. import processes
-from .targets import TINY, Combination, PerturbedParameter, Point, Target, Weights, common_grads, norm, projection
+from .targets import Combination, PerturbedParameter, Point, Target, Weights
+from .vectors import TINY, common_grads, norm, projection
 
 NOISE = 1e-5
 LOOK_ALPHA = 0.7  # LookSAM's, in public re-implementations
@@ -64,17 +66,18 @@ class StepPolicy(Protocol):
         ...
 
 
+@dataclass
 class Full:
     """Two passes in every step: the method itself."""
 
-    def __init__(self) -> None:
-        self.state: dict[str, Any] = {}
+    state: dict[str, Any] = field(default_factory=dict)
 
     def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes."""
         return sam.full_step(closure)[0]
 
 
+@dataclass
 class Look:
     """Two passes in every k-th step; in between, the component that the second pass had added is added again.
 
@@ -86,9 +89,8 @@ class Look:
     public re-implementations; norms over all parameters together.
     """
 
-    def __init__(self, k: int = 5) -> None:
-        self.k = k
-        self.state: dict[str, Any] = {}
+    k: int = 5
+    state: dict[str, Any] = field(default_factory=dict)
 
     def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes or one."""
@@ -113,6 +115,7 @@ class Look:
             g.add_(factor * v)
 
 
+@dataclass
 class Momentum:
     """One pass in every step: ε comes from an average of the gradients of the steps before.
 
@@ -127,11 +130,10 @@ class Momentum:
     Source: the idea is Becker et al., Momentum-SAM (2024), which takes the optimizer's own momentum.
     """
 
-    compares = False
+    compares: ClassVar[bool] = False
 
-    def __init__(self, decay: float = 0.6) -> None:
-        self.decay = decay
-        self.state: dict[str, Any] = {}
+    decay: float = 0.6
+    state: dict[str, Any] = field(default_factory=dict)
 
     def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with one pass."""
@@ -147,13 +149,14 @@ class Momentum:
         return loss
 
 
+@dataclass
 class Subset:
     """Two passes, the first one over a random share of the batch: ε from fewer samples.
 
     The closure is called with that share first and must compute on so many samples of its batch; then without it, on
     all of them. BatchNorm statistics move in the second pass, at the perturbed weights.
 
-    Choose it where two whole passes are too expensive; README.md has what it keeps of their flattening.
+    Choose it where two whole passes are too expensive; see README.md for how much of the flattening remains.
 
     Cost: 1 + share passes.
 
@@ -161,11 +164,10 @@ class Subset:
     forward pass.
     """
 
-    compares = False
+    compares: ClassVar[bool] = False
 
-    def __init__(self, share: float = 0.25) -> None:
-        self.share = share
-        self.state: dict[str, Any] = {}
+    share: float = 0.25
+    state: dict[str, Any] = field(default_factory=dict)
 
     def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with a small first pass."""

@@ -14,8 +14,6 @@ from .. import files
 from ..results import Shown
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from landscape.plotting.history import Axes, Figure, Interactive
 
 WIDTH, HEIGHT = 360, 120  # of the curves in a notebook, in pixels
@@ -45,12 +43,8 @@ class History(Shown):
     steps: Tensor = field(default_factory=lambda: torch.empty(0))
     snapshots: list[dict[str, Tensor]] = field(default_factory=list)
 
-    @property
-    def frame(self) -> DataFrame:
-        """A row for each epoch."""
-        from pandas import DataFrame
-
-        return DataFrame(self.epochs)
+    def _rows(self) -> list[dict[str, Any]]:
+        return self.epochs
 
     def plot(self) -> Interactive:
         """Draw the losses of training and validation over the epochs with plotly."""
@@ -72,9 +66,9 @@ class History(Shown):
     def _picture(self) -> str:
         """Return the curves as SVG; values that are not finite are gaps."""
         curves = self._curves()[1]
-        values = torch.tensor(list(curves.values())).reshape(len(curves), -1)
+        values = torch.tensor(list(curves.values()))
         finite = values[values.isfinite()]
-        if values.shape[1] < 2 or not len(finite):
+        if len(self.epochs) < 2 or not len(finite):
             return ""
         low, span = float(finite.min()), float(finite.max() - finite.min()) or 1.0
         x = torch.linspace(2, WIDTH - 2, values.shape[1])
