@@ -220,6 +220,14 @@ def compare(
 
     Cost per network: 50 to 60 Hessian-vector products, 30 gradients, 100 forward passes; points² + 2·points more for
     each network that is drawn.
+
+    Example:
+        >>> import torch, landscape
+        >>> networks = {name: torch.nn.Linear(3, 2) for name in ('first', 'second')}
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> comparison = landscape.compare(networks, data, points=0)
+        >>> value, stderr = comparison.value('first', 'trace_filter')
+        >>> difference, its_stderr = comparison.difference('second', 'first', 'loss')
     """
     elapsed = stopwatch()
     if not isinstance(models, Mapping):

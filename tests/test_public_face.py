@@ -1,7 +1,9 @@
-"""What a user sees of saq_core: its names, options, examples, and results as a line, a table and a picture."""
+"""What a user sees of the packages: their names, options, examples, and results as a line, a table and a picture."""
 
 import doctest
 import inspect
+import pathlib
+import sys
 import warnings
 from xml.etree import ElementTree
 
@@ -10,26 +12,38 @@ import pytest
 import torch
 from torch import nn
 
+import landscape
 import saq_core
 from saq_core import SAM, SAQ, Description, Experiment, FeatureNoisePenalty, History, Policy, Recipe, describe, quantize
 from saq_core.settings import check_number, check_option
 from saq_core.training.history import HEIGHT
 
-OBJECTS = [name for name in saq_core.__all__ if not isinstance(getattr(saq_core, name), dict)]
+OBJECTS = [
+    (package, name)
+    for package in (landscape, saq_core)
+    for name in package.__all__
+    if not isinstance(getattr(package, name), dict)
+]
 
 
-@pytest.mark.parametrize("name", OBJECTS)
-def test_the_example_of_every_public_object_runs(name):
-    examples = doctest.DocTestParser().get_doctest(inspect.getdoc(getattr(saq_core, name)), {}, name, None, 0)
+@pytest.mark.parametrize(("package", "name"), OBJECTS, ids=[f"{p.__name__}.{name}" for p, name in OBJECTS])
+def test_the_example_of_every_public_object_runs(package, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where examples may write
+    found = getattr(package, name)
+    names = vars(sys.modules[found.__module__]).copy()
+    examples = doctest.DocTestParser().get_doctest(inspect.getdoc(found), names, name, None, 0)
     assert examples.examples
     report = []
     failed, _ = doctest.DocTestRunner().run(examples, out=report.append)
+    plt.close("all")
     assert not failed, "".join(report)
 
 
-def test_dir_shows_the_public_names_alone():
-    assert set(dir(saq_core)) == {*saq_core.__all__, "__version__"} and saq_core.__version__
-    assert all(hasattr(saq_core, name) for name in dir(saq_core))
+@pytest.mark.parametrize("package", [landscape, saq_core])
+def test_dir_shows_the_public_names_alone(package):
+    assert set(dir(package)) == {*package.__all__, "__version__"} and package.__version__
+    assert all(hasattr(package, name) for name in dir(package))
+    assert (pathlib.Path(package.__file__).parent / "py.typed").exists()
 
 
 def results():

@@ -75,6 +75,16 @@ def trace(
             data.
 
     Cost: 20 + probes Hessian-vector products; with ``eigenvalues`` or plain Hutchinson, the probes alone.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> trace = landscape.trace(model, data, per_layer=True)
+        >>> sorted(trace.layers)
+        ['0.bias', '0.weight', '2.bias', '2.weight']
+        >>> abs(trace.value - sum(value for value, stderr in trace.layers.values())) < 1e-6
+        True
     """
     elapsed = stopwatch()
     one_of("units", units, Units)
@@ -138,6 +148,14 @@ def top_eigenvalues(
 
     Cost: 11–40 Hessian-vector products for k = 5 on trained networks, and k more that measure residuals and the error
     over the data; memory n·min(80, what half the memory holds) float64.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> top = landscape.top_eigenvalues(model, data, k=2)
+        >>> top.values.shape, top.vector(0)['0.weight'].shape
+        (torch.Size([2]), torch.Size([4, 3]))
     """
     elapsed = stopwatch()
     one_of("units", units, Units)
@@ -191,6 +209,14 @@ def density(
 
     Cost: 2–4·k + num_probes·steps Hessian-vector products.
     Source: see `landscape.linalg.slq`.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> density = landscape.density(model, data, k=2, steps=10)
+        >>> density.grid.shape, len(density.atoms)
+        (torch.Size([1000]), 2)
     """
     elapsed = stopwatch()
     one_of("units", units, Units)

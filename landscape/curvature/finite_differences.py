@@ -212,6 +212,14 @@ def curvature_at_scale(
         ValueError: a radius that is not > 0, draws < 2, unknown settings, a direction of zero, bad data.
 
     Cost: 2·rungs·draws + 7 forward passes, and draws Hessian-vector products.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> found = landscape.curvature_at_scale(model, data, radius=0.02)
+        >>> found.radius, found.is_random
+        (0.02, True)
     """
     elapsed = stopwatch()
     units = _units(units, directions)

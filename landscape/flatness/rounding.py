@@ -92,6 +92,13 @@ def rounding_sharpness(
         ValueError: bits outside of that, 0 where nothing is quantized, num_samples < 2, bad data.
 
     Cost: bits·(num_samples + 1) forward passes.   Source: uniform noise model of rounding, Widrow and Kollár 2008.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> landscape.rounding_sharpness(model, data, bits=(8, 2)).delta_loss.shape
+        torch.Size([2])
     """
     elapsed = stopwatch()
     check_num_samples(num_samples)

@@ -114,6 +114,13 @@ def average_sharpness(
     Cost: num_samples·radii forward passes over the data.
 
     Source: average-case sharpness, Andriushchenko et al. 2023, §2.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> landscape.average_sharpness(model, data, radii=(0.1,)).samples.shape
+        torch.Size([1, 20])
     """
     elapsed = stopwatch()
     check_num_samples(num_samples)
@@ -174,6 +181,13 @@ def worst_case_sharpness(
     Source: plain, Foret et al. 2021 (SAM); adaptive, Kwon et al. 2021 (ASAM), whose ε of a zero weight is zero;
     filter, as ASAM's filter-wise operator, with a ball for each filter where they have one for all; m, Foret et al.
     2021, §4.1, and Andriushchenko and Flammarion 2022.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> bool(landscape.worst_case_sharpness(model, data, radii=(0.1,)).delta_loss > 0)
+        True
     """
     elapsed = stopwatch()
     if steps < 1:
@@ -309,6 +323,14 @@ def sharpness(
         ValueError: an unknown measure, settings that a measure refuses, bad data.
 
     Cost: 40 gradients and 100 to 130 forward passes over the data, which take the time of about 250 forward passes.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> table = landscape.sharpness(model, data, measures=['average, filter'])
+        >>> table.frame[['measure', 'setting']].values.tolist()
+        [['average, filter', 'r = 0.05']]
     """
     elapsed = stopwatch()
     chosen = measures if isinstance(measures, Mapping) else {name: {} for name in measures or MEASURES}

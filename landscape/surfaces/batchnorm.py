@@ -53,6 +53,14 @@ def batchnorm_check(
         data, span, seed, space, loss, objective: see `line`.
 
     Cost: 18 forward passes.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> check = landscape.batchnorm_check(model, data)
+        >>> check.fixed.shape, bool((check.fixed != check.recomputed).all())
+        (torch.Size([5]), True)
     """
     function = objective_of(model, data, space=space, loss=loss, objective=objective)
     fixed, fresh = (

@@ -181,6 +181,14 @@ def line(
             that holds something else.
 
     Cost: one forward pass over the data per point (two with recomputed statistics).
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> line = landscape.line(model, data, points=5, span=0.5)
+        >>> line.alphas.tolist(), line.centre
+        ([-0.5, -0.25, 0.0, 0.25, 0.5], 2)
     """
     elapsed = stopwatch()
     alphas = grid(span, points)
@@ -251,6 +259,14 @@ def surface(
     Cost: one forward pass over the data per point (two with recomputed statistics). Adaptive, 10 % of 51 × 51 points
         were enough for a float network, 15–25 % for a W4A4 one; stairs (W2A2 on few data) take all of them.
     Source: Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets".
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> surface = landscape.surface(model, data, points=(3, 5))
+        >>> surface.loss.shape, surface.centre
+        (torch.Size([3, 5]), (1, 2))
     """
     elapsed = stopwatch()
     alphas, betas = _axes(span, points)

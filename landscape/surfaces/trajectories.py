@@ -140,6 +140,19 @@ def trajectory(
 
     Cost: two forward passes per checkpoint (four with recomputed statistics); memory for all differences.
     Source: Li et al. 2018, §7.2 (principal components of a trajectory); Lorch 2016.
+
+    Example:
+        >>> import copy, torch, landscape
+        >>> model = torch.nn.Linear(3, 2)
+        >>> model.probe = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> optimizer, checkpoints = torch.optim.SGD(model.parameters(), lr=0.1), []
+        >>> for _ in range(4):
+        ...     checkpoints.append(copy.deepcopy(model.state_dict()))
+        ...     torch.nn.functional.cross_entropy(model(model.probe[0]), model.probe[1]).backward()
+        ...     optimizer.step()
+        >>> path = landscape.trajectory(model, checkpoints)
+        >>> path.coordinates.shape
+        torch.Size([4, 2])
     """
     elapsed = stopwatch()
     if not checkpoints:
