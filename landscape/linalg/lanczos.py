@@ -120,8 +120,8 @@ def lanczos(
         if krylov.size == n or (enough and complete) or products == steps:
             break
         if closed:
-            if krylov.size > keep and room < n:
-                krylov.restart(0, coefficients[:, _outermost(values, end, keep)])
+            if krylov.size > room // 2 and room < n:  # the new part needs room of its own
+                krylov.restart(0, coefficients[:, top])
             start, vector = krylov.size, random_unit(n, generator, krylov.basis)
             continue
         if krylov.size == room:
