@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 import landscape
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
-
 
 def images(n=4, size=32, classes=10):
     generator = torch.Generator().manual_seed(0)
