@@ -14,8 +14,17 @@ from .flatness import (
 )
 from .io import load
 from .linalg import Density, Eigenvalues, Operator, Trace
-from .plotting import draw_layers, draw_together, paper_style, plot_layers, plot_together, save_figure
-from .results import Result
+from .plotting import (
+    draw_history,
+    draw_layers,
+    draw_together,
+    paper_style,
+    plot_history,
+    plot_layers,
+    plot_together,
+    save_figure,
+)
+from .results import Result, plotted
 from .surfaces import (
     BatchNormCheck,
     Line,
@@ -23,11 +32,17 @@ from .surfaces import (
     Trajectory,
     batchnorm_check,
     line,
-    plot_line,
-    plot_surface,
     surface,
     trajectory,
 )
+
+plot_line = plotted(line)
+plot_surface = plotted(surface)
+plot_trace = plotted(trace)
+plot_top_eigenvalues = plotted(top_eigenvalues)
+plot_density = plotted(density)
+plot_curvature_at_scale = plotted(curvature_at_scale)
+plot_sharpness = plotted(sharpness)
 
 __all__ = [
     # curvature
@@ -46,13 +61,21 @@ __all__ = [
     # surfaces
     "line",
     "surface",
-    "plot_line",
-    "plot_surface",
     "trajectory",
     "batchnorm_check",
-    # one number per layer
+    # measured and drawn in one call
+    "plot_line",
+    "plot_surface",
+    "plot_trace",
+    "plot_top_eigenvalues",
+    "plot_density",
+    "plot_curvature_at_scale",
+    "plot_sharpness",
+    # numbers of your own: one per layer, or per epoch
     "plot_layers",
     "draw_layers",
+    "plot_history",
+    "draw_history",
     # several networks
     "compare",
     "explore",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..model import BatchObjective, Evaluation, Loss, Objective, Point, gaussian, quantized_layers, stderr_of_mean
 from ..progress import stopwatch
-from ..results import Result
+from ..results import Result, with_errors
 from .balls import check_draws, mean_rises
 
 
@@ -38,6 +38,13 @@ class RoundingSharpness(Result):
     rounded: Tensor
     rounded_stderr_data: Tensor
     columns: ClassVar[tuple[str, ...]] = ("bits", "rise", "stderr", "stderr_data", "rounded", "rounded_stderr_data")
+    picture: ClassVar[str] = "radii.rounding"
+
+    def _cells(self) -> dict[str, list[str]]:
+        noise = with_errors(self.rise, self.stderr, self.stderr_data)
+        rounded = with_errors(self.rounded, self.rounded_stderr_data)
+        labels = list(map(bits_label, self.bits))
+        return {"": labels, "increase of the loss, noise": noise, "rounded": rounded}
 
     def __repr__(self) -> str:
         rows = zip(self.bits, self.rise.tolist(), self.stderr.tolist(), self.rounded.tolist(), strict=True)

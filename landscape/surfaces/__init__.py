@@ -1,8 +1,8 @@
 """Losses along lines, over planes and along the path of training."""
 
-from .axes import resolved
+from .axes import describe, resolved
 from .batchnorm import BatchNormCheck, batchnorm_check
-from .grids import Line, Surface, grid, line, plot_line, plot_surface, surface
+from .grids import Line, Surface, grid, line, surface
 from .survey import COLUMNS, COMPUTED, FAILED, PENDING, evaluate_points
 from .trajectories import Trajectory, trajectory
 
@@ -16,11 +16,10 @@ __all__ = [
     "Surface",
     "Trajectory",
     "batchnorm_check",
+    "describe",
     "evaluate_points",
     "grid",
     "line",
-    "plot_line",
-    "plot_surface",
     "resolved",
     "surface",
     "trajectory",
