@@ -44,8 +44,17 @@ from .flatness import (
 from .io import load
 from .linalg import Density, Eigenvalues, Operator, Trace
 from .model import Objective
-from .plotting import draw_layers, draw_together, paper_style, plot_layers, plot_together, save_figure
-from .results import Result
+from .plotting import (
+    draw_history,
+    draw_layers,
+    draw_together,
+    paper_style,
+    plot_history,
+    plot_layers,
+    plot_together,
+    save_figure,
+)
+from .results import Result, plotted
 from .surfaces import (
     BatchNormCheck,
     Line,
@@ -53,11 +62,17 @@ from .surfaces import (
     Trajectory,
     batchnorm_check,
     line,
-    plot_line,
-    plot_surface,
     surface,
     trajectory,
 )
+
+plot_line = plotted(line)
+plot_surface = plotted(surface)
+plot_trace = plotted(trace)
+plot_top_eigenvalues = plotted(top_eigenvalues)
+plot_density = plotted(density)
+plot_curvature_at_scale = plotted(curvature_at_scale)
+plot_sharpness = plotted(sharpness)
 
 # fmt: off
 __all__ = [
@@ -65,7 +80,9 @@ __all__ = [
     "trace", "top_eigenvalues", "density", "curvature_at_scale",
     "sharpness", "rounding_sharpness", "worst_case_sharpness", "average_sharpness",
     "line", "surface", "plot_line", "plot_surface", "trajectory", "batchnorm_check",
-    "plot_layers", "draw_layers", "plot_together", "draw_together", "paper_style", "save_figure",
+    "plot_trace", "plot_top_eigenvalues", "plot_density", "plot_curvature_at_scale", "plot_sharpness",
+    "plot_layers", "draw_layers", "plot_history", "draw_history",
+    "plot_together", "draw_together", "paper_style", "save_figure",
     "compare", "explore", "load",
     "Result", "Trace", "Eigenvalues", "Density", "Sharpness", "SharpnessTable", "RoundingSharpness",
     "ScaleCurvature", "Line", "Surface", "Trajectory", "BatchNormCheck", "Comparison", "Explorer",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,8 +16,14 @@ from .flatness import RADII, average_sharpness, worst_case_sharpness
 from .linalg import fold_stderr, hutchinson, lanczos, mean_and_stderr
 from .model import BatchObjective, Evaluation, Loss, Objective, Space, objective_of, probe_of
 from .progress import progress, resumable, stopwatch
-from .results import Result
+from .results import Result, join, with_error
 from .surfaces import Line, Surface, grid, line, surface
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Model = nn.Module | Objective
 
@@ -65,6 +71,7 @@ class Comparison(Result):
     seeds: dict[str, list[dict[str, dict[str, Any]]]]
     lines: dict[str, Line]
     surfaces: dict[str, Surface]
+    picture: ClassVar[str] = "surfaces.surfaces"
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -115,14 +122,14 @@ class Comparison(Result):
         return [Measured(**q) if isinstance(q := seed[quantity], dict) else Measured(*q) for seed in group]
 
     @property
-    def frame(self) -> Any:
+    def frame(self) -> pd.DataFrame:
         """The numbers as a tidy pandas DataFrame, a row per network and quantity."""
         import pandas
 
         return pandas.DataFrame(self.rows)
 
     @property
-    def table(self) -> Any:
+    def table(self) -> pd.DataFrame:
         """The numbers for reading: a column per network, and the difference to the first beside each other one."""
         import pandas
 
@@ -145,41 +152,35 @@ class Comparison(Result):
         """
         return _mean(self._measured(network, quantity))
 
-    def plot(self, value: str = "loss", *, log: bool = False) -> Any:
-        """Draw all surfaces side by side in interactive 3-D on one scale (plotly)."""
-        from .plotting import interactive
+    def _drawn(self) -> dict[str, Surface]:
+        return self.surfaces
 
-        return interactive.surfaces(self.surfaces, value=value, log=log)
+    def plot_lines(self, **options: Any) -> go.Figure:
+        """Draw all curves in one interactive plot (plotly); options as `Line.plot`."""
+        from .plotting import plot_together
 
-    def plot_lines(self, value: str = "loss", *, log: bool = False) -> Any:
-        """Draw all curves in one interactive plot (plotly)."""
-        from .plotting import interactive
+        return plot_together(self.lines, **options)
 
-        return interactive.lines(self.lines, value=value, log=log)
+    def draw_lines(self, ax: Axes | None = None, **options: Any) -> Figure:
+        """Draw all curves for print; options as `Line.draw`."""
+        from .plotting import draw_together
 
-    def draw(self, value: str = "loss", *, kind: str = "contour") -> Any:
-        """Draw all surfaces as one matplotlib figure on shared levels, ``kind`` "contour" or "3d"."""
-        from .plotting import paper
-
-        return paper.surfaces(self.surfaces, value=value, kind=kind)
-
-    def draw_lines(self, ax: Any = None, *, value: str = "loss", log: bool = False) -> Any:
-        """Draw all curves into matplotlib axes (new ones by default) and return them."""
-        from .plotting import paper
-
-        return paper.lines(self.lines, ax, value=value, log=log)
+        return draw_together(self.lines, ax, **options)
 
     def __repr__(self) -> str:
+        quantities = len(next(iter(self.seeds.values()), [{}])[0])
+        return f"Comparison({', '.join(self.seeds)}: {quantities} quantities; {self._short()})"
+
+    def __str__(self) -> str:
         return f"{self.table.to_string()}\n{self._caption()}"
 
-    def _repr_html_(self) -> str:
-        return f"{self.table.to_html()}<p>{self._caption()}</p>"
+    def _short(self) -> str:
+        return "{samples} samples, {space} space, {derivatives} derivatives".format(**self.about)
 
     def _caption(self) -> str:
-        about = self.about
         stopped = "" if all(row["converged"] for row in self.rows) else "; † Lanczos stopped before its tolerance"
         return (
-            f"{about['samples']} samples, {about['space']} space, {about['derivatives']} derivatives; "
+            f"{self._short()}; "
             "± is one standard error, over seeds where a network has several, else over samples, draws or probes; "
             f"{_NOTE}{stopped}"
         )
@@ -269,7 +270,7 @@ def _measure(
         for radius, increase, over_draws, over_data, parts, rows in zip(*columns, strict=True):
             draws = parts.tolist() if name == "average" else None
             folds = [rows.tolist(), result.data_weights.tolist()]
-            error = _in_quadrature(float(over_draws), float(over_data))
+            error = join(float(over_draws), float(over_data))
             found[f"{name}_{radius:g}"] = Measured(float(increase), error, draws, folds=folds)
     found |= trace_and_top(hessian, "raw", rtol, seed)
     return found | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
@@ -305,7 +306,7 @@ def trace_and_top(
     found = {  # every network's probes are the same draws, so the differences of two traces pair up
         f"trace_{units}": Measured(
             trace.value,
-            _in_quadrature(trace.stderr, trace.stderr_data),
+            join(trace.stderr, trace.stderr_data),
             trace.samples.tolist(),
             folds=[trace.fold_values.tolist(), shares],
         ),
@@ -320,12 +321,6 @@ def trace_and_top(
         ratio = first / last if len(top.values) == 5 else math.nan
         found["lambda1_over_lambda5"] = Measured(ratio, converged=bool(top.converged.all()))
     return found
-
-
-def _in_quadrature(*errors: float) -> float:
-    """Return the root of the sum of squares of the errors that are known."""
-    known = [error for error in errors if not math.isnan(error)]
-    return math.hypot(*known) if known else math.nan
 
 
 def _mean(seeds: list[Measured]) -> tuple[float, float]:
@@ -393,14 +388,3 @@ def quantity_label(quantity: str) -> str:
     name, _, radius = quantity.rpartition("_")
     increase = {"worst": "worst-case loss increase", "average": "average loss increase"}.get(name)
     return f"{increase} at {100 * float(radius):g}%" if increase else _LABELS.get(quantity, quantity)
-
-
-def with_error(value: float, error: float, *, sign: bool = False) -> str:
-    """Write a number and its standard error, in the digits that it tells."""
-    plus = "+" if sign else ""
-    if not error > 0 or not math.isfinite(error):
-        return f"{value:{plus}.4g}"
-    if 0 < error < 1e-4 * abs(value) or abs(value) >= 1e5 or error < 1e-4:
-        return f"{value:{plus}.3g} ± {error:.1g}"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:{plus}.{digits}f} ± {error:.{digits}f}"

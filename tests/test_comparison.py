@@ -118,7 +118,8 @@ def test_the_table_puts_what_can_be_compared_first(singles):
     assert list(table.columns) == ["FP32", "W4A4", "W4A4 − FP32"]
     names = list(table.index)
     assert names.index("trace, filter-relative") < names.index("trace, raw *") < names.index("‖w‖")
-    assert "compare only at equal weight norm" in repr(singles) and "straight-through" in repr(singles)
+    assert "compare only at equal weight norm" in str(singles) and "straight-through" in repr(singles)
+    assert "\n" not in repr(singles)
     assert len(singles.frame) == len(singles.rows) and "±" in table.loc["trace, filter-relative", "FP32"]
     assert singles.about["space"] == "quantized" and singles.about["samples"] == 7
 

@@ -291,8 +291,8 @@ def test_the_table_holds_what_the_single_measures_give(tmp_path):
     assert rows["rounding noise", "noise at its own steps"]["value"] == float(rounding.delta_loss)
     assert rows["rounding noise", "rounded at its own steps"]["value"] == float(rounding.rounded)
     assert list(found.frame["value"]) == [row["value"] for row in found.rows]
-    assert "often fails to predict generalisation" in repr(found) and "<table" in found._repr_html_()
-    assert "nan" not in repr(found)
+    assert "often fails to predict generalisation" in str(found) and "<table" in found._repr_html_()
+    assert "nan" not in str(found) and "\n" not in repr(found)
     assert repr(load(found.save(tmp_path / "table.nc"))) == repr(found)
 
 

@@ -125,22 +125,23 @@ def test_a_surface_is_measured_over_the_trajectorys_plane_and_drawn_under_it(tmp
     )
     plane = surface(mine, RAGGED, directions=found, span=found.span(), points=(5, 4))
     assert plane.about["batchnorm"] == "recomputed" and plane.about["directions"].startswith("principal component 1")
+    assert plane.about["axes"] == found.about["axes"]
     plane, found = (load(result.save(tmp_path / f"{type(result).__name__}.nc")) for result in (plane, found))
-    ax = found.draw(plane)
+    ax = found.draw(surface=plane).axes[0]
     drawn = next(artist for artist in ax.lines if len(artist.get_xdata()) == 3)
     assert drawn.get_xydata().tolist() == found.coordinates.tolist()
     marks = next(c for c in ax.collections if len(c.get_offsets()) == 3 and c.get_array() is not None)
     assert list(marks.get_array()) == found.loss.tolist()
     assert ax.get_xlabel() == "Step along principal component 1"
     assert "100 % of the squared distance lies in the plane" in ax.get_title()
-    trace = next(t for t in found.plot(plane).data if t.name == "checkpoints, their own loss")
+    trace = next(t for t in found.plot(surface=plane, scale="log").data if t.name == "checkpoints, their own loss")
     assert list(trace.x) == found.coordinates[:, 0].tolist()
     assert list(trace.z) == pytest.approx(found.loss.log10().tolist())
     assert trace.customdata[0].tolist() == [
         v[0].item() for v in (found.loss, found.plane_loss, found.off_plane, found.distance)
     ]
     with pytest.raises(ValueError, match="surface must lie in the trajectory's plane, but its plane is another"):
-        found.draw(surface(mine, RAGGED, points=3))
+        found.draw(surface=surface(mine, RAGGED, points=3))
     assert repr(found).startswith("Trajectory(3 checkpoints, 100 % of the squared distance in the plane, loss ")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,16 @@ from ..model import (
     stderr_of_mean,
 )
 from ..progress import progress, stopwatch
-from ..results import Result
+from ..results import Result, with_errors
 from .estimates import Units
 from .hessian import Hessian
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LADDER = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 ALONG, RANDOM = 2e-3, 2e-2  # relative radii: finer ones drown in the stairs of 4-bit activations
 _SURE = 3  # errors that a curvature must be away from zero: the stairs of one centre are common to all rungs
-_FAR, _VAGUE = 5, 2  # values and errors beyond these multiples of what is known would fill a picture
 _RUNGS = ("radii", "curvature", "stderr_data", "stderr_draws", "rounding", "misstep")
 _SHAKES = 6  # evaluations that tell the rounding error of the loss
 
@@ -70,6 +72,7 @@ class ScaleCurvature(Result):
     samples: Tensor
     derivatives: Tensor
     dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(_RUNGS, ("radius",)) | {"samples": ("radius", "draw")}
+    picture: ClassVar[str] = "radii.curvature"
 
     @property
     def error(self) -> Tensor:
@@ -116,7 +119,7 @@ class ScaleCurvature(Result):
         return self.samples.shape[1] > 1
 
     @property
-    def frame(self) -> Any:
+    def frame(self) -> pd.DataFrame:
         """The ladder as a pandas DataFrame, a row per radius."""
         import pandas
 
@@ -124,39 +127,14 @@ class ScaleCurvature(Result):
         columns = {name: getattr(self, name).numpy() for name in names}
         return pandas.DataFrame(columns | {"derivative": self.derivative})
 
-    def window(self) -> tuple[float, float]:
-        """Return the range of curvatures worth seeing: zero, the derivative, and rungs with their errors.
-
-        Those are the trusted rungs, and the others that are neither far beyond nor far less certain than what is known:
-        the derivative, the trusted rungs and the one with the least bound.
-        """
-        values, errors, bounds = self.curvature, self.error, self.curvature.abs() + self.error
-        sure = self.trusted | values.isfinite() & (bounds == bounds.nan_to_num(nan=math.inf).min())
-        sizes = torch.cat([self.derivatives.mean().abs().reshape(1), values[sure].abs()])
-        known = sizes.nan_to_num(nan=0.0).max()
-        shown = sure | (values.abs() <= _FAR * known) & (errors <= _VAGUE * known)
-        ends = [values[shown] - errors[shown], values[shown] + errors[shown], self.derivatives.mean().reshape(1)]
-        seen = torch.cat([*ends, values.new_zeros(1)])
-        seen = seen[seen.isfinite()]
-        low, high = float(seen.min()), float(seen.max())
-        margin = 0.12 * (high - low) or 1.0
-        return low - margin, high + margin
+    def _cells(self) -> dict[str, list[str]]:
+        radii = [f"{radius:g}" for radius in self.radii.tolist()]
+        trusted = ["yes" if sure else "no" for sure in self.trusted.tolist()]
+        return {"radius": radii, "curvature": with_errors(self.curvature, self.error), "to be trusted": trusted}
 
     @property
     def _rung(self) -> int:
         return self.radii.tolist().index(self.radius)
-
-    def plot(self) -> Any:
-        """Draw the curvature against the radius as an interactive plotly figure."""
-        from ..plotting import interactive
-
-        return interactive.scales(self)
-
-    def draw(self, ax: Any = None) -> Any:
-        """Draw the curvature against the radius into matplotlib axes (new ones by default) and return them."""
-        from ..plotting import paper
-
-        return paper.scales(self, ax)
 
     def __repr__(self) -> str:
         doubt = "" if self.trusted[self._rung] else f" ({self._doubt()})"

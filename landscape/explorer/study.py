@@ -16,7 +16,7 @@ from ..comparison import Comparison, Measured, check_models, common_probe, fit, 
 from ..curvature import Hessian, eigenvalues_of
 from ..linalg import Eigenvalues, lanczos
 from ..model import BatchObjective, Evaluation, Loss, Objective, Point, probe_of, quantized_layers
-from ..surfaces import COLUMNS, COMPUTED, FAILED, Line, Surface, evaluate_points, resolve_directions
+from ..surfaces import COLUMNS, COMPUTED, FAILED, Line, Surface, describe, evaluate_points, resolve_directions
 from .views import View, growing, place, rows
 
 _NUMBERS_AFTER = 9  # the table is filled once the pictures have so many points a side
@@ -184,9 +184,8 @@ class Study:
         if view.directions == "eigenvectors":
             yield from self._eigenvectors(name, view)
             given, eigen = ["eigenvectors"] * 2, self._eigen[self._key(name, view, "eigen")]
-        steps, labels = resolve_directions(function, given, "filter", view.seed, eigen)
-        label = labels[0] if len(set(labels)) == 1 else " and ".join(labels)
-        about = function.about(directions=label, seed=view.seed)
+        steps, axes = resolve_directions(function, given, "filter", view.seed, eigen)
+        about = function.about(**describe(axes), seed=view.seed)
         plane = Plane(function, centre, steps, about)
         # the model itself is known, and is the same point in every plane
         plane.rows[place(0, 0)] = torch.stack([centre.loss, centre.accuracy, centre.stderr(centre)]).cpu()

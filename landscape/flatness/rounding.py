@@ -21,7 +21,7 @@ from ..model import (
     stderr_of_mean,
 )
 from ..progress import stopwatch
-from ..results import Result
+from ..results import Result, with_errors
 from .balls import check_num_samples, mean_increases
 
 
@@ -54,6 +54,13 @@ class RoundingSharpness(Result):
         "rounded",
         "rounded_stderr_data",
     )
+    picture: ClassVar[str] = "radii.rounding"
+
+    def _cells(self) -> dict[str, list[str]]:
+        noise = with_errors(self.delta_loss, self.stderr, self.stderr_data)
+        rounded = with_errors(self.rounded, self.rounded_stderr_data)
+        labels = list(map(bits_label, self.bits))
+        return {"": labels, "loss increase, noise": noise, "rounded": rounded}
 
     def __repr__(self) -> str:
         rows = zip(self.bits, self.delta_loss.tolist(), self.stderr.tolist(), self.rounded.tolist(), strict=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,12 @@ from ..model import (
     stderr_of_mean,
 )
 from ..progress import progress, stopwatch
-from ..results import Result
+from ..results import Result, with_errors
 from .balls import ball_of, check_num_samples, largest_increases, mean_increases
 from .rounding import RoundingSharpness, bits_label, rounding_sharpness
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RADII = (0.01, 0.05, 0.1)
 
@@ -62,11 +65,16 @@ class Sharpness(Result):
     data_delta_loss: Tensor
     data_weights: Tensor
     columns: ClassVar[tuple[str, ...]] = ("radii", "delta_loss", "stderr", "stderr_data")
+    picture: ClassVar[str] = "radii.sharpness"
 
     @property
     def stderr_data(self) -> Tensor:
         """(radii,) standard error over the data, the perturbations held fixed; NaN where the data cannot tell."""
         return torch.stack([stderr_of_mean(row, self.data_weights) for row in self.data_delta_loss])
+
+    def _cells(self) -> dict[str, list[str]]:
+        radii = [f"{radius:g}" for radius in self.radii.tolist()]
+        return {"radius": radii, "loss increase": with_errors(self.delta_loss, self.stderr, self.stderr_data)}
 
     def __repr__(self) -> str:
         parts = []
@@ -235,16 +243,17 @@ class SharpnessTable(Result):
     """
 
     rows: list[dict[str, Any]]
+    picture: ClassVar[str] = "radii.measures"
 
     @property
-    def frame(self) -> Any:
+    def frame(self) -> pd.DataFrame:
         """The numbers as a tidy pandas DataFrame, a row per measure and setting."""
         import pandas
 
         return pandas.DataFrame(self.rows)
 
     @property
-    def table(self) -> Any:
+    def table(self) -> pd.DataFrame:
         """The numbers for reading."""
         frame = self.frame.set_index(["measure", "setting"])
         for name in ("value", "stderr", "stderr_data"):
@@ -252,10 +261,11 @@ class SharpnessTable(Result):
         return frame.rename(columns={"value": "loss increase", "stderr_data": "stderr over data"})
 
     def __repr__(self) -> str:
-        return f"{self.table.to_string()}\n{self._caption()}"
+        measures = dict.fromkeys(row["measure"] for row in self.rows)
+        return f"SharpnessTable({len(self.rows)} rows: {', '.join(measures)}; {self._caption()})"
 
-    def _repr_html_(self) -> str:
-        return f"{self.table.to_html()}<p>{self._caption()}</p>"
+    def __str__(self) -> str:
+        return f"{self.table.to_string()}\n{self._caption()}"
 
     def _caption(self) -> str:
         return (

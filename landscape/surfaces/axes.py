@@ -24,6 +24,7 @@ from ..model import (
 )
 
 NAMES = ("random", "gradient", "eigenvectors")
+Axis = dict[str, str | int]
 Direction = str | nn.Module | Point | Eigenvalues
 Directions = Direction | Sequence[Direction]
 
@@ -53,10 +54,10 @@ def setup_axes(
     function = objective_of(model, data, **arguments)
     eigenvectors = sum(part == "eigenvectors" for part in parts if isinstance(part, str))
     eigen = _eigenvectors(model, function, data, eigenvectors, seed, arguments) if eigenvectors else None
-    steps, labels = resolve_directions(function, parts, normalize, seed, eigen)
-    label = labels[0] if len(set(labels)) == 1 and parts[0] == "random" else " and ".join(labels)
+    steps, axes = resolve_directions(function, parts, normalize, seed, eigen)
+    label = describe(axes) if plane is None else {k: plane.about[k] for k in ("directions", "axes") if k in plane.about}
     drawn = any(isinstance(part, str) and part != "gradient" for part in parts)
-    about = {"directions": label if plane is None else plane.about["directions"], "seed": seed if drawn else None}
+    about = label | {"seed": seed if drawn else None}
     about |= {"loss": function.loss_name, "batch_size": function.batch_size, "plane": fingerprint(stacked(steps))}
     return function, steps, about | {"model": fingerprint(function.coordinates.centre)}
 
@@ -90,38 +91,54 @@ def _described(part: Direction) -> str:
     return repr(part) if isinstance(part, str) else "towards a network" if isinstance(part, nn.Module) else "given"
 
 
+def describe(axes: Sequence[Axis]) -> dict[str, Any]:
+    """Return what a result says of its axes: ``axes`` for pictures, and ``directions`` in words."""
+    labels = [_label(axis) for axis in axes]
+    alike = len(set(labels)) == 1 and axes[0]["kind"] == "random"
+    return {"directions": labels[0] if alike else " and ".join(labels), "axes": list(axes)}
+
+
+def _label(axis: Axis) -> str:
+    if axis["kind"] == "random":
+        return f"random, {axis['normalize']} normalisation"
+    if axis["kind"] == "network":
+        return "towards a network"
+    return f"{axis['kind']} {axis['index']}" if "index" in axis else str(axis["kind"])
+
+
 def resolve_directions(
     function: Objective, given: Sequence[Direction], normalize: str, seed: int, eigen: Eigenvalues | None = None
-) -> tuple[list[Point], list[str]]:
-    """Turn what a caller named into a direction and its description, one for each axis.
+) -> tuple[list[Point], list[Axis]]:
+    """Turn what a caller named into a direction and its description (see `describe`), one for each axis.
 
     A name draws or computes: ``"random"`` (see `random_direction`; each axis has a seed of its own), ``"gradient"`` (of
     the mean loss, as long as it is: one unit is a step of ascent at learning rate 1), ``"eigenvectors"`` (the next of
     ``eigen``). A network lies at 1, a direction (name → tensor) is walked as it is. Nothing but a random direction
     is ever rescaled: a rescaled eigenvector is none.
     """
-    steps, labels, next_vector = [], [], 0
+    steps, axes, next_vector = [], [], 0
+    label: Axis
     for axis, part in enumerate(given):
         if isinstance(part, str) and part == "random":
             # seeds of the axes are spread out, so that seed=1 does not share a direction with seed=0
             step = random_direction(function.coordinates, seed * 1_000_003 + axis, normalize)
-            label = f"random, {normalize} normalisation"
+            label = {"kind": "random", "normalize": normalize}
         elif isinstance(part, str) and part == "gradient":
-            step, label = function.gradient(), "gradient"
+            step, label = function.gradient(), {"kind": "gradient"}
         elif isinstance(part, str | Eigenvalues):
             source = eigen if isinstance(part, str) else part
             assert source is not None
             step = eigenvector(function.coordinates, source, next_vector)
             next_vector += 1
-            label = f"eigenvector {next_vector}"
+            label = {"kind": "eigenvector", "index": next_vector}
         elif isinstance(part, nn.Module):
             _check_frozen(function, part)
-            step, label = direction_to(function.coordinates, part), "towards a network"
+            step, label = direction_to(function.coordinates, part), {"kind": "network"}
         else:
-            step, label = checked_direction(function.coordinates, part), "given"
+            step, label = checked_direction(function.coordinates, part), {"kind": "given"}
         steps.append(step)
-        labels.append(label)
-    return steps, labels
+        axes.append(label)
+    return steps, axes
 
 
 def _check_frozen(function: Objective, other: nn.Module) -> None:

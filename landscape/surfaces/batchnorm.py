@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
+import torch
 from torch import Tensor, nn
 
 from ..model import BatchNorm, BatchObjective, Loss, Objective, Space, objective_of
 from ..results import Result
-from .grids import line
+from .grids import Line, line
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +28,21 @@ class BatchNormCheck(Result):
     recomputed: Tensor
     dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(("alphas", "fixed", "recomputed"), ("alpha",))
     columns: ClassVar[tuple[str, ...]] = ("alphas", "fixed", "recomputed")
+    picture: ClassVar[str] = "lines.lines"
+
+    def _drawn(self) -> dict[str, Line]:
+        curves = {"fixed statistics": self.fixed, "recomputed at every point": self.recomputed}
+        unknown = torch.full_like(self.fixed, math.nan)
+        return {name: Line(self.about, self.alphas, loss, unknown) for name, loss in curves.items()}
+
+    def _cells(self) -> dict[str, list[str]]:
+        columns = {"step": self.alphas, "loss, fixed statistics": self.fixed, "recomputed": self.recomputed}
+        return {name: [f"{value:.4g}" for value in column.tolist()] for name, column in columns.items()}
 
     def __repr__(self) -> str:
         rows = zip(*(values.tolist() for values in (self.alphas, self.fixed, self.recomputed)), strict=True)
-        told = "; ".join(f"{alpha:g}: {fixed:.4g}, {fresh:.4g}" for alpha, fixed, fresh in rows)
-        return f"BatchNormCheck(step: loss with fixed, with recomputed statistics: {told})"
+        losses = "; ".join(f"{alpha:g}: {fixed:.4g}, {fresh:.4g}" for alpha, fixed, fresh in rows)
+        return f"BatchNormCheck(step: loss with fixed, with recomputed statistics: {losses})"
 
 
 def batchnorm_check(

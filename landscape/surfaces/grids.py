@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..model import BatchNorm, BatchObjective, Loss, Objective, Point, Precision, Space, stacked
+from ..plotting import thumbnail
 from ..progress import stopwatch
 from ..results import Result
 from .adaptive import Spline, adaptive_plan
 from .axes import Directions, setup_axes
 from .survey import COLUMNS, FAILED, TILE, Survey, bf16_error, rings
 from .tiles import open_tiles
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Span = float | tuple[float, float]
 
@@ -46,6 +51,7 @@ class Line(Result):
         ("alphas", "loss", "accuracy", "stderr", "status"), ("alpha",)
     )
     columns: ClassVar[tuple[str, ...]] = ("alphas", "loss", "accuracy", "stderr", "status", "metrics")
+    picture: ClassVar[str] = "lines.lines"
 
     @property
     def centre(self) -> int | None:
@@ -56,20 +62,17 @@ class Line(Result):
         """Give the direction, name → tensor."""
         return {name: stack[axis] for name, stack in self.directions.items()}
 
-    def plot(self, value: str = "loss", *, log: bool = False) -> Any:
-        """Draw the curve as an interactive plotly figure."""
-        from ..plotting import interactive
+    def _drawn(self) -> dict[str, Line]:
+        return {"": self}
 
-        return interactive.lines({"": self}, value=value, log=log)
+    def _cells(self) -> dict[str, list[str]]:
+        return _extremes(self)
 
-    def draw(self, ax: Any = None, *, value: str = "loss", log: bool = False) -> Any:
-        """Draw the curve into matplotlib axes (new ones by default) and return them."""
-        from ..plotting import paper
-
-        return paper.lines({"": self}, ax, value=value, log=log)
+    def _thumbnail(self) -> bytes:
+        return thumbnail(self.draw)
 
     def __repr__(self) -> str:
-        return f"Line({len(self.alphas)} points, {_told(self.loss, self.centre)})"
+        return f"Line({len(self.alphas)} points, {_range(self.loss, self.centre)})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +100,7 @@ class Surface(Result):
     dims: ClassVar[dict[str, tuple[str, ...]]] = {"alphas": ("alpha",), "betas": ("beta",)} | dict.fromkeys(
         ("loss", "accuracy", "stderr", "status"), ("alpha", "beta")
     )
+    picture: ClassVar[str] = "surfaces.surfaces"
 
     @property
     def centre(self) -> tuple[int, int] | None:
@@ -105,7 +109,7 @@ class Surface(Result):
         return None if i is None or j is None else (i, j)
 
     @property
-    def frame(self) -> Any:
+    def frame(self) -> pd.DataFrame:
         """The points as a pandas DataFrame: a row each, alpha and beta first."""
         import pandas
 
@@ -118,22 +122,19 @@ class Surface(Result):
         """Give the direction of an axis, name → tensor."""
         return {name: stack[axis] for name, stack in self.directions.items()}
 
-    def plot(self, value: str = "loss", *, log: bool = False) -> Any:
-        """Draw the surface in interactive 3-D with contours (plotly)."""
-        from ..plotting import interactive
+    def _drawn(self) -> dict[str, Surface]:
+        return {"": self}
 
-        return interactive.surfaces({"": self}, value=value, log=log)
+    def _cells(self) -> dict[str, list[str]]:
+        return _extremes(self)
 
-    def draw(self, ax: Any = None, *, value: str = "loss", levels: Any = None) -> Any:
-        """Draw labelled contours at logarithmic levels into matplotlib axes (new ones by default) and return them."""
-        from ..plotting import paper
-
-        return paper.contours(self, ax, value=value, levels=levels)
+    def _thumbnail(self) -> bytes:
+        return thumbnail(self.draw)
 
     def __repr__(self) -> str:
-        error = self.about.get("interpolation_error")
-        told = "" if error is None else f", {self.about['evaluated']} evaluated, interpolated to {100 * error:.2g} %"
-        return f"Surface({len(self.alphas)}×{len(self.betas)} points{told}, {_told(self.loss, self.centre)})"
+        error, count = self.about.get("interpolation_error"), self.about.get("evaluated")
+        adaptive = "" if error is None else f", {count} evaluated, interpolated to {100 * error:.2g} %"
+        return f"Surface({len(self.alphas)}×{len(self.betas)} points{adaptive}, {_range(self.loss, self.centre)})"
 
 
 def line(
@@ -297,16 +298,6 @@ def surface(
     return found(_about(survey, about, elapsed()))
 
 
-def plot_line(model: nn.Module | Objective, data: Any = None, **settings: Any) -> Any:
-    """Return ``line(model, data, …).plot()``: the interactive curve."""
-    return line(model, data, **settings).plot()
-
-
-def plot_surface(model: nn.Module | Objective, data: Any = None, **settings: Any) -> Any:
-    """Return ``surface(model, data, …).plot()``: the interactive surface."""
-    return surface(model, data, **settings).plot()
-
-
 def grid(span: Span, points: int) -> Tensor:
     """Return the steps −span…span, the middle one exactly zero; or those between two ends, zero exactly zero."""
     points = int(points) if isinstance(points, np.integer) else points
@@ -359,7 +350,20 @@ def _zero(axis: Tensor) -> int | None:
     return middle if axis[middle] == 0 else None
 
 
-def _told(values: Tensor, centre: Any) -> str:
+def _extremes(result: Line | Surface) -> dict[str, list[str]]:
+    """Return loss and accuracy at the centre, where the loss is lowest and where it is highest."""
+    finite = result.loss.isfinite()
+    rows: dict[str, Any] = {} if result.centre is None else {"centre": result.centre}
+    if finite.any():
+        low, high = (result.loss.where(finite, fill) for fill in (math.inf, -math.inf))
+        ends = {"lowest": low.argmin(), "highest": high.argmax()}
+        rows |= {name: np.unravel_index(int(index), result.loss.shape) for name, index in ends.items()}
+    values = {"loss": result.loss, "accuracy": result.accuracy, **result.metrics}
+    columns = {name: [f"{float(part[index]):.4g}" for index in rows.values()] for name, part in values.items()}
+    return {"": list(rows)} | columns
+
+
+def _range(values: Tensor, centre: Any) -> str:
     at = "" if centre is None else f"loss {float(values[centre]):.4g} at the centre, "
     finite = values[values.isfinite()]
     if not len(finite):

@@ -87,7 +87,8 @@ class Tiles:
 
 
 # Where a surface was begun; and ‖w‖, whose last digit depends on the number of threads: the weights tell models apart.
-_NOT_ASKED = ("torch", "device", "weight_norm")
+# "axes" says the same as "directions", and folders begun by an earlier version do not have it.
+_NOT_ASKED = ("torch", "device", "weight_norm", "axes")
 
 
 def open_tiles(

@@ -27,6 +27,7 @@ from ..model import (
 )
 from ..progress import progress, stopwatch
 from ..results import Result
+from .axes import describe
 from .grids import Surface
 
 Checkpoint = nn.Module | Mapping[str, Tensor]
@@ -59,6 +60,7 @@ class Trajectory(Result):
         "explained": ("component",),
     } | dict.fromkeys(("loss", "plane_loss", "distance", "off_plane"), ("checkpoint",))
     columns: ClassVar[tuple[str, ...]] = ("coordinates", "loss", "plane_loss", "distance", "off_plane")
+    picture: ClassVar[str] = "trajectories.trajectory"
 
     def direction(self, axis: int = 0) -> Point:
         """Give the direction of an axis, name → tensor."""
@@ -75,18 +77,6 @@ class Trajectory(Result):
         wide = [(low, high) if high - low >= least else (low - least / 2, high + least / 2) for low, high in ends]
         return wide[0], wide[1]
 
-    def plot(self, surface: Surface) -> Any:
-        """Draw the path over the surface in interactive 3-D (plotly)."""
-        from ..plotting import trajectories as paths
-
-        return paths.plot(self, surface)
-
-    def draw(self, surface: Surface, ax: Any = None) -> Any:
-        """Draw the path over the surface's contours into matplotlib axes (new ones by default) and return them."""
-        from ..plotting import trajectories as paths
-
-        return paths.draw(self, surface, ax)
-
     def check(self, surface: Surface) -> None:
         """Refuse a surface over another plane, on which these coordinates mean nothing."""
         for key in ("plane", "model"):
@@ -95,6 +85,12 @@ class Trajectory(Result):
                     f"surface must lie in the trajectory's plane, but its {key} is another one: measure it with "
                     "directions=trajectory, or the trajectory with surface=surface"
                 )
+
+    def _cells(self) -> dict[str, list[str]]:
+        columns = {"loss": self.loss, "loss on the plane": self.plane_loss, "distance": self.distance}
+        columns |= {"off the plane": self.off_plane}
+        numbers = {name: [f"{value:.4g}" for value in column.tolist()] for name, column in columns.items()}
+        return {"checkpoint": list(map(str, range(len(self.loss))))} | numbers
 
     def __repr__(self) -> str:
         share = 100 * float(self.explained.sum())
@@ -170,17 +166,16 @@ def trajectory(
         losses.append(function.of(network).centre.loss)
     if surface is None:
         steps, shares = principal_directions(differences)
-        explained, label = shares[:2], "principal component 1 and principal component 2"
+        explained, axes = shares[:2], describe([{"kind": "principal component", "index": i} for i in (1, 2)])
     else:
         _check_centre(surface, function)
-        steps, label = [_on(function, surface.direction(axis)) for axis in range(2)], surface.about["directions"]
+        steps = [_on(function, surface.direction(axis)) for axis in range(2)]
+        axes = {key: surface.about[key] for key in ("directions", "axes") if key in surface.about}
     found, off_plane, distance = project(function.coordinates, differences, steps)
     if surface is not None:
         explained = 1 - (off_plane.square().sum() / distance.square().sum())[None]
     plane = [function.evaluate(combined(steps, row)).loss for row in found.tolist()]
-    about = function.about(
-        directions=label, plane=fingerprint(stacked(steps)), model=fingerprint(function.coordinates.centre)
-    )
+    about = function.about(**axes, plane=fingerprint(stacked(steps)), model=fingerprint(function.coordinates.centre))
     about["seconds"] = elapsed()
     own, seen = (torch.stack(part).cpu() for part in (losses, plane))
     return Trajectory(about, found, own, seen, distance, off_plane, explained, stacked(steps))

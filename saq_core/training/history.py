@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,10 @@ from .. import files
 from ..results import Shown
 
 if TYPE_CHECKING:
-    from landscape.plotting.history import Axes, Figure, Interactive
+    import plotly.graph_objects as go
+    from matplotlib.figure import Figure
+
+Scale = Literal["auto", "linear", "log"]
 
 WIDTH, HEIGHT = 360, 120  # of the curves in a notebook, in pixels
 CURVES = {"loss": "#0072B2", "val_loss": "#D55E00"}
@@ -46,17 +49,17 @@ class History(Shown):
     def _rows(self) -> list[dict[str, Any]]:
         return self.epochs
 
-    def plot(self) -> Interactive:
-        """Draw the losses of training and validation over the epochs with plotly."""
-        from landscape.plotting.history import interactive
+    def plot(self, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
+        """Draw loss and accuracy of training and validation over the epochs with plotly."""
+        from landscape import plot_history
 
-        return interactive(*self._curves())
+        return plot_history(self.frame, scale=scale, title=title)
 
-    def draw(self, ax: Axes | None = None) -> Figure:
-        """Draw the losses of training and validation over the epochs with matplotlib, into `ax` or a new figure."""
-        from landscape.plotting.history import paper
+    def draw(self, axes: Any = None, *, scale: Scale = "auto", title: str | None = None) -> Figure:
+        """Draw the same with matplotlib, into as many axes as there are panels, or a new figure; return the figure."""
+        from landscape import draw_history
 
-        return paper(*self._curves(), ax)
+        return draw_history(self.frame, axes, scale=scale, title=title)
 
     def _curves(self) -> tuple[list[int], dict[str, list[float]]]:
         columns = [name for name in CURVES if any(name in row for row in self.epochs)]
