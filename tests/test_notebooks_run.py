@@ -29,6 +29,10 @@ OWN = {
         "points=5": "points=3, radii=(0.05,), rtol=0.5",
     },
     "02_hessian": {"k=10": "k=3", "max_samples=30": "max_samples=4"},
+    "03_quantized_landscapes": {
+        '"W8A8", "W4A4", ': "",
+        r"ladder\.trusted & \(ladder\.radii <= 0\.02\)": "ladder.radii <= 0.02",  # after one epoch no step is trusted
+    },
     "04_saq": {r"\(0\.02, 0\.05, 0\.1, 0\.4\)": "(0.1, 0.4)", r"\[0\.02, 0\.05, 0\.1, 0\.4\], ": "[0.1, 0.4], "},
     "06_mixed_precision": {r"SAMQ\(epochs=1, warmup=1, candidates=8": "SAMQ(epochs=2, warmup=1, candidates=2"},
     "07_transformers": {", warmup=1": ""},

@@ -201,7 +201,7 @@ def draw_curvature(
     radii, values, errors, trusted, derivative, window, notes = _curvature(curvature, scale)
     with paper.style():
         ax = ax or paper.new_axes(2.3)
-        ax.set_xscale("log")
+        ax.set(xscale="log", xlim=(radii.min() / 1.5, radii.max() * 1.5))
         if scale == "log":
             ax.set_yscale("log")
         else:
@@ -216,7 +216,6 @@ def draw_curvature(
         if len(curvature.derivatives):
             dashed: dict[str, Any] = {"color": HIGHLIGHT, "linestyle": (0, (4, 1.5))}
             ax.axhline(derivative, label=curvature.about["derivative"], **dashed)
-        ax.set_xlim(radii.min() / 1.5, radii.max() * 1.5)
         ax.set_ylim(window)
         paper.label_axes(ax, _RADIUS, quantity("Trace" if curvature.is_random else "Curvature", curvature.about))
         paper.entitle(ax, title, caption({"": curvature}), *notes)
