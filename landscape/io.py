@@ -16,6 +16,8 @@ from torch import Tensor
 from .results import Result
 from .surfaces import COMPUTED, FAILED, PENDING, Line, Surface
 
+# what files of version 0.1 call a field
+_FORMER = {"delta_loss": "rise", "data_delta_loss": "data_rises", "rounding_ratio": "misstep"}
 _PENDING = -1.0  # what the scripts fill their arrays with before a point is measured
 
 
@@ -82,17 +84,19 @@ def _read(tree: Any) -> Any:
     kind = kinds[tree.attrs["result"]]
     plain = json.loads(tree.attrs["fields"])
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        parts = {n: v for n, v in tree.data_vars.items() if n.split(":")[0] == field.name}
-        if field.name in parts:
-            values[field.name] = torch.from_numpy(np.array(parts[field.name].values))
+    stored = {name.split(":")[0] for name in tree.data_vars} | {*plain, *tree.children}
+    for field in (field.name for field in dataclasses.fields(kind)):
+        name = field if field in stored else _FORMER.get(field, field)
+        parts = {n: v for n, v in tree.data_vars.items() if n.split(":")[0] == name}
+        if name in parts:
+            values[field] = torch.from_numpy(np.array(parts[name].values))
         elif parts:
-            values[field.name] = {n.split(":", 1)[1]: torch.from_numpy(np.array(v.values)) for n, v in parts.items()}
-        elif field.name in tree.children:
-            keys = plain[field.name]["keys"]
-            values[field.name] = {key: _read(tree[field.name][str(i)]) for i, key in enumerate(keys)}
+            values[field] = {n.split(":", 1)[1]: torch.from_numpy(np.array(v.values)) for n, v in parts.items()}
+        elif name in tree.children:
+            keys = plain[name]["keys"]
+            values[field] = {key: _read(tree[name][str(i)]) for i, key in enumerate(keys)}
         else:
-            values[field.name] = plain[field.name]
+            values[field] = plain[name]
     values["about"] = _migrated(values["about"])
     return kind(**values)
 
