@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 OUT := build/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lab notebooks check bench clean
+.PHONY: help quickstart test lab notebooks check bench lowest gpu clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,10 +26,8 @@ quickstart: $(INSTALLED)  ## train three networks on real images, measure their 
 	@echo "Executed notebook: $(OUT)/00_quickstart.ipynb   (open it: make lab)"
 	@echo "Figures and data:  $$(cd $(OUT) && ls *.png *.pdf *.html *.nc | tr '\n' ' ') in $(OUT)/"
 
-test: $(INSTALLED)  ## run the tests (with Chromium: the browser's too), the figures small, and every notebook
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not slow' -n 2
-	$(BIN)/python -m figures all --profile smoke --anew
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -n 2 notebooks
+test: check  ## check, and run the tests: with every figure and notebook small, and with Chromium the browser's too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadgroup --durations=20
 
 lab: $(INSTALLED)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir .
@@ -45,5 +43,20 @@ check: $(INSTALLED)  ## lint and check types
 bench: $(INSTALLED)  ## print speeds as ratios measured in one run (long; sections: speed.py --help)
 	$(BIN)/python tests/benchmarks/speed.py
 
+LOWEST := .venv-lowest/bin
+
+.venv-lowest/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "The lowest Python is meant: make lowest PYTHON=python3.11")'
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct --editable '.[test]'
+	@touch $@
+
+lowest: .venv-lowest/.installed  ## run the tests on the lowest versions that pyproject.toml names
+	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest tests
+
+gpu: $(INSTALLED)  ## on a GPU: its tests and speeds, in pieces of at most 8 minutes that are resumed; else list them
+	@$(BIN)/python tests/gpu.py
+
 clean:  ## delete what was built, the environment included
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-lowest build *.egg-info

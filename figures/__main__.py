@@ -3,7 +3,7 @@
     python -m figures                             list them
     python -m figures saq_surfaces                draw one from the saved data (computes it where there are none)
     python -m figures all                         draw all: under a minute
-    python -m figures all --profile smoke --anew  compute and draw all, small: a test
+    python -m figures all --profile smoke --anew  compute and draw all, small, as the tests do
     python -m figures all --anew                  compute and draw all on the digits: half an hour on two cores
     python -m figures NAME --profile gpu --root data --download
 

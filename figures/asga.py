@@ -38,7 +38,9 @@ def compute_surfaces(profile: Profile) -> landscape.Comparison:
     seeds = sorted(profile.seeds, key=lambda seed: found[seed][0] == found[seed][1])
     models = {"Uniform W3A3": [tuned(profile, BUDGET, seed) for seed in seeds]}
     models |= {name: [tuned(profile, found[seed][k], seed) for seed in seeds] for k, name in enumerate(names)}
-    result = landscape.compare(models, profile.measured(models["ASGA"][0]), points=profile.points)
+    result = landscape.compare(
+        models, profile.measured(models["ASGA"][0]), points=profile.points, rtol=profile.rtol or 0.05
+    )
     bits = {name: ["".join(map(str, weight_bits(found[seed][k]))) for seed in seeds] for k, name in enumerate(names)}
     own = {"family": profile.family, "order": seeds, "policies": bits}
     return replace(result, about=result.about | own)

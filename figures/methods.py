@@ -68,7 +68,7 @@ def features(names: list[str], seeds: list[int]) -> None:
     for keys, stem in _trained([name for name in names if name in WITH_FEATURES], seeds, FEATURES):
         model = saq_core.load(f"{stem}.pt")
         probe = tuple(part[:FEATURE_SAMPLES] for part in model.probe)
-        rise = saq_core.feature_rise(model, probe, draws=0)
+        rise = saq_core.feature_noise_penalty(model, probe, draws=0)
         append(FEATURES, keys | {"feature_trace": rise.trace, "samples": FEATURE_SAMPLES})
 
 
@@ -96,7 +96,7 @@ def _measured(stem: str) -> dict:
         "trace": trace.value,
         "trace_stderr": trace.stderr,
         "top": float(top.values[0]),
-        "worst_case": float(rise.rise[0]),
+        "worst_case": float(rise.delta_loss[0]),
         "flip_rate": 1e3 * _flip_rate(model, x, y),
         "seconds": record["seconds"],
         "settings": {key: record[key] for key in ("data", "network", "bits", "quantizer", "start", "limit", "recipe")},

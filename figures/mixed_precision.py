@@ -26,7 +26,7 @@ ROWS = Path(__file__).with_suffix(".jsonl")
 POLICIES = Path(__file__).with_name("policies.jsonl")
 BITS = "W3A3"  # whose cost is the budget
 # The searches see a fifth of the images of the sources', so the logits learn ten times as fast, for ten epochs.
-ASGA: dict[str, Any] = {"epochs": 10, "batch_size": 128, "lr": 0.05, "lr_alpha": 0.1}
+ASGA: dict[str, Any] = {"epochs": 10, "batch_size": 128, "lr": 0.05, "lr_alpha": 0.1, "case": 2}
 SAMQ: dict[str, Any] = {"epochs": 20, "warmup": 2}
 BASE = saq_core.EXPERIMENTS["cifar10-resnet20"]
 CIFAR100 = replace(BASE, name="cifar100-resnet20", data="cifar100")

@@ -13,6 +13,8 @@ import saq_core
 
 from .study import RUNS
 
+SMALL = replace(saq_core.EXPERIMENTS["digits-resnet8"], limit=200)  # where a profile with that limit starts from
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -25,6 +27,8 @@ class Profile:
         samples: Images of the probe that are measured.
         points: Along each axis of a surface.
         changes: Of every recipe.
+        limit: Training images at most, the families' own where it is None; 200 is that of `SMALL`.
+        rtol: Relative standard error of traces, the figures' own where it is None.
         root: Folder of the data set.
         download: Fetch it where it is missing.
     """
@@ -35,6 +39,8 @@ class Profile:
     samples: int
     points: int
     changes: tuple[tuple[str, Any], ...] = ()
+    limit: int | None = None
+    rtol: float | None = None
     root: str | None = None
     download: bool = False
 
@@ -42,6 +48,8 @@ class Profile:
         """Return "base" or "fp32", or a variant ("sgd", "saq3", "fpq" …) at these bits."""
         name = {"base": self.family, "fp32": f"{self.family}-fp32"}.get(variant, f"{self.family}-w4a4-{variant}")
         found = saq_core.EXPERIMENTS[name]
+        if self.limit:
+            found = replace(found, limit=self.limit, start=found.start and "figures.profiles:SMALL")
         return found if bits is None else replace(found, name=f"{self.family}-{bits.lower()}-{variant}", bits=bits)
 
     def network(self, variant: str, bits: str | None = None, seed: int = 0) -> nn.Module:
@@ -88,7 +96,7 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", "digits-resnet8", (0, 1), 48, 5, (("epochs", 2),)),
+        Profile("smoke", "digits-resnet8", (0, 1), 32, 3, (("epochs", 2),), SMALL.limit, 0.5),
         Profile("cpu", "digits-resnet8", (0, 1, 2), 512, 25),
         Profile("gpu", "cifar10-resnet20", (0, 1, 2, 3, 4), 1024, 51),
     )

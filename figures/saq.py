@@ -28,7 +28,9 @@ def compute_surfaces(profile: Profile) -> landscape.Comparison:
     """Measure the float network and its 2-bit twins alike, over the seeds; draw those of the first."""
     rows = {"FP32": ("fp32", None), "W2A2 SGD": ("sgd", "W2A2"), "W2A2 SAQ": ("saq3", "W2A2")}
     models = {label: [profile.network(*row, seed) for seed in profile.seeds] for label, row in rows.items()}
-    return landscape.compare(models, profile.measured(models["FP32"][0]), points=profile.points)
+    return landscape.compare(
+        models, profile.measured(models["FP32"][0]), points=profile.points, rtol=profile.rtol or 0.05
+    )
 
 
 def compute_staircase(profile: Profile) -> xarray.Dataset:
@@ -61,7 +63,7 @@ def compute_radii(profile: Profile) -> xarray.Dataset:
     def rises(variant: str, bits: str, seed: int) -> np.ndarray:
         model = profile.network(variant, bits, seed)
         found = landscape.worst_case_sharpness(model, profile.measured(model), radii=RADII, steps=5)
-        return found.rise.numpy()
+        return found.delta_loss.numpy()
 
     rise = [[[rises(v, bits, seed) for seed in profile.seeds] for v in variants] for bits in BITS]
     where = {"bits": BITS, "variant": variants, "seed": profile.seeds, "radius": RADII}
@@ -130,7 +132,9 @@ def compute_curvature(profile: Profile) -> xarray.Dataset:
         model = profile.network(variant, bits, seed)
         hessian = landscape.Hessian(model, profile.measured(model), space=space).filter_relative()
         top = landscape.top_eigenvalues(hessian, k=1, tol=1e-2)
-        return landscape.trace(hessian, eigenvalues=top, rtol=0.03, num_probes=30).value, float(top.values[0])
+        return landscape.trace(hessian, eigenvalues=top, rtol=profile.rtol or 0.03, num_probes=30).value, float(
+            top.values[0]
+        )
 
     found = np.array(
         [[[[curvature(v, b, s, space) for space in spaces] for s in profile.seeds] for v in TRAINED] for b in BITS]

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .curvature import Hessian, Scaled, eigenvalues_of
 from .flatness import RADII, average_sharpness, worst_case_sharpness
 from .linalg import fold_stderr, hutchinson, lanczos, mean_and_stderr
-from .model import BatchObjective, Evaluation, Loss
+from .model import BatchObjective, Evaluation, Loss, Objective, Space, objective_of, probe_of
 from .progress import progress, resumable, stopwatch
-from .results import Result
+from .results import Result, join, with_error
 from .surfaces import Line, Surface, grid, line, surface
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Model = nn.Module | Objective
 
 _LABELS = {
     "loss": "loss",
@@ -60,9 +68,10 @@ class Comparison(Result):
         lines, surfaces: network → `Line`, `Surface` of its first seed, along the same draw.
     """
 
-    seeds: dict[str, list[dict[str, list[Any]]]]
+    seeds: dict[str, list[dict[str, dict[str, Any]]]]
     lines: dict[str, Line]
     surfaces: dict[str, Surface]
+    picture: ClassVar[str] = "surfaces.surfaces"
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -100,7 +109,7 @@ class Comparison(Result):
         }
         return replace(self, seeds=seeds, **pictures)
 
-    def _group(self, network: str) -> list[dict[str, list[Any]]]:
+    def _group(self, network: str) -> list[dict[str, dict[str, Any]]]:
         if network not in self.seeds:
             raise KeyError(f"no network {network!r}; there are {list(self.seeds)}")
         return self.seeds[network]
@@ -109,17 +118,18 @@ class Comparison(Result):
         group = self._group(network)
         if quantity not in group[0]:
             raise KeyError(f"no quantity {quantity!r} of {network!r}; there are {list(group[0])}")
-        return [Measured(*seed[quantity]) for seed in group]
+        # files of version 0.1 hold the fields in their order
+        return [Measured(**q) if isinstance(q := seed[quantity], dict) else Measured(*q) for seed in group]
 
     @property
-    def frame(self) -> Any:
+    def frame(self) -> pd.DataFrame:
         """The numbers as a tidy pandas DataFrame, a row per network and quantity."""
         import pandas
 
         return pandas.DataFrame(self.rows)
 
     @property
-    def table(self) -> Any:
+    def table(self) -> pd.DataFrame:
         """The numbers for reading: a column per network, and the difference to the first beside each other one."""
         import pandas
 
@@ -142,51 +152,45 @@ class Comparison(Result):
         """
         return _mean(self._measured(network, quantity))
 
-    def plot(self, value: str = "loss", *, log: bool = False) -> Any:
-        """Draw all surfaces side by side in interactive 3-D on one scale (plotly)."""
-        from .plotting import interactive
+    def _drawn(self) -> dict[str, Surface]:
+        return self.surfaces
 
-        return interactive.surfaces(self.surfaces, value=value, log=log)
+    def plot_lines(self, **options: Any) -> go.Figure:
+        """Draw all curves in one interactive plot (plotly); options as `Line.plot`."""
+        from .plotting import plot_together
 
-    def plot_lines(self, value: str = "loss", *, log: bool = False) -> Any:
-        """Draw all curves in one interactive plot (plotly)."""
-        from .plotting import interactive
+        return plot_together(self.lines, **options)
 
-        return interactive.lines(self.lines, value=value, log=log)
+    def draw_lines(self, ax: Axes | None = None, **options: Any) -> Figure:
+        """Draw all curves for print; options as `Line.draw`."""
+        from .plotting import draw_together
 
-    def draw(self, value: str = "loss", *, kind: str = "contour") -> Any:
-        """Draw all surfaces as one matplotlib figure on shared levels, ``kind`` "contour" or "3d"."""
-        from .plotting import paper
-
-        return paper.surfaces(self.surfaces, value=value, kind=kind)
-
-    def draw_lines(self, ax: Any = None, *, value: str = "loss", log: bool = False) -> Any:
-        """Draw all curves into matplotlib axes (new ones by default) and return them."""
-        from .plotting import paper
-
-        return paper.lines(self.lines, ax, value=value, log=log)
+        return draw_together(self.lines, ax, **options)
 
     def __repr__(self) -> str:
+        quantities = len(next(iter(self.seeds.values()), [{}])[0])
+        return f"Comparison({', '.join(self.seeds)}: {quantities} quantities; {self._short()})"
+
+    def __str__(self) -> str:
         return f"{self.table.to_string()}\n{self._caption()}"
 
-    def _repr_html_(self) -> str:
-        return f"{self.table.to_html()}<p>{self._caption()}</p>"
+    def _short(self) -> str:
+        return "{samples} samples, {space} space, {derivatives} derivatives".format(**self.about)
 
     def _caption(self) -> str:
-        about = self.about
         stopped = "" if all(row["converged"] for row in self.rows) else "; † Lanczos stopped before its tolerance"
         return (
-            f"{about['samples']} samples, {about['space']} space, {about['derivatives']} derivatives; "
+            f"{self._short()}; "
             "± is one standard error, over seeds where a network has several, else over samples, draws or probes; "
             f"{_NOTE}{stopped}"
         )
 
 
 def compare(
-    models: Mapping[str, nn.Module | Sequence[nn.Module]],
+    models: Mapping[str, Model | Sequence[Model]],
     data: Any = None,
     *,
-    space: str | None = None,
+    space: Space | None = None,
     radii: Sequence[float] = RADII,
     span: float = 1.0,
     points: int = 25,
@@ -205,7 +209,7 @@ def compare(
         models: name → network, or a list of them: the same network over seeds.
         data: ``(x, y)`` or batches; default the probe that all models carry.
         space: ``"quantized"`` (default) or ``"latent"``.
-        radii: of the worst-case (10 ascent steps) and average (20 draws) rise of the loss, relative to each filter's
+        radii: of the worst-case (10 ascent steps) and average (20 draws) loss increase, relative to each filter's
             norm.
         span, points: of the curves and surfaces (of each network's first seed); points=0 leaves them out.
         rtol: relative standard error at which a trace's probes stop.
@@ -217,51 +221,59 @@ def compare(
 
     Cost per network: 50 to 60 Hessian-vector products, 30 gradients, 100 forward passes; points² + 2·points more for
     each network that is drawn.
+
+    Example:
+        >>> import torch, landscape
+        >>> networks = {name: torch.nn.Linear(3, 2) for name in ('first', 'second')}
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> comparison = landscape.compare(networks, data, points=0)
+        >>> value, stderr = comparison.value('first', 'trace_filter')
+        >>> difference, its_stderr = comparison.difference('second', 'first', 'loss')
     """
     elapsed = stopwatch()
     if not isinstance(models, Mapping):
         raise TypeError(f"models must be {{name: network or list of networks}}, got {type(models).__name__}")
-    groups = {name: [m] if isinstance(m, nn.Module) else list(m) for name, m in models.items()}
-    check_units(groups)
+    groups = {name: [m] if isinstance(m, nn.Module | Objective) else list(m) for name, m in models.items()}
+    check_models(groups)
     if points:
         grid(span, points)  # refuses now, not after all networks have been measured
-    data = common_probe(groups) if data is None else data
-    settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
-    measured: dict[str, list[dict[str, list[Any]]]] = {name: [] for name in groups}
+    data = common_probe(groups) if data is None else probe_of(data)
+    arguments = {"space": space, "loss": loss, "objective": objective}
+    measured: dict[str, list[dict[str, dict[str, Any]]]] = {name: [] for name in groups}
     abouts: list[dict[str, Any]] = []
     for name, model in progress([(n, model) for n, group in groups.items() for model in group], "networks"):
-        found, about = _measure(model, data, radii, rtol, seed, settings)
+        found, about = _measure(model, data, radii, rtol, seed, **arguments)
         abouts.append(about)
         if len(groups[name]) > 1:  # differences are then paired by seed: parts would only fill the file
             found = {quantity: replace(number, parts=None, folds=None) for quantity, number in found.items()}
-        measured[name].append({quantity: list(astuple(number)) for quantity, number in found.items()})
-    picture = settings | {"span": span, "seed": seed}
+        measured[name].append({quantity: asdict(number) for quantity, number in found.items()})
+    picture: dict[str, Any] = arguments | {"span": span, "seed": seed}
     firsts = {name: group[0] for name, group in groups.items() if points}
     light = partial(replace, directions={})  # directions fill a file: the seed draws them again
     lines = {name: light(line(model, data, points=2 * points + 1, **picture)) for name, model in firsts.items()}
     surfaces = {name: light(surface(model, data, points=points, **picture)) for name, model in firsts.items()}
-    about = together(abouts) | {"seed": seed, "seconds": elapsed()}
+    about = merge_about(abouts) | {"seed": seed, "seconds": elapsed()}
     return Comparison(about, measured, lines, surfaces)
 
 
 def _measure(
-    model: nn.Module, data: Any, radii: Sequence[float], rtol: float, seed: int, settings: dict[str, Any]
+    model: nn.Module | Objective, data: Any, radii: Sequence[float], rtol: float, seed: int, **arguments: Any
 ) -> tuple[dict[str, Measured], dict[str, Any]]:
-    hessian = Hessian(model, data, **settings)
-    hessian.objective.centre()
-    found = fit(hessian.objective.evaluate())
+    function = objective_of(model, data, **arguments)
+    hessian = Hessian(function)
+    found = fit(function.centre)
     found |= trace_and_top(hessian.filter_relative(), "filter", rtol, seed)
-    worst = worst_case_sharpness(model, data, radii=radii, **settings)
-    average = average_sharpness(model, data, radii=radii, seed=seed, **settings)
+    worst = worst_case_sharpness(function, radii=radii)
+    average = average_sharpness(function, radii=radii, seed=seed)
     for name, result in (("worst", worst), ("average", average)):
-        columns = (radii, result.rise, result.stderr, result.stderr_data, result.samples, result.data_rises)
-        for radius, rise, draws, over_data, parts, rows in zip(*columns, strict=True):
-            own = parts.tolist() if name == "average" else None
+        columns = (radii, result.delta_loss, result.stderr, result.stderr_data, result.samples, result.data_delta_loss)
+        for radius, increase, over_draws, over_data, parts, rows in zip(*columns, strict=True):
+            draws = parts.tolist() if name == "average" else None
             folds = [rows.tolist(), result.data_weights.tolist()]
-            error = _joined(float(draws), float(over_data))
-            found[f"{name}_{radius:g}"] = Measured(float(rise), error, own, folds=folds)
+            error = join(float(over_draws), float(over_data))
+            found[f"{name}_{radius:g}"] = Measured(float(increase), error, draws, folds=folds)
     found |= trace_and_top(hessian, "raw", rtol, seed)
-    return found | {"weight_norm": Measured(hessian.coordinates.norm())}, hessian.objective.about()
+    return found | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
 
 
 def fit(here: Evaluation) -> dict[str, Measured]:
@@ -294,7 +306,7 @@ def trace_and_top(
     found = {  # every network's probes are the same draws, so the differences of two traces pair up
         f"trace_{units}": Measured(
             trace.value,
-            _joined(trace.stderr, trace.stderr_data),
+            join(trace.stderr, trace.stderr_data),
             trace.samples.tolist(),
             folds=[trace.fold_values.tolist(), shares],
         ),
@@ -309,12 +321,6 @@ def trace_and_top(
         ratio = first / last if len(top.values) == 5 else math.nan
         found["lambda1_over_lambda5"] = Measured(ratio, converged=bool(top.converged.all()))
     return found
-
-
-def _joined(*errors: float) -> float:
-    """Add independent errors up, those that are known."""
-    known = [error for error in errors if not math.isnan(error)]
-    return math.hypot(*known) if known else math.nan
 
 
 def _mean(seeds: list[Measured]) -> tuple[float, float]:
@@ -348,10 +354,13 @@ def _paired(mine: Measured, theirs: Measured) -> list[float]:
     return errors
 
 
-def common_probe(groups: Mapping[str, list[nn.Module]]) -> tuple[Tensor, Tensor]:
-    """Return the probe that all networks carry."""
+def common_probe(groups: Mapping[str, Sequence[Model]]) -> Any:
+    """Return the probe that all networks carry; None where all are objectives, which have their own data."""
+    models = [(name, model) for name, group in groups.items() for model in group]
+    if all(isinstance(model, Objective) for _, model in models):
+        return None
     first: Any = None
-    for name, probe in [(name, getattr(model, "probe", None)) for name, group in groups.items() for model in group]:
+    for name, probe in [(name, getattr(model, "probe", None)) for name, model in models]:
         first = first or probe
         if probe is None or not all(map(torch.equal, first, probe)):
             which = "no probe (saq_core.train leaves one)" if probe is None else "another probe than the first network"
@@ -359,26 +368,14 @@ def common_probe(groups: Mapping[str, list[nn.Module]]) -> tuple[Tensor, Tensor]
     return first
 
 
-def check_units(groups: Mapping[str, list[nn.Module]]) -> None:
-    """Refuse no network at all, and weights in different units."""
+def check_models(groups: Mapping[str, Sequence[Any]]) -> None:
+    """Raise if there is no network at all, or none by some name."""
     if not groups or not all(groups.values()):
         counts = {name: len(group) for name, group in groups.items()}
         raise ValueError(f"models must name at least one network each, got {counts}")
-    units = {_weight_units(model) for group in groups.values() for model in group}
-    if len(units) > 1:
-        raise ValueError(
-            f"the networks compute with weights in different units ({', '.join(sorted(units))}), so their radii, norms "
-            "and curvatures cannot stand side by side: quantize with weights brought back to their own units "
-            "(the default)"
-        )
 
 
-def _weight_units(model: nn.Module) -> str:
-    """Say "normalised" where a quantizer hands out weights divided by their spread (it declares ``weight_units``)."""
-    return next((u for m in model.modules() if (u := getattr(m, "weight_units", "plain")) != "plain"), "plain")
-
-
-def together(abouts: list[dict[str, Any]]) -> dict[str, Any]:
+def merge_about(abouts: list[dict[str, Any]]) -> dict[str, Any]:
     """Describe the networks together: the space and the kind of derivative of the most rounded one."""
     about = {key: value for key, value in abouts[0].items() if key != "weight_norm"}
     space = next((a["space"] for a in abouts if a["space"] != "float"), "float")
@@ -389,16 +386,5 @@ def together(abouts: list[dict[str, Any]]) -> dict[str, Any]:
 def quantity_label(quantity: str) -> str:
     """Name a quantity as tables do."""
     name, _, radius = quantity.rpartition("_")
-    rise = {"worst": "worst-case rise", "average": "average rise"}.get(name)
-    return f"{rise} at {100 * float(radius):g}%" if rise else _LABELS.get(quantity, quantity)
-
-
-def with_error(value: float, error: float, *, sign: bool = False) -> str:
-    """Write a number and its standard error, in the digits that it tells."""
-    plus = "+" if sign else ""
-    if not error > 0 or not math.isfinite(error):
-        return f"{value:{plus}.4g}"
-    if 0 < error < 1e-4 * abs(value) or abs(value) >= 1e5 or error < 1e-4:
-        return f"{value:{plus}.3g} ± {error:.1g}"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:{plus}.{digits}f} ± {error:.{digits}f}"
+    increase = {"worst": "worst-case loss increase", "average": "average loss increase"}.get(name)
+    return f"{increase} at {100 * float(radius):g}%" if increase else _LABELS.get(quantity, quantity)

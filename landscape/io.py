@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,26 @@ def _read(tree: Any) -> Any:
             values[field.name] = {key: _read(tree[field.name][str(i)]) for i, key in enumerate(keys)}
         else:
             values[field.name] = plain[field.name]
+    values["about"] = _migrated(values["about"])
     return kind(**values)
+
+
+def _migrated(about: dict[str, Any]) -> dict[str, Any]:
+    """Add ``axes`` to what a file of an earlier version says of its directions in words alone."""
+    words = about.get("directions")
+    if "axes" in about or not isinstance(words, str):
+        return about
+    axes = [axis for part in words.split(" and ") if (axis := _axis(part)) is not None]
+    return about | {"axes": axes} if axes else about
+
+
+def _axis(words: str) -> dict[str, str | int] | None:
+    if match := re.fullmatch(r"random, (\w+) normalisation", words):
+        return {"kind": "random", "normalize": match[1]}
+    if match := re.fullmatch(r"(eigenvector|principal component) (\d+)", words):
+        return {"kind": match[1], "index": int(match[2])}
+    kinds = {"towards a network": "network", "gradient": "gradient", "given": "given"}
+    return {"kind": kinds[words]} if words in kinds else None
 
 
 def _subclasses(kind: type) -> list[type]:

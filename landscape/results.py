@@ -1,15 +1,34 @@
-"""What all results share: `about`, saving and loading as netCDF without pickle, and a one-line repr."""
+"""What all results share: `about`, saving and loading as netCDF without pickle, pictures, tables and how they show."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import functools
+import html
+import inspect
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .files import atomic
+from .plotting import drawing_function
+from .plotting.captions import caption
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+_ROWS = 20  # of a table in a notebook
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,13 +36,54 @@ class Result:
     """One measurement with how it came about.
 
     ``about`` holds the space, the kind of derivative, samples, seed, products used, seconds, dtype and versions.
-    Tensors are on the CPU. Subclasses name the dimensions of their arrays in ``dims``, and what has an entry for every
-    row of `frame` in ``columns``.
+    Tensors are on the CPU. Subclasses name the dimensions of their arrays in ``dims``, what has an entry for every
+    row of `frame` in ``columns``, and what `plot` and `draw` draw in ``picture`` (see `landscape.plotting`).
+
+    Example:
+        >>> import torch, landscape
+        >>> data = torch.randn(16, 3), torch.arange(16) % 2
+        >>> line = landscape.line(torch.nn.Linear(3, 2), data, points=5)
+        >>> line.about["samples"], len(line.frame)
+        (16, 5)
+        >>> line.draw(scale="linear").axes[0].get_ylabel()
+        'Loss'
     """
 
     about: dict[str, Any]
     dims: ClassVar[dict[str, tuple[str, ...]]] = {}
     columns: ClassVar[tuple[str, ...]] = ()
+    picture: ClassVar[str] = ""
+
+    def plot(self, **options: Any) -> go.Figure:
+        """Draw an interactive plotly figure.
+
+        Args:
+            options: ``scale=`` ("auto", "linear", "log") and ``title=``; of lines, surfaces and comparisons also
+                ``value=``, of surfaces ``kind=`` ("3d", "contour") and ``levels=``, of a trajectory ``surface=``.
+        """
+        figure: go.Figure = self._function("plot", options)(self._drawn(), **options)
+        return figure
+
+    def draw(self, ax: Axes | None = None, **options: Any) -> Figure:
+        """Draw for print with matplotlib; return the figure, with ``ax`` that of the axes.
+
+        Args:
+            ax: axes to draw into; default a new figure.
+            options: those of `plot`.
+        """
+        figure: Figure = self._function("draw", options)(self._drawn(), ax, **options)
+        return figure
+
+    def _function(self, how: Any, options: dict[str, Any]) -> Callable[..., Any]:
+        function: Callable[..., Any] = drawing_function(self.picture, how)
+        known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        if unknown := [name for name in options if name not in known]:
+            raise TypeError(f"{type(self).__name__}.{how} takes {', '.join(known)}, got {', '.join(unknown)}")
+        return function
+
+    def _drawn(self) -> Any:
+        """Return what the drawing function takes."""
+        return self
 
     def _kind(self) -> str:
         """Say what a number means: its units, its space, and whether derivatives are straight-through."""
@@ -35,20 +95,18 @@ class Result:
 
         A name that ends in .csv gets the `frame` instead, which `load` cannot read back.
         """
-        import xarray
-
         path = Path(path)
-        scratch = path.with_name(path.name + ".part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".csv":
-            self.frame.to_csv(scratch, index=False)
-        else:
-            xarray.DataTree.from_dict(self._groups()).to_netcdf(scratch, engine="h5netcdf")
-        scratch.replace(path)  # a reader never sees half a file
+        with atomic(path) as scratch:
+            if path.suffix == ".csv":
+                self.frame.to_csv(scratch, index=False)
+            else:
+                import xarray
+
+                xarray.DataTree.from_dict(self._groups()).to_netcdf(scratch, engine="h5netcdf")
         return path
 
     @property
-    def frame(self) -> Any:
+    def frame(self) -> pd.DataFrame:
         """The numbers as a tidy pandas DataFrame: a row per point, sample or eigenvalue."""
         import pandas
 
@@ -61,6 +119,38 @@ class Result:
                 several = {f"{key}_{i}": column for i, column in enumerate(part.unbind(1))} if part.ndim == 2 else {}
                 columns |= {k: column.tolist() for k, column in (several or {key: part}).items()}
         return pandas.DataFrame(columns)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The numbers for reading, with their errors, as a pandas DataFrame of text."""
+        import pandas
+
+        cells = self._cells()
+        first = next(iter(cells), "")
+        frame = pandas.DataFrame(cells)
+        return frame.set_index(first).rename_axis(index=None, columns=first or None) if cells else frame
+
+    def _cells(self) -> dict[str, list[str]]:
+        """Return the columns of `table`, the first of which names the rows."""
+        return {name: [str(cell) for cell in column] for name, column in self.frame.items()}  # type: ignore[misc]
+
+    def _caption(self) -> str:
+        """Say in a line what was measured."""
+        units = f"{self.about['units']} units" if "units" in self.about else ""
+        through = "straight-through derivatives" * (self.about.get("derivatives") == "straight-through")
+        return " · ".join(filter(None, [type(self).__name__, caption({"": self}), units, through]))
+
+    def _thumbnail(self) -> bytes | None:
+        """Return a small PNG, if a picture says more than the table."""
+        return None
+
+    def _repr_html_(self) -> str:
+        table = self.table.to_html(border=0, max_rows=_ROWS)  # which escapes
+        image = ""
+        if (content := self._thumbnail()) is not None:
+            data = base64.b64encode(content).decode()
+            image = f'<img alt="" style="float: left; margin-right: 1em" src="data:image/png;base64,{data}">'
+        return f'<div>{image}{table}<p style="clear: both">{html.escape(self._caption())}</p></div>'
 
     def _groups(self) -> dict[str, Any]:
         """Split into datasets: arrays are variables, nested results are groups, everything else is JSON."""
@@ -76,8 +166,8 @@ class Result:
             elif _is_point(value):
                 variables |= {f"{field.name}:{key}": self._variable("", part) for key, part in value.items()}
             elif isinstance(value, dict) and value and all(isinstance(part, Result) for part in value.values()):
-                for number, part in enumerate(value.values()):
-                    groups |= {f"/{field.name}/{number}{'' if k == '/' else k}": v for k, v in part._groups().items()}
+                for index, part in enumerate(value.values()):
+                    groups |= {f"/{field.name}/{index}{'' if k == '/' else k}": v for k, v in part._groups().items()}
                 plain[field.name] = {"keys": list(value)}
             else:
                 plain[field.name] = value
@@ -95,3 +185,42 @@ class Result:
 
 def _is_point(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
+
+
+def plotted(measure: Callable[P, Result]) -> Callable[P, go.Figure]:
+    """Return ``plot_x`` of a function ``x`` that measures: ``plot_x(…)`` is ``x(…).plot()``, with its signature."""
+
+    @functools.wraps(measure)
+    def plot(*args: P.args, **kwargs: P.kwargs) -> go.Figure:
+        return measure(*args, **kwargs).plot()
+
+    name, document = measure.__name__, inspect.getdoc(measure) or ""
+    plot.__name__ = plot.__qualname__ = f"plot_{name}"
+    plot.__doc__ = f"Return ``{name}(…).plot()``, an interactive plotly figure, of what `{name}` does:\n\n{document}"
+    plot.__annotations__ = measure.__annotations__ | {"return": "go.Figure"}
+    signature = inspect.signature(measure)
+    plot.__signature__ = signature.replace(return_annotation="go.Figure")  # type: ignore[attr-defined]
+    return plot
+
+
+def with_errors(values: Tensor, *errors: Tensor) -> list[str]:
+    """Write numbers with their standard errors, independent ones joined; see `with_error`."""
+    rows = zip(values.tolist(), *(error.tolist() for error in errors), strict=True)
+    return [with_error(value, join(*parts)) for value, *parts in rows]
+
+
+def with_error(value: float, error: float, *, sign: bool = False) -> str:
+    """Write a number and its standard error, with as many digits as the error leaves certain."""
+    plus = "+" if sign else ""
+    if not error > 0 or not math.isfinite(error):
+        return f"{value:{plus}.4g}"
+    if 0 < error < 1e-4 * abs(value) or abs(value) >= 1e5 or error < 1e-4:
+        return f"{value:{plus}.3g} ± {error:.1g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:{plus}.{digits}f} ± {error:.{digits}f}"
+
+
+def join(*errors: float) -> float:
+    """Add independent standard errors up in quadrature, those that are known; NaN without any."""
+    known = [error for error in errors if not math.isnan(error)]
+    return math.hypot(*known) if known else math.nan

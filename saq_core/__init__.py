@@ -1,64 +1,55 @@
-"""Compact trainers for full-precision, quantized and sharpness-aware networks."""
+"""Compact trainers for full-precision, quantized and sharpness-aware networks.
 
-from .calibration import calibrate
-from .checkpoints import load, save
+    data = saq_core.load_data("digits")
+    model = saq_core.build_model("resnet8", data)
+    saq_core.train(model, data, saq_core.Recipe(epochs=15, lr=0.1))
+    quantized = saq_core.calibrate(saq_core.quantize(model, "W4A4"), data)
+    saq_core.train(quantized, data, saq_core.Recipe(epochs=5, lr=0.02, sam=saq_core.SAQ()))
+
+Where to look: `quantization` (quantizers, layers, `quantize`), `sharpness` (`SAM`), `training` (the loop, recipes,
+experiments, files), `data`, `fpq` (feature noise and distillation), `mixed_precision` (`search`), `costs`, `models`.
+
+To add a quantizer, write a subclass of `quantization.base.Quantizer` in quantization/quantizers.py with
+
+    _add_state      the parameters or buffers of its range (a step, a clip), of the shape `self.shape`
+    _set_range_     set them from the ends (low, high) of the values, which calibration finds
+    _quantize       x -> levels in the units of x, of `round_ste`, `clip` and `scale_gradient`: no custom autograd
+                    function, so that second derivatives and torch.compile work
+    step_size       the distance between neighbouring levels, without gradient, broadcastable to x
+
+and class attributes where they differ from the base class: `smallest_signed_bits`, `two_ended` (the range has a lower
+end of its own), `dynamic` (the range of weights is recomputed in every forward pass), `method` (of calibration). Add a
+name to `QuantizerName` and `QUANTIZERS` (class for weights, class for activations). Layers, calibration, SAM, files,
+costs and searches then know it, and tests/test_quantizers.py and tests/test_family.py try it.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
 from .costs import Description, cost, describe
 from .data import Data, load_data
-from .experiments import reproduce
-from .history import History
-from .integers import SizeReport, export
-from .layers import dequantize, quantize
+from .fpq import FPQ, FeatureNoisePenalty, distillation_loss, feature_noise, feature_noise_penalty
 from .mixed_precision import ASGA, SAMQ, Policy, search
 from .models import build_model
-from .perturbation import FPQ, distillation_loss, feature_noise
-from .quantizers import LIQ, LSQ, PACT, AsymmetricLSQ, DoReFa, LSQPlus, MinMax
-from .recipes import EXPERIMENTS, Experiment, Recipe
-from .rises import FeatureRise, feature_rise
-from .sam import SAM, SAQ
-from .training import evaluate, train
+from .quantization import SizeReport, calibrate, dequantize, export, quantize
+from .quantization.quantizers import LIQ, LSQ, PACT, AsymmetricLSQ, DoReFa, LSQPlus, MinMax
+from .sharpness import SAM, SAQ
+from .training import EXPERIMENTS, Experiment, History, Recipe, evaluate, load, reproduce, save, train
 
+# fmt: off
 __all__ = [
-    # data and networks
-    "Data",
-    "load_data",
-    "build_model",
-    "describe",
-    "Description",
-    # quantization
-    "LSQ",
-    "LSQPlus",
-    "AsymmetricLSQ",
-    "PACT",
-    "DoReFa",
-    "LIQ",
-    "MinMax",
-    "quantize",
-    "calibrate",
-    "dequantize",
-    # bits per layer
-    "cost",
-    "search",
-    "Policy",
-    "SAMQ",
-    "ASGA",
-    # training
-    "SAM",
-    "SAQ",
-    "FPQ",
-    "feature_noise",
-    "distillation_loss",
-    "feature_rise",
-    "FeatureRise",
-    "Recipe",
-    "History",
-    "train",
-    "evaluate",
-    "Experiment",
-    "EXPERIMENTS",
-    "reproduce",
-    # files
-    "save",
-    "load",
-    "export",
-    "SizeReport",
+    "Data", "load_data", "build_model", "describe", "Description",
+    "LSQ", "LSQPlus", "AsymmetricLSQ", "PACT", "DoReFa", "LIQ", "MinMax", "quantize", "calibrate", "dequantize",
+    "cost", "search", "Policy", "SAMQ", "ASGA",
+    "SAM", "SAQ", "FPQ", "feature_noise", "distillation_loss", "feature_noise_penalty", "FeatureNoisePenalty",
+    "Recipe", "History", "train", "evaluate", "Experiment", "EXPERIMENTS", "reproduce",
+    "save", "load", "export", "SizeReport",
 ]
+# fmt: on
+try:
+    __version__ = version("saq-landscape")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "unknown"
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

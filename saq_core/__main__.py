@@ -6,14 +6,14 @@
     torchrun --nproc-per-node=8 -m saq_core train my_package.experiments:W3A3 --root data
     python -m saq_core export build/runs/digits-resnet8-w2a2-saq3-0.pt small.pt
 
-An experiment is a data set, a network, its bits and a recipe; `list` shows those that come along. One of your own is an
+An experiment is a data set, a network, its bits and a recipe; `list` shows the built-in ones. One of your own is an
 object in any module that can be imported:
 
     FLOAT = saq_core.Experiment("float", "cifar100", "resnet18", saq_core.Recipe(epochs=90, lr=0.1))
     W3A3 = saq_core.Experiment("w3a3", "cifar100", "resnet18", saq_core.Recipe(epochs=90, lr=0.02,
         sam=saq_core.SAQ(rho=0.05)), bits="W3A3", start="my_package.experiments:FLOAT")
 
-Interrupted, the same command goes on after the last finished epoch, to the same numbers. What it writes: NAME-SEED.pt
+Interrupted, the same command goes on after the last finished epoch, to the same numbers. It writes NAME-SEED.pt
 (saq_core.load; python -m landscape surface --model saq_core:load NAME-SEED.pt), .jsonl (a line per epoch), .json.
 """
 
@@ -25,8 +25,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import processes
-from .experiments import reproduce
-from .recipes import EXPERIMENTS
+from .training import EXPERIMENTS, reproduce
 
 CHANGES: dict[str, dict[str, Any]] = {
     "epochs": {"type": int, "help": "of this experiment and of the one it starts from"},
@@ -39,7 +38,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Do what the command line asks for."""
+    """Run the command line."""
     parser = _parser()
     try:
         _run(vars(parser.parse_args(arguments)))
@@ -47,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(2, f"error: {error}\n")
 
 
-def _run(given: dict[str, Any]) -> None:
-    command = given.pop("command")
+def _run(arguments: dict[str, Any]) -> None:
+    command = arguments.pop("command")
     if command == "list":
         for source, group in itertools.groupby(EXPERIMENTS.values(), key=lambda one: one.source):
             print(f"\n{source}")
@@ -59,15 +58,15 @@ def _run(given: dict[str, Any]) -> None:
     if command in ("describe", "export"):
         from . import describe, export, load
 
-        model = load(given["file"])
-        print(describe(model) if command == "describe" else export(model, given["to"]))
+        model = load(arguments["file"])
+        print(describe(model) if command == "describe" else export(model, arguments["to"]))
         return
-    own = {name: given.pop(name) for name in ("name", "root", "seed", "out", "device", "download")}
-    changes = {name: value for name, value in given.items() if value is not None}
+    fixed = {name: arguments.pop(name) for name in ("name", "root", "seed", "out", "device", "download")}
+    changes = {name: value for name, value in arguments.items() if value is not None}
     with processes.joined() as device:
-        if processes.size() > 1 and str(own["device"]).startswith("cuda"):
-            raise ValueError(f"device must be left out with several processes, each has its own, got {own['device']}")
-        model = reproduce(own.pop("name"), **{**own, "device": own["device"] or device}, **changes)
+        if processes.size() > 1 and str(fixed["device"]).startswith("cuda"):
+            raise ValueError(f"device must be left out with several processes, each has its own, got {fixed['device']}")
+        model = reproduce(fixed.pop("name"), **{**fixed, "device": fixed["device"] or device}, **changes)
         if processes.rank() == 0:
             print(model.history)
 
@@ -77,13 +76,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m saq_core", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="show the experiments that come along, with their sources")
+    commands.add_parser("list", help="list the built-in experiments, with their sources")
     train = commands.add_parser("train", help="train an experiment, and the one it starts from")
     train.add_argument("name", help="of the experiment (see list), or package.module:NAME")
     train.add_argument("--root", help="folder of the data set")
     train.add_argument("--download", action="store_true", help="fetch a missing data set into root")
     train.add_argument("--seed", type=int, default=0, help="of weights, shuffling and augmentation")
-    train.add_argument("--out", default="build/runs", help="folder of what is written (default: %(default)s)")
+    train.add_argument("--out", default="build/runs", help="folder of the files (default: %(default)s)")
     train.add_argument("--device", help="default: the GPU where there is one")
     for name, settings in CHANGES.items():
         train.add_argument(f"--{name.replace('_', '-')}", default=None, **settings)

@@ -1,29 +1,29 @@
-"""What a network costs: multiplications, bit operations and bits of storage, layer by layer."""
+"""The cost of a network: multiplications, bit operations and bits of storage, layer by layer."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
-from .layers import Bits, dequantize, find_layers, quantize
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from .quantization import Bits, dequantize, find_layers, quantize
+from .results import Shown
 
 FLOAT_BITS = 32
+COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)
 IMAGE_BITS = 8  # of the first convolution's input: images are 8-bit already
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer's share.
+    """Cost of one layer.
 
     Args:
         name: Of the module; "elsewhere" for multiplications outside of any layer that is known here.
@@ -49,9 +49,9 @@ class LayerCost:
         return self.macs * self.weight_bits * self.activation_bits
 
 
-@dataclass(frozen=True)
-class Description:
-    """What `describe` found.
+@dataclass(frozen=True, repr=False)
+class Description(Shown):
+    """Result of `describe`: the cost of a network, layer by layer.
 
     Args:
         layers: In the order of their first use.
@@ -60,6 +60,14 @@ class Description:
             parameters too) at 32; without buffers: BatchNorm's statistics, which fold into its two parameters, and
             ranges and zero points that are not trained.
         left_out: Layer -> why it cannot be quantized.
+
+    Example:
+        >>> import torch, saq_core
+        >>> description = saq_core.describe(torch.nn.Linear(4, 3), (4,))
+        >>> description
+        Description(1 layers, 15 parameters, 0.0 M MACs, 0.0 M BOPs, 6e-05 MB)
+        >>> description.macs, description.bops
+        (12, 12288)
     """
 
     layers: tuple[LayerCost, ...]
@@ -93,12 +101,8 @@ class Description:
         """Bytes to store the parameters."""
         return self.bits / 8
 
-    @property
-    def table(self) -> DataFrame:
-        """One row per layer, as a pandas table."""
-        from pandas import DataFrame
-
-        return DataFrame([asdict(layer) | {"bops": layer.bops} for layer in self.layers])
+    def _rows(self) -> list[dict[str, Any]]:
+        return [asdict(layer) | {"bops": layer.bops} for layer in self.layers]
 
     def __repr__(self) -> str:
         counts = f"{len(self.layers)} layers, {self.parameters:,} parameters, {self.macs / 1e6:,.1f} M MACs"
@@ -106,7 +110,7 @@ class Description:
 
     def __str__(self) -> str:
         lines = [
-            self.table.to_string(index=False),
+            self.frame.to_string(index=False),
             f"parameters  {self.parameters:,} in {self.size_bytes:,.0f} bytes, "
             f"{self.parameters * 4 / self.size_bytes:.1f} times fewer than at 32 bits",
             f"MACs        {self.macs:,}, {self.quantized_share:.1%} of them with both operands quantized",
@@ -123,7 +127,7 @@ def describe(
 
     ``BOPs = MACs · weight bits · activation bits``: a convolution has k²·(C_in/groups)·C_out·H·W MACs, a linear layer
     in·out per row, each of the two products of attention queries·keys·width. Norms, biases, pooling and additions
-    count nothing. Choose it to compare networks of different bits, and to see what is not quantized.
+    cost nothing. Use it to compare networks of different bits, and to see what is not quantized.
 
     Args:
         model: Any network that takes one tensor; float, quantized (calibrated or not). It is left as it is.
@@ -132,16 +136,24 @@ def describe(
         first_input_bits: What a first convolution with quantized weights counts as its input's bits, at most: images
             are 8-bit already. 32 counts an image that is not quantized as 32.
 
+    Recurrent layers count by formula, matrices times time steps.
+
     Raises:
-        ValueError: If no shape is given and the model knows none, or if it holds no layer that multiplies.
+        ValueError: If no shape is given and the model has none, or if it has no layer to count.
 
     Cost: a copy of the model and one forward pass of one input.
 
     Source: Liu et al., Sharpness-aware Quantization (2021), released code, which has no attention.
+
+    Example:
+        >>> import torch, saq_core
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 10))
+        >>> saq_core.describe(model, (3, 8, 8)).frame["macs"].tolist()
+        [7776, 2880]
     """
     macs = _count(dequantize(model).eval().requires_grad_(), one_input(model, input_shape))
     modules = dict(model.named_modules())
-    rows = [_row(name, modules.get(name), number) for name, number in macs.items()]
+    rows = [_row(name, modules.get(name), count) for name, count in macs.items()]
     if isinstance(modules.get(rows[0].name), _ConvNd) and rows[0].weight_bits < FLOAT_BITS:
         rows[0] = replace(rows[0], activation_bits=min(rows[0].activation_bits, first_input_bits))
     steps = {id(p) for m in modules.values() if getattr(m, "is_quantizer", False) for p in m.parameters()}
@@ -173,9 +185,15 @@ def cost(
     Cost: that of `describe`.
 
     Source: Liu et al., Sharpness-aware Quantization (2021), released code: its table of BOPs to the digit.
+
+    Example:
+        >>> import torch, saq_core
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
+        >>> saq_core.cost(model, (4,), bits="W2A2").bops  # first and last layer at 8 bits, the input at 32
+        5184
     """
-    twin = model if bits is None else quantize(model, bits, quantizer="dorefa")  # no step to calibrate
-    return describe(twin, input_shape, first_input_bits=first_input_bits)
+    network = model if bits is None else quantize(model, bits, quantizer="dorefa")  # no step to calibrate
+    return describe(network, input_shape, first_input_bits=first_input_bits)
 
 
 def one_input(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:
@@ -196,42 +214,46 @@ def _count(model: nn.Module, x: Tensor) -> dict[str, int]:
 
     # attention is counted as one, because it never calls its own out_proj
     inside = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-    kinds = (_ConvNd, nn.Linear, nn.MultiheadAttention)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, kinds) and id(m) not in inside}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, COUNTED) and id(m) not in inside}
     if not layers:
-        raise ValueError("model must have a convolution, linear layer or attention to count, got none")
-    macs: dict[str, int] = {}
+        raise ValueError("model must have a convolution, linear or recurrent layer or attention to count, got none")
+    outputs: dict[str, int] = {}  # how many numbers each put out
 
-    def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        for part, number in zip(_parts(name, layer), _macs(layer, args, kwargs, output), strict=True):
-            macs[part] = macs.get(part, 0) + number
+    def note(name: str, _: nn.Module, inputs: Any, output: Any) -> None:
+        first = output if isinstance(output, Tensor) else output[0].data  # of a packed sequence too
+        outputs[name] = outputs.get(name, 0) + first.numel()
 
     for name, layer in layers.items():
-        layer.register_forward_hook(partial(note, name), with_kwargs=True)
+        layer.register_forward_hook(partial(note, name))
     # fused attention cannot be counted: nn.MultiheadAttention's needs gradients to be off, the other is switched off
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(x)
-    rest = counter.get_total_flops() // 2 - sum(macs.values())
-    unused = {part: 0 for name, layer in layers.items() for part in _parts(name, layer) if part not in macs}
-    return macs | unused | ({"elsewhere": rest} if rest > 0 else {})
+    paths = dict(model.named_modules(remove_duplicate=False))  # a module has one of its names in the counter
+    counts = {id(paths.get(key.partition(".")[2])): ops for key, ops in counter.get_flop_counts().items()}
+    rest, macs = counter.get_total_flops() // 2, dict[str, int]()
+    for name in sorted(layers, key=[*outputs, *layers].index):
+        layer = layers[name]
+        flops = Counter(counts.get(id(layer), {}))
+        for child in layer.children():  # those of a parametrization: elsewhere
+            flops.subtract(counts.get(id(child), {}))
+        rest -= flops.total() // 2
+        macs |= _parts(name, layer, outputs.get(name, 0), flops)
+    return macs | ({"elsewhere": rest} if rest > 0 else {})
 
 
-def _parts(name: str, layer: nn.Module) -> list[str]:
-    ends = ("", ".products", ".out_proj") if isinstance(layer, nn.MultiheadAttention) else ("",)
-    return [f"{name}{end}".removeprefix(".") for end in ends]
-
-
-def _macs(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> list[int]:
-    """Return the MACs of one use of a layer, part by part."""
-    if isinstance(layer, nn.MultiheadAttention):
-        inputs = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-        query, key, value = (inputs[name] for name in ("query", "key", "value"))
-        width, batch = layer.embed_dim, query.shape[0 if layer.batch_first else 1] if query.ndim == 3 else 1
-        keys = key.numel() // key.shape[-1] + batch * (int(layer.bias_k is not None) + int(layer.add_zero_attn))
-        projections = width * (query.numel() + key.numel() + value.numel())
-        return [projections, 2 * query.numel() * keys // batch, query.numel() * width]
-    x = next(iter((*args, *kwargs.values()))) if isinstance(layer, _ConvTransposeNd) else output
-    return [x.numel() * layer.weight[0].numel()]
+def _parts(name: str, layer: Any, outputs: int, flops: Counter[Any]) -> dict[str, int]:
+    """Return name -> MACs of a layer, of its parts where it is attention: two FLOPs each."""
+    total = flops.total() // 2
+    if isinstance(layer, nn.RNNBase):  # by formula: fused kernels are not counted
+        width = layer.proj_size or layer.hidden_size
+        steps = outputs // (width * (2 if layer.bidirectional else 1))
+        return {name: steps * sum(p.numel() for p in layer.parameters() if p.ndim == 2)}
+    if not isinstance(layer, nn.MultiheadAttention):
+        return {name: total}
+    products = sum(count for op, count in flops.items() if "bmm" in str(op)) // 2
+    last = outputs * layer.embed_dim
+    counts = {"": total - products - last, ".products": products, ".out_proj": last}
+    return {f"{name}{part}".removeprefix("."): count for part, count in counts.items()}
 
 
 def _row(name: str, layer: Any, macs: int) -> LayerCost:

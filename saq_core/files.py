@@ -19,7 +19,7 @@ FORMAT = "saq_core checkpoint 1"
 
 def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
     """Write tensors and primitives to `path`: a temporary file beside it, renamed when complete."""
-    with _whole(Path(path)) as temporary:
+    with atomic(Path(path)) as temporary:
         torch.save({"format": FORMAT, "kind": kind, **content}, temporary)
 
 
@@ -49,13 +49,13 @@ def read(path: str | Path, kinds: str | tuple[str, ...], map_location: Any = "cp
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with _whole(Path(path)) as temporary:
+    with atomic(Path(path)) as temporary:
         temporary.write_text(text)
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` that takes its place when it is complete."""
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary file beside `path`, which replaces it once complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -83,15 +83,15 @@ def storable(value: Any) -> Any:
 
 def check_same_network(model: nn.Module, state: dict[str, Any], path: str | Path) -> None:
     """Raise, before anything is changed, if the stored state does not fit the model."""
-    own = model.state_dict()
-    problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in own]
-    for name in own.keys() & state.keys():
-        mine, theirs = own[name], state[name]
-        if isinstance(mine, Tensor) and mine.shape != theirs.shape:
-            problems.append(f"{name} has shape {tuple(theirs.shape)} there, {tuple(mine.shape)} here")
-        elif isinstance(mine, dict) and mine.get("bits") != theirs.get("bits"):
-            problems.append(f"{name} has {theirs.get('bits')} bits there, {mine.get('bits')} here")
+    expected = model.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in expected]
+    for name in expected.keys() & state.keys():
+        here, there = expected[name], state[name]
+        if isinstance(here, Tensor) and here.shape != there.shape:
+            problems.append(f"{name} has shape {tuple(there.shape)} there, {tuple(here.shape)} here")
+        elif isinstance(here, dict) and here.get("bits") != there.get("bits"):
+            problems.append(f"{name} has {there.get('bits')} bits there, {here.get('bits')} here")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(f"{path} holds another network: {'; '.join(problems[:3])}{more}")

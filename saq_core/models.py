@@ -1,4 +1,4 @@
-"""Networks by name: ResNets, MobileNetV2 and vision transformers, each in a form for small and one for large images."""
+"""Networks by name: ResNets, MobileNetV2 and vision transformers, each in a form for small and for large images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import Data, seeded
+from .data import Data
+from .modes import seeded
 
 DEPTHS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet56": 9}  # blocks per stage, (depth - 2) / 6
 LARGE = 64  # pixels of height from which an image is large: below, nothing is down-sampled early
@@ -208,6 +209,13 @@ def build_model(
 
     Raises:
         ValueError: If the name is unknown, the data are not images of a size it takes, or the weights do not fit.
+
+    Example:
+        >>> import saq_core
+        >>> data = saq_core.load_data("digits", limit=64, device="cpu")
+        >>> model = saq_core.build_model("resnet8", data, seed=1)
+        >>> model(data.test[0][:2]).shape
+        torch.Size([2, 10])
     """
     architecture = {"name": name, "num_classes": data.num_classes, "input_shape": list(data.input_shape)}
     model = make(architecture, seed=seed)
@@ -254,9 +262,9 @@ def _read_weights(name: str, weights: str | Path | Mapping[str, Any]) -> Mapping
 def _load_weights(model: nn.Module, name: str, state: Mapping[str, Any]) -> None:
     """Load `state`, except for a last layer of another number of classes."""
     for head, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1:]:
-        theirs, ours = state.get(f"{head}.weight", layer.weight), layer.weight
-        if len(theirs) != len(ours) and theirs.shape[1:] == ours.shape[1:]:
-            warnings.warn(f"weights are for {len(theirs)} classes, not {len(ours)}: {head} stays fresh", stacklevel=3)
+        stored, fresh = state.get(f"{head}.weight", layer.weight), layer.weight
+        if len(stored) != len(fresh) and stored.shape[1:] == fresh.shape[1:]:
+            warnings.warn(f"weights are for {len(stored)} classes, not {len(fresh)}: {head} stays fresh", stacklevel=3)
             state = {**state, **{f"{head}.{key}": value for key, value in layer.state_dict().items()}}
     try:
         model.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Training on many processes: the one place in this package that knows of torch.distributed.
+"""Training on many processes, beside what `landscape.parallel` has for measuring.
 
 ``torchrun`` starts the processes; without it everything here is the identity.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
@@ -17,10 +16,12 @@ import torch.distributed as distributed
 import torch.distributed.nn.functional  # noqa: F401  (imported later, its defaults would keep the process group alive)
 from torch import Tensor, nn
 
+from landscape.parallel import gather, leave, rank, size, sum_  # noqa: F401  (used as processes.gather, …)
+
 
 @contextmanager
 def joined() -> Iterator[torch.device]:
-    """Join the other processes that torchrun started for a while; give the device that is this process's own."""
+    """Join the processes of torchrun inside the context; yield the device of this one."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if "RANK" not in os.environ or distributed.is_initialized():
@@ -36,33 +37,8 @@ def joined() -> Iterator[torch.device]:
         distributed.destroy_process_group()
 
 
-def leave() -> None:
-    """End this process if torchrun started it: gloo's threads, which torch may still hold, abort an ordinary end."""
-    if "RANK" in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
 def _together() -> bool:
     return distributed.is_available() and distributed.is_initialized()
-
-
-def rank() -> int:
-    """Return this process's number."""
-    return distributed.get_rank() if _together() else 0
-
-
-def size() -> int:
-    """Return the number of processes."""
-    return distributed.get_world_size() if _together() else 1
-
-
-def sum_(tensor: Tensor) -> Tensor:
-    """Add the tensors of all processes up, in place."""
-    if _together():
-        distributed.all_reduce(tensor)
-    return tensor
 
 
 def average_(tensors: list[Tensor]) -> None:
@@ -72,14 +48,6 @@ def average_(tensors: list[Tensor]) -> None:
     flat = sum_(torch.cat([tensor.flatten() for tensor in tensors])) / size()
     for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
-
-
-def gather(value: Any) -> list[Any]:
-    """Return the values of all processes, in their order."""
-    values = [value] * size()
-    if _together():
-        distributed.all_gather_object(values, value)
-    return values
 
 
 def moved(value: Any, device: torch.device | str) -> Any:
@@ -92,7 +60,7 @@ def moved(value: Any, device: torch.device | str) -> Any:
 
 
 def agree_(model: nn.Module) -> None:
-    """Give all processes the buffers of the first (BatchNorm statistics of its own rows)."""
+    """Broadcast the buffers of the first process (BatchNorm statistics of its rows)."""
     if _together():
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
@@ -113,7 +81,7 @@ def wait() -> None:
 
 
 def parallel(forward: nn.Module, model: nn.Module) -> tuple[nn.Module, Callable[[], AbstractContextManager[Any]]]:
-    """Return `forward`, the model as it is called, with gradients averaged over the processes, and what suspends that.
+    """Return `forward` with gradients averaged over the processes, and the context that suspends averaging.
 
     Its buffers follow the first process's in every forward pass, except the deltas: each process has its own ε.
     """

@@ -1,7 +1,14 @@
-"""What all tests share."""
+"""What all tests share: devices, the digits, a trained network, and how the tests are dealt out to workers."""
+
+import functools
+from collections import Counter
 
 import pytest
 import torch
+
+from saq_core import Recipe, build_model, load_data, train
+
+EARLY = ("test_explorer", "test_processes", "test_parallel", "test_perturbation")  # files of few tests, and long ones
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -10,3 +17,42 @@ def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device(request.param)
+
+
+@functools.cache
+def load_digits(limit):
+    """Return the digits with so many training images, once."""
+    return load_data("digits", limit=limit, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def digits(request):
+    """The digits, not to be changed; as many training images as the module's LIMIT says, or all."""
+    return load_digits(getattr(request.module, "LIMIT", None))
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A ResNet-8 trained on all digits for four epochs, not to be changed."""
+    data = load_digits(None)
+    model = build_model("resnet8", data)
+    train(model, data, Recipe(epochs=4, lr=0.1, batch_size=64))
+    return model
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist keeps the order of the tests, which is this file's
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Deal the tests marked `alone` out first, one by one, then whole files, so that their fixtures are made once.
+
+    The longest files come first: short ones fill up what is left at the end.
+    """
+    counts = Counter(item.path for item in items)
+    alone = {item for item in items if item.get_closest_marker("alone")}
+    items.sort(key=lambda item: (item not in alone, item.path.stem not in EARLY, -counts[item.path], item.path))
+    for item in items:
+        if item not in alone:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))

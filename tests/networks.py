@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from saq_core import calibrate, quantize
 
@@ -36,6 +37,17 @@ def convolutional(seed=0):
 def quantized(bits, **settings):
     model = quantize(convolutional(), bits, first_last_bits=None, **settings)
     return calibrate(model, RAGGED)
+
+
+class ThinResNet(ResNet):
+    """torchvision's ResNet-18 with an eighth of the channels behind its first layer."""
+
+    def __init__(self, num_classes):
+        super().__init__(BasicBlock, [2, 2, 2, 2], num_classes)
+        self.fc = nn.Linear(64, num_classes)
+
+    def _make_layer(self, block, planes, *rest, **settings):
+        return super()._make_layer(block, planes // 8, *rest, **settings)
 
 
 def perceptron(seed=0, inputs=5, classes=3):
@@ -124,3 +136,64 @@ def symmetric(spectrum, seed=0):
     q, _ = torch.linalg.qr(torch.randn(len(spectrum), len(spectrum), generator=generator, dtype=torch.float64))
     matrix = q @ torch.diag(spectrum) @ q.T
     return (matrix + matrix.T) / 2
+
+
+def rescaled(model):
+    """Return the same function with other convolution weights, each filter by a factor of its own."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for conv, norm in ((twin[0], twin[1]), (twin[3], twin[4])):
+            c = torch.linspace(0.2, 5, len(conv.weight), dtype=torch.float64)
+            conv.weight.mul_(c.view(-1, 1, 1, 1))
+            conv.bias.mul_(c)
+            norm.running_mean.mul_(c)
+            norm.running_var.copy_(c**2 * (norm.running_var + norm.eps) - norm.eps)
+    return twin
+
+
+def recomputed_by_hand(model):
+    """Set BatchNorm statistics to the mean of the batches' own, weighted by their sizes, layer after layer."""
+    model = copy.deepcopy(model).train()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    sums = {id(m): [torch.zeros(m.num_features, dtype=torch.float64) for _ in range(2)] for m in norms}
+
+    def watch(module, inputs):
+        x = inputs[0].detach()
+        values = x.transpose(0, 1).flatten(1)
+        sums[id(module)][0] += len(x) / 7 * values.mean(1)
+        sums[id(module)][1] += len(x) / 7 * values.var(1)
+
+    for norm in norms:
+        norm.register_forward_pre_hook(watch)
+    for x, _ in RAGGED:
+        model(x)
+    for norm in norms:
+        norm.running_mean.copy_(sums[id(norm)][0])
+        norm.running_var.copy_(sums[id(norm)][1])
+    return model.eval()
+
+
+def linear():
+    model = nn.Linear(2, 1, bias=False).double()
+    model.weight.data = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    return model
+
+
+EYE = (torch.eye(2, dtype=torch.float64), torch.tensor([[0.5], [3.0]], dtype=torch.float64))
+PAIRED = {"data": EYE, "loss": mse_loss}
+GROUPS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+
+class Folded:
+    """Several matrices, whose weighted mean is the operator."""
+
+    def __init__(self, folds, weights):
+        self.folds, self.fold_weights = folds, weights
+        self.whole = torch.einsum("f,fij->ij", weights, folds)
+        self.shape, self.dtype, self.device = self.whole.shape, self.whole.dtype, self.whole.device
+
+    def __matmul__(self, vectors):
+        return self.whole @ vectors
+
+    def by_fold(self, vectors):
+        return self.folds @ vectors

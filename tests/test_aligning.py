@@ -12,23 +12,23 @@ from scipy.optimize import brentq
 from torch import nn
 from torch.nn import functional as F
 
-from saq_core import SAM, Data, Policy, build_model, calibrate, cost, load_data, quantize
-from saq_core.mixed_precision.aligning import (
+from saq_core import SAM, Data, Policy, build_model, calibrate, cost, quantize
+from saq_core.mixed_precision.asga import (
     ASGA,
     Alignment,
     Mixture,
-    Watched,
+    RecordingPolicy,
     asga,
     complexity,
     derive,
     multiplications,
-    soften,
+    relax,
 )
-from saq_core.mixed_precision.choices import Space
+from saq_core.mixed_precision.space import Space
 from saq_core.models import make
-from saq_core.sam import AdaptiveRho
+from saq_core.sharpness.radius import AdaptiveRho
 
-QUICK = {"epochs": 2, "batch_size": 3, "lr": 0.05, "lr_alpha": 0.1}
+QUICK = {"epochs": 2, "batch_size": 3, "lr": 0.05, "lr_alpha": 0.1, "case": 2}
 # What the ablation compares with the whole.
 ARMS = {
     "sgd": {"rho": 0.0, "rho_range": None, "beta": 0.0},
@@ -58,9 +58,7 @@ class Net(nn.Module):
         return self.last(F.relu(y + self.short(x)).mean((2, 3)))
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", limit=60, device="cpu")
+LIMIT = 60  # of the digits
 
 
 def small():
@@ -86,7 +84,7 @@ def tensors(model):
 def test_a_mixture_is_the_mean_of_the_quantizers_of_all_candidates_over_the_softmax(digits, name, quantizer):
     model = build_model(name, digits)
     space = Space.of(model, digits.input_shape, candidates=CANDIDATES)
-    network, logits = soften(model, space, digits, quantizer=quantizer)
+    network, logits = relax(model, space, digits, quantizer=quantizer)
     everywhere = [space.bits(space.everywhere(k)) for k in range(4)]
     twins = [calibrate(quantize(model, bits, quantizer=quantizer), digits) for bits in everywhere]
     with torch.no_grad():
@@ -107,13 +105,15 @@ def test_a_mixture_is_the_mean_of_the_quantizers_of_all_candidates_over_the_soft
 
 def test_constant_logits_are_even_chances_and_equal_bits_are_one_quantizer():
     model, data, space = small()
-    network, logits = soften(model, space, data)
+    network, logits = relax(model, space, data)
     assert logits.shape == (2, 4) and (logits == 0.01).all() and logits.dtype == torch.float64
     assert space.groups == {"a": ("a",), "b": ("b", "short")}
     weight, inputs = network.b.weight_quantizer, network.b.input_quantizer
     assert [q.bits for q in weight.options] == [2, 4, 6] and [q.bits for q in inputs.options] == [2, 4, 3, 6]
-    torch.testing.assert_close(torch.stack(weight.chances()), torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64))
-    torch.testing.assert_close(torch.stack(inputs.chances()), torch.full((4,), 0.25, dtype=torch.float64))
+    torch.testing.assert_close(
+        torch.stack(weight.probabilities()), torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    )
+    torch.testing.assert_close(torch.stack(inputs.probabilities()), torch.full((4,), 0.25, dtype=torch.float64))
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 3 and not any(p is logits for p in network.parameters())
     assert network.first.weight_quantizer.bits == network.last.weight_quantizer.bits == 8
@@ -122,7 +122,7 @@ def test_constant_logits_are_even_chances_and_equal_bits_are_one_quantizer():
 def test_inputs_of_the_same_bits_in_all_candidates_are_not_mixed():
     model, data, _ = small()
     space = Space.of(model, data.input_shape, candidates=("W2A4", "W4A4"))
-    network, logits = soften(model, space, data)
+    network, logits = relax(model, space, data)
     x = torch.rand(3, 6, dtype=torch.float64)
     assert torch.equal(network.b.input_quantizer(x), network.b.input_quantizer.options[0](x))
     torch.autograd.grad(network.eval()(data.train[0]).square().sum(), logits)
@@ -131,7 +131,7 @@ def test_inputs_of_the_same_bits_in_all_candidates_are_not_mixed():
 @pytest.mark.parametrize("candidate", range(4))
 def test_where_one_chance_is_one_the_mixture_is_the_quantized_network(candidate):
     model, data, space = small()
-    network, logits = soften(model, space, data)
+    network, logits = relax(model, space, data)
     with torch.no_grad():
         logits[:, candidate] = 1e4
     twin = calibrate(quantize(model, space.bits(space.everywhere(candidate))), data)
@@ -141,7 +141,7 @@ def test_where_one_chance_is_one_the_mixture_is_the_quantized_network(candidate)
 
 def test_the_gradient_of_the_logits_is_exact():
     model, data, space = small()
-    network, logits = soften(model, space, data)
+    network, logits = relax(model, space, data)
     x = torch.rand(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for mixture, value in ((network.b.weight_quantizer, model.b.weight.detach()), (network.b.input_quantizer, x)):
         options = [mixture.options[int(k)] for k in mixture.member.argmax(1)]
@@ -251,7 +251,7 @@ def test_a_step_is_its_definition(case, combine):
     assert (g_alpha - g_alpha_p).abs().max() > 1e-4 * g_alpha.abs().max()
     for name, value in buffers.items():
         torch.testing.assert_close(after[name], value)
-    seen = run.seen()
+    seen = run.step_means()
     flat, sharp = (torch.cat([part[n].flatten() for n in weights]) for part in (g, g_p))
     assert seen["gap"] == pytest.approx(perturbed - loss, abs=1e-12) and seen["rho"] == 0.2
     assert seen["gradient_norm"] == pytest.approx(flat.norm().item())
@@ -288,7 +288,7 @@ def test_without_radius_and_beta_it_is_sgd_bit_for_bit_in_one_pass_and_in_two():
     runs = [aligned(**ARMS["sgd"]) for _ in range(2)]
     assert runs[0].sam is None
     runs[1].sam = SAM(
-        runs[1].model, runs[1].optimizer, rho=0.0, combine="mean", policy=Watched(), perturbed=("weight",)
+        runs[1].model, runs[1].optimizer, rho=0.0, combine="mean", policy=RecordingPolicy(), perturbed=("weight",)
     )
     passes = [positions(run) for run in runs]
     rows = [[run.epoch(epoch) for epoch in range(2)] for run in runs]
@@ -341,7 +341,7 @@ class Quadratic(nn.Module):
 def on_quadratic(hessian, w, **settings):
     model = Quadratic(hessian, w)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    sam = SAM(model, optimizer, **{"combine": "mean", "policy": Watched(), **settings})
+    sam = SAM(model, optimizer, **{"combine": "mean", "policy": RecordingPolicy(), **settings})
     seen = []
 
     def closure():
@@ -382,7 +382,7 @@ def test_without_shrinking_nothing_changes_to_the_bit(case, metric):
     measure = sam.epsilon
 
     def noted(gradient, at=None):
-        epsilon, places = measure(gradient, at), at or sam._places
+        epsilon, places = measure(gradient, at), at or sam._targets
         scales = [sam._scale(places[n]) for n in gradient]
         scaled = [g * t for g, t in zip(gradient.values(), scales, strict=True)]
         factor = 0.2 / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(scaled)))
@@ -566,7 +566,7 @@ def test_it_learns_logs_and_repeats_itself_and_leaves_model_and_data_alone(digit
 def test_steps_at_the_floor_and_at_the_cap_are_counted():
     run = aligned()
     run.sam.policy.rows = [{"rho": torch.tensor(rho)} for rho in (0.005, 0.03, 0.1, 0.1, 0.1, 0.0999, 0.0051, 0.005)]
-    seen = run.seen()
+    seen = run.step_means()
     assert seen["at_floor"] == 0.25 and seen["at_cap"] == 0.375 and run.sam.policy.rows == []
 
 

@@ -2,15 +2,16 @@
 
 import copy
 
+import numpy as np
+import plotly.graph_objects
 import pytest
 import torch
 import torchvision
+from networks import ThinResNet
 from torch import nn
 from torch.nn import functional as F
 
 import landscape
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 
 
 def images(n=4, size=32, classes=10):
@@ -68,10 +69,9 @@ def sequences():
     return torch.randn(6, 7, 5, generator=generator), torch.randint(0, 3, (6,), generator=generator)
 
 
-def vision_transformer():
-    return torchvision.models.VisionTransformer(
-        image_size=32, patch_size=4, num_layers=6, num_heads=4, hidden_dim=256, mlp_dim=1024, num_classes=10
-    )
+def vision_transformer(patch_size=8, num_layers=2, hidden_dim=32):
+    sizes = {"patch_size": patch_size, "num_layers": num_layers, "hidden_dim": hidden_dim, "mlp_dim": 4 * hidden_dim}
+    return torchvision.models.VisionTransformer(image_size=32, num_heads=4, num_classes=10, **sizes)
 
 
 def shaken(model):
@@ -82,10 +82,15 @@ def shaken(model):
     return other
 
 
-NETWORKS = {
+WIDE = {  # what the thin ones are made of, as wide as people bring it
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), images, {}),
     "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), images, {}),
-    "vision transformer, 5 M": (vision_transformer, images, {}),
+    "vision transformer, 5 M": (lambda: vision_transformer(4, 6, 256), images, {}),
+}
+NETWORKS = {
+    "thin resnet18": (lambda: ThinResNet(num_classes=10), images, {}),
+    "thin mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.25), images, {}),
+    "thin vision transformer": (vision_transformer, images, {}),
     "LSTM": (Recurrent, sequences, {}),
     "language model": (LanguageModel, text, {"objective": next_token}),
 }
@@ -100,15 +105,17 @@ CALLS = {
     "adaptive": lambda m, d, s: landscape.surface(m, d, points=5, adaptive=True, tolerance=0.3, **s),
     "trajectory": lambda m, d, s: landscape.trajectory(m, [shaken(m) for _ in range(3)], d, **s),
     "batchnorm_check": lambda m, d, s: landscape.batchnorm_check(m, d, **s),
-    "curvature_at_scale": lambda m, d, s: landscape.curvature_at_scale(m, d, draws=2, ladder=False, **s),
-    "rounding_sharpness": lambda m, d, s: landscape.rounding_sharpness(m, d, bits=(4,), draws=2, **s),
+    "curvature_at_scale": lambda m, d, s: landscape.curvature_at_scale(m, d, num_samples=2, ladder=False, **s),
+    "rounding_sharpness": lambda m, d, s: landscape.rounding_sharpness(m, d, bits=(4,), num_samples=2, **s),
     "sharpness": lambda m, d, s: landscape.sharpness(m, d, measures=["worst case, plain", "rounding noise"], **s),
-    "average_sharpness": lambda m, d, s: landscape.average_sharpness(m, d, draws=2, radii=(0.1,), **s),
+    "average_sharpness": lambda m, d, s: landscape.average_sharpness(m, d, num_samples=2, radii=(0.1,), **s),
     "worst_case_sharpness": lambda m, d, s: landscape.worst_case_sharpness(m, d, steps=1, radii=(0.1,), **s),
     "Hessian": lambda m, d, s: (h := landscape.Hessian(m, d, **s)) @ torch.ones(h.shape[0]),
 }
 
 
+NETWORKS |= WIDE
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in WIDE]
 NUMBERS = ("value", "loss", "values", "rise", "density", "recomputed", "curvature")
 
 
@@ -116,14 +123,19 @@ def finite(result):
     if isinstance(result, torch.Tensor):
         assert result.isfinite().all() and result.any()
         return
+    if isinstance(result, plotly.graph_objects.Figure):
+        measured = [trace for trace in result.data if getattr(trace, "fill", None) is None]  # in bands NaN is a gap
+        heights = [trace.y if trace.type == "scatter" else trace.z for trace in measured]
+        drawn = [np.asarray(part, dtype=float) for part in heights if part is not None]
+        assert max(part.size for part in drawn) > 2 and all(np.isfinite(part).all() for part in drawn)
+        return
     numbers = [torch.as_tensor(vars(result)[name]) for name in NUMBERS if name in vars(result)]
-    assert all(number.isfinite().all() for number in numbers)
-    rows = getattr(result, "rows", None) or getattr(result, "data", ())
-    assert numbers or len(rows)  # a table has rows, a plotly figure traces
+    numbers += [torch.tensor([row["value"] for row in getattr(result, "rows", ())])]
+    assert any(number.numel() for number in numbers) and all(number.isfinite().all() for number in numbers)
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in WIDE] + SLOW)
 def test_every_network_goes_through_every_call(name, call):
     make, data, settings = NETWORKS[name]
     torch.manual_seed(0)
@@ -139,7 +151,7 @@ def test_they_can_be_compared(name):
     assert list(table.table.columns) == ["a", "b", "b − a"]
 
 
-@pytest.mark.parametrize("name", ["LSTM", "language model", "vision transformer, 5 M"])
+@pytest.mark.parametrize("name", ["LSTM", "language model", "thin vision transformer", SLOW[-1]])
 def test_products_with_them_are_second_differences(name):
     """In float64, along one direction: an oracle that shares nothing with double backward."""
     make, data, settings = NETWORKS[name]

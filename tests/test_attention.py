@@ -6,9 +6,9 @@ from torchvision.models import VisionTransformer
 
 import landscape
 from saq_core import SAQ, build_model, calibrate, dequantize, load, load_data, quantize, save
-from saq_core.attention import AttentionProducts, QMultiheadAttention
-from saq_core.layers import QLinear
-from saq_core.quantizers import QUANTIZERS
+from saq_core.quantization.attention import AttentionProducts, QMultiheadAttention
+from saq_core.quantization.layers import QLinear
+from saq_core.quantization.quantizers import QUANTIZERS
 
 WIDTH, HEADS = 8, 2
 
@@ -382,7 +382,7 @@ def test_landscapes_where_activations_are_quantized_too(space):
     surface = landscape.surface(twin, RAGGED, space=space, points=3)
     assert trace.value != 0 and surface.loss.isfinite().all() and surface.loss.std() > 0
     sharp = landscape.average_sharpness(twin, RAGGED, space=space, draws=2)
-    assert torch.as_tensor(sharp.rise).isfinite().all() and torch.as_tensor(sharp.rise).any()
+    assert torch.as_tensor(sharp.delta_loss).isfinite().all() and torch.as_tensor(sharp.delta_loss).any()
 
 
 @pytest.mark.parametrize("case", [1, 2, 3])

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from saq_core import Recipe, build_model, calibrate, evaluate, load_data, quantize, train
-from saq_core.quantizer_base import SAMPLE
-from saq_core.quantizers import QUANTIZERS, input_quantizer, weight_quantizer
+from saq_core import calibrate, evaluate, quantize
+from saq_core.quantization.base import SAMPLE
+from saq_core.quantization.quantizers import QUANTIZERS, input_quantizer, weight_quantizer
 
 NAMES = ["lsq", "lsq+", "pact", "dorefa", "liq", "minmax"]
 METHODS = ["mse", "minmax", "percentile"]
@@ -29,18 +29,6 @@ def reach(quantizer):
     """The lowest and the highest level."""
     q = quantizer(torch.tensor([[-1e6], [1e6]])).detach()
     return float(q.min()), float(q.max())
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def trained(digits):
-    model = build_model("resnet8", digits)
-    train(model, digits, Recipe(epochs=2, lr=0.1, batch_size=64))
-    return model
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -51,7 +51,7 @@ def test_the_multiplications_of_a_vision_transformer_are_those_that_torch_counts
     tokens, width = 197, 192
     block = 12 * tokens * width**2 + 2 * tokens**2 * width
     assert found.macs == 12 * block + 196 * 768 * width + width * 1000
-    assert found.table["name"].iloc[-1] == "heads.head"  # torch's counter found none elsewhere
+    assert found.frame["name"].iloc[-1] == "heads.head"  # torch's counter found none elsewhere
 
 
 def test_each_layer_has_its_multiplications_bits_and_parameters():
@@ -156,7 +156,7 @@ def test_the_result_reads_well():
     with pytest.warns(UserWarning):
         found = describe(quantize(small(), "W4A3"), (4, 6, 6))
     assert repr(found) == "Description(4 layers, 848 parameters, 0.0 M MACs, 0.5 M BOPs, 0.000964 MB)"
-    assert list(found.table) == [
+    assert list(found.frame) == [
         *("name", "type", "weight_bits", "activation_bits", "shape", "parameters", "macs", "bops")
     ]
     text = str(found)
@@ -166,5 +166,5 @@ def test_the_result_reads_well():
 def test_what_cannot_be_described_is_refused():
     with pytest.raises(ValueError, match="input_shape must be given for this model, got None"):
         describe(small())
-    with pytest.raises(ValueError, match="model must have a convolution, linear layer or attention"):
+    with pytest.raises(ValueError, match="model must have a convolution, linear or recurrent layer or attention"):
         describe(nn.ReLU(), (3,))

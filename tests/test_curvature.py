@@ -16,6 +16,7 @@ from networks import (
     filter_scale,
     perceptron,
     quantized,
+    rescaled,
     varied,
 )
 from torch.nn.functional import cross_entropy
@@ -120,19 +121,6 @@ def test_a_weight_only_network_has_the_curvature_of_its_float_copy():
     found = top_eigenvalues(model, RAGGED, k=3, tol=1e-9)
     torch.testing.assert_close(found.values, magnitudes(plain, 3), rtol=1e-6, atol=0)
     assert found.about["space"] == "quantized" and found.about["derivatives"] == "exact"
-
-
-def rescaled(model):
-    """Return the same function with other convolution weights, each filter by a factor of its own."""
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for conv, norm in ((twin[0], twin[1]), (twin[3], twin[4])):
-            c = torch.linspace(0.2, 5, len(conv.weight), dtype=torch.float64)
-            conv.weight.mul_(c.view(-1, 1, 1, 1))
-            conv.bias.mul_(c)
-            norm.running_mean.mul_(c)
-            norm.running_var.copy_(c**2 * (norm.running_var + norm.eps) - norm.eps)
-    return twin
 
 
 def test_filter_relative_curvature_does_not_see_the_scale_of_weights_in_front_of_a_batchnorm():

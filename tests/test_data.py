@@ -6,20 +6,8 @@ import torch
 from torchvision import datasets
 
 from saq_core import Data, load_data
-from saq_core.data import (
-    MOMENTS,
-    augment,
-    balanced_order,
-    evaluation_batches,
-    mix,
-    steps_per_epoch,
-    training_batches,
-)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", device="cpu")
+from saq_core.data.batches import augment, evaluation_batches, mix, steps_per_epoch, training_batches
+from saq_core.data.datasets import MOMENTS, balanced_order
 
 
 def custom(n=20, shape=(3, 6, 6), classes=4, **options):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import landscape
-from saq_core import FPQ, SAQ, Data, Recipe, calibrate, evaluate, feature_rise, quantize, train
+from saq_core import FPQ, SAQ, Data, Recipe, calibrate, evaluate, feature_noise_penalty, quantize, train
 
 
 class Elsewhere(torch.Tensor):
@@ -118,10 +118,10 @@ CALLS = {
     "line": lambda m: landscape.line(m, RAGGED, points=5, directions="gradient").loss,
     "surface": lambda m: landscape.surface(m, RAGGED, points=5, directions="eigenvectors").loss,
     "recomputed": lambda m: landscape.surface(m, RAGGED, points=3, batchnorm="recomputed").loss,
-    "worst case": lambda m: landscape.worst_case_sharpness(m, RAGGED, radii=[0.01]).rise,
-    "average": lambda m: landscape.average_sharpness(m, RAGGED, radii=[0.01]).rise,
-    "rounding": lambda m: landscape.rounding_sharpness(m, RAGGED, draws=3).rise,
-    "at scale": lambda m: landscape.curvature_at_scale(m, RAGGED, ladder=False, draws=3).curvature,
+    "worst case": lambda m: landscape.worst_case_sharpness(m, RAGGED, radii=[0.01]).delta_loss,
+    "average": lambda m: landscape.average_sharpness(m, RAGGED, radii=[0.01]).delta_loss,
+    "rounding": lambda m: landscape.rounding_sharpness(m, RAGGED, num_samples=3).delta_loss,
+    "at scale": lambda m: landscape.curvature_at_scale(m, RAGGED, ladder=False, num_samples=3).curvature,
 }
 
 
@@ -147,8 +147,8 @@ def test_training_ends_at_the_same_weights_on_another_device(settings, request):
     for name, value in found.state_dict().items():
         torch.testing.assert_close(here(value), expected.state_dict()[name], rtol=1e-6, atol=1e-9)
     assert evaluate(found, (X, Y)).loss == pytest.approx(evaluate(expected, (X, Y)).loss)
-    assert feature_rise(found, (X, Y), draws=2).predicted == pytest.approx(
-        feature_rise(expected, (X, Y), draws=2).predicted
+    assert feature_noise_penalty(found, (X, Y), num_samples=2).predicted == pytest.approx(
+        feature_noise_penalty(expected, (X, Y), num_samples=2).predicted
     )
 
 

@@ -7,9 +7,8 @@ import torch
 import saq_core
 from saq_core import EXPERIMENTS, SAQ, Experiment, Recipe, load, processes, reproduce
 from saq_core import __main__ as command_line
-from saq_core.experiments import find_experiment
 from saq_core.models import NAMES
-from saq_core.recipes import VARIANTS
+from saq_core.training.experiments import VARIANTS, find_experiment
 
 TINY = Experiment("tiny", "digits", "resnet8", Recipe(epochs=1, lr=0.1, batch_size=50), limit=100)
 SHARP = Recipe(epochs=2, lr=0.01, batch_size=50, sam=SAQ())
@@ -84,7 +83,7 @@ def test_every_experiment_can_be_made():
     for name, experiment in EXPERIMENTS.items():
         assert name == experiment.name and experiment.network in NAMES and experiment.source
         assert experiment.start is None or EXPERIMENTS[experiment.start].bits is None
-        assert experiment.bits is None or saq_core.layers.parse_bits(experiment.bits)
+        assert experiment.bits is None or saq_core.quantization.parse_bits(experiment.bits)
 
 
 def test_unknown_experiments_are_refused_with_the_close_ones():

@@ -1,18 +1,24 @@
 """Every network family with every quantizer and every method: twenty steps on real images, and what holds after them.
 
-The whole product takes long: by default a part of it in which every pair of (network, quantizer, method) occurs;
+The whole product takes long: by default a part of it in which every pair of (network, quantizer, method) occurs, and
+networks of the wide ones' modules with fewer channels;
 ``pytest -m "slow or not slow" tests/test_family.py`` runs it all.
 """
 
+import functools
+from unittest import mock
+
 import pytest
 import torch
+from networks import ThinResNet
 from torch.nn import functional as F
 
-from saq_core import SAQ, build_model, calibrate, load_data, quantize
-from saq_core.data import training_batches
+from saq_core import SAQ, build_model, calibrate, models, quantize
+from saq_core.data.batches import training_batches
 
-NETWORKS = {"resnet8": 0.05, "preresnet20": 0.05, "resnet18": 0.02, "mobilenet_v2": 0.02, "vit": 3e-3}  # lr
-START = {"mobilenet_v2": 60}  # float steps before quantizing, else 5
+NETWORKS = {"resnet8": 0.05, "preresnet20": 0.05, "thin resnet18": 0.02, "thin mobilenet_v2": 0.02, "vit": 3e-3}  # lr
+WIDE = {"resnet18": 0.02, "mobilenet_v2": 0.02}
+START = {"mobilenet_v2": 60, "thin mobilenet_v2": 30}  # float steps before quantizing, else 5
 QUANTIZERS = ("lsq", "lsq+", "pact", "dorefa", "liq", "minmax")
 METHODS = {
     "sgd": None,
@@ -25,17 +31,25 @@ METHODS = {
 
 
 def combinations():
-    for a, network in enumerate(NETWORKS):
+    for a, network in enumerate([*NETWORKS, *WIDE]):
         for b, quantizer in enumerate(QUANTIZERS):
             for c, method in enumerate(METHODS):
                 chosen = (a + b + c) % len(METHODS) == 0 or (network == "resnet8" and (b + c) % 2)
-                heavy = network == "resnet18" and quantizer != "lsq"
-                yield pytest.param(network, quantizer, method, marks=() if chosen and not heavy else pytest.mark.slow)
+                marks = () if chosen and network not in WIDE else pytest.mark.slow
+                yield pytest.param(network, quantizer, method, marks=marks)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", device="cpu")
+def build(name, digits):
+    """Build a network, or one of the same modules with an eighth of ResNet-18's or a quarter of MobileNet's width."""
+    name, thin = name.removeprefix("thin "), name.startswith("thin ")
+    if thin and name == "resnet18":
+        torch.manual_seed(0)
+        model = ThinResNet(num_classes=10)
+        model.conv1, model.maxpool = torch.nn.Conv2d(1, 64, 3, 1, padding=1, bias=False), torch.nn.Identity()
+        return model
+    narrow = tuple((wider, width // 4, count, stride) for wider, width, count, stride in models.INVERTED)
+    with mock.patch.object(models, "INVERTED", narrow if thin else models.INVERTED):
+        return build_model(name, digits)
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +60,20 @@ def batch(digits):
 @pytest.fixture(scope="module")
 def started(digits, batch):
     """Float networks after a few steps: the statistics that activations are calibrated on must have seen data."""
-    networks = {network: build_model(network, digits) for network in NETWORKS}
-    return {name: _trained(model, name, *batch, steps=START.get(name, 5))[0] for name, model in networks.items()}
+
+    @functools.cache
+    def start(name):
+        return _trained(build(name, digits), name, *batch, steps=START.get(name, 5))[0]
+
+    return start
 
 
 def _trained(model, network, x, y, *, steps, sam=None):
-    parameters = [p for p in model.train().parameters() if p.requires_grad]
+    parameters, rate = [p for p in model.train().parameters() if p.requires_grad], (NETWORKS | WIDE)[network]
     if network == "vit":
-        optimizer = torch.optim.AdamW(parameters, lr=NETWORKS[network])
+        optimizer = torch.optim.AdamW(parameters, lr=rate)
     else:
-        optimizer = torch.optim.SGD(parameters, lr=NETWORKS[network], momentum=0.9)
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9)
     optimizer = optimizer if sam is None else sam.wrap(model, optimizer)
     losses = []
 
@@ -75,7 +93,7 @@ def _trained(model, network, x, y, *, steps, sam=None):
 
 @pytest.mark.parametrize("network, quantizer, method", list(combinations()))
 def test_twenty_steps_learn_and_leave_everything_in_order(network, quantizer, method, started, batch):
-    model = calibrate(quantize(started[network], "W4A4", quantizer=quantizer), batch[0])
+    model = calibrate(quantize(started(network), "W4A4", quantizer=quantizer), batch[0])
     model, losses, found = _trained(model, network, *batch, steps=20, sam=METHODS[method])
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3]), losses
     assert all(p.isfinite().all() for p in model.parameters())

@@ -12,16 +12,12 @@ import torch
 import xarray
 
 import landscape
+from figures import catalogue, drawing, study
+from figures.__main__ import FIGURES, main
+from figures.catalogue import Figure, make
+from figures.profiles import PROFILES, Profile
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from figures import catalogue, drawing, study  # noqa: E402
-from figures.__main__ import FIGURES  # noqa: E402
-from figures.catalogue import Figure, make  # noqa: E402
-from figures.profiles import PROFILES, Profile  # noqa: E402
-
-SMOKE = PROFILES["smoke"]
+ROOT, SMOKE = pathlib.Path(__file__).parents[1], PROFILES["smoke"]
 
 
 def drawn(data):
@@ -118,6 +114,27 @@ def test_every_figure_is_drawn_from_what_the_repository_holds(name, tmp_path):
         assert (catalogue.folder("cpu") / file.name).exists()
 
 
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """A folder of the networks that the figures share."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_computed_and_drawn_anew_on_two_hundred_images(name, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("figures.profiles.RUNS", runs)
+    for file in make(FIGURES[name], SMOKE, tmp_path, anew=True):
+        if file.suffix == ".png":
+            ink = plt.imread(file)[..., :3].min(2) < 0.9
+            assert ink.mean() > 0.01 and ink.any(0).mean() > 0.5 and ink.any(1).mean() > 0.5
+        else:
+            assert file.read_bytes().startswith({".pdf": b"%PDF", ".md": b"| ", ".tex": b"\\begin"}[file.suffix])
+    data = tmp_path / f"{name}.nc"
+    assert data.exists() == (FIGURES[name].compute is not None)
+    assert FIGURES[name].compute is None or catalogue.read(data) is not None
+
+
 def test_the_readme_tells_of_every_figure_and_no_other():
     text = (ROOT / "figures" / "README.md").read_text()
     told = set(re.findall(r"^### `(\w+)`", text, re.MULTILINE))
@@ -126,9 +143,18 @@ def test_the_readme_tells_of_every_figure_and_no_other():
         assert (ROOT / "figures" / link).exists(), link
 
 
-def test_the_command_line_lists_figures_and_refuses_others():
+def test_the_command_line_lists_figures_and_refuses_others(monkeypatch, capsys):
     command = [sys.executable, "-m", "figures"]
     listed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert [line.split()[0] for line in listed.splitlines()] == list(FIGURES)
-    refused = subprocess.run([*command, "saq_surface"], capture_output=True, text=True, cwd=ROOT)
-    assert refused.returncode == 2 and "got saq_surface" in refused.stderr
+    monkeypatch.setattr("sys.argv", ["figures", "saq_surface"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "got saq_surface" in capsys.readouterr().err
+
+
+def test_the_command_line_makes_what_it_is_asked_for(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sys.argv", ["figures", "table_bops", "--profile", "smoke", "--anew", "--out", str(tmp_path)])
+    main()
+    assert {file.name for file in tmp_path.iterdir()} == {f"table_bops{suffix}" for suffix in (".nc", ".md", ".tex")}
+    assert capsys.readouterr().out.split()[0] == "table_bops"

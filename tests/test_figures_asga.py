@@ -1,8 +1,6 @@
 """The figures of ASGA and of bits per layer: what is searched, on which images, what is kept, and what is drawn."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +9,7 @@ import xarray
 
 import landscape
 import saq_core
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from figures import asga, policies, profiles  # noqa: E402
+from figures import asga, policies, profiles
 
 SMOKE, CPU = profiles.PROFILES["smoke"], profiles.PROFILES["cpu"]
 MIXED = {"a": "W2A2", "b": "W4A4", "c": "W3A3"}

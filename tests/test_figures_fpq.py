@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +11,7 @@ from scipy import stats
 from torch import nn
 
 import saq_core
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from figures import features, fpq, profiles, study  # noqa: E402
+from figures import features, fpq, profiles, study
 
 SMALL = dataclasses.replace(profiles.PROFILES["smoke"], name="small", changes=(("epochs", 1), ("batch_size", 256)))
 

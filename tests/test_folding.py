@@ -107,12 +107,11 @@ def wrong_fold(self, x, *args, **kwargs):
 
 
 def test_where_folding_would_change_the_loss_it_is_left_out(monkeypatch):
-    right, wrong = Objective(convolutional(), RAGGED), Objective(convolutional(), RAGGED)
-    right.centre()
+    right = Objective(convolutional(), RAGGED)
     monkeypatch.setattr(Folding, "_fold", wrong_fold)
-    wrong.centre()
-    assert right.folded and not wrong.folded
-    assert wrong.centre()[0] == pytest.approx(F.cross_entropy(convolutional().eval()(X), Y).item(), rel=1e-12)
+    wrong = Objective(convolutional(), RAGGED)
+    assert right.network.folded and not wrong.network.folded
+    assert wrong.centre.loss.item() == pytest.approx(F.cross_entropy(convolutional().eval()(X), Y).item(), rel=1e-12)
 
 
 def fails_once(call, error):
@@ -128,18 +127,20 @@ def fails_once(call, error):
     return loss, calls
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 4])
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("fold", [Folding._fold, wrong_fold])
-def test_what_an_interruption_left_unverified_is_verified_the_next_time(monkeypatch, call, fold):
+def test_an_interrupted_construction_leaves_the_network_as_it_was(monkeypatch, call, fold):
     monkeypatch.setattr(Folding, "_fold", fold)
     loss, calls = fails_once(call, KeyboardInterrupt)
-    function = Objective(convolutional(), RAGGED, loss=loss)
+    model = convolutional().train()
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(KeyboardInterrupt):
-        function.evaluate()
-    assert len(calls) == call
-    expected = F.cross_entropy(convolutional().eval()(X), Y).item()
-    assert float(function.evaluate().loss) == pytest.approx(expected, rel=1e-12)
-    assert function.folded == (fold is not wrong_fold)
+        Objective(model, RAGGED, loss=loss)
+    assert len(calls) == call and model.training
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    function = Objective(model, RAGGED, loss=loss)
+    assert float(function.centre.loss) == pytest.approx(F.cross_entropy(model.eval()(X), Y).item(), rel=1e-12)
+    assert function.network.folded == (fold is not wrong_fold)
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, AttributeError])
@@ -150,7 +151,7 @@ def test_a_fold_that_fails_is_left_out(monkeypatch, error):
     monkeypatch.setattr(Folding, "_fold", failing)
     function = Objective(convolutional(), RAGGED)
     expected = F.cross_entropy(convolutional().eval()(X), Y).item()
-    assert function.centre()[0] == pytest.approx(expected, rel=1e-12) and not function.folded
+    assert function.centre.loss.item() == pytest.approx(expected, rel=1e-12) and not function.network.folded
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyError, RuntimeError])
@@ -163,7 +164,7 @@ def test_an_error_of_the_loss_itself_is_told(error):
         return F.cross_entropy(output, target)
 
     with pytest.raises(error, match="only beside the centre"):
-        Objective(convolutional(), [(X[:3], Y[:3])], loss=loss).centre()
+        Objective(convolutional(), [(X[:3], Y[:3])], loss=loss)
 
 
 def test_a_loss_without_gradient_is_measured_unfolded():
@@ -172,7 +173,7 @@ def test_a_loss_without_gradient_is_measured_unfolded():
 
     function = Objective(convolutional(), RAGGED, loss=loss)
     expected = F.cross_entropy(convolutional().eval()(X), Y).item()
-    assert function.centre()[0] == pytest.approx(expected, rel=1e-12) and not function.folded
+    assert function.centre.loss.item() == pytest.approx(expected, rel=1e-12) and not function.network.folded
 
 
 def test_folding_remembers_nothing_of_a_batch():
@@ -185,7 +186,7 @@ def test_folding_remembers_nothing_of_a_batch():
 def test_float32_products_agree_with_those_of_the_plain_network():
     model = convolutional().float()
     folded, plain = Hessian(model, RAGGED), Hessian(copy.deepcopy(model), RAGGED)
-    plain.objective.folded = False
+    plain.objective.network.folded = False
     v = torch.randn(folded.shape[0], generator=torch.Generator().manual_seed(0))
     expected = plain @ v
     assert float((folded @ v - expected).norm() / expected.norm()) < 1e-5
@@ -280,5 +281,5 @@ def test_buffers_that_a_forward_pass_moves_start_anew_each_time():
 
     function = Objective(Averaging(), RAGGED)
     losses = {float(function.evaluate().loss) for _ in range(5)}
-    assert losses == {function.centre()[0]}
-    assert losses == {Objective(Averaging(), RAGGED).centre()[0]}
+    assert losses == {function.centre.loss.item()}
+    assert losses == {Objective(Averaging(), RAGGED).centre.loss.item()}

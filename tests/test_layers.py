@@ -4,20 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from saq_core import Data, Recipe, build_model, calibrate, dequantize, evaluate, load_data, quantize, train
-from saq_core.layers import QConv2d, QLinear
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def trained(digits):
-    model = build_model("resnet8", digits)
-    train(model, digits, Recipe(epochs=4, lr=0.1, batch_size=64))
-    return model
+from saq_core import Data, calibrate, dequantize, evaluate, quantize
+from saq_core.quantization.layers import QConv2d, QLinear
 
 
 def small():
@@ -273,14 +261,6 @@ def test_subclasses_are_left_alone():
 def test_custom_data_can_be_calibrated_on():
     data = Data((X, torch.zeros(7, dtype=torch.long)), (X, torch.zeros(7).long()), (X, torch.zeros(7).long()), 5)
     calibrate(quantize(small()), data)(X)
-
-
-def test_the_authors_liq_keeps_weights_in_normalised_units_and_says_so():
-    literal, plain = (quantize(small(), "W4A32", quantizer=name) for name in ("liq-authors", "liq"))
-    units = [m[3].weight_quantizer.weight_units for m in (literal, plain)]
-    assert units == ["normalised", "plain"] and literal[6].weight_quantizer.weight_units == "plain"
-    w = plain[3].weight.detach()
-    torch.testing.assert_close(plain[3].used_weight(), literal[3].used_weight() * w.std() + w.mean())
 
 
 def test_signed_one_bit_input_is_refused_and_leaves_no_quantizer_observing():

@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from saq_core import ASGA, SAMQ, Data, Policy, build_model, calibrate, cost, load, load_data, quantize, save, search
+from saq_core.data.image_files import ImageFiles
 from saq_core.mixed_precision.baselines import _tilted, at_random, by_hessian, solve
-from saq_core.mixed_precision.choices import Space
-from saq_core.mixed_precision.generator import Generator, Reinforce
+from saq_core.mixed_precision.controller import Controller, Reinforce
 from saq_core.mixed_precision.samq import Search, distinct, halves
+from saq_core.mixed_precision.space import Space
 from saq_core.models import make
-from saq_core.streams import ImageFiles
 
 QUICK = {"epochs": 2, "warmup": 1, "batch_size": 16, "candidates": 3, "tries": 500}
 
@@ -356,7 +356,6 @@ def test_a_search_leaves_model_data_and_random_state_alone_and_repeats_itself(da
     [
         ({"method": "hawq"}, r"method must be one of \['uniform', 'random', 'hessian', 'samq', 'asga'\], got 'hawq'"),
         ({"quantizer": "lsqq"}, "quantizer must be one of"),
-        ({"method": "hessian", "quantizer": "liq-authors"}, "quantizer must keep the units of the weights"),
         ({"method": "uniform", "settings": SAMQ()}, "settings must be None for method='uniform', got SAMQ"),
         ({"method": "asga", "settings": SAMQ()}, "settings must be ASGA for method='asga', got SAMQ"),
         ({"budget": "100M"}, "budget must be a finite number of bit operations, got '100M'"),
@@ -380,7 +379,7 @@ def test_a_budget_that_is_no_whole_number_is_kept_to_the_last_bit_operation():
 def test_a_perturbed_loss_that_overflows_is_named(data):
     run = searching(data, rho=1e25)
     with pytest.raises(FloatingPointError, match="perturbed loss is (nan|inf): try a rho below 1e"):
-        run.generator_epoch()
+        run.controller_epoch()
 
 
 def test_settings_of_searches_go_into_json_whatever_numbers_they_are():
@@ -406,7 +405,7 @@ def test_networks_and_data_of_other_kinds_are_refused(model, data):
 
 
 def test_the_generator_has_the_papers_size_and_start():
-    generator = Generator(18, 4)
+    generator = Controller(18, 4)
     assert sum(p.numel() for p in generator.parameters()) == 33_796
     values = torch.cat([p.detach().flatten() for p in generator.parameters()])
     assert values.abs().max() <= 0.1 and abs(values.mean()) < 4 * 0.1 / (3 * 33_796) ** 0.5
@@ -426,7 +425,7 @@ def loud(generator, factor=8.0):
 
 
 def test_the_chances_of_all_choices_add_up_to_one_and_their_entropies_to_the_whole():
-    generator = loud(Generator(3, 2, seed=1))
+    generator = loud(Controller(3, 2, seed=1))
     choices, logs, entropy = generator(choices=every_choice(3, 2))
     chances = logs.exp()
     assert chances.sum().item() == pytest.approx(1, abs=1e-12) and chances.max() > 2 * chances.min()
@@ -441,7 +440,7 @@ COSTS = torch.tensor([1.0, 4.0, 2.0, 7.0], dtype=torch.float64)
 
 @pytest.mark.parametrize("baseline", [None, 0.0, 3.3])
 def test_reinforce_has_the_exact_gradient_of_the_expected_cost_on_average(baseline):
-    generator = loud(Generator(2, 2))
+    generator = loud(Controller(2, 2))
     teacher = Reinforce(generator, lr=1e-3, weight_decay=0.0, entropy_weight=0.0, memory=0.9)
     choices, logs, entropy = generator(choices=every_choice(2, 2))
     expected = (logs.exp() * COSTS).sum()  # differentiated as it stands: no score function in it
@@ -463,7 +462,7 @@ def test_reinforce_has_the_exact_gradient_of_the_expected_cost_on_average(baseli
 
 
 def test_the_baseline_makes_the_gradient_less_noisy_and_follows_the_cost():
-    generator = loud(Generator(2, 2))
+    generator = loud(Controller(2, 2))
     _, logs, entropy = generator(choices=every_choice(2, 2))
     chances = logs.exp().detach()
     spread = []
@@ -477,37 +476,37 @@ def test_the_baseline_makes_the_gradient_less_noisy_and_follows_the_cost():
     teacher.baseline = None
     for cost_, wanted in ((2.0, 2.0), (6.0, 3.0), (3.0, 3.0)):
         _, log, entropy = generator()
-        teacher.learn_(log, entropy, torch.tensor([cost_], dtype=torch.float64))
+        teacher.update_(log, entropy, torch.tensor([cost_], dtype=torch.float64))
         assert teacher.baseline.item() == pytest.approx(wanted)
 
 
 def test_a_cost_that_carries_a_graph_gets_no_gradient():
-    generator = Generator(2, 2)
+    generator = Controller(2, 2)
     teacher = Reinforce(generator, lr=1e-3, weight_decay=0.0, entropy_weight=1e-3, memory=0.9)
     weight = torch.ones((), requires_grad=True)
     for _ in range(2):
         _, log, entropy = generator()
-        teacher.learn_(log, entropy, (3 * weight)[None])
+        teacher.update_(log, entropy, (3 * weight)[None])
     assert weight.grad is None and not teacher.baseline.requires_grad
 
 
 def test_the_entropy_bonus_alone_evens_the_chances_out():
-    generator = loud(Generator(2, 3), 20.0).float()
+    generator = loud(Controller(2, 3), 20.0).float()
     teacher = Reinforce(generator, lr=1e-2, weight_decay=0.0, entropy_weight=1.0, memory=0.9)
     start = generator(200)[2].mean()
     for _ in range(150):
         _, log, entropy = generator(20)
-        teacher.learn_(log, entropy, torch.zeros(20))
+        teacher.update_(log, entropy, torch.zeros(20))
     assert start < 2 < generator(200)[2].mean() and generator(200)[2].mean() <= 2 * torch.tensor(3.0).log() + 1e-5
 
 
 def test_the_generator_learns_to_give_its_bits_to_the_layer_that_needs_them():
-    generator = Generator(3, 2, seed=2)
+    generator = Controller(3, 2, seed=2)
     teacher = Reinforce(generator, lr=5e-3, weight_decay=5e-4, entropy_weight=5e-3, memory=0.9)
     for _ in range(400):  # one layer may be fine; only at the second does being coarse cost much
         choice, log, entropy = generator()
         rise = torch.tensor([0.1, 1.0, 0.1])[choice[0] == 0].sum()
-        teacher.learn_(log, entropy, (rise + (choice.sum() - 1.0).square())[None])
+        teacher.update_(log, entropy, (rise + (choice.sum() - 1.0).square())[None])
     drawn = generator(400)[0]
     assert (drawn == torch.tensor([0, 1, 0])).all(1).float().mean() > 0.8
 
@@ -560,7 +559,7 @@ def test_the_generator_sees_its_half_as_it_is_and_the_weights_theirs_augmented(d
     run.weight_epoch(0)
     ours = torch.cat([x for batches in seen for x, _ in batches])
     seen.clear()
-    run.generator_epoch()
+    run.controller_epoch()
     theirs = torch.cat([x for batches in seen for x, _ in batches])
     assert torch.equal(theirs, run.held_out[0])
     assert not {tuple(x.flatten().tolist()) for x in ours} <= {tuple(x.flatten().tolist()) for x in run.ours.train[0]}
@@ -568,14 +567,14 @@ def test_the_generator_sees_its_half_as_it_is_and_the_weights_theirs_augmented(d
 
 def test_warm_up_draws_evenly_and_teaches_nothing(data):
     run = searching(data)
-    before = [p.clone() for p in run.generator.parameters()]
-    drawn = torch.stack([run.draw(even=True) for _ in range(2000)])
+    before = [p.clone() for p in run.controller.parameters()]
+    drawn = torch.stack([run.draw(uniform=True) for _ in range(2000)])
     share = drawn.flatten().bincount() / drawn.numel()
     assert (share - 0.25).abs().max() < 4 * (0.25 * 0.75 / drawn.numel()) ** 0.5
     run.weight_epoch(0)
-    assert all(torch.equal(a, b) for a, b in zip(run.generator.parameters(), before, strict=True))
-    run.generator_epoch()
-    assert not any(torch.equal(a, b) for a, b in zip(run.generator.parameters(), before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(run.controller.parameters(), before, strict=True))
+    run.controller_epoch()
+    assert not any(torch.equal(a, b) for a, b in zip(run.controller.parameters(), before, strict=True))
 
 
 def test_configurations_compared_are_different_and_within_the_window(data):
@@ -596,16 +595,16 @@ def test_a_window_that_is_hardly_met_is_filled_from_below_and_said(data):
     ):
         found = run.derive()
     assert len(found) == 3 and (run.space.bops(found) <= run.budget).all()
-    drawn = run.space.bops(run.generator(20_000)[0])
+    drawn = run.space.bops(run.controller(20_000)[0])
     assert run.space.bops(found).max() >= drawn[drawn <= run.budget].double().quantile(0.95)
 
 
 def test_a_generator_that_never_meets_the_budget_is_told_so(data):
     run = searching(data)
     with torch.no_grad():
-        run.generator.head.bias.copy_(torch.tensor([-50.0, -50.0, -50.0, 50.0]))
+        run.controller.head.bias.copy_(torch.tensor([-50.0, -50.0, -50.0, 50.0]))
     with pytest.raises(
-        ValueError, match="budget must be one that the generator meets, got .*: the cheapest of 500 draws"
+        ValueError, match="budget must be one that the controller meets, got .*: the cheapest of 500 draws"
     ):
         run.derive()
 

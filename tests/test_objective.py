@@ -1,15 +1,27 @@
 import collections
-import copy
+import types
 
+import pandas as pd
 import pytest
 import torch
-from networks import RAGGED, X, Y, as_function, classification, convolutional, perceptron, quantized, varied
+from networks import (
+    RAGGED,
+    X,
+    Y,
+    as_function,
+    classification,
+    convolutional,
+    perceptron,
+    quantized,
+    recomputed_by_hand,
+    varied,
+)
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
-from landscape import trace
-from landscape.model.objective import Objective
+import landscape
+from landscape import Hessian, Objective, trace
 
 FLAT = X.flatten(1)[:, :5]
 PAIRS = [(FLAT[:3], Y[:3]), (FLAT[3:], Y[3:])]
@@ -39,7 +51,7 @@ FORMS = {
 def test_the_loss_is_the_mean_over_all_samples_however_they_are_batched(form):
     model = perceptron()
     function = Objective(model, FORMS[form])
-    loss, accuracy = function.centre()
+    loss, accuracy = (float(value) for value in function.centre[:2])
     output = model(FLAT)
     assert loss == pytest.approx(cross_entropy(output, Y).item(), rel=1e-6 if form == "float32" else 1e-12)
     assert accuracy == pytest.approx(float((output.argmax(1) == Y).double().mean()))
@@ -55,12 +67,12 @@ def test_tensors_are_cut_into_batches_of_nearly_equal_size(size):
 def test_the_probe_is_the_default():
     model = perceptron()
     model.probe = (FLAT, Y)
-    assert Objective(model).centre() == Objective(model, (FLAT, Y)).centre()
+    assert Objective(model).centre[:2] == Objective(model, (FLAT, Y)).centre[:2]
 
 
 def test_a_training_network_is_measured_in_eval_mode():
     model = nn.Sequential(convolutional(), nn.Dropout(0.5)).train()
-    assert Objective(model, RAGGED).centre()[0] == pytest.approx(classification(model.eval()).item())
+    assert Objective(model, RAGGED).centre.loss.item() == pytest.approx(classification(model.eval()).item())
 
 
 @pytest.mark.parametrize("space", ["quantized", "latent"])
@@ -111,43 +123,21 @@ def test_an_objective_weighs_its_batches_itself():
     ]
     model = perceptron()
     parts = [mse_loss(model(b["x"]), b["t"]) for b in batches]
-    loss, accuracy = Objective(model, batches, objective=objective).centre()
+    loss, accuracy = (float(value) for value in Objective(model, batches, objective=objective).centre[:2])
     assert loss == pytest.approx((0.5 * parts[0] + 2 * parts[1]).item() / 2.5) and accuracy != accuracy
-
-
-def recomputed_by_hand(model):
-    """Set BatchNorm statistics to the mean of the batches' own, weighted by their sizes, layer after layer."""
-    model = copy.deepcopy(model).train()
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    sums = {id(m): [torch.zeros(m.num_features, dtype=torch.float64) for _ in range(2)] for m in norms}
-
-    def watch(module, inputs):
-        x = inputs[0].detach()
-        values = x.transpose(0, 1).flatten(1)
-        sums[id(module)][0] += len(x) / 7 * values.mean(1)
-        sums[id(module)][1] += len(x) / 7 * values.var(1)
-
-    for norm in norms:
-        norm.register_forward_pre_hook(watch)
-    for x, _ in RAGGED:
-        model(x)
-    for norm in norms:
-        norm.running_mean.copy_(sums[id(norm)][0])
-        norm.running_var.copy_(sums[id(norm)][1])
-    return model.eval()
 
 
 def test_recomputed_statistics_are_those_of_one_pass_over_the_data():
     for model in (convolutional(), quantized("W4A4")):
         twin = recomputed_by_hand(model)
         expected = sum(len(x) / 7 * cross_entropy(twin(x), y).item() for x, y in RAGGED)
-        assert Objective(model, RAGGED, batchnorm="recomputed").centre()[0] == pytest.approx(expected, rel=1e-9)
-        assert Objective(model, RAGGED).centre()[0] != pytest.approx(expected, rel=1e-3)
+        assert Objective(model, RAGGED, batchnorm="recomputed").centre.loss.item() == pytest.approx(expected, rel=1e-9)
+        assert Objective(model, RAGGED).centre.loss.item() != pytest.approx(expected, rel=1e-3)
 
 
 def test_a_last_batch_of_one_does_not_stop_the_recomputation():
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
-    assert Objective(model, (FLAT, Y), batchnorm="recomputed", batch_size=6).centre()[0] > 0
+    assert Objective(model, (FLAT, Y), batchnorm="recomputed", batch_size=6).centre.loss.item() > 0
 
 
 def moody(model, batch):
@@ -170,7 +160,7 @@ BAD = [
     ((FLAT * float("nan"), Y), {}, ValueError, "the loss of the model itself is nan"),
     ((FLAT, Y), {"loss": lambda o, y: o.mean() / 0}, ValueError, "the loss of the model itself is -?inf"),
     ((FLAT, Y), {"objective": moody}, ValueError, "the loss changed when repeated"),
-    ((FLAT, Y), {"loss": mse_loss, "objective": moody}, ValueError, "give loss and metrics, or objective"),
+    ((FLAT, Y), {"loss": mse_loss, "objective": moody}, ValueError, "give loss, output and metrics, or objective"),
     ((FLAT, Y), {"space": "weights"}, ValueError, "space must be one of quantized, latent, got 'weights'"),
 ]
 
@@ -191,7 +181,8 @@ def test_unknown_batchnorm_policies_are_refused():
 def test_data_are_moved_to_the_model():
     found = Objective(perceptron().cuda(), PAIRS)
     assert (
-        found.centre()[0] == pytest.approx(Objective(perceptron(), PAIRS).centre()[0]) and found.device.type == "cuda"
+        found.centre.loss.item() == pytest.approx(Objective(perceptron(), PAIRS).centre.loss.item())
+        and found.device.type == "cuda"
     )
 
 
@@ -205,52 +196,97 @@ def test_data_that_change_from_pass_to_pass_are_refused():
             yield FLAT + 0.1 * self.pass_, Y
 
     with pytest.raises(ValueError, match="the data change from pass to pass"):
-        Objective(perceptron(), Augmented()).centre()
+        Objective(perceptron(), Augmented()).centre[:2]
 
 
 def test_numpy_arrays_and_short_integer_labels_are_taken():
-    expected = Objective(perceptron(), (FLAT, Y)).centre()
-    assert Objective(perceptron(), (FLAT.numpy(), Y.int().numpy())).centre() == expected
+    expected = Objective(perceptron(), (FLAT, Y)).centre[:2]
+    assert Objective(perceptron(), (FLAT.numpy(), Y.int().numpy())).centre[:2] == expected
 
 
-class Coupled(nn.Module):
-    """Scales its output by the largest of the batch, as dynamic ranges do."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Linear(20, 3)
-
-    def forward(self, x):
-        y = self.layer(x)
-        return y / y.abs().amax()
+def test_an_objective_is_taken_by_every_measuring_call_in_place_of_a_model():
+    model, direction = perceptron(), {"0.weight": torch.ones_like(perceptron()[0].weight)}
+    calls = {
+        "trace": {"num_probes": 10},
+        "top_eigenvalues": {"k": 2},
+        "density": {"k": 1, "steps": 3},
+        "curvature_at_scale": {"directions": direction, "ladder": False},
+        "sharpness": {"measures": ["average, filter", "worst case, plain, m samples"]},
+        "average_sharpness": {"radii": (0.01,)},
+        "worst_case_sharpness": {"radii": (0.01,), "m": 3},
+        "rounding_sharpness": {"bits": (4,)},
+        "line": {"points": 3, "directions": "eigenvectors"},
+        "surface": {"points": 3},
+        "batchnorm_check": {},
+    }
+    for name, options in calls.items():
+        function = getattr(landscape, name)
+        given = function(Objective(model, PAIRS), **options)
+        pd.testing.assert_frame_equal(given.frame, function(model, PAIRS, **options).frame)
+    found = landscape.trajectory(Objective(model, PAIRS, batchnorm="recomputed"), [perceptron(1), perceptron(2)])
+    torch.testing.assert_close(found.loss, landscape.trajectory(model, [perceptron(1), perceptron(2)], PAIRS).loss)
+    both = landscape.compare({"a": Objective(model, PAIRS), "b": Objective(perceptron(1), PAIRS)}, points=0)
+    pd.testing.assert_frame_equal(
+        both.frame, landscape.compare({"a": model, "b": perceptron(1)}, PAIRS, points=0).frame
+    )
+    v = torch.ones(Objective(model, PAIRS).coordinates.numel, dtype=torch.float64)
+    torch.testing.assert_close(Hessian(Objective(model, PAIRS)) @ v, Hessian(model, PAIRS) @ v, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
-    ("network", "settings", "passes"),
+    ("call", "named"),
     [
-        (nn.Linear(20, 3), {}, 1),
-        (nn.Linear(20, 3), {"loss": lambda o, y: cross_entropy(o, y, reduction="none")}, 1),
-        (nn.Linear(20, 3), {"loss": cross_entropy}, 5),  # a mean: the batches are all the error bar there is
-        (nn.Linear(20, 3), {"metrics": {"worst": lambda o, y: o.amax()}}, 5),
-        (nn.Linear(20, 3), {"batch_size": 70}, 3),
-        (Coupled(), {}, 5),
+        (lambda o: landscape.trace(o, PAIRS), "data"),
+        (lambda o: landscape.trace(o, loss=cross_entropy), "loss"),
+        (lambda o: landscape.line(o, batchnorm="recomputed", batch_size=4), "batchnorm, batch_size"),
+        (lambda o: landscape.line(o, precision="bf16"), "precision"),
+        (lambda o: Hessian(o, layers=["0"]), "layers"),
+        (lambda o: landscape.rounding_sharpness(o, PAIRS), "data"),
     ],
 )
-def test_passes_for_means_take_the_fewest_batches_where_samples_do_not_mind(network, settings, passes):
-    random = torch.Generator().manual_seed(0)
-    x, y = torch.randn(200, 20, generator=random), torch.randint(3, (200,), generator=random)
-    function, seen = Objective(network.double(), (x, y), **settings), []
-    assert len(function._source) == (3 if "batch_size" in settings else 5)
-    function.centre()
-    first = function.evaluate()
-    network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    again, slope = function.evaluate(), function.gradient()
-    assert len(seen) == 2 * passes and sum(seen) == 400
-    apart = Objective(network, [(a, b) for a, b in function.batches()], **{**settings, "batch_size": None})
-    torch.testing.assert_close(again, apart.evaluate(), rtol=1e-12, atol=1e-14, equal_nan=True)
-    torch.testing.assert_close(again, first, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(slope, apart.gradient(), rtol=1e-10, atol=1e-14)
-    assert function.on(next(function.batches())).evaluate().losses.numel() == (
-        1 if passes == 5 and "loss" in settings else len(next(function.batches())[0])
-    )
+def test_arguments_of_an_objective_are_refused_beside_one(call, named):
+    with pytest.raises(ValueError, match=f"an objective has its own {named}:"):
+        call(Objective(perceptron(), PAIRS))
+
+
+def test_products_refuse_an_objective_whose_statistics_or_precision_they_do_not_have():
+    with pytest.raises(ValueError, match="batchnorm='fixed' and precision='fp32'"):
+        landscape.trace(Objective(perceptron(), PAIRS, precision="bf16"))
+
+
+class Answer(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.kind = perceptron(), kind
+
+    def forward(self, x):
+        logits = self.layer(x)
+        answers = {"tuple": (x, logits), "dict": {"logits": logits}, "object": types.SimpleNamespace(logits=logits)}
+        return answers[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "output"), [("tuple", 1), ("dict", "logits"), ("object", "logits"), ("tuple", lambda answer: answer[1])]
+)
+def test_output_names_the_part_that_the_loss_is_given(kind, output):
+    function = Objective(Answer(kind), PAIRS, output=output)
+    assert torch.equal(function.centre.loss, Objective(perceptron(), PAIRS).centre.loss)
+
+
+def test_data_may_be_anything_with_a_probe():
+    class Data:
+        probe = (FLAT, Y)
+
+    assert Objective(perceptron(), Data()).centre[:2] == Objective(perceptron(), (FLAT, Y)).centre[:2]
+    with pytest.raises(ValueError, match="carries no probe"):
+        Objective(perceptron(), None)
+
+
+def test_without_validation_a_stochastic_or_infinite_loss_is_let_through():
+    def infinite(output, target):
+        return cross_entropy(output, target) / 0
+
+    with pytest.raises(ValueError, match="is inf"):
+        Objective(perceptron(), PAIRS, loss=infinite)
+    function = Objective(perceptron(), PAIRS, loss=infinite, validate=False)
+    assert function.centre.loss.isinf() and function.samples == 7 and function.batch_weights == [3.0, 4.0]

@@ -85,7 +85,6 @@ def test_a_network_that_stands_beside_its_quantized_weights_is_measured_there():
     close(Hessian(model, RAGGED) @ torch.eye(len(dense), dtype=torch.float64), dense)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # of packages that curvlinops imports
 @pytest.mark.parametrize("name", ["float", "W4A4 latent"])
 def test_products_are_those_of_curvlinops(name):
     from curvlinops import HessianLinearOperator

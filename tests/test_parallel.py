@@ -1,5 +1,6 @@
-"""Two processes of torchrun give the numbers of one; the command line; tables and other people's files."""
+"""Two processes give the numbers of one; the command line; tables and other people's files."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from networks import RAGGED, convolutional
+from ranks import launched
 
 import landscape
 from landscape import __main__ as command_line
@@ -27,11 +29,18 @@ def measured():
     return convolutional(), list(zip(x.split(sizes), y.split(sizes), strict=True))
 
 
-def run(*words, processes=1, **settings):
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "-m"] if processes > 1 else ["-m"]
-    environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, "landscape", *map(str, words), "--model", "test_parallel:measured"]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, **settings)
+def run(*words, out, processes=1):
+    """Give the command line these words, in this process or in two; return what they print."""
+    words = [*map(str, words), "--model", "test_parallel:measured", "--out", str(out)]
+    if processes == 1:
+        return command_line.main(words)
+    launched(told, words, str(out))
+    return out.with_suffix(".told").read_text()
+
+
+def told(words, out):
+    with open(f"{out.removesuffix('.nc')}.told", "a") as file, contextlib.redirect_stdout(file):
+        command_line.main(words)
 
 
 COMMANDS = {
@@ -46,23 +55,37 @@ COMMANDS = {
 def test_two_processes_give_the_numbers_of_one(name, tmp_path):
     command = "surface" if name == "adaptive" else name
     one, two = tmp_path / "one.nc", tmp_path / "two.nc"
-    command_line.main([command, *map(str, COMMANDS[name]), "--model", "test_parallel:measured", "--out", str(one)])
-    done = run(command, *COMMANDS[name], "--out", two, processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(str(two)) == 1
-    ours, theirs = load(one), load(two)
+    run(command, *COMMANDS[name], out=one)
+    assert run(command, *COMMANDS[name], out=two, processes=2).count(str(two)) == 1
+    same(load(one), load(two))
+
+
+def same(ours, theirs):
     for field in ("loss", "stderr", "status", "value", "samples", "values", "residuals", "fold_values"):
         if field in vars(ours):
             found, expected = (torch.as_tensor(getattr(r, field), dtype=torch.float64) for r in (theirs, ours))
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-10, equal_nan=True)
 
 
+def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
+    """The real thing, once."""
+    one, two = tmp_path / "one.nc", tmp_path / "two.nc"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "landscape"]
+    command += ["eigen", "--k", "3", "--model", "test_parallel:measured", "--out", str(two)]
+    environment = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(str(two)) == 1
+    run("eigen", "--k", 3, out=one)
+    same(load(one), load(two))
+
+
 def test_two_processes_share_a_folder_of_tiles(tmp_path):
-    words = ["surface", "--points", 9, "--path", tmp_path / "tiles", "--out"]
-    assert run(*words, tmp_path / "two.nc", processes=2).returncode == 0
+    words = ["surface", "--points", 9, "--path", tmp_path / "tiles"]
+    run(*words, out=tmp_path / "two.nc", processes=2)
     written = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "tiles").iterdir()}
     assert len(written) == 1 + -(-81 // 16)
-    command_line.main([*map(str, words), str(tmp_path / "one.nc"), "--model", "test_parallel:measured"])
+    run(*words, out=tmp_path / "one.nc")
     assert torch.equal(load(tmp_path / "one.nc").loss, load(tmp_path / "two.nc").loss)
     assert written == {file.name: file.stat().st_mtime_ns for file in (tmp_path / "tiles").iterdir()}
 

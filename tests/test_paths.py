@@ -3,10 +3,8 @@ import copy
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from networks import RAGGED, convolutional, quantized
-from test_objective import recomputed_by_hand
-from test_surfaces import EYE, PAIRED, linear
-from test_untouched import assert_same, network, state
+from networks import EYE, PAIRED, RAGGED, convolutional, linear, quantized, recomputed_by_hand
+from states import assert_same, network, state
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -42,7 +40,7 @@ def test_a_path_between_two_networks_has_exactly_both_at_its_ends():
     assert float(found.alphas[0]) == 0 and float(found.alphas[-1]) == 1
     assert float(found.loss[0]) == pytest.approx(own(mine), rel=1e-9)
     assert float(found.loss[-1]) == pytest.approx(own(other), rel=1e-9)
-    assert float(found.loss[-1]) == pytest.approx(Objective(other, RAGGED, batchnorm="recomputed").centre()[0])
+    assert float(found.loss[-1]) == pytest.approx(Objective(other, RAGGED, batchnorm="recomputed").centre.loss.item())
 
 
 def test_oblique_directions_of_any_length_give_coordinates_in_multiples_of_them():
@@ -115,7 +113,7 @@ def test_a_quantized_trajectory_projects_what_the_network_computes_with():
         for a, b in ((mine[i], other[i]) for i in (3, 7))
     )
     assert float(found.distance[0]) == pytest.approx(used**0.5)
-    assert float(found.loss[0]) == pytest.approx(Objective(other, RAGGED).centre()[0], rel=1e-12)
+    assert float(found.loss[0]) == pytest.approx(Objective(other, RAGGED).centre.loss.item(), rel=1e-12)
 
 
 def test_a_surface_is_measured_over_the_trajectorys_plane_and_drawn_under_it(tmp_path):
@@ -127,22 +125,23 @@ def test_a_surface_is_measured_over_the_trajectorys_plane_and_drawn_under_it(tmp
     )
     plane = surface(mine, RAGGED, directions=found, span=found.span(), points=(5, 4))
     assert plane.about["batchnorm"] == "recomputed" and plane.about["directions"].startswith("principal component 1")
+    assert plane.about["axes"] == found.about["axes"]
     plane, found = (load(result.save(tmp_path / f"{type(result).__name__}.nc")) for result in (plane, found))
-    ax = found.draw(plane)
+    ax = found.draw(surface=plane).axes[0]
     drawn = next(artist for artist in ax.lines if len(artist.get_xdata()) == 3)
     assert drawn.get_xydata().tolist() == found.coordinates.tolist()
     marks = next(c for c in ax.collections if len(c.get_offsets()) == 3 and c.get_array() is not None)
     assert list(marks.get_array()) == found.loss.tolist()
     assert ax.get_xlabel() == "Step along principal component 1"
     assert "100 % of the squared distance lies in the plane" in ax.get_title()
-    trace = next(t for t in found.plot(plane).data if t.name == "checkpoints, their own loss")
+    trace = next(t for t in found.plot(surface=plane, scale="log").data if t.name == "checkpoints, their own loss")
     assert list(trace.x) == found.coordinates[:, 0].tolist()
     assert list(trace.z) == pytest.approx(found.loss.log10().tolist())
     assert trace.customdata[0].tolist() == [
         v[0].item() for v in (found.loss, found.plane_loss, found.off_plane, found.distance)
     ]
     with pytest.raises(ValueError, match="surface must lie in the trajectory's plane, but its plane is another"):
-        found.draw(surface(mine, RAGGED, points=3))
+        found.draw(surface=surface(mine, RAGGED, points=3))
     assert repr(found).startswith("Trajectory(3 checkpoints, 100 % of the squared distance in the plane, loss ")
 
 

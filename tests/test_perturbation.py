@@ -14,33 +14,27 @@ from saq_core import (
     SAQ,
     AsymmetricLSQ,
     Recipe,
-    build_model,
     calibrate,
     distillation_loss,
     evaluate,
     feature_noise,
-    feature_rise,
+    feature_noise_penalty,
     load,
-    load_data,
-    perturbation,
     quantize,
     save,
     train,
-    training,
 )
-from saq_core.perturbation import Features, Student, Teacher, attach, noisy_inputs, teacher_of
+from saq_core.fpq import noise as noise_module
+from saq_core.fpq.distillation import Features, Student, Teacher, teacher_of
+from saq_core.fpq.noise import attach, noisy_inputs
+from saq_core.training import loop
+
+LIMIT = 256  # of the digits
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return load_data("digits", limit=256, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def floating(digits):
-    model = build_model("resnet8", digits)
-    train(model, digits, Recipe(epochs=6, lr=0.1, batch_size=32))
-    return model
+def floating(trained):
+    return trained
 
 
 def twin(floating, digits, bits="W4A4", **settings):
@@ -135,22 +129,6 @@ def test_p_zero_and_evaluation_are_the_plain_network_to_the_bit(floating, digits
         assert torch.equal(plain(x), expected)
 
 
-def test_pre_is_a_dither_whose_mean_is_the_value_itself(floating, digits):
-    """Inside the range E[Q(x + δ)] = x, where Q(x) alone is up to half a step off."""
-    model = twin(floating, digits, "W4A3")
-    name, quantizer = next(iter(noisy_inputs(model).items()))
-    x = torch.linspace(0.2, 4.8, 200).mul(quantizer.step_size(torch.ones(()))).reshape(1, 1, 10, 20)
-    with feature_noise(model, p=1.0, placement="pre"):
-        quantizer.train()
-        torch.manual_seed(0)
-        with torch.no_grad():
-            mean = torch.stack([quantizer(x) for _ in range(2000)]).mean(0)
-    step = quantizer.step_size(x).item()
-    quantizer.eval()
-    assert float((mean - x).abs().max()) < 4 * 0.5 * step / 2000**0.5
-    assert float((quantizer(x) - x).detach().abs().max()) > 0.4 * step
-
-
 def test_the_compiled_network_has_noise_as_well(floating, digits):
     model = twin(floating, digits)
     x = digits.train[0][:4]
@@ -189,7 +167,7 @@ def test_noise_reaches_a_network_that_was_compiled_without_it_before(floating, d
     for p in (0.0, 0.0, 0.5, 1.0):
         model = twin(floating, digits).train()
         with feature_noise(model, p=p), torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):
-            compiled = training._compiled(model, x.device)
+            compiled = loop._compiled(model, x.device)
             torch.manual_seed(0)
             outputs.append([compiled(x).detach() for _ in range(8)])
     different = [sum(not torch.equal(a, b) for a, b in zip(o, outputs[0], strict=True)) for o in outputs]
@@ -201,16 +179,16 @@ def test_compiled_noise_keeps_type_gradient_and_layout(floating, digits):
     quantizer = next(iter(noisy_inputs(twin(floating, digits)).values())).train()
     x = torch.rand(2, 4, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
     (clean,) = torch.autograd.grad(quantizer(x).sum(), x)
-    handle = attach(quantizer, "output", partial(perturbation._gated, p=1.0))
+    handle = attach(quantizer, "output", partial(noise_module._gated, p=1.0))
     output = torch.compile(nn.Sequential(quantizer), backend="aot_eager", fullgraph=True)(x)
     (noisy,) = torch.autograd.grad(output.sum(), x)
     handle.remove()
     noise = (output - quantizer(x)).detach()
     assert torch.equal(clean, noisy) and output.is_contiguous(memory_format=torch.channels_last)
     assert 0 < float(noise.abs().max()) <= 0.5001 * float(quantizer.step_size(x)) and len(noise.unique()) > 90
-    found = perturbation._noise_or_zeros(x.detach().bfloat16(), torch.ones(1, 4, 1, 1), 1.0)
+    found = noise_module._noise_or_zeros(x.detach().bfloat16(), torch.ones(1, 4, 1, 1), 1.0)
     assert found.dtype == torch.bfloat16
-    torch.library.opcheck(perturbation._noise_or_zeros, (x.detach(), torch.tensor(0.3), 0.0))
+    torch.library.opcheck(noise_module._noise_or_zeros, (x.detach(), torch.tensor(0.3), 0.0))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -245,14 +223,13 @@ def features(seed=0):
     return [torch.randn(5, c, 4, 4, generator=generator, dtype=torch.float64) for c in (3, 6)]
 
 
-@pytest.mark.parametrize("statistics", ["batch", "image"])
-def test_distillation_ignores_scale_and_shift_of_each_channel(statistics):
+def test_distillation_ignores_scale_and_shift_of_each_channel():
     teacher = features()
-    assert float(distillation_loss(teacher, teacher, statistics=statistics)) == 0
+    assert float(distillation_loss(teacher, teacher)) == 0
     moved = [z * torch.arange(1, z.shape[1] + 1)[:, None, None] + 7 for z in teacher]
-    assert float(distillation_loss(moved, teacher, statistics=statistics)) < 1e-8
+    assert float(distillation_loss(moved, teacher)) < 1e-8
     flipped = [-z for z in teacher]
-    assert float(distillation_loss(flipped, teacher, statistics=statistics)) == pytest.approx(4 * 2, rel=1e-3)
+    assert float(distillation_loss(flipped, teacher)) == pytest.approx(4 * 2, rel=1e-3)
 
 
 def test_distillation_is_twice_one_minus_the_correlation():
@@ -458,28 +435,29 @@ def test_the_rise_is_that_of_the_feature_hessian_for_small_steps():
     gaps = [a - b for a, b in zip(ratios, ratios[1:], strict=False)]
     assert gaps[0] > gaps[1] > 0 and abs(ratios[-1] - 1) < 0.03  # four errors of the draws
     for step in (0.4, 0.1):
-        rise = feature_rise(net, (x, y), p=0.3, steps={"2": step, "4": step}, draws=1500, rtol=0.01, max_samples=200)
+        rise = feature_noise_penalty(
+            net, (x, y), p=0.3, steps={"2": step, "4": step}, draws=1500, rtol=0.01, max_samples=200
+        )
         assert abs(rise.predicted - 0.3 * step**2 / 24 * exact) < 4 * rise.predicted_stderr + 1e-12
         assert abs(rise.measured - rise.predicted) < 4 * (rise.measured_stderr + rise.predicted_stderr)
         assert rise.measured_stderr < 0.1 * rise.measured
     assert list(rise.layers) == ["2", "4"] and "predicted" in repr(rise)
 
 
-@pytest.mark.parametrize("placement", ["post", "pre"])
-def test_a_quantized_network_is_measured_at_its_own_steps_and_left_alone(placement, floating, digits):
+def test_a_quantized_network_is_measured_at_its_own_steps_and_left_alone(floating, digits):
     model = twin(floating, digits)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    rise = feature_rise(model, tuple(t[:32] for t in model.probe), p=0.5, draws=20, rtol=0.3, placement=placement)
+    rise = feature_noise_penalty(model, tuple(t[:32] for t in model.probe), p=0.5, draws=20, rtol=0.3)
     assert torch.equal(torch.get_rng_state(), state)
     after = model.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in before.items() if isinstance(v, torch.Tensor))
     assert list(rise.layers) == list(noisy_inputs(model))
     for name, layer in rise.layers.items():
         assert layer.step == float(model.get_submodule(name).input_quantizer.step.detach())
-        assert layer.rise == pytest.approx(0.5 * layer.step**2 / 24 * layer.trace)
-    assert rise.predicted == pytest.approx(sum(layer.rise for layer in rise.layers.values()))
+        assert layer.delta_loss == pytest.approx(0.5 * layer.step**2 / 24 * layer.trace)
+    assert rise.predicted == pytest.approx(sum(layer.delta_loss for layer in rise.layers.values()))
     assert rise.predicted == pytest.approx(0.5 / 24 * rise.trace)
-    alone = feature_rise(model, tuple(t[:32] for t in model.probe), p=0.5, draws=0, rtol=0.3, placement=placement)
+    alone = feature_noise_penalty(model, tuple(t[:32] for t in model.probe), p=0.5, draws=0, rtol=0.3)
     assert alone.layers == rise.layers and alone.measured != alone.measured and "not measured" in repr(alone)
 
 
@@ -489,8 +467,6 @@ def test_a_quantized_network_is_measured_at_its_own_steps_and_left_alone(placeme
 def test_settings_out_of_range_are_refused(floating, digits):
     for settings, message in (
         ({"p": 1.5}, "p must be from 0 to 1, got 1.5"),
-        ({"placement": "mid"}, "placement must be one of .*got 'mid'"),
-        ({"statistics": "all"}, "statistics must be one of .*got 'all'"),
         ({"weight": -1}, "weight must be >= 0 and finite, got -1"),
         ({"p": "a"}, "p must be from 0 to 1, got 'a'"),
     ):
@@ -504,16 +480,16 @@ def test_settings_out_of_range_are_refused(floating, digits):
         train(twin(floating, digits), digits, recipe(fpq=FPQ()), teacher=nn.Sequential(nn.Conv2d(1, 3, 3)))
     pixel = [torch.randn(5, 3, 1, 1)]
     assert float(distillation_loss(pixel, pixel)) == 0
-    with pytest.raises(ValueError, match=r'one value per channel for statistics="image", got shape \(5, 3, 1, 1\)'):
-        distillation_loss(pixel, pixel, statistics="image")
+    with pytest.raises(ValueError, match=r"one value per channel, got shape \(1, 3, 1, 1\)"):
+        distillation_loss([pixel[0][:1]], [pixel[0][:1]])
     idle = twin(floating, digits)
     idle.layer2[0].add_module("idle", copy.deepcopy(idle.conv1))
     with pytest.raises(ValueError, match=r"in its forward pass, got none of \['layer2.0.idle'\]"):
         train(idle, digits, recipe(fpq=FPQ()))
     with pytest.raises(ValueError, match="pass steps="):
-        feature_rise(floating)
+        feature_noise_penalty(floating)
     with pytest.raises(ValueError, match="draws must be >= 2, or 0 to measure nothing, got 1"):
-        feature_rise(floating, draws=1)
+        feature_noise_penalty(floating, draws=1)
 
 
 def test_a_teacher_of_another_dtype_is_cast_and_one_of_other_strides_refused(floating, digits):
@@ -527,4 +503,4 @@ def test_a_teacher_of_another_dtype_is_cast_and_one_of_other_strides_refused(flo
 
 def test_steps_of_unknown_modules_are_refused(floating, digits):
     with pytest.raises(ValueError, match="steps must name modules of the model, got .'nope'"):
-        feature_rise(floating, digits.probe, steps={"nope": 1.0})
+        feature_noise_penalty(floating, digits.probe, steps={"nope": 1.0})

@@ -37,7 +37,7 @@ def test_every_layer_has_its_value_error_and_bits_where_one_can_hover():
 
 
 def test_the_printed_figure_shows_the_same_in_the_order_of_the_layers():
-    ax = landscape.draw_layers(VALUES, bits=BITS, quantity="Trace")
+    (ax,) = landscape.draw_layers(VALUES, bits=BITS, quantity="Trace").axes
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["conv1", "block.conv", "attn", "fc"]
     heights = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in ax.patches}
     assert heights == {0: 3.0, 1: -1.0, 2: 7.0, 3: 2.0} and ax.get_ylabel() == "Trace"
@@ -49,20 +49,26 @@ def test_the_printed_figure_shows_the_same_in_the_order_of_the_layers():
 
 def test_axes_of_the_caller_are_used_and_without_bits_there_is_no_legend():
     _, ax = plt.subplots()
-    assert landscape.draw_layers({"a": 1.0, "b": 2.0}, ax) is ax and ax.get_legend() is None
-    assert not landscape.plot_layers({"a": 1.0, "b": 2.0}).layout.showlegend
+    assert landscape.draw_layers({"a": 1.0, "b": 2.0}, ax, title="mine") is ax.figure and ax.get_legend() is None
+    assert ax.get_title() == "mine" and not landscape.plot_layers({"a": 1.0, "b": 2.0}).layout.showlegend
 
 
 def test_values_over_orders_of_magnitude_get_a_logarithmic_axis_unless_one_is_not_positive():
     wide = {"a": 1.0, "b": 100.0}
-    assert landscape.draw_layers(wide).get_yscale() == landscape.plot_layers(wide).layout.yaxis.type == "log"
-    assert landscape.draw_layers(wide | {"c": -1.0}).get_yscale() == "linear"
+    for values, scale, expected in (
+        (wide, "auto", "log"),
+        (wide, "linear", "linear"),
+        (wide | {"c": -1.0}, "auto", "linear"),
+        ({"a": 1.0, "b": 2.0}, "log", "log"),
+    ):
+        assert landscape.draw_layers(values, scale=scale).axes[0].get_yscale() == expected
+        assert landscape.plot_layers(values, scale=scale).layout.yaxis.type == expected
 
 
 def test_what_is_not_finite_is_a_gap():
     figure = landscape.plot_layers({"a": math.nan, "b": 1.0})
     assert math.isnan(figure.data[0].y[0]) and figure.data[0].y[1] == 1.0
-    landscape.draw_layers({"a": math.nan, "b": math.inf, "c": 1.0}, bits={"a": 2, "c": 3}).figure.canvas.draw()
+    landscape.draw_layers({"a": math.nan, "b": math.inf, "c": 1.0}, bits={"a": 2, "c": 3}).canvas.draw()
 
 
 @pytest.mark.parametrize("function", [landscape.plot_layers, landscape.draw_layers])

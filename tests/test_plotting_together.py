@@ -42,7 +42,7 @@ def data():
 
 def test_lines_share_one_plot(model, data):
     lines = {f"seed {seed}": landscape.line(model, data, points=5, seed=seed) for seed in range(2)}
-    (ax,) = landscape.draw_together(lines, log=True).axes
+    (ax,) = landscape.draw_together(lines, scale="log").axes
     assert ax.get_legend_handles_labels()[1] == list(lines) and ax.get_yscale() == "log"
     for curve, found in zip([a for a in ax.lines if a.get_label() in lines], lines.values(), strict=True):
         assert torch.equal(torch.as_tensor(curve.get_ydata()), found.loss)
@@ -55,7 +55,7 @@ def test_surfaces_stand_side_by_side_on_one_scale(model, data):
     figure = landscape.draw_together(surfaces)
     assert [ax.get_title() for ax in figure.axes[:2]] == list(surfaces)
     assert landscape.draw_together(surfaces, kind="3d").axes[0].name == "3d"
-    sheets = [trace for trace in landscape.plot_together(surfaces, log=True).data if trace.type == "surface"]
+    sheets = [trace for trace in landscape.plot_together(surfaces, scale="log").data if trace.type == "surface"]
     assert len(sheets) == 2 and {sheet.coloraxis for sheet in sheets} == {"coloraxis"}
 
 

@@ -1,16 +1,17 @@
 import copy
+from typing import get_args
 
 import pytest
 import torch
-from test_sam import X, Y, build, closure_for, norm, perturbation, positions, setup
+from perturbing import X, Y, build, closure_for, norm, perturbation, positions, setup
 from torch.nn import functional as F
 
 from saq_core import SAQ
-from saq_core.policies import LOOK_ALPHA, POLICIES, Every, make_policy
-from saq_core.sam import AdaptiveRho
-from saq_core.sites import KINDS
+from saq_core.sharpness.radius import AdaptiveRho
+from saq_core.sharpness.step_policies import LOOK_ALPHA, POLICIES, Look, make_policy
+from saq_core.sharpness.targets import Kind
 
-ALL = ["full", "every:3", "look:3", "momentum:0.5", "subset:0.5"]
+ALL = ["full", "look:3", "momentum:0.5", "subset:0.5"]
 
 
 def gradients(model, at=None):
@@ -66,7 +67,6 @@ def test_the_update_combines_the_two_gradients_as_defined(combine, case):
     "policy, passes",
     [
         ("full", [2, 2, 2, 2]),
-        ("every:3", [2, 1, 1, 2]),
         ("look:2", [2, 1, 2, 1]),
         ("momentum", [1] * 4),
         ("subset:0.5", [2] * 4),
@@ -176,7 +176,7 @@ def test_a_resumed_policy_goes_on_to_the_same_numbers(policy):
     assert torch.equal(run(False), run(True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_only_the_kinds_that_are_named_are_perturbed(kind):
     model = build("W4A4")
     for module in model.modules():
@@ -194,7 +194,7 @@ def test_only_the_kinds_that_are_named_are_perturbed(kind):
 
 
 def test_the_authors_settings_are_theirs():
-    settings = SAQ.authors()
+    settings = SAQ.from_paper()
     assert (settings.rho, settings.case, settings.metric) == (0.4, 3, "normalised")
     assert "input_step" in settings.perturbed and "weight_step" not in settings.perturbed
     assert SAQ.authors(0.9, case=1).rho == 0.9
@@ -230,16 +230,18 @@ def test_clipping_before_the_update_never_changes_epsilon():
     assert all(torch.equal(free[k], clipped[k]) for k in free) and near < 2e-3 < far
 
 
-@pytest.mark.parametrize("text", ["often", "every:0", "every:x", "full:2", "momentum:1", "subset:0", "look:2.5", ""])
+@pytest.mark.parametrize(
+    "text", ["often", "every:5", "look:0", "look:x", "full:2", "momentum:1", "subset:0", "look:2.5", ""]
+)
 def test_bad_policies_are_refused(text):
     with pytest.raises(ValueError, match="policy"):
         SAQ(policy=text)
 
 
 def test_policies_can_be_objects_and_have_defaults():
-    assert isinstance(make_policy("every"), Every) and make_policy("every").k == 5 and set(POLICIES) >= {"look"}
+    assert isinstance(make_policy("look"), Look) and make_policy("look").k == 5 and set(POLICIES) >= {"full"}
     model = build("W4A32")
-    assert setup(model, 0.1, 3, policy=Every(2)).policy.k == 2
+    assert setup(model, 0.1, 3, policy=Look(2)).policy.k == 2
 
 
 def test_bad_settings_of_the_family_are_refused():
@@ -262,19 +264,11 @@ def test_settings_that_a_policy_would_ignore_are_refused():
                 SAQ(0.05, policy=policy, **other)
 
 
-def test_normalised_units_are_not_normalised_twice():
-    """The authors' literal form perturbs by as much, in units of the spread of each weight."""
-    for quantizer in ("liq", "liq-authors"):
-        model = build("W4A32", quantizer)
-        layers = {name: layer for name, layer in model.named_children() if hasattr(layer, "delta")}
-        spread = {name: layer.weight.detach().std() for name, layer in layers.items()}
-        epsilon = perturbation(model, setup(model, 0.4, 3, metric="normalised", perturbed=("weight",)))
-        own = {name: layer.weight_quantizer.weight_units == "normalised" for name, layer in layers.items()}
-        assert any(own.values()) == (quantizer == "liq-authors")
-        scaled = [epsilon[f"{name}.delta"] / (1 if own[name] else s) for name, s in spread.items()]
-        assert float(norm(scaled)) == pytest.approx(0.4)
-    with pytest.raises(ValueError, match='measured_at must be "quantized" for weights in normalised units'):
-        setup(build("W4A32", "liq-authors"), 0.4, 1)
+def test_normalised_units_are_those_of_the_latent_weights():
+    model = build("W4A32", "liq")
+    spread = {name: layer.weight.detach().std() for name, layer in model.named_children() if hasattr(layer, "delta")}
+    epsilon = perturbation(model, setup(model, 0.4, 3, metric="normalised", perturbed=("weight",)))
+    assert float(norm([epsilon[f"{name}.delta"] / s for name, s in spread.items()])) == pytest.approx(0.4)
 
 
 def test_a_model_that_is_moved_or_frozen_later_keeps_its_case():
@@ -302,7 +296,7 @@ def test_autocast_around_the_step_does_not_hide_the_perturbation():
     assert losses[1] > losses[0] + 0.1
 
 
-@pytest.mark.parametrize("policy", ["look:2", "every:2"])
+@pytest.mark.parametrize("policy", ["look:2", "full"])
 @pytest.mark.parametrize("combine", ["perturbed", "gsam", "mean"])
 def test_a_layer_that_one_pass_leaves_out_is_no_obstacle(policy, combine):
     model, calls = build("W4A32"), []

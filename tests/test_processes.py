@@ -1,4 +1,4 @@
-"""Two processes of torchrun train as one does on the union of their rows; a killed training goes on where it was."""
+"""Two processes train as one does on the union of their rows; a killed training goes on where it was."""
 
 import copy
 import json
@@ -10,16 +10,32 @@ import sys
 
 import pytest
 import torch
+from ranks import launched
 from torch import nn
+from torch.multiprocessing import ProcessExitedException
 from torch.nn import functional as F
 
-from saq_core import FPQ, SAQ, Data, Recipe, calibrate, evaluate, processes, quantize, train
-from saq_core.data import training_batches
+from saq_core import (
+    FPQ,
+    SAQ,
+    Data,
+    Experiment,
+    Recipe,
+    calibrate,
+    evaluate,
+    load,
+    processes,
+    quantize,
+    reproduce,
+    train,
+)
+from saq_core.data.batches import training_batches
 
-HERE = pathlib.Path(__file__).parent
+HERE, ROOT = pathlib.Path(__file__).parent, pathlib.Path(__file__).parents[1]
+TINY = Experiment("tiny", "digits", "vit", Recipe(epochs=1, lr=0.01, batch_size=16), limit=48)
 METHODS = {
     "sgd": None,
-    "distilled": FPQ(p=0, statistics="image"),
+    "distilled": FPQ(p=0),
     "case 2": SAQ(0.3, case=2, synchronised=True),
     "case 3": SAQ(0.3, synchronised=True),
     "mean": SAQ(0.3, combine="mean", synchronised=True),
@@ -46,12 +62,12 @@ def recipe(method, **settings):
     return Recipe(**{"epochs": 3, "lr": 0.1, "batch_size": 8, "seed": 3, **own, **settings})
 
 
-def main(task, out):
+def write(task, out):
     """Run a task in this process, one of one or of two, and write what it found."""
     with processes.joined():
-        found = TASKS[task]()
-    if int(os.environ.get("RANK", 0)) == 0:
-        torch.save(found, out)
+        found = task()
+        if processes.rank() == 0:
+            torch.save(found, out)
 
 
 def _trainings():
@@ -95,21 +111,11 @@ def _perturbations():
     return {"epsilon": both, "gradient": [p.grad for p in model.parameters() if p.grad is not None]}
 
 
-TASKS = {"trainings": _trainings, "perturbations": _perturbations}
-
-
-def launched(task, out, processes=1):
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"] if processes > 1 else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(HERE)}
-    command = [sys.executable, *launcher, str(HERE / "test_processes.py"), task, str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return _trainings(), launched("trainings", tmp_path_factory.mktemp("two") / "two.pt", processes=2)
+    file = tmp_path_factory.mktemp("two") / "two.pt"
+    launched(write, _trainings, file)
+    return _trainings(), torch.load(file)
 
 
 @pytest.mark.parametrize("micro", [None, 3])
@@ -127,7 +133,8 @@ def test_each_process_has_its_own_perturbation_unless_synchronised(trained):
 
 
 def test_m_sharpness_is_the_mean_of_gradients_each_at_its_own_worst_case(tmp_path):
-    found = launched("perturbations", tmp_path / "two.pt", processes=2)
+    launched(write, _perturbations, tmp_path / "two.pt")
+    found = torch.load(tmp_path / "two.pt")
     model, data = prepared()
     x, y = next(training_batches(data, 8, generator=torch.Generator().manual_seed(5)))
     halves = []
@@ -151,37 +158,31 @@ def test_m_sharpness_is_the_mean_of_gradients_each_at_its_own_worst_case(tmp_pat
         torch.testing.assert_close(mean, (a + b) / 2, atol=1e-12, rtol=1e-9)
 
 
-KILLED = """
-import os, signal, sys
-from test_processes import *
-def die(model, history):
-    if len(history.epochs) == 3 and "kill" in sys.argv:
-        os.kill(os.getpid(), signal.SIGKILL)
-with processes.joined():
-    model, data = prepared()
-    sam = SAQ(0.3, policy="look:2", rho_range=(0.1, 0.5))
-    train(model, data, recipe(sam, epochs=4), on_epoch=die, checkpoint="run.pt", log="run.jsonl")
-    torch.save({k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}, sys.argv[1])
-"""
+def _run(folder, kill=False):
+    """Train for four epochs, or send this process a kill -9 in the third."""
+
+    def on_epoch(model, history):
+        if kill and len(history.epochs) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with processes.joined():
+        model, data = prepared()
+        method = recipe(SAQ(0.3, policy="look:2", rho_range=(0.1, 0.5)), epochs=4)
+        train(model, data, method, on_epoch=on_epoch, checkpoint=folder / "run.pt", log=folder / "run.jsonl")
+        state = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+        torch.save(state, folder / "end.pt")
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_killed_training_goes_on_to_the_same_numbers(tmp_path, count):
-    def start(folder, *words):
-        folder.mkdir(exist_ok=True)
-        (folder / "job.py").write_text(KILLED)
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={count}"] if count > 1 else []
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(HERE)}
-        command = [sys.executable, *launcher, "job.py", *words]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=240)
-
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole, "end.pt").returncode == 0
-    died = start(killed, "end.pt", "kill")
-    assert died.returncode in (1, -signal.SIGKILL) and not (killed / "end.pt").exists()
-    assert len((killed / "run.jsonl").read_text().splitlines()) == 2
-    again = start(killed, "end.pt")
-    assert again.returncode == 0, again.stderr[-2000:]
+    for folder in (whole, killed):
+        folder.mkdir()
+    launched(_run, whole, count=count)
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        launched(_run, killed, True, count=count)
+    assert not (killed / "end.pt").exists() and len((killed / "run.jsonl").read_text().splitlines()) == 2
+    launched(_run, killed, count=count)
     one, two = torch.load(whole / "end.pt"), torch.load(killed / "end.pt")
     assert all(torch.equal(value, two[key]) for key, value in one.items())
     lines = [[json.loads(line) for line in (f / "run.jsonl").read_text().splitlines()] for f in (whole, killed)]
@@ -195,6 +196,13 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
         train(model, data, recipe(None))
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-    processes.leave()
+def test_torchrun_trains_as_one_process_does(tmp_path):
+    """The real thing, through the command line, on a network without BatchNorm."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "saq_core"]
+    command += ["train", "test_processes:TINY", "--device", "cpu", "--out", str(tmp_path / "two")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("tiny-0: test accuracy") == done.stdout.count("1 epochs") == 1
+    one, two = reproduce(TINY, out=tmp_path / "one", device="cpu"), load(tmp_path / "two" / "tiny-0.pt")
+    torch.testing.assert_close(dict(two.named_parameters()), dict(one.named_parameters()), atol=1e-5, rtol=1e-4)

@@ -1,7 +1,9 @@
 """The rules that keep the project in shape: import arrows, light imports, one list of dependencies."""
 
 import ast
+import dataclasses
 import graphlib
+import inspect
 import io
 import pathlib
 import re
@@ -31,13 +33,18 @@ def modules(package):
     return named
 
 
-def imports(package):
+def imports(package, for_types=True):
     """Return every module's name → what it imports, in functions and for type checking too: our modules, and others."""
     named = modules(package)
     arrows = {}
     for module, (path, is_package) in named.items():
         arrows[module] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+        unseen = set() if for_types else {node for block in blocks for node in ast.walk(block)}
+        for node in ast.walk(tree):
+            if node in unseen:
+                continue
             if isinstance(node, ast.Import):
                 arrows[module] |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -88,7 +95,7 @@ def test_landscape_never_imports_saq_core_which_imports_its_public_names():
 
 def test_plotting_libraries_stay_in_plotting_and_in_the_explorer():
     for package in PACKAGES:
-        for module, others in imports(package).items():
+        for module, others in imports(package, for_types=False).items():
             drawing = {other for other in others if other.split(".")[0] in ("plotly", "matplotlib")}
             assert not drawing or module.startswith(("landscape.plotting.", "landscape.explorer.")), module
 
@@ -135,8 +142,15 @@ def test_no_module_carries_the_name_of_a_public_function(package):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_name_exists_and_is_documented(package):
     module = __import__(package)
+    texts = [path.read_text() for path in sources(package)]
     for name in module.__all__:
-        assert getattr(module, name).__doc__, name
+        found = getattr(module, name)
+        if not callable(found):  # a constant has no docstring, but a comment above it
+            assert any(re.search(rf"^# .+\n{name}\b", text, re.M) for text in texts), name
+            continue
+        told = inspect.getdoc(found) or ""
+        made = f"{name}{inspect.signature(found)}".replace(" -> None", "") if dataclasses.is_dataclass(found) else ""
+        assert told and told != made, name
 
 
 def code_lines(source):

@@ -3,6 +3,7 @@ import gc
 import pytest
 import torch
 from networks import RAGGED, convolutional, perceptron
+from states import same
 
 from landscape import (
     average_sharpness,
@@ -44,18 +45,6 @@ MAKERS = {
     "Comparison": lambda: compare({"a b/c": convolutional(), "W4": convolutional(1)}, RAGGED, points=3, radii=(0.1,)),
     "Comparison without pictures": lambda: compare({"a": convolutional()}, RAGGED, points=0, radii=(0.1,)),
 }
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a.nan_to_num(7e77), b.nan_to_num(7e77))
-    if hasattr(a, "about"):
-        return type(a) is type(b) and same(vars(a), vars(b))
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and (a == b or (a != a and b != b))
 
 
 @pytest.mark.parametrize("name", MAKERS)

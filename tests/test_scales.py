@@ -16,7 +16,7 @@ from networks import (
     quantized,
     varied,
 )
-from test_untouched import assert_same, network, state
+from states import assert_same, network, state
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -212,31 +212,37 @@ def ladder_of(values, errors, *, missteps=0.0, derivative=1.0):
     return replace(found, curvature=values, samples=values[:, None], derivatives=derivatives, **settings)
 
 
-WINDOWS = {  # lowest and highest curvature that is shown, before the margin
-    "all trusted": (ladder_of([2.0, 1.5, 1.2, 1.0], [0.1] * 4), (0, 2.1)),
-    "a fine rung far off": (ladder_of([60.0, 1.5, 1.2, 1.0], [40.0, 0.1, 0.1, 0.1]), (0, 1.6)),
-    "a fine rung of great error": (ladder_of([2.0, 1.5, 1.2, 1.0], [9.0, 0.1, 0.1, 0.1]), (0, 1.6)),
-    "a fine rung of some error": (ladder_of([2.0, 1.5, 1.2, 1.0], [2.5, 0.1, 0.1, 0.1]), (-0.5, 4.5)),
-    "none trusted": (ladder_of([9e4, -5e3, 3.0, 1.0], [3e5, 4e3, 1.1, 0.4], missteps=2), (0, 4.1)),
-    "none trusted, sure stairs": (ladder_of([9e4, 5e3, 3.0, 1.0], [0.0, 10.0, 1.0, 0.5], missteps=2), (0, 4)),
-    "none trusted, small": (ladder_of([9e4, 5e3, 30.0, 1.0], [1e5, 1e4, 20.0, 0.5], missteps=2), (0, 1.5)),
-    "no derivative": (ladder_of([9e4, 7.0, 3.0, 2.0], [1e5, 1e4, 1.0, 0.5], missteps=2, derivative=None), (0, 4)),
-    "negative": (ladder_of([-50.0, -2.0, -1.0, -1.0], [99.0, 0.1, 0.1, 0.1], derivative=-1.5), (-2.1, 0)),
-    "broken": (ladder_of([math.nan, math.inf, -math.inf, 1.0], [0.0, 1.0, math.nan, 0.5], derivative=2.0), (0, 2)),
-    "nothing": (ladder_of([math.nan] * 4, [0.0] * 4, derivative=None), None),
+WINDOWS = {  # lowest and highest curvature that is shown, before the margin, and how many radii lie outside
+    "all trusted": (ladder_of([2.0, 1.5, 1.2, 1.0], [0.1] * 4), (0, 2.1), 0),
+    "a fine one far off": (ladder_of([60.0, 1.5, 1.2, 1.0], [40.0, 0.1, 0.1, 0.1]), (0, 1.6), 1),
+    "a fine one of great error": (ladder_of([1.0, 1.5, 1.2, 1.0], [9.0, 0.1, 0.1, 0.1]), (0, 1.6), 0),
+    "none trusted": (ladder_of([9e4, -5e3, 3.0, 1.0], [3e5, 4e3, 1.1, 0.4], missteps=2), (0, 1.4), 3),
+    "no derivative": (ladder_of([9e4, 7.0, 3.0, 2.0], [1e5, 1e4, 1.0, 0.5], missteps=2, derivative=None), (0, 2.5), 3),
+    "negative": (ladder_of([-50.0, -2.0, -1.0, -1.0], [99.0, 0.1, 0.1, 0.1], derivative=-1.5), (-2.1, 0), 1),
+    "broken": (ladder_of([math.nan, math.inf, -math.inf, 1.0], [0.0, 1.0, math.nan, 0.5], derivative=2.0), (0, 2), 0),
+    "nothing": (ladder_of([math.nan] * 4, [0.0] * 4, derivative=None), None, 0),
 }
 
 
 @pytest.mark.parametrize("name", WINDOWS)
-def test_the_window_holds_what_is_known_and_leaves_out_what_would_hide_it(name):
-    found, ends = WINDOWS[name]
-    low, high = found.window()
-    assert low < 0 < high
+def test_a_picture_holds_zero_the_derivative_and_what_can_be_trusted_and_says_what_lies_outside(name):
+    found, ends, outside = WINDOWS[name]
+    figure, (ax,) = found.plot(), found.draw().axes
+    low, high = figure.layout.yaxis.range
+    assert low < 0 < high and ax.get_ylim() == pytest.approx((low, high))
     if ends is not None:
         margin = 0.12 * (ends[1] - ends[0])
         assert (low, high) == pytest.approx((ends[0] - margin, ends[1] + margin))
-    for ax_or_figure in (found.plot(), found.draw()):
-        assert ax_or_figure is not None
+    for text in (figure.layout.title.subtitle.text, ax.get_title().replace("\n", " ")):
+        assert (f"{outside} of 4 radii lie outside of the picture" in text) == bool(outside)
+        assert ("no radius can be trusted" in text) == (not (found.trusted & found.curvature.isfinite()).any())
+    plt.close("all")
+
+
+def test_a_logarithmic_curvature_leaves_out_what_is_not_positive():
+    found = ladder_of([2.0, 1.5, 1.2, 1.0], [0.1] * 4)
+    low, high = found.draw(scale="log").axes[0].get_ylim()
+    assert 0 < low < 0.9 and high > 2.1 and found.plot(scale="log").layout.yaxis.type == "log"
     plt.close("all")
 
 
@@ -246,40 +252,16 @@ def test_pictures_show_trusted_rungs_filled_the_others_hollow_and_the_derivative
     figure = found.plot()
     filled, hollow = figure.data
     assert list(filled.y) == found.curvature[1:].tolist() and list(filled.error_y.array) == found.error[1:].tolist()
-    assert hollow.name.startswith("not to be trusted") and list(hollow.x) == [1e-9]
+    assert hollow.name == "not to be trusted" and list(hollow.x) == [1e-9]
     (dashed,) = figure.layout.shapes
     assert (dashed.name, dashed.y0) == (f"exact {found.derivative:.4g}", found.derivative) and dashed.showlegend
-    assert "no rung is trustworthy" not in figure.layout.title.subtitle.text
-    ax = found.draw()
+    assert "no radius can be trusted" not in figure.layout.title.subtitle.text
+    (ax,) = found.draw().axes
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    assert handles["at a scale ± one error"][0].get_ydata()[1:].tolist() == found.curvature[1:].tolist()
+    assert handles["at a radius ± one error"][0].get_ydata()[1:].tolist() == found.curvature[1:].tolist()
     assert handles["exact"].get_ydata()[0] == found.derivative and len(handles) == 3
-    assert ax.get_ylim() == found.window() and ax.get_xscale() == "log"
-    assert "no rung is trustworthy" not in ax.get_title()
-    plt.close(ax.figure)
-
-
-def test_rungs_out_of_sight_are_triangles_at_the_edge_and_a_picture_says_that_none_is_trusted():
-    found = ladder_of([9e4, -5e3, 3.0, 1.0], [3e5, 4e3, 1.1, 0.4], missteps=2)
-    low, high = found.window()
-    figure = found.plot()
-    near, above, below = figure.data
-    assert [trace.name for trace in figure.data] == [
-        "not to be trusted",
-        "not to be trusted, above",
-        "not to be trusted, below",
-    ]
-    assert (list(above.x), list(above.y), list(below.x), list(below.y)) == ([1e-4], [high], [1e-3], [low])
-    assert list(near.y) == [3.0, 1.0] and near.error_y.visible and not above.error_y.visible
-    assert list(above.customdata[0]) == pytest.approx([9e4, 3e5])  # told when hovered over
-    assert "no rung is trustworthy" in figure.layout.title.subtitle.text
-    ax = found.draw()
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    assert set(handles) == {trace.name for trace in figure.data} | {"exact"}
-    assert handles["not to be trusted"][0].get_ydata().tolist() == [3.0, 1.0]
-    assert handles["not to be trusted, above"].get_xydata().tolist() == [[1e-4, high]]
-    assert handles["not to be trusted, below"].get_xydata().tolist() == [[1e-3, low]]
-    assert "no rung is trustworthy" in ax.get_title().replace("\n", " ")
+    assert ax.get_ylim() == pytest.approx(figure.layout.yaxis.range) and ax.get_xscale() == "log"
+    assert "no radius can be trusted" not in ax.get_title()
     plt.close(ax.figure)
 
 

@@ -3,9 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import symmetric
-from test_results import same
-from test_traces import GROUPS, Folded
+from networks import GROUPS, Folded, symmetric
+from states import same
 
 from landscape import load, top_eigenvalues
 from landscape.linalg.lanczos import lanczos
@@ -350,7 +349,9 @@ def test_one_vector_has_no_band_and_weights_are_real():
     found = slq(symmetric(trained()), num_probes=1)
     assert found.low.isnan().all() and found.high.isnan().all() and math.isnan(found.implied_trace()[1])
     assert found.weights.dtype == found.density.dtype == torch.float64 and bool((found.weights >= 0).all())
-    drawn = [one.draw().get_legend_handles_labels()[1] for one in (found, slq(symmetric(trained()), num_probes=3))]
+    drawn = [
+        one.draw().axes[0].get_legend_handles_labels()[1] for one in (found, slq(symmetric(trained()), num_probes=3))
+    ]
     assert "95 % band" not in drawn[0] and "95 % band" in drawn[1]
 
 
@@ -390,7 +391,7 @@ def test_pictures_of_a_density_show_its_numbers(outliers):
 
     matrix = symmetric(trained())
     found = slq(matrix, steps=40, pairs=lanczos(matrix, outliers, tol=1e-6) if outliers else None)
-    ax = found.draw()
+    (ax,) = found.draw().axes
     lines = {line.get_label(): line for line in ax.get_lines()}
     np.testing.assert_array_equal(lines["bulk"].get_ydata(), found.density)
     assert ax.get_yscale() == "log" and ax.get_ylim()[0] == pytest.approx(found.one_eigenvalue / 3)

@@ -7,8 +7,8 @@ from PIL import Image
 from torchvision import datasets
 
 from saq_core import Data, build_model, load_data
-from saq_core.data import evaluation_batches, steps_per_epoch, training_batches
-from saq_core.streams import MOMENTS, ImageFiles
+from saq_core.data.batches import evaluation_batches, steps_per_epoch, training_batches
+from saq_core.data.image_files import MOMENTS, ImageFiles
 
 CPU = torch.device("cpu")
 MEAN, STD = (np.array(m)[:, None, None] for m in MOMENTS)
@@ -129,6 +129,7 @@ def test_flipping_is_a_setting_of_the_data(ramp, data):
         assert mirrored.any() == flip
 
 
+@pytest.mark.filterwarnings("ignore:.*suggested max number of worker:UserWarning")  # on a single core
 def test_training_is_the_same_for_any_number_of_workers_and_processes(data):
     whole = list(training_batches(data, 8, generator=seeded(5)))
     assert [len(x) for x, _ in whole] == [8, 8, 8]

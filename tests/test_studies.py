@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +10,7 @@ import pytest
 from scipy import stats
 
 import saq_core
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from figures import methods, mixed_precision, study  # noqa: E402
+from figures import methods, mixed_precision, study
 
 TINY = saq_core.Experiment("tiny", "digits", "resnet8", saq_core.Recipe(epochs=1, lr=0.1, batch_size=50), limit=100)
 

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from saq_core import SAQ, calibrate, cost, load_data, quantize
-from saq_core.mixed_precision.choices import Space
 from saq_core.mixed_precision.samq import SAMQ, Search
+from saq_core.mixed_precision.space import Space
 from saq_core.mixed_precision.switchable import Switch, Switchable
 from saq_core.models import build_model, make
-from saq_core.quantizer_base import Quantizer
+from saq_core.quantization.base import Quantizer
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_measuring_leaves_no_perturbation_and_no_gradient(data, what):
     elif what == "sharpness":
         run.sharpness(alternating(run.space))
     else:
-        run.generator_epoch()
+        run.controller_epoch()
     assert any(delta.any() for _, delta, _, _ in passes)
     assert same(model, before) and all(p.grad is None for p in model.parameters())
     assert modes == [m.training for m in model.modules()]
@@ -209,7 +209,7 @@ def test_an_error_in_the_perturbed_pass_leaves_nothing_behind(data):
     x, y = (part[:4] for part in run.held_out)
     with (
         pytest.raises(KeyboardInterrupt),
-        run.sam.worst(lambda: run.backward([(x, y)], 4)),
+        run.sam.at_perturbed(lambda: run.backward([(x, y)], 4)),
     ):
         assert not same(run.network.model, before)
         raise KeyboardInterrupt

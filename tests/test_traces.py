@@ -1,10 +1,9 @@
 import math
-import warnings
 
 import pytest
 import torch
-from networks import symmetric
-from test_results import same
+from networks import GROUPS, Folded, symmetric
+from states import same
 
 from landscape import Trace, load, trace
 from landscape.linalg.lanczos import lanczos
@@ -18,22 +17,6 @@ SPECTRA = {
     "repeated": torch.tensor([9.0] * 4 + [1.0] * 56),
 }
 BLOCKS = {"a": 5, "b.weight": 30, "c": 25}
-GROUPS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-
-
-class Folded:
-    """Several matrices, whose weighted mean is the operator."""
-
-    def __init__(self, folds, weights):
-        self.folds, self.fold_weights = folds, weights
-        self.whole = torch.einsum("f,fij->ij", weights, folds)
-        self.shape, self.dtype, self.device = self.whole.shape, self.whole.dtype, self.whole.device
-
-    def __matmul__(self, vectors):
-        return self.whole @ vectors
-
-    def by_fold(self, vectors):
-        return self.folds @ vectors
 
 
 def krylov_of(operator, steps=8, seed=0):
@@ -101,9 +84,7 @@ def test_deflation_is_unbiased_and_takes_the_large_eigenvalues_out_of_the_noise(
 
 
 def test_curvlinops_hutchpp_and_xtrace_find_the_same_and_are_no_better_at_equal_products():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # it uses torch.jit.script
-        from curvlinops import hutchpp_trace, xtrace
+    from curvlinops import hutchpp_trace, xtrace
 
     matrix = symmetric([10 * 0.85**i for i in range(100)])
     torch.manual_seed(0)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from networks import RAGGED, X, Y, convolutional, quantized
+from networks import RAGGED, X, Y, convolutional
+from states import FLAGS, assert_same, network, state
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -10,8 +11,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import landscape
 
 OTHER, THIRD = convolutional(1), convolutional(2)
-FLAGS = [getattr(torch.backends.mkldnn, part) for part in ("matmul", "conv", "rnn")]
-FLAGS += [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
 
 
 def product(model, data, loss):
@@ -35,55 +34,17 @@ FUNCTIONS = {
     "recomputed line": lambda m, d, f: landscape.line(m, d, loss=f, points=3, batchnorm="recomputed"),
     "line to a network": lambda m, d, f: landscape.line(m, d, loss=f, points=3, directions=OTHER),
     "surface": lambda m, d, f: landscape.surface(m, d, loss=f, points=3),
-    "average sharpness": lambda m, d, f: landscape.average_sharpness(m, d, loss=f, draws=2),
+    "average sharpness": lambda m, d, f: landscape.average_sharpness(m, d, loss=f, num_samples=2),
     "worst-case sharpness": lambda m, d, f: landscape.worst_case_sharpness(m, d, loss=f, steps=2),
     "worst case of groups": lambda m, d, f: landscape.worst_case_sharpness(m, d, loss=f, steps=2, m=4),
     "adaptive surface": lambda m, d, f: landscape.surface(m, d, loss=f, points=5, adaptive=True),
     "trajectory": lambda m, d, f: landscape.trajectory(m, [m, OTHER, THIRD], d, loss=f),
     "BatchNorm check": lambda m, d, f: landscape.batchnorm_check(m, d, loss=f),
-    "curvature at a scale": lambda m, d, f: landscape.curvature_at_scale(m, d, loss=f, draws=2, ladder=[1e-2]),
-    "rounding sharpness": lambda m, d, f: landscape.rounding_sharpness(m, d, loss=f, draws=2),
+    "curvature at a scale": lambda m, d, f: landscape.curvature_at_scale(m, d, loss=f, num_samples=2, ladder=[1e-2]),
+    "rounding sharpness": lambda m, d, f: landscape.rounding_sharpness(m, d, loss=f, num_samples=2),
     "sharpness": lambda m, d, f: landscape.sharpness(m, d, loss=f, measures=["average, filter"]),
     "compare": lambda m, d, f: landscape.compare({"a": m, "b": m}, d, loss=f, points=3, radii=(0.1,)),
 }
-
-
-def network(bits):
-    """A network with everything that could be disturbed: mixed modes, some gradients, a delta that is not zero."""
-    model = nn.Sequential(*(quantized(bits) if bits else convolutional()), nn.Dropout(0.5)).train()
-    model[1].eval()
-    model[4].momentum = None
-    model[0].weight.grad = torch.ones_like(model[0].weight)
-    if bits:
-        model[3].delta.fill_(0.01)
-    return model
-
-
-def state(model):
-    """Return everything that must stay, as comparable values."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    kept = {name: (id(t), t._version, t.requires_grad, t.detach().clone()) for name, t in tensors.items()}
-    grads = {name: (id(p.grad), None if p.grad is None else p.grad.clone()) for name, p in model.named_parameters()}
-    modes = [(module.training, getattr(module, "momentum", None)) for module in model.modules()]
-    flags = [flag.fp32_precision for flag in FLAGS] + [torch.get_float32_matmul_precision()]
-    flags += [torch.is_grad_enabled(), torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()]
-    attributes = [sorted(vars(module)) for module in model.modules()]
-    return kept, grads, modes, flags, attributes, torch.get_rng_state()
-
-
-def assert_same(before, after):
-    if isinstance(before, torch.Tensor):
-        assert torch.equal(before, after)
-    elif isinstance(before, dict):
-        assert before.keys() == after.keys()
-        for key in before:
-            assert_same(before[key], after[key])
-    elif isinstance(before, list | tuple):
-        assert len(before) == len(after)
-        for a, b in zip(before, after, strict=True):
-            assert_same(a, b)
-    else:
-        assert before == after
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from networks import X, Y, convolutional, quantized
-from test_untouched import assert_same, state
+from states import assert_same, state
 from torch import nn
 
 import landscape
@@ -233,7 +233,7 @@ def test_between_two_networks_the_way_ends_at_both():
     found = explorer.surfaces["a → b"]
     assert found.alphas.tolist() == [-0.5, 0.0, 0.5, 1.0, 1.5]
     for place, model in ((1, "a"), (3, "b")):
-        there = Objective(models[model], DATA, batchnorm="recomputed").centre()[0]
+        there = Objective(models[model], DATA, batchnorm="recomputed").centre.loss.item()
         assert float(found.loss[place, 2]) == pytest.approx(there, rel=1e-9)
     explorer.controls["models"].value = ("a",)
     assert "choose two networks" in explorer.outputs["message"].value

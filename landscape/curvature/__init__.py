@@ -3,15 +3,3 @@
 from .estimates import density, eigenvalues_of, top_eigenvalues, trace
 from .finite_differences import ScaleCurvature, curvature_at_scale
 from .hessian import GGN, Hessian, Scaled
-
-__all__ = [
-    "GGN",
-    "Hessian",
-    "ScaleCurvature",
-    "Scaled",
-    "curvature_at_scale",
-    "density",
-    "eigenvalues_of",
-    "top_eigenvalues",
-    "trace",
-]

@@ -25,7 +25,7 @@ from ..linalg import (
     slq,
     trace_of_samples,
 )
-from ..model import BatchObjective, Loss, Objective
+from ..model import BatchObjective, Loss, Objective, Space, objective_of
 from ..progress import announce, stopwatch
 from .hessian import Hessian, Scaled
 
@@ -36,11 +36,11 @@ _DEFLATED = 20  # Lanczos steps before the probes: they pay for themselves on ev
 
 
 def trace(
-    model: nn.Module | Tensor | Operator,
+    model: nn.Module | Objective | Tensor | Operator,
     data: Any = None,
     *,
     units: Units = "raw",
-    space: str | None = None,
+    space: Space | None = None,
     rtol: float = 0.02,
     atol: float = 0.0,
     method: Method = "lanczos",
@@ -75,6 +75,16 @@ def trace(
             data.
 
     Cost: 20 + probes Hessian-vector products; with ``eigenvalues`` or plain Hutchinson, the probes alone.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> trace = landscape.trace(model, data, per_layer=True)
+        >>> sorted(trace.layers)
+        ['0.bias', '0.weight', '2.bias', '2.weight']
+        >>> abs(trace.value - sum(value for value, stderr in trace.layers.values())) < 1e-6
+        True
     """
     elapsed = stopwatch()
     one_of("units", units, Units)
@@ -84,7 +94,7 @@ def trace(
     if engine == "pyhessian":
         from .pyhessian import pyhessian_trace
 
-        function = _function(model, data, space, loss, objective)
+        function = _network(model, data, space, loss, objective)
         result = trace_of_samples(pyhessian_trace(function, units, num_probes, seed), rtol=rtol, atol=atol)
         about = function.about(units=units, engine=engine, products=len(result.samples))
         return replace(result, about=about | {"seed": seed, "seconds": elapsed()})
@@ -103,13 +113,13 @@ def trace(
 
 
 def top_eigenvalues(
-    model: nn.Module | Tensor | Operator,
+    model: nn.Module | Objective | Tensor | Operator,
     data: Any = None,
     *,
     k: int = 5,
     which: Which = "magnitude",
     units: Units = "raw",
-    space: str | None = None,
+    space: Space | None = None,
     tol: float = 1e-3,
     max_products: int = 150,
     seed: int = 0,
@@ -138,6 +148,14 @@ def top_eigenvalues(
 
     Cost: 11–40 Hessian-vector products for k = 5 on trained networks, and k more that measure residuals and the error
     over the data; memory n·min(80, what half the memory holds) float64.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> top = landscape.top_eigenvalues(model, data, k=2)
+        >>> top.values.shape, top.vector(0)['0.weight'].shape
+        (torch.Size([2]), torch.Size([4, 3]))
     """
     elapsed = stopwatch()
     one_of("units", units, Units)
@@ -147,7 +165,7 @@ def top_eigenvalues(
 
         if which not in ("magnitude", "LM"):
             raise ValueError(f"which must be 'magnitude' with engine='pyhessian', the only end it finds, got {which!r}")
-        function = _function(model, data, space, loss, objective)
+        function = _network(model, data, space, loss, objective)
         found, products = pyhessian_eigenvalues(function, units, k, tol, max_products, seed)
         about = function.about(units=units, engine=engine, products=products, seed=seed, seconds=elapsed())
         return Eigenvalues(about, *found)
@@ -159,7 +177,7 @@ def top_eigenvalues(
 
 
 def density(
-    model: nn.Module | Tensor | Operator,
+    model: nn.Module | Objective | Tensor | Operator,
     data: Any = None,
     *,
     k: int = 10,
@@ -167,7 +185,7 @@ def density(
     steps: int = 20,
     points: int = 1000,
     units: Units = "raw",
-    space: str | None = None,
+    space: Space | None = None,
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
@@ -191,6 +209,14 @@ def density(
 
     Cost: 2–4·k + num_probes·steps Hessian-vector products.
     Source: see `landscape.linalg.slq`.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> density = landscape.density(model, data, k=2, steps=10)
+        >>> density.grid.shape, len(density.atoms)
+        (torch.Size([1000]), 2)
     """
     elapsed = stopwatch()
     one_of("units", units, Units)
@@ -231,16 +257,16 @@ def eigenvalues_of(operator: Operator, pairs: Eigenpairs, tol: float) -> Eigenva
 
 
 def operator_of(
-    model: nn.Module | Tensor | Operator,
+    model: nn.Module | Objective | Tensor | Operator,
     data: Any,
     units: str,
-    space: str | None,
+    space: Space | None,
     loss: Loss | None,
     objective: BatchObjective | None,
     products: int,
 ) -> tuple[Operator, dict[str, Any]]:
     """Build the operator that is asked for, and the description of its results; announce what takes long."""
-    if isinstance(model, nn.Module):
+    if isinstance(model, nn.Module | Objective):
         model = Hessian(model, data, space=space, loss=loss, objective=objective)
     elif not all(given is None for given in (data, space, loss, objective)):
         raise ValueError("data, space, loss and objective belong to a network: an operator has its own")
@@ -294,12 +320,11 @@ def _room(operator: Operator, k: int) -> int:
     return min(n, max(k + 2, int(min(max(2 * k + 20, 80), memory / 2 / (8 * n)))))
 
 
-def _function(
-    model: Any, data: Any, space: str | None, loss: Loss | None, objective: BatchObjective | None
-) -> Objective:
-    if not isinstance(model, nn.Module):
+def _network(model: Any, data: Any, space: Any, loss: Loss | None, objective: BatchObjective | None) -> Objective:
+    if not isinstance(model, nn.Module | Objective):
         raise ValueError("engine='pyhessian' measures networks: pass a torch.nn.Module, or use the default engine")
-    return Objective(model, data, space=space, loss=loss, objective=objective)
+    # a second opinion has its own way through BatchNorm and convolutions
+    return objective_of(model, data, space=space, loss=loss, objective=objective).variant(folded=False)
 
 
 def _check_symmetric(matrix: Tensor) -> None:

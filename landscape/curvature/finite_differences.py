@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..checking import one_of
-from ..flatness import check_draws
+from ..flatness import check_num_samples
 from ..linalg import Eigenvalues
 from ..model import (
     BatchObjective,
@@ -21,20 +21,24 @@ from ..model import (
     Loss,
     Objective,
     Point,
+    Space,
     checked_direction,
     gaussian,
+    objective_of,
     quantized_layers,
     stderr_of_mean,
 )
 from ..progress import progress, stopwatch
-from ..results import Result
+from ..results import Result, with_errors
 from .estimates import Units
 from .hessian import Hessian
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LADDER = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 ALONG, RANDOM = 2e-3, 2e-2  # relative radii: finer ones drown in the stairs of 4-bit activations
 _SURE = 3  # errors that a curvature must be away from zero: the stairs of one centre are common to all rungs
-_FAR, _VAGUE = 5, 2  # values and errors beyond these multiples of what is known would fill a picture
 _RUNGS = ("radii", "curvature", "stderr_data", "stderr_draws", "rounding", "misstep")
 _SHAKES = 6  # evaluations that tell the rounding error of the loss
 
@@ -68,6 +72,7 @@ class ScaleCurvature(Result):
     samples: Tensor
     derivatives: Tensor
     dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(_RUNGS, ("radius",)) | {"samples": ("radius", "draw")}
+    picture: ClassVar[str] = "radii.curvature"
 
     @property
     def error(self) -> Tensor:
@@ -114,7 +119,7 @@ class ScaleCurvature(Result):
         return self.samples.shape[1] > 1
 
     @property
-    def frame(self) -> Any:
+    def frame(self) -> pd.DataFrame:
         """The ladder as a pandas DataFrame, a row per radius."""
         import pandas
 
@@ -122,39 +127,14 @@ class ScaleCurvature(Result):
         columns = {name: getattr(self, name).numpy() for name in names}
         return pandas.DataFrame(columns | {"derivative": self.derivative})
 
-    def window(self) -> tuple[float, float]:
-        """Return the range of curvatures worth seeing: zero, the derivative, and rungs with their errors.
-
-        Those are the trusted rungs, and the others that are neither far beyond nor far less certain than what is known:
-        the derivative, the trusted rungs and the one with the least bound.
-        """
-        values, errors, bounds = self.curvature, self.error, self.curvature.abs() + self.error
-        sure = self.trusted | values.isfinite() & (bounds == bounds.nan_to_num(nan=math.inf).min())
-        sizes = torch.cat([self.derivatives.mean().abs().reshape(1), values[sure].abs()])
-        known = sizes.nan_to_num(nan=0.0).max()
-        shown = sure | (values.abs() <= _FAR * known) & (errors <= _VAGUE * known)
-        ends = [values[shown] - errors[shown], values[shown] + errors[shown], self.derivatives.mean().reshape(1)]
-        seen = torch.cat([*ends, values.new_zeros(1)])
-        seen = seen[seen.isfinite()]
-        low, high = float(seen.min()), float(seen.max())
-        margin = 0.12 * (high - low) or 1.0
-        return low - margin, high + margin
+    def _cells(self) -> dict[str, list[str]]:
+        radii = [f"{radius:g}" for radius in self.radii.tolist()]
+        trusted = ["yes" if sure else "no" for sure in self.trusted.tolist()]
+        return {"radius": radii, "curvature": with_errors(self.curvature, self.error), "to be trusted": trusted}
 
     @property
     def _rung(self) -> int:
         return self.radii.tolist().index(self.radius)
-
-    def plot(self) -> Any:
-        """Draw the curvature against the radius as an interactive plotly figure."""
-        from ..plotting import interactive
-
-        return interactive.scales(self)
-
-    def draw(self, ax: Any = None) -> Any:
-        """Draw the curvature against the radius into matplotlib axes (new ones by default) and return them."""
-        from ..plotting import paper
-
-        return paper.scales(self, ax)
 
     def __repr__(self) -> str:
         doubt = "" if self.trusted[self._rung] else f" ({self._doubt()})"
@@ -171,7 +151,7 @@ class ScaleCurvature(Result):
 
 
 def curvature_at_scale(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     directions: str | Point | Eigenvalues = "random",
@@ -179,7 +159,7 @@ def curvature_at_scale(
     ladder: bool | Sequence[float] = True,
     draws: int = 10,
     units: str | None = None,
-    space: str | None = None,
+    space: Space | None = None,
     derivatives: bool = True,
     seed: int = 0,
     loss: Loss | None = None,
@@ -210,17 +190,24 @@ def curvature_at_scale(
         ValueError: a radius that is not > 0, draws < 2, unknown settings, a direction of zero, bad data.
 
     Cost: 2·rungs·draws + 7 forward passes, and draws Hessian-vector products.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> found = landscape.curvature_at_scale(model, data, radius=0.02)
+        >>> found.radius, found.is_random
+        (0.02, True)
     """
     elapsed = stopwatch()
     units = _units(units, directions)
-    check_draws(draws)
+    check_num_samples(draws)
     radius, radii = _ladder(radius, ladder, directions)
     settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
     hessian = Hessian(model, data, **settings) if derivatives else None
-    function = hessian.objective if hessian else Objective(model, data, **settings)
-    function.centre()
+    function = hessian.objective if hessian else objective_of(model, data, **settings)
     vectors = _Vectors(function.coordinates, directions, units, draws, seed)
-    with function.quiet():
+    with function.measurement_mode():
         ladder_of = _measured(function, vectors, radii, seed)
         products = [_form(hessian, d) for d in vectors] if hessian else []
     forms = torch.stack(products).cpu() if products else torch.empty(0, dtype=torch.float64)
@@ -232,7 +219,7 @@ def curvature_at_scale(
 
 def _measured(function: Objective, vectors: _Vectors, radii: Sequence[float], seed: int) -> list[Tensor]:
     """Return curvature, its errors over data, over draws and of rounding, misstep and samples of every rung."""
-    here = function.evaluate()
+    here = function.centre
     noise = _loss_noise(function, here, seed)
     found = [_differences(function, here, d, radii) for d in progress(vectors, "curvature at scale")]
     samples, by_sample, inverse, misstep = (torch.stack(parts) for parts in zip(*found, strict=True))
@@ -335,7 +322,7 @@ def _misstep(function: Objective, step: Point) -> Tensor:
         return torch.zeros((), dtype=torch.float64, device=function.device)
     network = _Rounded(function.model)
     before, after = (
-        functional_call(network, {f"model.{n}": w for n, w in function.live(displacement).items()}, ())
+        functional_call(network, {f"model.{n}": w for n, w in function.tensors(displacement).items()}, ())
         for displacement in (None, step)
     )
     moved = {name: after[name][0] - value for name, (value, _) in before.items() if name in step}

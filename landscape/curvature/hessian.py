@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective
+from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Space, objective_of
 from .products import GaussNewtonGraph, HessianGraph, Probe, free_memory, probe
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 Graph = HessianGraph | GaussNewtonGraph
 _FOLD_BYTES = 5e8  # what images of all folds may take: beyond, fewer folds
 
 
-class Hessian:
+class _Symmetric:
+    """What the operators here offer beside ``@``."""
+
+    shape: Any
+    dtype: Any
+    device: Any
+
+    def __matmul__(self, vectors: Tensor, /) -> Tensor:
+        raise NotImplementedError
+
+    def to_scipy(self) -> LinearOperator:
+        """Return the operator for SciPy's solvers, which work on the CPU in NumPy's float32 or float64."""
+        import scipy.sparse.linalg
+
+        def product(x: Any) -> Any:
+            return (self @ torch.as_tensor(x, dtype=self.dtype)).cpu().numpy()
+
+        return scipy.sparse.linalg.LinearOperator(
+            self.shape, product, rmatvec=product, matmat=product, dtype=torch.empty(0, dtype=self.dtype).numpy().dtype
+        )
+
+
+class Hessian(_Symmetric):
     """The Hessian of a network's mean loss, as an operator of shape (n, n).
 
     ``H @ v`` is exact (double backward), over all batches weighted by their size, for v of shape (n,) or (n, k).
@@ -45,25 +70,43 @@ class Hessian:
     (ResNet-20 on two CPUs; a gradient of the plain network at its best batch size).
 
     Source: Pearlmutter 1994, by automatic differentiation.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Linear(3, 2)
+        >>> hessian = landscape.Hessian(model, (torch.randn(8, 3), torch.randint(2, (8,))))
+        >>> hessian.shape
+        (8, 8)
+        >>> (hessian @ torch.ones(8)).shape
+        torch.Size([8])
+        >>> from scipy.sparse.linalg import eigsh
+        >>> eigsh(hessian.to_scipy(), k=2)[0].shape
+        (2,)
     """
 
     matrix: ClassVar[str] = "Hessian"
-    _graph: ClassVar[Callable[..., Graph]] = HessianGraph
+    graph_type: ClassVar[Callable[..., Graph]] = HessianGraph
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Objective,
         data: Any = None,
         *,
-        space: str | None = None,
+        space: Space | None = None,
         layers: Sequence[str] | None = None,
         at: str | None = None,
         loss: Loss | None = None,
         objective: BatchObjective | None = None,
         memory: float | None = None,
     ) -> None:
-        self.objective = Objective(model, data, space=space, layers=layers, loss=loss, objective=objective)
-        self.objective.centre()  # refuses data and weights that mean nothing
+        arguments = {"space": space, "layers": layers, "loss": loss, "objective": objective}
+        self.objective = objective_of(model, data, **arguments)
+        network = self.objective.network
+        if (network.batchnorm, network.precision) != ("fixed", "fp32"):
+            raise ValueError(
+                "products need an objective with batchnorm='fixed' and precision='fp32', got "
+                f"{network.batchnorm!r} and {network.precision!r}"
+            )
         # the least of all processes: they must take the same steps
         self.memory = min(parallel.gather(free_memory(self.device) / 2 if memory is None else memory))
         self.products = 0
@@ -74,9 +117,13 @@ class Hessian:
         self._mine = parallel.share(len(self._weights))
         if parallel.size() > 1 and not self.objective.same_order:
             raise ValueError("several processes need data in one order: pass (x, y) or a list of batches, not a loader")
-        with self.objective.quiet(), torch.enable_grad():
+        with self.objective.measurement_mode(), torch.enable_grad():
             first = next(self.objective.batches())
             self.probe: Probe = probe(lambda batch: self._build(0, batch), first, self.device)
+
+    def __repr__(self) -> str:
+        where = f"{self.coordinates.space} space, {self.objective.samples:,} samples, {self.dtype}"
+        return f"{type(self).__name__}({self.shape[0]:,} × {self.shape[0]:,}; raw units, {where}, {self.device})"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -127,8 +174,8 @@ class Hessian:
         return Scaled(self, self.coordinates.flatten(self.coordinates.filter_scale()), "filter")
 
     def estimate(self, products: int) -> dict[str, float]:
-        """Return the seconds and the bytes of graphs that so many products, one after the other, take in a process."""
-        samples, share = sum(self.objective.batch_rows[number] for number in self._mine), self._share_kept()
+        """Return the seconds, and the bytes of graphs, that this many products in a row take in a process."""
+        samples, share = sum(self.objective.batch_rows[index] for index in self._mine), self._share_kept()
         built = 1 + (products - 1) * (1 - share)
         seconds = samples * (built * self.probe.build_seconds + products * self.probe.product_seconds)
         return {"seconds": seconds, "bytes": share * samples * self.probe.graph_bytes}
@@ -151,48 +198,48 @@ class Hessian:
         """Yield for each batch its fold, the coordinates that it concerns, and weight·A_batch·v there, (rows, k)."""
         n, folds = self.shape[0], self._folds()
         self.products += len(columns)
-        with self.objective.quiet(), torch.enable_grad():
-            for number, graph in self._graphs():
+        with self.objective.measurement_mode(), torch.enable_grad():
+            for index, graph in self._graphs():
                 rows, parts = slice(0, n), [list(self.coordinates.unflatten(column).values()) for column in columns]
                 if self._inputs:
-                    rows, parts = self._inputs.rows[number], [self._inputs.cut(number, c) for c in columns]
+                    rows, parts = self._inputs.rows[index], [self._inputs.cut(index, c) for c in columns]
                 images = [torch.cat([part.reshape(-1) for part in graph.product(v)]) for v in parts]
-                yield folds[number], rows, torch.stack(images, dim=1)
+                yield folds[index], rows, torch.stack(images, dim=1)
 
     def _graphs(self) -> Iterator[tuple[int, Graph]]:
-        """Yield number and graph of each batch of this process: graphs kept, and others built anew."""
+        """Yield index and graph of each batch of this process: graphs kept, and others built anew."""
         if len(self._kept) == len(self._mine):
             yield from self._kept.items()
             return
         kept, room = dict(self._kept), self._room()
-        for number, batch in enumerate(self.objective.batches()):
-            if number not in self._mine:
+        for index, batch in enumerate(self.objective.batches()):
+            if index not in self._mine:
                 continue
-            graph = kept[number] if number in kept else self._build(number, batch)
-            if number in room:
-                kept[number] = graph
-            yield number, graph
+            graph = kept[index] if index in kept else self._build(index, batch)
+            if index in room:
+                kept[index] = graph
+            yield index, graph
         self._kept = kept  # only now: an interrupted product leaves nothing half done
 
-    def _build(self, number: int, batch: Any) -> Graph:
+    def _build(self, index: int, batch: Any) -> Graph:
         if self._inputs:
-            with self._inputs.hooked(number) as leaf:
-                return self._graph(self.objective, self.objective.live(), [leaf], batch)
-        leaves = [leaf.detach().clone().requires_grad_() for leaf in self.objective.live().values()]
-        return self._graph(self.objective, dict(zip(self.objective.live(), leaves, strict=True)), leaves, batch)
+            with self._inputs.hooked(index) as leaf:
+                return self.graph_type(self.objective, self.objective.tensors(), [leaf], batch)
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in self.objective.tensors().values()]
+        return self.graph_type(self.objective, dict(zip(self.objective.tensors(), leaves, strict=True)), leaves, batch)
 
     def _room(self) -> Sequence[int]:
         """Return the batches of this process whose graphs fit in memory; all or none where their order may change."""
         rows = self.objective.batch_rows
         used, room = 0.0, 0
-        for number in self._mine:
-            used += rows[number] * self.probe.graph_bytes
+        for index in self._mine:
+            used += rows[index] * self.probe.graph_bytes
             room += used <= self.memory
         return self._mine[:room] if room == len(self._mine) or self.objective.same_order else ()
 
     def _share_kept(self) -> float:
         rows = self.objective.batch_rows
-        return sum(rows[number] for number in self._room()) / sum(rows[number] for number in self._mine)
+        return sum(rows[index] for index in self._room()) / sum(rows[index] for index in self._mine)
 
     def _folds(self) -> list[int]:
         """Give each batch its fold."""
@@ -200,28 +247,53 @@ class Hessian:
         most = min(FOLDS, batches, int(_FOLD_BYTES / (8 * self.shape[0])))
         alone = self._inputs or not self.objective.same_order
         folds = most if most >= 4 and not alone else 1  # a scatter of two or three says nothing
-        return [number * folds // batches for number in range(batches)]
+        return [index * folds // batches for index in range(batches)]
 
 
 class GGN(Hessian):
     """The generalised Gauss-Newton matrix Jᵀ·∇²_z loss·J, z the output: the Hessian of the linearized network.
 
     Never indefinite where the loss is convex in the output (cross-entropy, squared error); for cross-entropy it is the
-    Fisher information. Arguments as for `Hessian`, but the loss must be ``loss(output, target)``.
+    Fisher information.
 
-    Cost: as a Hessian's products, within 5 % (ResNet-20 on a CPU).   Source: Schraudolph 2002; Martens 2010.
+    Args:
+        model, data, space, layers, at, loss, memory: as for `Hessian`; the loss must be ``loss(output, target)``.
+
+    Raises:
+        ValueError: as `Hessian`; an objective that does not hand out the network's output.
+
+    Cost: as a Hessian's products, within 5 % (ResNet-20 on a CPU).
+
+    Source: Schraudolph 2002; Martens 2010.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Linear(3, 2)
+        >>> ggn = landscape.GGN(model, (torch.randn(8, 3), torch.randint(2, (8,))))
+        >>> bool(torch.linalg.eigvalsh(ggn @ torch.eye(8)).min() > -1e-6)
+        True
     """
 
     matrix = "generalised Gauss-Newton"
-    _graph = GaussNewtonGraph
+    graph_type = GaussNewtonGraph
 
-    def __init__(self, model: nn.Module, data: Any = None, **settings: Any) -> None:
-        if settings.get("objective") is not None:
-            raise ValueError("GGN needs the network's output: pass loss=loss(output, target), not objective=")
-        super().__init__(model, data, **settings)
+    def __init__(
+        self,
+        model: nn.Module | Objective,
+        data: Any = None,
+        *,
+        space: Space | None = None,
+        layers: Sequence[str] | None = None,
+        at: str | None = None,
+        loss: Loss | None = None,
+        memory: float | None = None,
+    ) -> None:
+        if isinstance(model, Objective) and not model.has_output:
+            raise ValueError("GGN needs the network's output: make the objective with loss=loss(output, target)")
+        super().__init__(model, data, space=space, layers=layers, at=at, loss=loss, memory=memory)
 
 
-class Scaled:
+class Scaled(_Symmetric):
     """D·A·D for a diagonal D, itself an operator."""
 
     def __init__(self, operator: Hessian, d: Tensor, units: str = "scaled") -> None:
@@ -230,6 +302,9 @@ class Scaled:
         self.operator, self.d, self.units = operator, d, units
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
         self.coordinates, self.memory, self.estimate = operator.coordinates, operator.memory, operator.estimate
+
+    def __repr__(self) -> str:
+        return f"{self.operator!r}".replace("raw units", f"{self.units} units")
 
     @property
     def fold_weights(self) -> Tensor:
@@ -262,10 +337,10 @@ class _Inputs:
             raise ValueError(f'at must be "<module>.input" or ".output" with the name of a module, got {at!r}')
         self.module, self.leaf = modules[name], leaf
         self._parts: list[Tensor] = []
-        with objective.quiet(), torch.no_grad():
+        with objective.measurement_mode(), torch.no_grad():
             for batch in objective.batches():
                 with self._hook(self._remember):
-                    objective.loss(objective.live(), batch)
+                    objective.loss(objective.tensors(), batch)
         if len(self._parts) != len(objective.batch_rows):
             raise ValueError(f"{name} must be called once in a forward pass, with a tensor, for at={at!r}")
         ends = torch.tensor([0] + [part.numel() for part in self._parts]).cumsum(0).tolist()
@@ -274,14 +349,14 @@ class _Inputs:
         centre = {at: torch.cat(self._parts)}
         self.coordinates = Coordinates(f"{leaf} of {name}", rounded, centre, {at: at}, centre)
 
-    def cut(self, number: int, vector: Tensor) -> list[Tensor]:
+    def cut(self, index: int, vector: Tensor) -> list[Tensor]:
         """Cut one batch's part out of a vector of shape (n,)."""
-        return [vector[self.rows[number]].view_as(self._parts[number])]
+        return [vector[self.rows[index]].view_as(self._parts[index])]
 
     @contextlib.contextmanager
-    def hooked(self, number: int) -> Iterator[Tensor]:
+    def hooked(self, index: int) -> Iterator[Tensor]:
         """Put a tensor that varies in the place of the layer's input, and yield it."""
-        leaf = self._parts[number].clone().requires_grad_()
+        leaf = self._parts[index].clone().requires_grad_()
         with self._hook(lambda _: leaf.clone()):  # a copy, for what comes next may work in place
             yield leaf
 

@@ -21,9 +21,9 @@ Tensors = Sequence[Tensor]
 class HessianGraph:
     """weight · ∇²loss of one batch: the gradient with its graph, differentiated once more for each vector."""
 
-    def __init__(self, objective: Objective, live: Point, leaves: Tensors, batch: Any) -> None:
+    def __init__(self, objective: Objective, tensors: Point, leaves: Tensors, batch: Any) -> None:
         self.leaves = list(leaves)
-        loss = objective.loss(live, batch)
+        loss = objective.loss(tensors, batch)
         self.weight = float(loss.weight)
         total = loss.mean * self.weight
         if not total.requires_grad:
@@ -38,9 +38,9 @@ class HessianGraph:
 class GaussNewtonGraph:
     """weight · Jᵀ·∇²_z loss·J of one batch, z the network's output: J·v, too, comes from reverse passes (twice)."""
 
-    def __init__(self, objective: Objective, live: Point, leaves: Tensors, batch: Any) -> None:
+    def __init__(self, objective: Objective, tensors: Point, leaves: Tensors, batch: Any) -> None:
         self.leaves = list(leaves)
-        output = objective.output(live, batch)
+        output = objective.network.output(tensors, batch)
         if not isinstance(output, Tensor):
             raise TypeError(f"the Gauss-Newton matrix needs a network whose output is a tensor, got {type(output)}")
         if not output.requires_grad:

@@ -69,8 +69,8 @@ class _Displaced(nn.Module):
 
     def forward(self, _: Tensor) -> Tensor:
         moves = {name: move * self.scale[name] for name, move in zip(self.names, self.displacement, strict=True)}
-        live = self.objective.coordinates.displaced(moves)
-        parts = [self.objective.loss(live, batch) for batch in self.objective.batches()]
+        tensors = self.objective.tensors(moves)
+        parts = [self.objective.loss(tensors, batch) for batch in self.objective.batches()]
         mean = sum(part.mean * part.weight for part in parts) / sum(part.weight for part in parts)
         # PyHessian needs a gradient with a graph in every parameter: zeros where the loss is linear, or a weight unused
         return mean + sum(0 * move.square().sum() for move in self.displacement)
@@ -80,11 +80,9 @@ class _Displaced(nn.Module):
 def _computation(function: Objective, units: str, seed: int) -> Iterator[Any]:
     from pyhessian import hessian
 
-    function.folded = False  # a second opinion has its own way through BatchNorm and convolutions
-    function.centre()
     wrapped = _Displaced(function, units)
     nothing = torch.zeros(1)  # the batches are inside, so that ragged ones are weighted and the graph is kept
-    with function.quiet(), torch.enable_grad(), warnings.catch_warnings():
+    with function.measurement_mode(), torch.enable_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*create_graph=True", category=UserWarning)
         torch.manual_seed(seed)
         try:

@@ -1,8 +1,3 @@
 """The notebook application: choose, turn, slide, and take the figure away."""
 
 from .app import Explorer, explore
-
-__all__ = [
-    "Explorer",
-    "explore",
-]

@@ -13,17 +13,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..comparison import Comparison, quantity_label, with_error
+from ..comparison import Comparison, quantity_label
 from ..model import BatchObjective, Loss
-from ..plotting import save_figure
+from ..plotting import Kind, save_figure
 from ..progress import duration
+from ..results import with_error
 from ..surfaces import Surface, grid
 from .study import Study
 from .views import KINDS, POINTS, QUANTITIES, View, code, cut, named
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FEW = 128  # samples to begin with on a CPU
 _STATIC = (
@@ -187,9 +191,10 @@ class Explorer:
         path = Path(path or self.controls["path"].value)
         return self.comparison.save(path if path.suffix == ".nc" else path.with_name(path.name + ".nc"))
 
-    def draw(self, kind: str = "contour") -> Any:
+    def draw(self, kind: Kind = "contour") -> Figure:
         """Draw what is chosen as a matplotlib figure, ``kind`` "contour" or "3d"."""
-        return self.comparison.draw(QUANTITIES[self.controls["quantity"].value][0], kind=kind)
+        value, scale = QUANTITIES[self.controls["quantity"].value]
+        return self.comparison.draw(value=value, scale=scale, kind=kind)
 
     def code(self) -> str:
         """Write the lines that make the same picture without the explorer, from the same ``models`` and ``data``."""
@@ -207,14 +212,14 @@ class Explorer:
             if not shown or waiting:
                 return  # the last picture stays until there is one for every network
             self._shown = shown
-            value, log = QUANTITIES[self.controls["quantity"].value]
+            value, scale = QUANTITIES[self.controls["quantity"].value]
             axis = self.controls["axis"].value
             cuts = {name: cut(surface, axis, self.controls["slice"].value) for name, surface in shown.items()}
             kinds = KINDS[self.controls["kind"].value]
-            figures = {kind: panels.with_cuts(shown, kind, cuts, axis, value, log) for kind in kinds}
-            figures["slice"] = panels.slices(cuts, axis, value, log)
+            figures: dict[str, Any] = {kind: panels.with_cuts(shown, kind, cuts, axis, value, scale) for kind in kinds}
+            figures["slice"] = panels.slices(cuts, axis, value, scale)
             for name, figure in figures.items():
-                self._pictures[name] = panels.shown(self._pictures.get(name), figure, self._turned)
+                self._pictures[name] = panels.updated(self._pictures.get(name), figure, self._turned)
             self._place(kinds)
             self._drawn, self._drawn_at = self.study.version, time.perf_counter()
             self._pace = max(_PICTURE, 4 * (self._drawn_at - began))

@@ -6,17 +6,17 @@ All work is done in steps of a forward pass or a product each; between two steps
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..comparison import Comparison, Measured, check_units, common_probe, fit, together, trace_and_top
+from ..comparison import Comparison, Measured, check_models, common_probe, fit, merge_about, trace_and_top
 from ..curvature import Hessian, eigenvalues_of
 from ..linalg import Eigenvalues, lanczos
-from ..model import BatchObjective, Evaluation, Loss, Objective, Point, quantized_layers
-from ..surfaces import COLUMNS, COMPUTED, FAILED, Line, Surface, evaluate_points, resolved
+from ..model import BatchObjective, Evaluation, Loss, Objective, Point, probe_of, quantized_layers
+from ..surfaces import COLUMNS, COMPUTED, FAILED, Line, Surface, describe, evaluate_points, resolve_directions
 from .views import View, growing, place, rows
 
 _NUMBERS_AFTER = 9  # the table is filled once the pictures have so many points a side
@@ -76,10 +76,10 @@ class Study:
         objective: BatchObjective | None = None,
     ) -> None:
         groups = {name: [model] for name, model in models.items()}
-        check_units(groups)
+        check_models(groups)
         self.models = dict(models)
         self.settings: dict[str, Any] = {"loss": loss, "objective": objective}
-        self.data = common_probe(groups) if data is None else data
+        self.data = common_probe(groups) if data is None else probe_of(data)
         self.own_data = data is not None
         tensors = isinstance(self.data, tuple | list) and all(isinstance(part, Tensor) for part in self.data)
         self.rows = len(self.data[0]) if tensors and objective is None else None
@@ -123,8 +123,8 @@ class Study:
         surfaces, numbers = self.shown(view), self.numbers(view)
         if not surfaces:
             raise ValueError("nothing is computed yet: let the explorer work for a moment")
-        seeds = {name: [{q: list(astuple(one)) for q, one in row.items()}] for name, row in numbers.items()}
-        about = together([surface.about for surface in surfaces.values()]) | {"seed": view.seed}
+        seeds = {name: [{q: asdict(one) for q, one in row.items()}] for name, row in numbers.items()}
+        about = merge_about([surface.about for surface in surfaces.values()]) | {"seed": view.seed}
         return Comparison(about, seeds, dict(lines or {}), surfaces)
 
     def work(self, view: View) -> int:
@@ -184,9 +184,8 @@ class Study:
         if view.directions == "eigenvectors":
             yield from self._eigenvectors(name, view)
             given, eigen = ["eigenvectors"] * 2, self._eigen[self._key(name, view, "eigen")]
-        steps, labels = resolved(function, given, "filter", view.seed, eigen)
-        label = labels[0] if len(set(labels)) == 1 else " and ".join(labels)
-        about = function.about(directions=label, seed=view.seed)
+        steps, axes = resolve_directions(function, given, "filter", view.seed, eigen)
+        about = function.about(**describe(axes), seed=view.seed)
         plane = Plane(function, centre, steps, about)
         # the model itself is known, and is the same point in every plane
         plane.rows[place(0, 0)] = torch.stack([centre.loss, centre.accuracy, centre.stderr(centre)]).cpu()
@@ -198,8 +197,7 @@ class Study:
             self._forget(name, key)
             settings = self.settings | {"space": view.space, "batchnorm": view.batchnorm}
             function = Objective(self.models[name], self._data(view.samples), **settings)
-            function.centre()
-            self._functions[key] = function, function.evaluate()
+            self._functions[key] = function, function.centre
         return self._functions[key]
 
     def _forget(self, name: str, key: Any) -> None:
@@ -209,7 +207,8 @@ class Study:
                 del store[old]  # type: ignore[attr-defined]
 
     def _hessian(self, name: str, view: View) -> Hessian:
-        return Hessian(self.models[name], self._data(view.samples), space=view.space, **self.settings)
+        settings: dict[str, Any] = self.settings | {"space": view.space}
+        return Hessian(self.models[name], self._data(view.samples), **settings)
 
     def _eigenvectors(self, name: str, view: View) -> Iterator[int]:
         key = self._key(name, view, "eigen")

@@ -13,11 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..surfaces import COLUMNS, Line, Surface, grid
+from ..plotting import Kind, Scale
+from ..surfaces import COLUMNS, Line, Surface, describe, grid
 
-# what is chosen by name, and what it means: a value and whether its logarithm is drawn; pictures; directions
-QUANTITIES = {"loss": ("loss", False), "log loss": ("loss", True), "accuracy": ("accuracy", False)}
-KINDS = {"3-D": ("3d",), "contour": ("contour",), "both": ("3d", "contour")}
+# what is chosen by name, and what it means: a value and its scale; pictures; directions
+QUANTITIES: dict[str, tuple[str, Scale]] = {
+    "loss": ("loss", "linear"),
+    "log loss": ("loss", "log"),
+    "accuracy": ("accuracy", "linear"),
+}
+KINDS: dict[str, tuple[Kind, ...]] = {"3-D": ("3d",), "contour": ("contour",), "both": ("3d", "contour")}
 WAYS = {"random, filter-normalised": "random", "top eigenvectors": "eigenvectors", "between two networks": "between"}
 POINTS = (5, 9, 17, 33, 65)  # each grid holds the ones before
 WAY = (-0.5, 1.5)  # how far a way between two networks, at 0 and 1, is followed
@@ -96,8 +101,9 @@ def cut(surface: Surface, axis: int, at: float) -> tuple[Line, float]:
     steps, across = (surface.alphas, surface.betas) if axis == 0 else (surface.betas, surface.alphas)
     index = int((across - at).abs().argmin())
     columns: dict[str, Any] = {name: getattr(surface, name).select(1 - axis, index) for name in (*COLUMNS, "status")}
-    parts = (str(surface.about["directions"]).split(" and ") * 2)[axis]
-    about = surface.about | {"directions": parts, "other direction": [parts, float(across[index])]}
+    along, other = (surface.about["axes"][which] for which in (axis, 1 - axis))
+    about = surface.about | describe([along])
+    about["other direction"] = [describe([other])["directions"], float(across[index])]
     return Line(about, steps, **columns), float(across[index])
 
 
@@ -111,7 +117,7 @@ def code(view: View, keys: Mapping[str, Any], quantity: str, kind: str, given: S
         given: what else `explore` was given, of data, loss and objective: the lines expect it under that name.
     """
     own = {name: f"models[{keys[name]!r}]" if keys else "model" for name in view.names}
-    (value, log), first = QUANTITIES[quantity], own[view.names[0]]
+    (value, scale), first = QUANTITIES[quantity], own[view.names[0]]
     lines = ["import landscape"]
     source = "data" if "data" in given else f"{first}.probe"
     if view.samples is not None:
@@ -127,10 +133,11 @@ def code(view: View, keys: Mapping[str, Any], quantity: str, kind: str, given: S
     more = "".join(f", {name}={name}" for name in given if name != "data")
     for panel, name in zip(view.panels(), view.names, strict=False):
         lines += [f"    {panel!r}: landscape.surface({own[name]}, data, directions={directions}{more}, **settings),"]
-    lines += ["}", "picture = landscape.Comparison({}, {}, {}, surfaces)"]
+    lines += ["}", f"drawn = {{'value': {value!r}, 'scale': {scale!r}}}"]
     for one in KINDS[kind]:
-        lines += [f"landscape.save_figure(picture.draw({value!r}, kind={one!r}), 'landscape_{one}')"]
-    return "\n".join([*lines, f"picture.plot({value!r}, log={log})"]) + "\n"
+        figure = f"landscape.draw_together(surfaces, kind={one!r}, **drawn)"
+        lines += [f"landscape.save_figure({figure}, 'landscape_{one}')"]
+    return "\n".join([*lines, "landscape.plot_together(surfaces, **drawn)"]) + "\n"
 
 
 def named(models: Any, parts: Sequence[str] | None = None) -> dict[str, Any]:

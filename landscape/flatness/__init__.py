@@ -1,17 +1,13 @@
 """Sharpness: how much the loss increases when the weights are perturbed."""
 
-from .balls import check_draws
+from .balls import check_num_samples
 from .rounding import RoundingSharpness, rounding_sharpness
-from .sharpness_table import RADII, Sharpness, SharpnessTable, average_sharpness, sharpness, worst_case_sharpness
-
-__all__ = [
-    "RADII",
-    "RoundingSharpness",
-    "Sharpness",
-    "SharpnessTable",
-    "average_sharpness",
-    "check_draws",
-    "rounding_sharpness",
-    "sharpness",
-    "worst_case_sharpness",
-]
+from .sharpness_table import (
+    MEASURES,
+    RADII,
+    Sharpness,
+    SharpnessTable,
+    average_sharpness,
+    sharpness,
+    worst_case_sharpness,
+)

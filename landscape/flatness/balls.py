@@ -1,4 +1,4 @@
-"""Perturbations of the weights and the rises of the loss that they make: balls in three metrics, and averages."""
+"""Perturbations of the weights and the loss increases that they cause: balls in three metrics, and averages."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Ball(NamedTuple):
         whole = torch.stack([part.double().square().sum() for part in v.values()]).sum().sqrt().clamp_min(tiny)
         return dict.fromkeys(v, whole)
 
-    def climbed(self, v: Point, gradient: Point, radius: float, share: float) -> Point:
-        """Take a step of share·radius along the gradient in v, and project back."""
+    def ascent_step(self, v: Point, gradient: Point, radius: float, share: float) -> Point:
+        """Move v along the gradient by share·radius, and project back onto the ball."""
         slope = {name: t * gradient[name] for name, t in self.scale.items()}
         norms = self.norms(slope)
         v = {name: part + share * radius * (slope[name] / norms[name]) for name, part in v.items()}
@@ -61,47 +61,49 @@ def ball_of(centre: Coordinates, radii: Sequence[float], metric: str, relative: 
     return Ball({name: root * w.abs() for name, w in centre.centre.items()}, False)
 
 
-def worst_rises(function: Objective, ball: Ball, radii: Sequence[float], steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the largest rise met on the way up (radii,), each sample's there (radii, samples), and their weights."""
+def largest_increases(
+    function: Objective, ball: Ball, radii: Sequence[float], steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest increase along the ascent, (radii,), each sample's there, (radii, n), and their weights."""
     centre = function.coordinates.centre
-    function.centre()
-    rises, moved = [], []
-    with function.quiet():
-        here = function.evaluate()
+    largest, by_sample = [], []
+    with function.measurement_mode():
+        here = function.centre
         for radius in progress(radii, "worst-case sharpness"):
             v: Point = {name: torch.zeros_like(centre[name]) for name in ball.scale}
-            met = [here]  # the centre lies in every ball
+            visited = [here]  # the centre lies in every ball
             for step in range(steps):
-                v = ball.climbed(v, function.gradient(ball.epsilon(v)), radius, 1 - step / steps)
-                met.append(function.evaluate(ball.epsilon(v)))
+                v = ball.ascent_step(v, function.gradient(ball.epsilon(v)), radius, 1 - step / steps)
+                visited.append(function.evaluate(ball.epsilon(v)))
             # a NaN counts as the largest: a loss that broke is not hidden
-            top = torch.stack([point.loss for point in met]).argmax()
-            rises.append(torch.stack([point.loss for point in met])[top] - here.loss)
-            moved.append(torch.stack([point.losses for point in met])[top] - here.losses)
-    return torch.stack(rises).cpu(), torch.stack(moved).cpu(), here.weights.cpu()
+            top = torch.stack([point.loss for point in visited]).argmax()
+            largest.append(torch.stack([point.loss for point in visited])[top] - here.loss)
+            by_sample.append(torch.stack([point.losses for point in visited])[top] - here.losses)
+    return torch.stack(largest).cpu(), torch.stack(by_sample).cpu(), here.weights.cpu()
 
 
-def mean_rises(
-    function: Objective, rows: int, draws: int, displacements: Callable[[int], Iterable[Point]]
+def mean_increases(
+    function: Objective, rows: int, num_samples: int, displacements: Callable[[int], Iterable[Point]]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return mean rise and its error over draws, each (rows,), and the rises of draws, (rows, draws), and of samples.
+    """Return the mean loss increase and its error over the draws, (rows,), and those of draws and of the data.
 
-    The latter are means over the draws, (rows, samples), and have weights, (samples,).
+    The latter two are (rows, num_samples) and, means over the draws, (rows, n) with weights (n,).
     """
-    rises = torch.empty(rows, draws, dtype=torch.float64, device=function.device)
-    with function.quiet():
-        here = function.evaluate()
-        moved = here.losses.new_zeros(rows, len(here.losses))
-        for draw in progress(range(draws), "average sharpness"):
+    increases = torch.empty(rows, num_samples, dtype=torch.float64, device=function.device)
+    with function.measurement_mode():
+        here = function.centre
+        by_sample = here.losses.new_zeros(rows, len(here.losses))
+        for draw in progress(range(num_samples), "average sharpness"):
             for row, displacement in enumerate(displacements(draw)):
                 there = function.evaluate(displacement)
-                rises[row, draw] = there.loss - here.loss
-                moved[row] += (there.losses - here.losses) / draws
-    rises = rises.cpu()
-    return rises.mean(1), rises.std(1) / draws**0.5, rises, moved.cpu(), here.weights.cpu()
+                increases[row, draw] = there.loss - here.loss
+                by_sample[row] += (there.losses - here.losses) / num_samples
+    increases = increases.cpu()
+    stderr = increases.std(1) / num_samples**0.5
+    return increases.mean(1), stderr, increases, by_sample.cpu(), here.weights.cpu()
 
 
-def check_draws(draws: int) -> None:
-    """Refuse fewer than two draws."""
-    if draws < 2:
-        raise ValueError(f"draws must be >= 2, for a standard error, got {draws}")
+def check_num_samples(num_samples: int) -> None:
+    """Raise if there are fewer than two draws."""
+    if num_samples < 2:
+        raise ValueError(f"num_samples must be >= 2, for a standard error, got {num_samples}")

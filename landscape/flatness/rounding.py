@@ -1,8 +1,7 @@
-"""How much the loss rises when the weights are rounded, and under noise as large as rounding."""
+"""How much the loss increases when the weights are rounded, and under noise as large as rounding."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,55 +9,79 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..model import BatchObjective, Evaluation, Loss, Objective, Point, gaussian, quantized_layers, stderr_of_mean
+from ..model import (
+    BatchObjective,
+    Evaluation,
+    Loss,
+    Objective,
+    Point,
+    gaussian,
+    objective_of,
+    quantized_layers,
+    stderr_of_mean,
+)
 from ..progress import stopwatch
-from ..results import Result
-from .balls import check_draws, mean_rises
+from ..results import Result, with_errors
+from .balls import check_num_samples, mean_increases
 
 
 @dataclass(frozen=True, eq=False)
 class RoundingSharpness(Result):
-    """The rise of the loss under noise as large as rounding, and under rounding itself.
+    """The loss increase under noise as large as rounding, and under rounding itself.
 
     Attributes:
         bits: the number of bits of each row; 0 for the steps that the network itself has.
-        rise: (rows,) mean rise under independent uniform noise of ± half a step on every weight.
+        delta_loss: (rows,) mean loss increase under independent uniform noise of ± half a step on every weight.
         stderr: (rows,) its standard error over the draws.
-        samples: (rows, draws) the single rises.
+        samples: (rows, num_samples) the single increases.
         stderr_data: (rows,) its standard error over the data, the noise held fixed.
-        rounded: (rows,) the rise when the weights are rounded at those steps.
+        rounded: (rows,) the increase when the weights are rounded at those steps.
         rounded_stderr_data: (rows,) its standard error over the data.
     """
 
     bits: list[int]
-    rise: Tensor
+    delta_loss: Tensor
     stderr: Tensor
     samples: Tensor
     stderr_data: Tensor
     rounded: Tensor
     rounded_stderr_data: Tensor
-    columns: ClassVar[tuple[str, ...]] = ("bits", "rise", "stderr", "stderr_data", "rounded", "rounded_stderr_data")
+    columns: ClassVar[tuple[str, ...]] = (
+        "bits",
+        "delta_loss",
+        "stderr",
+        "stderr_data",
+        "rounded",
+        "rounded_stderr_data",
+    )
+    picture: ClassVar[str] = "radii.rounding"
+
+    def _cells(self) -> dict[str, list[str]]:
+        noise = with_errors(self.delta_loss, self.stderr, self.stderr_data)
+        rounded = with_errors(self.rounded, self.rounded_stderr_data)
+        labels = list(map(bits_label, self.bits))
+        return {"": labels, "loss increase, noise": noise, "rounded": rounded}
 
     def __repr__(self) -> str:
-        rows = zip(self.bits, self.rise.tolist(), self.stderr.tolist(), self.rounded.tolist(), strict=True)
-        parts = [f"{rise:.3g} ± {error:.1g} (rounded {own:.3g}) {bits_label(b)}" for b, rise, error, own in rows]
+        rows = zip(self.bits, self.delta_loss.tolist(), self.stderr.tolist(), self.rounded.tolist(), strict=True)
+        parts = [f"{mean:.3g} ± {error:.1g} (rounded {exact:.3g}) {bits_label(b)}" for b, mean, error, exact in rows]
         return f"RoundingSharpness({', '.join(parts)})"
 
 
 def rounding_sharpness(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     bits: Sequence[int] | None = None,
-    draws: int = 20,
+    num_samples: int = 20,
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
 ) -> RoundingSharpness:
-    """Measure the rise of the loss under uniform noise of ± half a rounding step per weight, and under rounding.
+    """Measure the loss increase under uniform noise of ± half a rounding step per weight, and under rounding.
 
-    To second order the noise raises the loss by Σ H_ii·s_i²/24 for steps s. It stands for rounding where the errors of
-    the weights are independent of each other and of the gradient; rounding itself stands beside it to show how far.
+    To second order the noise increases the loss by Σ H_ii·s_i²/24 for steps s. It stands for rounding where the errors
+    of the weights are independent of each other and of the gradient; rounding itself stands beside it to show how far.
 
     Every weight of two or more dimensions moves, each tensor with one step: levels −(2^{b−1}−1)·s … (2^{b−1}−1)·s, s of
     least squared error. Its clipping is in the rounding, not in the noise. At ``bits=0`` the layers that are quantized
@@ -68,46 +91,56 @@ def rounding_sharpness(
         model: any network; not touched. A quantized one is taken at its rounded weights.
         data: ``(x, y)`` or batches; default ``model.probe``.
         bits: 2 to 16, or 0 for the network's own steps; default (0,) where it is quantized, else (8, 4, 3, 2).
-        draws: of the noise, the same at every number of bits.
+        num_samples: draws of the noise, the same at every number of bits.
         seed: of the draws.
         loss, objective: see `Objective`.
 
     Raises:
-        ValueError: bits outside of that, 0 where nothing is quantized, draws < 2, bad data.
+        ValueError: bits outside of that, 0 where nothing is quantized, num_samples < 2, bad data.
 
-    Cost: bits·(draws + 1) forward passes.   Source: uniform noise model of rounding, Widrow and Kollár 2008.
+    Cost: bits·(num_samples + 1) forward passes.   Source: uniform noise model of rounding, Widrow and Kollár 2008.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> landscape.rounding_sharpness(model, data, bits=(8, 2)).delta_loss.shape
+        torch.Size([2])
     """
     elapsed = stopwatch()
-    check_draws(draws)
-    own = _own_steps(model)
-    bits = list(bits if bits is not None else (0,) if own else (8, 4, 3, 2))
-    if not bits or not all(2 <= b <= 16 or b == 0 and own for b in bits):
+    check_num_samples(num_samples)
+    function = objective_of(model, data, loss=loss, objective=objective)
+    network_steps = _network_steps(function.model)
+    if network_steps and function.coordinates.space != "quantized":
+        raise ValueError("rounding_sharpness starts from the rounded weights: pass an objective in space='quantized'")
+    bits = list(bits if bits is not None else (0,) if network_steps else (8, 4, 3, 2))
+    if not bits or not all(2 <= b <= 16 or b == 0 and network_steps for b in bits):
         raise ValueError(f"bits must be 2 to 16, or 0 for the steps of a network that is quantized, got {bits}")
-    function = Objective(model, data, loss=loss, objective=objective)
-    function.centre()
     centre = {name: w for name, w in function.coordinates.centre.items() if w.ndim > 1}
-    steps = [{n: own[n] for n in centre if n in own} if b == 0 else _best_steps(centre, b) for b in bits]
+    steps = [
+        {n: network_steps[n] for n in centre if n in network_steps} if b == 0 else _best_steps(centre, b) for b in bits
+    ]
 
     def displacements(draw: int) -> Iterable[Point]:
         # the error function makes a Gaussian uniform, between −1 and 1
         even = {name: torch.erf(z / 2**0.5) for name, z in gaussian(centre, seed * 1_000_003 + draw)}
         return ({name: step / 2 * even[name] for name, step in row.items()} for row in steps)
 
-    rise, stderr, samples, moved, weights = mean_rises(function, len(bits), draws, displacements)
-    stderr_data = torch.stack([stderr_of_mean(row, weights) for row in moved])
-    here = function.evaluate()
+    mean, stderr, samples, by_sample, weights = mean_increases(function, len(bits), num_samples, displacements)
+    stderr_data = torch.stack([stderr_of_mean(row, weights) for row in by_sample])
+    here = function.centre
     rounded = [_rounded(function, here, b, row) for b, row in zip(bits, steps, strict=True)]
-    rises, errors = (torch.stack(parts).cpu() for parts in zip(*rounded, strict=True))
-    about = function.about(measure=f"average of {draws} draws", seed=seed, seconds=elapsed())
-    return RoundingSharpness(about, bits, rise, stderr, samples, stderr_data, rises, errors)
+    increases, errors = (torch.stack(parts).cpu() for parts in zip(*rounded, strict=True))
+    about = function.about(measure=f"average of {num_samples} draws", seed=seed, seconds=elapsed())
+    return RoundingSharpness(about, bits, mean, stderr, samples, stderr_data, increases, errors)
 
 
 def bits_label(bits: int) -> str:
-    """Say to how many bits a row rounds."""
+    """Name the rounding of a row."""
     return f"to {bits} bits" if bits else "at its own steps"
 
 
-def _own_steps(model: nn.Module) -> dict[str, Tensor]:
+def _network_steps(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{name}.{leaf}".removeprefix("."): step
         for name, layer in quantized_layers(model).items()
@@ -133,14 +166,11 @@ def _at_levels(w: Tensor, step: Tensor, bits: int) -> Tensor:
 
 
 def _rounded(function: Objective, here: Evaluation, bits: int, steps: Point) -> tuple[Tensor, Tensor]:
-    """Return the rise that rounding the weights makes, and its standard error over the data."""
+    """Return the loss increase that rounding the weights causes, and its standard error over the data."""
     centre = function.coordinates.centre
     if bits:
         there = function.evaluate({name: _at_levels(centre[name], s, bits) - centre[name] for name, s in steps.items()})
         return there.loss - here.loss, there.stderr(here)
-    units = {getattr(module, "weight_units", "plain") for module in function.model.modules()}
-    if units != {"plain"}:  # weights in other units before rounding than after: the step between them means nothing
-        return torch.full_like(here.loss, math.nan), torch.full_like(here.loss, math.nan)
     before = {name: function.model.get_parameter(name).detach() for name in steps}
     delta = {name: function.coordinates.base[name] for name in steps}
     there = function.evaluate({name: w + delta[name] - centre[name] for name, w in before.items()})

@@ -1,4 +1,4 @@
-"""How much the loss rises within, or at, a given distance of the weights.
+"""How much the loss increases within, or at, a given distance of the weights.
 
 Three metrics say what a distance is; a radius r is relative in all of them by default:
 
@@ -17,70 +17,89 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..model import BatchObjective, Loss, Objective, Point, gaussian, random_direction, rows_of, stderr_of_mean
+from ..model import (
+    BatchObjective,
+    Loss,
+    Objective,
+    Point,
+    Space,
+    gaussian,
+    objective_of,
+    random_direction,
+    rows_of,
+    stderr_of_mean,
+)
 from ..progress import progress, stopwatch
-from ..results import Result
-from .balls import ball_of, check_draws, mean_rises, worst_rises
+from ..results import Result, with_errors
+from .balls import ball_of, check_num_samples, largest_increases, mean_increases
 from .rounding import RoundingSharpness, bits_label, rounding_sharpness
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RADII = (0.01, 0.05, 0.1)
 
 
 @dataclass(frozen=True, eq=False)
 class Sharpness(Result):
-    """The rise of the loss at each radius.
+    """The loss increase at each radius.
 
     Attributes:
         radii: (radii,) r, or ρ where it is not relative.
-        rise: (radii,) loss at the perturbed weights minus loss of the model.
+        delta_loss: (radii,) loss at the perturbed weights minus loss of the model.
         stderr: (radii,) standard error over the draws; NaN for the worst case, which has none.
-        samples: (radii, draws) the single rises; of the worst case (radii, groups).
-        data_rises: (radii, n) the rises of the n samples (means over the draws), or of the groups where there are
+        samples: (radii, num_samples) the single increases; of the worst case (radii, groups).
+        data_delta_loss: (radii, n) those of the n samples (means over the draws), or of the groups where there are
             several; n = 0 where the data come in no fixed order. data_weights: (n,) their shares.
     """
 
     radii: Tensor
-    rise: Tensor
+    delta_loss: Tensor
     stderr: Tensor
     samples: Tensor
-    data_rises: Tensor
+    data_delta_loss: Tensor
     data_weights: Tensor
-    columns: ClassVar[tuple[str, ...]] = ("radii", "rise", "stderr", "stderr_data")
+    columns: ClassVar[tuple[str, ...]] = ("radii", "delta_loss", "stderr", "stderr_data")
+    picture: ClassVar[str] = "radii.sharpness"
 
     @property
     def stderr_data(self) -> Tensor:
         """(radii,) standard error over the data, the perturbations held fixed; NaN where the data cannot tell."""
-        return torch.stack([stderr_of_mean(row, self.data_weights) for row in self.data_rises])
+        return torch.stack([stderr_of_mean(row, self.data_weights) for row in self.data_delta_loss])
+
+    def _cells(self) -> dict[str, list[str]]:
+        radii = [f"{radius:g}" for radius in self.radii.tolist()]
+        return {"radius": radii, "loss increase": with_errors(self.delta_loss, self.stderr, self.stderr_data)}
 
     def __repr__(self) -> str:
         parts = []
-        columns = (self.radii, self.rise, self.stderr, self.stderr_data)
-        for radius, rise, draws, data in zip(*(column.tolist() for column in columns), strict=True):
+        columns = (self.radii, self.delta_loss, self.stderr, self.stderr_data)
+        for radius, increase, draws, data in zip(*(column.tolist() for column in columns), strict=True):
             errors = ((draws, ""), (data, " over data"))
             known = "".join(f" ± {error:.1g}{what}" for error, what in errors if not math.isnan(error))
-            parts.append(f"{rise:.3g}{known} at {radius:g}")
+            parts.append(f"{increase:.3g}{known} at {radius:g}")
         return f"Sharpness({self.about['measure']}: {', '.join(parts)})"
 
 
 def average_sharpness(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     radii: Sequence[float] = RADII,
-    draws: int = 20,
+    num_samples: int = 20,
     metric: str = "filter",
     relative: bool = True,
-    space: str | None = None,
+    space: Space | None = None,
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
 ) -> Sharpness:
-    """Measure the mean rise of the loss over random perturbations.
+    """Measure the mean loss increase over random perturbations.
 
     With the filter metric ‖ε_f‖ = r·‖w_f‖ in every filter; with the others ε = T·z is Gaussian, T = r·‖w‖/√n (plain)
     or r·|w| (adaptive), so that the mean square of its distance is that of the radius. The draws depend on names,
@@ -90,23 +109,31 @@ def average_sharpness(
         model: any network; not touched.
         data: ``(x, y)`` or batches; default ``model.probe``.
         radii: r, relative; ρ with ``relative=False``.
-        draws: random perturbations per radius, the same directions at every radius.
-        metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.measures`.
+        num_samples: random perturbations per radius, the same directions at every radius.
+        metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.flatness.sharpness_table`.
         relative: whether the radius is relative to the weights (the filter metric knows no other).
         space: ``"quantized"`` (default) or ``"latent"``.
         seed: of the draws.
         loss, objective: see `Objective`.
 
     Raises:
-        ValueError: a radius that is not > 0, draws < 2, unknown metric, bad data.
+        ValueError: a radius that is not > 0, num_samples < 2, unknown metric, bad data.
 
-    Cost: draws·radii forward passes over the data.   Source: average-case sharpness, Andriushchenko et al. 2023, §2.
+    Cost: num_samples·radii forward passes over the data.
+
+    Source: average-case sharpness, Andriushchenko et al. 2023, §2.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> landscape.average_sharpness(model, data, radii=(0.1,)).samples.shape
+        torch.Size([1, 20])
     """
     elapsed = stopwatch()
-    check_draws(draws)
-    function = Objective(model, data, loss=loss, objective=objective, space=space)
+    check_num_samples(num_samples)
+    function = objective_of(model, data, loss=loss, objective=objective, space=space)
     ball = ball_of(function.coordinates, radii, metric, relative)
-    function.centre()
 
     def displacements(draw: int) -> Iterable[Point]:
         if metric == "filter":
@@ -116,13 +143,13 @@ def average_sharpness(
             direction = {name: ball.scale[name] * z / function.coordinates.numel**0.5 for name, z in parts}
         return ({n: radius * d for n, d in direction.items()} for radius in radii)
 
-    found = mean_rises(function, len(radii), draws, displacements)
-    about = function.about(measure=f"average of {draws} draws", metric=metric, seed=seed, seconds=elapsed())
-    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), *found)
+    increases = mean_increases(function, len(radii), num_samples, displacements)
+    about = function.about(measure=f"average of {num_samples} draws", metric=metric, seed=seed, seconds=elapsed())
+    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), *increases)
 
 
 def worst_case_sharpness(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     radii: Sequence[float] = RADII,
@@ -130,11 +157,11 @@ def worst_case_sharpness(
     metric: str = "filter",
     relative: bool = True,
     m: int | None = None,
-    space: str | None = None,
+    space: Space | None = None,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
 ) -> Sharpness:
-    """Measure the largest rise of the loss that projected gradient ascent finds within a ball around the weights.
+    """Measure the largest loss increase that projected gradient ascent finds within a ball around the weights.
 
     In v = ε/T, where the ball is round, every step moves along the gradient by a share of the radius that falls from 1
     to 1/steps, and projects back; with the filter metric each filter moves in a ball of its own. The largest loss met
@@ -148,7 +175,7 @@ def worst_case_sharpness(
         data: ``(x, y)`` or batches; default ``model.probe``.
         radii: r, relative; ρ with ``relative=False``.
         steps: gradient steps per radius.
-        metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.measures`.
+        metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.flatness.sharpness_table`.
         relative: whether the radius is relative to the weights (the filter metric knows no other).
         m: samples per group, at most; default all in one.
         space: ``"quantized"`` (default) or ``"latent"``.
@@ -162,32 +189,39 @@ def worst_case_sharpness(
     Source: plain, Foret et al. 2021 (SAM); adaptive, Kwon et al. 2021 (ASAM), whose ε of a zero weight is zero;
     filter, as ASAM's filter-wise operator, with a ball for each filter where they have one for all; m, Foret et al.
     2021, §4.1, and Andriushchenko and Flammarion 2022.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> bool(landscape.worst_case_sharpness(model, data, radii=(0.1,)).delta_loss > 0)
+        True
     """
     elapsed = stopwatch()
     if steps < 1:
         raise ValueError(f"steps must be >= 1, got {steps}")
     if m is not None and m < 1:
         raise ValueError(f"m must be >= 1, got {m}")
-    settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
-    function = Objective(model, data, batch_size=m, **settings)
+    arguments = {"space": space, "loss": loss, "objective": objective}
+    batch_size = None if isinstance(model, Objective) else m
+    function = objective_of(model, data, batch_size=batch_size, **arguments)
     ball = ball_of(function.coordinates, radii, metric, relative)
-    function.centre()
     groups = [function] if m is None else _groups(function, m)
-    found = [worst_rises(group, ball, radii, steps) for group in progress(groups, "worst-case sharpness")]
-    rises = torch.stack([rise for rise, *_ in found], 1)  # (radii, groups)
+    ascents = [largest_increases(group, ball, radii, steps) for group in progress(groups, "worst-case sharpness")]
+    largest = torch.stack([increase for increase, *_ in ascents], 1)  # (radii, groups)
     shares = torch.tensor([group.samples for group in groups], dtype=torch.float64)
     shares /= shares.sum()
     of = "" if m is None else f", mean over {len(groups)} groups"
     about = function.about(measure=f"worst of {steps} ascent steps{of}", metric=metric, steps=steps, seconds=elapsed())
     unknown = torch.full((len(radii),), math.nan, dtype=torch.float64)
-    parts = found[0][1:] if m is None else (rises, shares)
-    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), rises @ shares, unknown, rises, *parts)
+    parts = ascents[0][1:] if m is None else (largest, shares)
+    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), largest @ shares, unknown, largest, *parts)
 
 
 def _groups(function: Objective, m: int) -> list[Objective]:
     """Return the objective on each group of at most m samples."""
     groups: list[Any] = []
-    with function.quiet():  # a loader that shuffles draws from the RNG
+    with function.measurement_mode():  # a loader that shuffles draws from the RNG
         batches = list(function.batches())
     for batch in batches:
         if rows_of(batch) <= m:
@@ -204,32 +238,34 @@ class SharpnessTable(Result):
     """Several measures of one network.
 
     Attributes:
-        rows: one record per measure and setting: measure, setting, value (a rise of the loss), stderr over draws,
+        rows: one record per measure and setting: measure, setting, value (a loss increase), stderr over draws,
             stderr_data over the data, gradients and forwards (its cost, in passes over the data), source.
     """
 
     rows: list[dict[str, Any]]
+    picture: ClassVar[str] = "radii.measures"
 
     @property
-    def frame(self) -> Any:
+    def frame(self) -> pd.DataFrame:
         """The numbers as a tidy pandas DataFrame, a row per measure and setting."""
         import pandas
 
         return pandas.DataFrame(self.rows)
 
     @property
-    def table(self) -> Any:
+    def table(self) -> pd.DataFrame:
         """The numbers for reading."""
         frame = self.frame.set_index(["measure", "setting"])
         for name in ("value", "stderr", "stderr_data"):
             frame[name] = [f"{value:.3g}".replace("nan", "–") for value in frame[name]]
-        return frame.rename(columns={"value": "rise of the loss", "stderr_data": "stderr over data"})
+        return frame.rename(columns={"value": "loss increase", "stderr_data": "stderr over data"})
 
     def __repr__(self) -> str:
-        return f"{self.table.to_string()}\n{self._caption()}"
+        measures = dict.fromkeys(row["measure"] for row in self.rows)
+        return f"SharpnessTable({len(self.rows)} rows: {', '.join(measures)}; {self._caption()})"
 
-    def _repr_html_(self) -> str:
-        return f"{self.table.to_html()}<p>{self._caption()}</p>"
+    def __str__(self) -> str:
+        return f"{self.table.to_string()}\n{self._caption()}"
 
     def _caption(self) -> str:
         return (
@@ -260,17 +296,17 @@ MEASURES: dict[str, _Measure] = {
         worst_case_sharpness, {"metric": "adaptive", "radii": (0.5,), "relative": False}, "Kwon et al. 2021"
     ),
     "average, filter": _Measure(
-        average_sharpness, {"radii": (0.05,), "draws": 10}, "Li et al. 2018; Andriushchenko et al. 2023"
+        average_sharpness, {"radii": (0.05,), "num_samples": 10}, "Li et al. 2018; Andriushchenko et al. 2023"
     ),
     "average, Gaussian": _Measure(
-        average_sharpness, {"metric": "plain", "radii": (0.05,), "draws": 10}, "Andriushchenko et al. 2023"
+        average_sharpness, {"metric": "plain", "radii": (0.05,), "num_samples": 10}, "Andriushchenko et al. 2023"
     ),
-    "rounding noise": _Measure(rounding_sharpness, {"draws": 10}, "Widrow and Kollár 2008"),
+    "rounding noise": _Measure(rounding_sharpness, {"num_samples": 10}, "Widrow and Kollár 2008"),
 }
 
 
 def sharpness(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     measures: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
@@ -288,7 +324,7 @@ def sharpness(
     Args:
         model: any network; not touched. A quantized one is moved in quantized space.
         data: ``(x, y)`` or batches; default ``model.probe``.
-        measures: names out of `landscape.measures.MEASURES`, default all; or name → settings that replace the
+        measures: names out of `landscape.flatness.MEASURES`, default all; or name → settings that replace the
             source's, for example ``{"worst case, plain": {"radii": (0.1, 0.2)}}``.
         seed: of all draws.
         loss, objective: see `Objective`.
@@ -297,45 +333,55 @@ def sharpness(
         ValueError: an unknown measure, settings that a measure refuses, bad data.
 
     Cost: 40 gradients and 100 to 130 forward passes over the data, which take the time of about 250 forward passes.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> table = landscape.sharpness(model, data, measures=['average, filter'])
+        >>> table.frame[['measure', 'setting']].values.tolist()
+        [['average, filter', 'r = 0.05']]
     """
     elapsed = stopwatch()
     chosen = measures if isinstance(measures, Mapping) else {name: {} for name in measures or MEASURES}
     unknown = [name for name in chosen if name not in MEASURES]
     if unknown or isinstance(measures, str):
         raise ValueError(f"measures must be a list of names out of {', '.join(MEASURES)}, got {measures!r}")
+    function = objective_of(model, data, loss=loss, objective=objective)
+    arguments = {"data": data, "loss": loss, "objective": objective}
     rows: list[dict[str, Any]] = []
     for name, more in progress(chosen.items(), "sharpness"):
-        function, settings, source = MEASURES[name]
+        measure, settings, source = MEASURES[name]
         settings = settings | dict(more)
-        own = {} if function is worst_case_sharpness else {"seed": seed}
-        found = function(model, data, loss=loss, objective=objective, **own | settings)
-        rows += [{"measure": name} | row | {"source": source} for row in _rows(found, settings)]
-    here = Objective(model, data, loss=loss, objective=objective)
-    centre, _ = here.centre()
-    return SharpnessTable(here.about(loss=centre, seed=seed, seconds=elapsed()), rows)
+        seeded = {} if measure is worst_case_sharpness else {"seed": seed}
+        anew = not isinstance(model, Objective) and {"m", "space"} & settings.keys()  # other batches, or coordinates
+        result = measure(model, **arguments, **seeded | settings) if anew else measure(function, **seeded | settings)
+        rows += [{"measure": name} | row | {"source": source} for row in _rows(result, settings)]
+    about = function.about(loss=float(function.centre.loss), seed=seed, seconds=elapsed())
+    return SharpnessTable(about, rows)
 
 
-def _rows(found: Sharpness | RoundingSharpness, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _rows(result: Sharpness | RoundingSharpness, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a record per radius, or two per number of bits."""
     rows = []
-    if isinstance(found, RoundingSharpness):
-        for label, number in zip(map(bits_label, found.bits), range(len(found.bits)), strict=True):
-            rows.append(_row(f"noise {label}", found.rise, found.stderr, found.stderr_data, number))
-            rows[-1] |= {"gradients": 0, "forwards": found.samples.shape[1]}
-            unknown = torch.full_like(found.rounded, math.nan)
-            rows.append(_row(f"rounded {label}", found.rounded, unknown, found.rounded_stderr_data, number))
+    if isinstance(result, RoundingSharpness):
+        for index, label in enumerate(map(bits_label, result.bits)):
+            rows.append(_row(f"noise {label}", result.delta_loss, result.stderr, result.stderr_data, index))
+            rows[-1] |= {"gradients": 0, "forwards": result.samples.shape[1]}
+            unknown = torch.full_like(result.rounded, math.nan)
+            rows.append(_row(f"rounded {label}", result.rounded, unknown, result.rounded_stderr_data, index))
             rows[-1] |= {"gradients": 0, "forwards": 1}
         return rows
-    climbs = "steps" in found.about
-    passes = found.about["steps"] if climbs else found.samples.shape[1]
+    ascends = "steps" in result.about
+    passes = result.about["steps"] if ascends else result.samples.shape[1]
     name = "r" if settings.get("relative", True) else "ρ"
     m = f", m = {settings['m']}" if settings.get("m") else ""
-    for number, radius in enumerate(found.radii.tolist()):
-        rows.append(_row(f"{name} = {radius:g}{m}", found.rise, found.stderr, found.stderr_data, number))
-        rows[-1] |= {"gradients": passes if climbs else 0, "forwards": passes}
+    for index, radius in enumerate(result.radii.tolist()):
+        rows.append(_row(f"{name} = {radius:g}{m}", result.delta_loss, result.stderr, result.stderr_data, index))
+        rows[-1] |= {"gradients": passes if ascends else 0, "forwards": passes}
     return rows
 
 
-def _row(setting: str, value: Tensor, stderr: Tensor, stderr_data: Tensor, number: int) -> dict[str, Any]:
+def _row(setting: str, value: Tensor, stderr: Tensor, stderr_data: Tensor, index: int) -> dict[str, Any]:
     numbers = {"value": value, "stderr": stderr, "stderr_data": stderr_data}
-    return {"setting": setting} | {name: float(part[number]) for name, part in numbers.items()}
+    return {"setting": setting} | {name: float(part[index]) for name, part in numbers.items()}

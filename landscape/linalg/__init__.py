@@ -5,20 +5,3 @@ from .lanczos import Eigenpairs, Which, lanczos
 from .operators import Operator, fold_products, fold_shares
 from .slq import Density, slq
 from .traces import Trace, fold_stderr, hutchinson, mean_and_stderr, trace_of_samples
-
-__all__ = [
-    "Density",
-    "Eigenpairs",
-    "Eigenvalues",
-    "Operator",
-    "Trace",
-    "Which",
-    "fold_products",
-    "fold_shares",
-    "fold_stderr",
-    "hutchinson",
-    "lanczos",
-    "mean_and_stderr",
-    "slq",
-    "trace_of_samples",
-]

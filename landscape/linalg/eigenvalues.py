@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..results import Result
+from ..results import Result, with_errors
 from .traces import fold_stderr
 
 
@@ -42,6 +42,7 @@ class Eigenvalues(Result):
     fold_values: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     fold_weights: Tensor = field(default_factory=lambda: torch.empty(0))
     columns: ClassVar[tuple[str, ...]] = ("values", "stderr_data", "residuals", "converged")
+    picture: ClassVar[str] = "spectra.eigenvalues"
 
     @property
     def stderr_data(self) -> Tensor:
@@ -55,6 +56,13 @@ class Eigenvalues(Result):
     def vector(self, i: int = 0) -> dict[str, Tensor]:
         """Return the i-th eigenvector as a direction: name → tensor."""
         return {name: stack[i] for name, stack in self.vectors.items()}
+
+    def _cells(self) -> dict[str, list[str]]:
+        residuals = [f"{residual:.1e}" for residual in self.residuals.tolist()]
+        converged = ["yes" if done else "no" for done in self.converged.tolist()]
+        values = with_errors(self.values, self.stderr_data)
+        index = [str(i + 1) for i in range(len(values))]
+        return {"λ": index, "eigenvalue": values, "residual": residuals, "converged": converged}
 
     def __repr__(self) -> str:
         errors = self.stderr_data.tolist()

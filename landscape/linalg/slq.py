@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checking import numbers
 from ..progress import progress
-from ..results import Result
+from ..results import Result, with_error
 from .lanczos import Eigenpairs, Krylov, random_unit
 from .operators import Operator
 
@@ -48,6 +48,7 @@ class Density(Result):
     low: Tensor
     high: Tensor
     columns: ClassVar[tuple[str, ...]] = ("grid", "density", "low", "high")
+    picture: ClassVar[str] = "spectra.density"
     dims: ClassVar[dict[str, tuple[str, ...]]] = {"nodes": ("vector", "step"), "weights": ("vector", "step")}
 
     @property
@@ -60,17 +61,12 @@ class Density(Result):
         samples = self.size * (self.weights * self.nodes).sum(1) + self.atoms.sum()
         return float(samples.mean()), float(samples.std() / len(samples) ** 0.5) if len(samples) > 1 else math.nan
 
-    def plot(self) -> Any:
-        """Give an interactive plotly figure."""
-        from ..plotting import interactive
-
-        return interactive.density(self)
-
-    def draw(self, ax: Any = None) -> Any:
-        """Draw into matplotlib axes (new ones by default) and return them."""
-        from ..plotting import paper
-
-        return paper.density(self, ax)
+    def _cells(self) -> dict[str, list[str]]:
+        low, high = (f"{float(end):.3g}" for end in self.grid[[0, -1]])
+        outliers = ", ".join(f"{value:.4g}" for value in self.atoms.tolist()[:5]) + ", …" * (len(self.atoms) > 5)
+        values = [f"{self.size:,}", f"{len(self.atoms)}: {outliers}", f"{low} to {high}"]
+        rows = ["eigenvalues", "outliers", "bulk", "trace"]
+        return {"": rows, "density": [*values, with_error(*self.implied_trace())]}
 
     def __repr__(self) -> str:
         value, error = self.implied_trace()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checking import numbers
 from ..progress import resumable
-from ..results import Result
+from ..results import Result, with_error
 from .operators import Operator, fold_products, fold_shares
 
 _FIRST_LOOK = 10  # probes before the stop rule is asked: a standard error from fewer says little about itself
@@ -52,6 +52,7 @@ class Trace(Result):
     fold_values: Tensor = field(default_factory=lambda: torch.empty(0))
     fold_weights: Tensor = field(default_factory=lambda: torch.empty(0))
     columns: ClassVar[tuple[str, ...]] = ("samples", "layer_samples")
+    picture: ClassVar[str] = "spectra.trace"
 
     @property
     def stderr_data(self) -> float:
@@ -77,6 +78,15 @@ class Trace(Result):
         numbers(above=0, below=1, level=level)
         reach = float(stdtrit(len(self.samples) - 1, (1 + level) / 2)) * self.stderr
         return self.value - reach, self.value + reach
+
+    def _cells(self) -> dict[str, list[str]]:
+        data = with_error(self.value, self.stderr_data) if self.stderr_data >= 0 else "–"
+        columns = {"trace of": ["all"], "± over probes": [with_error(self.value, self.stderr)], "± over data": [data]}
+        for name, (value, stderr) in self.layers.items():
+            row = (name, with_error(value, stderr), "–")
+            for column, cell in zip(columns.values(), row, strict=True):
+                column.append(cell)
+        return columns
 
     def __repr__(self) -> str:
         low, high = self.interval()

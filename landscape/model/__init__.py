@@ -1,10 +1,10 @@
 """A network, its data and its loss as one function of a displacement of its weights."""
 
-from .batches import FOLDS, rows_of
-from .coordinates import Coordinates, Point, coordinates, filter_norms, gaussian, quantized_layers
+from .batches import FOLDS, probe_of, rows_of
+from .checks import BatchObjective
+from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian, quantized_layers
 from .directions import (
     NORMALIZATIONS,
-    centre_fingerprint,
     checked_direction,
     combined,
     direction_to,
@@ -14,30 +14,5 @@ from .directions import (
     random_direction,
     stacked,
 )
-from .objective import BatchObjective, Evaluation, Loss, Objective, stderr_of_mean
-
-__all__ = [
-    "BatchObjective",
-    "Coordinates",
-    "Evaluation",
-    "FOLDS",
-    "Loss",
-    "NORMALIZATIONS",
-    "Objective",
-    "Point",
-    "centre_fingerprint",
-    "checked_direction",
-    "combined",
-    "coordinates",
-    "direction_to",
-    "eigenvector",
-    "filter_norms",
-    "fingerprint",
-    "gaussian",
-    "principal_directions",
-    "quantized_layers",
-    "random_direction",
-    "rows_of",
-    "stacked",
-    "stderr_of_mean",
-]
+from .network import BatchNorm, Precision
+from .objective import Evaluation, Loss, Objective, Output, objective_of, stderr_of_mean

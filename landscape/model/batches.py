@@ -20,14 +20,25 @@ _PARTS, _FEW_PARTS, _PART_ROWS, _PART_ELEMENTS = 10, 5, 32, 50_000
 
 def source(
     model: nn.Module, data: Any, batch_size: int | None, device: torch.device, pair: Any = tuple | list
-) -> tuple[Iterable[Any], list[Any]]:
-    """Return the batches, and the fewest that will do where they were cut here out of (x, y), a ``pair`` of tensors."""
+) -> Iterable[Any]:
+    """Return the batches: as they come, or cut out of (x, y), a ``pair`` of tensors.
+
+    Args:
+        model: carries the probe that is the default.
+        data: ``(x, y)``, batches, a DataLoader, or anything with a ``.probe`` (what `saq_core.train` takes).
+        batch_size: rows per batch, at most.
+        device: where the tensors of a pair are moved, once.
+        pair: the types that a pair may have.
+
+    Raises:
+        ValueError: no probe; a pair of unequal length, or empty.
+        TypeError: data that can be read only once, or that are no batches.
+    """
+    data = probe_of(model if data is None else data)
     if data is None:
-        data = getattr(model, "probe", None)
-        if data is None:
-            raise ValueError(
-                "the model carries no probe (saq_core.train leaves one): pass data=(x, y), or set model.probe = (x, y)"
-            )
+        raise ValueError(
+            "the model carries no probe (saq_core.train leaves one): pass data=(x, y), or set model.probe = (x, y)"
+        )
     if isinstance(data, Iterator):
         raise TypeError(
             "data can be read only once (a generator or iterator): pass (x, y), a list of batches or a DataLoader"
@@ -37,10 +48,15 @@ def source(
     if isinstance(data, pair) and len(data) == 2 and all(isinstance(p, Tensor | np.ndarray) for p in data):
         x, y = map(torch.as_tensor, data)
         return _chunks(x, y, batch_size, device)
-    return data, []
+    return data
 
 
-def _chunks(x: Tensor, y: Tensor, batch_size: int | None, device: torch.device) -> tuple[list[Any], list[Any]]:
+def probe_of(data: Any) -> Any:
+    """Return the probe that something carries, None for a network without one; else the thing itself."""
+    return getattr(data, "probe", None if isinstance(data, nn.Module) else data)
+
+
+def _chunks(x: Tensor, y: Tensor, batch_size: int | None, device: torch.device) -> list[Any]:
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"data=(x, y) needs as many targets as inputs and at least one, got {len(x)} and {len(y)}")
     most = max(1, _CPU_ELEMENTS // x[0].numel()) if device.type == "cpu" else _ACCELERATOR_ROWS
@@ -49,8 +65,7 @@ def _chunks(x: Tensor, y: Tensor, batch_size: int | None, device: torch.device) 
     x, y = x.to(device), y.to(device)  # moved once: a probe lives on the CPU, and every pass reads it
     # of nearly equal size: BatchNorm cannot be recomputed on a last batch of one
     parts = fewest if batch_size else max(fewest, folds, 1)
-    narrow, wide = (list(zip(x.tensor_split(k), y.tensor_split(k), strict=True)) for k in (parts, fewest))
-    return narrow, wide
+    return list(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True))
 
 
 def moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -72,18 +87,3 @@ def rows_of(batch: Any) -> int:
             return 1
         batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
     return len(batch) if batch.ndim else 1
-
-
-def nearly_all_alike(losses: Tensor, others: Tensor) -> bool:
-    """Return whether samples lose the same in other company, but for the odd one that rounding took over a stair."""
-    if len(losses) != len(others):
-        return False
-    apart = (losses - others).abs() > 1e-4 * (1 + losses.abs())
-    return bool(apart.double().mean() < 0.02)
-
-
-def check_labels(y: Tensor, classes: int) -> None:
-    """Refuse labels that the output has no place for."""
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels must lie in 0…{classes - 1} for {classes} outputs, got {low}…{high}")

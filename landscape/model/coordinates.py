@@ -18,13 +18,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 Point = dict[str, Tensor]
-SPACES = ("quantized", "latent")
+Space = Literal["quantized", "latent"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Coordinates:
         space: ``"quantized"`` or ``"latent"``; ``"float"`` where nothing is quantized and the two are the same.
         straight_through: whether a derivative in this space passes through a rounding, whose slope is taken as one.
         centre: name → value that the network computes with (the rounded weight in quantized space).
-        live: name → name of the tensor inside the network that is moved (the weight itself, or its layer's ``delta``).
+        tensors: name → name of the tensor in the model that moves (the weight itself, or its layer's ``delta``).
         base: name → value of that tensor at the centre (the weight itself, or ``delta``).
     """
 
     space: str
     straight_through: bool
     centre: Point
-    live: dict[str, str]
+    tensors: dict[str, str]
     base: Point
 
     @property
@@ -65,9 +65,9 @@ class Coordinates:
         return {name: part.view_as(value) for (name, value), part in zip(self.centre.items(), parts, strict=True)}
 
     def displaced(self, displacement: Mapping[str, Tensor]) -> Point:
-        """Give the live tensors, by their names inside the network, of the centre plus a displacement."""
+        """Return the tensors at centre + displacement, by their names in the model."""
         return {
-            self.live[name]: base + displacement[name] if name in displacement else base
+            self.tensors[name]: base + displacement[name] if name in displacement else base
             for name, base in self.base.items()
         }
 
@@ -87,7 +87,7 @@ class Coordinates:
         }
 
 
-def coordinates(model: nn.Module, space: str | None = None, layers: Sequence[str] | None = None) -> Coordinates:
+def coordinates(model: nn.Module, space: Space | None = None, layers: Sequence[str] | None = None) -> Coordinates:
     """Collect every trainable floating parameter of the float network, quantizers' own parameters left out.
 
     Args:
@@ -101,14 +101,14 @@ def coordinates(model: nn.Module, space: str | None = None, layers: Sequence[str
     """
     if isinstance(layers, str):
         raise TypeError(f"layers must be a list of names, got the string {layers!r}: write [{layers!r}]")
-    if space not in (None, *SPACES):
-        raise ValueError(f"space must be one of {', '.join(SPACES)}, got {space!r}")
+    if space not in (None, *get_args(Space)):
+        raise ValueError(f"space must be one of {', '.join(get_args(Space))}, got {space!r}")
     rounded = quantized_layers(model)
     actual = (space or "quantized") if rounded else "float"
     left_out = {id(p) for module in model.modules() if is_quantizer(module) for p in module.parameters()}
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     centre: Point = {}
-    live: dict[str, str] = {}
+    tensors: dict[str, str] = {}
     base: Point = {}
     for name, parameter in model.named_parameters():
         if parameter.is_complex() and parameter.requires_grad:
@@ -123,11 +123,11 @@ def coordinates(model: nn.Module, space: str | None = None, layers: Sequence[str
             raise ValueError(f"{name} is shared by several layers, each with its own rounding: use space='latent'")
         if leaf in quantized:
             value, delta, _ = quantized[leaf]
-            centre[name], live[name] = (value + delta).detach(), _buffer_name(model, delta)
+            centre[name], tensors[name] = (value + delta).detach(), _buffer_name(model, delta)
             base[name] = delta.detach().clone()
         else:
             centre[name] = base[name] = parameter.detach().clone()
-            live[name] = name
+            tensors[name] = name
     missing = [layer for layer in layers or () if not any(_inside(name, layer) for name in centre)]
     if missing:
         raise ValueError(
@@ -135,7 +135,7 @@ def coordinates(model: nn.Module, space: str | None = None, layers: Sequence[str
         )
     if not centre:
         raise ValueError(_nothing_varies(model))
-    return Coordinates(actual, _passes_rounding(model, actual), centre, live, base)
+    return Coordinates(actual, _passes_rounding(model, actual), centre, tensors, base)
 
 
 def _inside(name: str, layer: str) -> bool:

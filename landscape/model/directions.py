@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from .coordinates import Coordinates, Point, coordinates, filter_norms, gaussian
-from .objective import Objective
 
 NORMALIZATIONS = ("filter", "layer", "none")
 
@@ -35,7 +34,7 @@ def random_direction(centre: Coordinates, seed: int, normalize: str = "filter") 
     return {name: _rescaled(name, draw, weights[name], normalize) for name, draw in gaussian(weights, seed)}
 
 
-def eigenvector(centre: Coordinates, found: Any, number: int) -> Point:
+def eigenvector(centre: Coordinates, eigenvalues: Any, index: int) -> Point:
     """Return an eigenvector of `top_eigenvalues` as a step in weights, not rescaled.
 
     Where the result is in filter-relative units (of D·H·D), the step is D times the vector.
@@ -43,13 +42,14 @@ def eigenvector(centre: Coordinates, found: Any, number: int) -> Point:
     Raises:
         ValueError: fewer vectors than that, or vectors of another network or space.
     """
-    if number >= len(found.values):
-        raise ValueError(f"directions need eigenvector {number + 1}, but the result has {len(found.values)}: raise k")
-    space = found.about.get("space", centre.space)
+    if index >= len(eigenvalues.values):
+        count = len(eigenvalues.values)
+        raise ValueError(f"directions need eigenvector {index + 1}, but the result has {count}: raise k")
+    space = eigenvalues.about.get("space", centre.space)
     if space != centre.space:
         raise ValueError(f"the eigenvectors were found in {space} space, the surface is in {centre.space}: pass space=")
-    vector = checked_direction(centre, found.vector(number))
-    if found.about.get("units") != "filter":
+    vector = checked_direction(centre, eigenvalues.vector(index))
+    if eigenvalues.about.get("units") != "filter":
         return vector
     scale = centre.filter_scale()
     return {name: scale[name] * part for name, part in vector.items()}
@@ -62,11 +62,12 @@ def direction_to(centre: Coordinates, other: nn.Module) -> Point:
         ValueError: the two networks' weights differ in name or shape, or weights that do not vary in value.
     """
     other = getattr(other, "_orig_mod", other)
-    target = coordinates(other, None if centre.space == "float" else centre.space).centre
-    mine = {name: w.shape for name, w in centre.centre.items()}
+    space: Any = None if centre.space == "float" else centre.space
+    target = coordinates(other, space).centre
+    expected = {name: w.shape for name, w in centre.centre.items()}
     theirs = {name: w.shape for name, w in target.items()}
-    if mine != theirs:
-        odd = sorted(set(mine.items()) ^ set(theirs.items()))
+    if expected != theirs:
+        odd = sorted(set(expected.items()) ^ set(theirs.items()))
         raise ValueError(f"no line between networks of different weights: {odd[0][0]} and {len(odd) - 1} more differ")
     return {name: target[name].to(w) - w for name, w in centre.centre.items()}
 
@@ -144,11 +145,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def centre_fingerprint(function: Objective) -> str:
-    """Return a hash of where the network stands: its point, in the surface's space."""
-    return fingerprint(function.coordinates.centre)
 
 
 def _rescaled(name: str, draw: Tensor, weight: Tensor, normalize: str) -> Tensor:

@@ -8,8 +8,6 @@ third of a Hessian-vector product.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -96,16 +94,16 @@ class Folding(TorchFunctionMode):
         """Return weight and bias of a convolution with BatchNorm in it."""
         weight, bias = convolution.weight, convolution.bias
         sources = (*norm, bias)
-        known = self._folded.get(weight)
-        if known and not torch.is_grad_enabled() and all(a is b for a, b in zip(known[0], sources, strict=True)):
-            return known[1]
+        cached = self._folded.get(weight)
+        if cached and not torch.is_grad_enabled() and all(a is b for a, b in zip(cached[0], sources, strict=True)):
+            return cached[1]
         scale, shift = _affine(*norm)
-        found = weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else shift + bias * scale
+        folded = weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else shift + bias * scale
         if not torch.is_grad_enabled():
             if self.channels_last and weight.ndim == 4:
-                found = found[0].contiguous(memory_format=torch.channels_last), found[1]
-            self._folded[weight] = sources, found
-        return found
+                folded = folded[0].contiguous(memory_format=torch.channels_last), folded[1]
+            self._folded[weight] = sources, folded
+        return folded
 
     def _computed(self, tensor: Tensor) -> Tensor:
         waiting = self._waiting.get(tensor)
@@ -158,10 +156,10 @@ def _slopes(slope: Tensor, x: Tensor, weight: Tensor, settings: tuple, mask: lis
     """Return the derivatives by input and weight, those asked for."""
     stride, padding, dilation, groups = settings
     zeros, mask = [0] * len(stride), [*mask, False]
-    found = torch.ops.aten.convolution_backward(
+    gradients = torch.ops.aten.convolution_backward(
         slope, x, weight, None, stride, padding, dilation, False, zeros, groups, mask
     )
-    return found[0], found[1]
+    return gradients[0], gradients[1]
 
 
 class _Convolution(torch.autograd.Function):
@@ -174,8 +172,8 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple:
         to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
-        found = _Slopes.apply(slope, *ctx.saved_tensors, ctx.function, ctx.settings, [to_x, to_weight])
-        return (*found, slope.sum((0, *range(2, slope.ndim))) if to_bias else None, None, None)
+        gradients = _Slopes.apply(slope, *ctx.saved_tensors, ctx.function, ctx.settings, [to_x, to_weight])
+        return (*gradients, slope.sum((0, *range(2, slope.ndim))) if to_bias else None, None, None)
 
 
 class _Slopes(torch.autograd.Function):
@@ -200,50 +198,3 @@ class _Slopes(torch.autograd.Function):
             to_slope = along if to_slope is None else to_slope + along
             to_x = _slopes(slope, x, by_weight, ctx.settings, [True, False])[0] if ctx.needs_input_grad[1] else None
         return to_slope, to_x, to_weight, None, None, None
-
-
-@contextlib.contextmanager
-def folding_set(function: Any, folded: bool) -> Iterator[None]:
-    """Fold BatchNorm, or do not, inside this context."""
-    before, function.folded = function.folded, folded
-    try:
-        yield
-    finally:
-        function.folded = before
-
-
-def folding_agrees(function: Any, batch: Any) -> bool:
-    """Tell whether loss and gradient of a batch, a step from the centre, stay the same when BatchNorm is folded."""
-    there = {name: 1.01 * value + 1e-3 for name, value in function.live().items()}
-    with folding_set(function, False):
-        plain = _loss_and_gradient(function, there, batch)
-        if plain is None:
-            with torch.no_grad():
-                function.loss(there, batch)  # what fails for another reason than the gradient fails again, and says so
-            return False
-    try:
-        with folding_set(function, True):
-            folded = _loss_and_gradient(function, there, batch)
-    except Exception:  # the network does what a stand-in cannot
-        return False
-    return folded is not None and _alike(function, plain, folded)
-
-
-def _alike(function: Any, plain: list[Tensor], folded: list[Tensor]) -> bool:
-    # rounded activations may jump where sums differ by a rounding error; a fold gone wrong is far off
-    slack = max(1e-2, 8 * torch.finfo(torch.bfloat16 if function.precision == "bf16" else function.dtype).eps)
-    whole = sum(float(slope.norm()) for slope in plain[1:])
-    norms = [(float((a - b).norm()), float(a.norm())) for a, b in zip(plain, folded, strict=True)]
-    return norms[0][0] <= slack * norms[0][1] and all(gap <= slack * (10 * norm + whole) for gap, norm in norms[1:])
-
-
-def _loss_and_gradient(function: Any, live: Mapping[str, Tensor], batch: Any) -> list[Tensor] | None:
-    """Return the loss and its gradient, float64; None where there is no gradient to be had."""
-    leaves = {name: value.detach().requires_grad_() for name, value in live.items()}
-    try:
-        with torch.enable_grad():
-            loss = function.loss(leaves, batch).mean
-            slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    except RuntimeError:
-        return None
-    return [part.detach().double() for part in (loss, *slopes)]

@@ -1,36 +1,28 @@
 """A network, its data and its loss as one function of a displacement of its weights.
 
-f(d) = Σ_b weight_b · loss(model at centre + d, batch b) / Σ_b weight_b, with batches of any size. The model is only
-ever called through `torch.func.functional_call` on other tensors: its weights, buffers and gradients are not touched.
+f(d) = Σ_b weight_b · loss(network at centre + d, batch b) / Σ_b weight_b, with batches of any size.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import parallel
-from .batches import check_labels, moved, nearly_all_alike, rows_of, source
-from .checks import checked, pair, random_module, refuse_change
-from .coordinates import Coordinates, Point, coordinates
-from .folding import Folding, folding_agrees, folding_set
-from .measuring import full_precision
+from .batches import moved, probe_of, rows_of, source
+from .checks import BatchObjective, check_labels, check_repeats, checked_objective, pair, stochastic_module
+from .coordinates import Point, Space
+from .measuring import measurement_mode
+from .network import BatchNorm, Network, Precision
 
-BATCHNORM = ("fixed", "recomputed")
-PRECISIONS = ("fp32", "bf16")
 Loss = Callable[[Tensor, Tensor], Tensor]
-BatchObjective = Callable[[nn.Module, Any], tuple[Tensor, Any]]
+Output = str | int | Callable[[Any], Any]
 
 
 class BatchLoss(NamedTuple):
@@ -75,23 +67,50 @@ def stderr_of_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 class Objective:
-    """The loss of a network as a function of a displacement of its weights.
+    """The loss of a network as a function of a displacement of its weights; valid once made.
+
+    Every measuring function takes one in place of a model, and then none of its arguments again. Make one where several
+    numbers are measured of one network, or where an argument is needed that a function does not have.
 
     Args:
-        model: any network; evaluated in eval mode, in its own dtype, with TF32 off.
-        data: ``(x, y)`` tensors, or a re-iterable of such batches (a list, a DataLoader); default ``model.probe``.
+        model: any network; evaluated in eval mode, in its own dtype, with TF32 off. Not touched.
+        data: ``(x, y)`` tensors, a re-iterable of such batches (a list, a DataLoader), or anything with a ``.probe``;
+            default ``model.probe``.
         loss: ``loss(output, target)`` → mean or one value per sample; default cross-entropy.
         objective: ``objective(model, batch) → (mean loss, weight)`` for anything else; then batches may be anything.
-        space, layers: see `landscape.coordinates`.
-        batchnorm: ``"fixed"`` statistics, or ``"recomputed"`` by one pass over the data at every point.
+        output: which part of what the network returns the loss is given: a name, an index, or a function of it.
         metrics: name → ``metric(output, target)``, a mean or one value per sample, measured beside the loss.
+        space, layers: which coordinates vary, see `landscape.model.coordinates`.
+        batchnorm: ``"fixed"`` statistics, or ``"recomputed"`` by one pass over the data at every point.
         precision: ``"fp32"`` (the model's own dtype), or ``"bf16"`` for forward passes under autocast.
         batch_size: rows per batch, at most, where ``data`` is ``(x, y)``; default 200,000 input elements on a CPU
             and 1,024 rows on an accelerator, but five to ten batches where each has 32 rows.
+        validate: whether to check that the loss is finite and repeats, and that all processes measure the same.
+
+    Attributes:
+        network: the model with some of its tensors replaced, a `landscape.model.network.Network`.
+        coordinates: what varies, and where it stands.
+        centre: the `Evaluation` of the model itself.
+        loss_name: what the loss is called.
+        batch_rows, batch_weights: samples and weight of each batch.
 
     Raises:
-        ValueError: no probe, empty data, unknown settings, nothing trainable.
-        TypeError: data that can be read only once.
+        ValueError: no probe, empty data, unknown settings, nothing trainable, labels out of range, a loss that is not
+            finite, or one that changes when repeated.
+        TypeError: data that can be read only once, batches that are no pairs where no objective is given.
+
+    Cost: one forward pass over the data (two with recomputed statistics), three of one batch, and two gradients of one
+    batch where BatchNorm may be folded; a pass more where the data are not ``(x, y)``.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Linear(3, 2)
+        >>> data = torch.randn(8, 3), torch.randint(2, (8,))
+        >>> objective = landscape.Objective(model, data)
+        >>> objective.samples, objective.coordinates.numel
+        (8, 8)
+        >>> landscape.trace(objective).value == landscape.trace(model, data).value
+        True
     """
 
     def __init__(
@@ -101,48 +120,46 @@ class Objective:
         *,
         loss: Loss | None = None,
         objective: BatchObjective | None = None,
-        space: str | None = None,
-        layers: Sequence[str] | None = None,
-        batchnorm: str = "fixed",
+        output: Output | None = None,
         metrics: Mapping[str, Loss] | None = None,
-        precision: str = "fp32",
+        space: Space | None = None,
+        layers: Sequence[str] | None = None,
+        batchnorm: BatchNorm = "fixed",
+        precision: Precision = "fp32",
         batch_size: int | None = None,
+        validate: bool = True,
     ) -> None:
-        if batchnorm not in BATCHNORM:
-            raise ValueError(f"batchnorm must be one of {', '.join(BATCHNORM)}, got {batchnorm!r}")
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        if objective is not None and (loss is not None or metrics):
+        if batchnorm not in get_args(BatchNorm):
+            raise ValueError(f"batchnorm must be one of {', '.join(get_args(BatchNorm))}, got {batchnorm!r}")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+        if objective is not None and (loss is not None or metrics or output is not None):
             raise ValueError(
-                "objective(model, batch) computes its own loss from its own output: give loss and metrics, or objective"
+                "objective(model, batch) computes its own loss from its own output: give loss, output and metrics, or "
+                "objective"
             )
         if odd := [name for name in metrics or () if name in ("loss", "accuracy", "stderr", "status") or "/" in name]:
             raise ValueError(f"metrics must have names of their own, without a slash, got {odd[0]!r}")
-        self.model: nn.Module = getattr(model, "_orig_mod", model)  # a compiled model has no double backward
-        self.coordinates: Coordinates = coordinates(self.model, space, layers)
-        reference = next(iter(self.coordinates.centre.values()))
-        self.device, self.dtype = reference.device, reference.dtype
-        self.batchnorm, self.precision = batchnorm, precision
         self.metrics = dict(metrics or {})
-        self.batch_rows: list[int] = []  # known, as are the weights, once the centre has been looked at
-        self.batch_weights: list[float] = []
         self.has_output = objective is None
-        self._loss = loss
-        self._classes_known = loss is None and objective is None
-        self._bound = _Bound(
-            self.model, checked(objective) if objective else lambda model, batch: model(pair(batch)[0])
-        )
+        self._loss, self._objective, self._output = loss, objective, output
+        measured = objective or loss or torch.nn.functional.cross_entropy
+        self.loss_name: str = getattr(measured, "__qualname__", type(measured).__name__)
+        self.batch_size = batch_size
+        call = checked_objective(objective) if objective else lambda model, batch: _part(model(pair(batch)[0]), output)
+        where: Any = {"space": space, "layers": layers, "batchnorm": batchnorm, "precision": precision}
+        self.network = Network(model, call, **where)
+        self.model, self.coordinates = self.network.model, self.network.coordinates
+        self.device, self.dtype = self.network.device, self.network.dtype
         cut = tuple if objective else tuple | list  # with an objective a list is one of batches, whatever they are
-        self._source, self._fewest = source(self.model, data, batch_size, self.device, cut)
-        self._merges = False  # passes that want only means over samples, once `evaluate` has seen that they may
-        self._norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        self.folded = bool(self._norms) and batchnorm == "fixed"  # until a batch shows that it changes the loss
-        self._folded_weights = WeakIdKeyDictionary()
-        self._changing: Point = {}  # buffers that the network changes while it runs, as they were
-        self._settled = self._quiet = False
-        self._checked: tuple[float, float] | None = None
-        tensors = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
-        self._frozen = {f"model.{name}": tensor.detach().clone() for name, tensor in tensors}
+        self._batches = source(self.model, data, batch_size, self.device, cut)
+        self._as_given = self._batches is probe_of(self.model if data is None else data)
+        self._check_labels = validate and loss is None and objective is None
+        with self.measurement_mode(), torch.no_grad():
+            self._measure_centre()
+            if validate:
+                self._validate()
+        self._check_labels = False
 
     @property
     def samples(self) -> int:
@@ -152,30 +169,21 @@ class Objective:
     @property
     def same_order(self) -> bool:
         """Whether every pass sees the same samples in the same order."""
-        return isinstance(self._source, list | tuple)
+        return isinstance(self._batches, list | tuple)
 
-    def batches(self, fewest: bool = False) -> Iterator[Any]:
-        """Yield the batches on the model's device, floating tensors in its dtype; or the fewest that will do."""
-        for batch in self._fewest if fewest else self._source:
+    def batches(self) -> Iterator[Any]:
+        """Yield the batches on the model's device, floating tensors in its dtype."""
+        for batch in self._batches:
             yield moved(batch, self.device, self.dtype)
 
-    def loss(self, live: Mapping[str, Tensor], batch: Any) -> BatchLoss:
-        """Compute the loss of one batch at given live tensors."""
-        found = self.output(live, batch)
-        return self.loss_of(found, batch) if self.has_output else BatchLoss(*found)
+    def tensors(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
+        """Return the tensors that vary at centre + displacement, in the order of the coordinates."""
+        return self.network.tensors(displacement)
 
-    def output(self, live: Mapping[str, Tensor], batch: Any) -> Any:
-        """Return what the network (or the objective) gives for one batch at given live tensors."""
-        tensors = self._frozen | {f"model.{name}": value for name, value in live.items()}
-        tensors |= {name: tensor.clone() for name, tensor in self._changing.items()}
-        low = self.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
-            if not self.folded:
-                return functional_call(self._bound, tensors, (batch,))
-            images_last = self.dtype != torch.float64 and self.device.type == "cpu"
-            with Folding(images_last, self._folded_weights) as folding:
-                output = functional_call(self._bound, tensors, (batch,))
-            return folding.result(output)
+    def loss(self, tensors: Mapping[str, Tensor], batch: Any) -> BatchLoss:
+        """Compute the loss of one batch at given tensors."""
+        output = self.network.output(tensors, batch)
+        return self.loss_of(output, batch) if self.has_output else BatchLoss(*output)
 
     def loss_of(self, output: Any, batch: Any) -> BatchLoss:
         """Compute the loss of one batch from the network's output."""
@@ -183,7 +191,7 @@ class Objective:
         output = output.to(self.dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
         classes = isinstance(output, Tensor) and output.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
         classes = classes and output.shape[1] > 1
-        if self._checked is None and classes and self._classes_known:  # before the loss: on CUDA it would abort
+        if self._check_labels and classes:  # before the loss: on CUDA it would abort
             check_labels(y, output.shape[1])
         target, rows = y.long() if classes else y, rows_of(x)
         # one by one where that is plain; a mean leaves out targets that are to be ignored
@@ -198,176 +206,141 @@ class Objective:
 
         Cost: one forward pass over the data; two where BatchNorm statistics are recomputed.
         """
-        live = self.live(displacement)
-        self._settle()
-        with self.quiet(), torch.no_grad():
-            if self.batchnorm == "recomputed":
-                live = live | self._recomputed_statistics(live)
-            parts = [self.loss(live, batch) for batch in self.batches(self._merges)]
-            found = _together(parts, self.same_order)
-            if not self.batch_weights:
-                self.batch_weights = [float(part.weight) for part in parts]
-                if 0 < len(self._fewest) < len(parts) and not self.metrics:  # which need not be means over samples
-                    wide = _together([self.loss(live, batch) for batch in self.batches(True)], True)
-                    self._merges = len(found.losses) == self.samples and nearly_all_alike(found.losses, wide.losses)
-            return found
+        with self.measurement_mode(), torch.no_grad():
+            return _merge(self._passes(self.tensors(displacement)), self.same_order)
 
     def gradient(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the gradient of the mean loss at centre + displacement. Cost: one gradient over the data."""
         total, weights = None, 0.0
-        self._settle()
-        with self.quiet(), torch.enable_grad():
-            for batch in self.batches(self._merges):
-                leaves = {k: v.detach().requires_grad_() for k, v in self.live(displacement).items()}
-                found = self.loss(leaves, batch)
-                parts = torch.autograd.grad(found.mean * found.weight, list(leaves.values()), materialize_grads=True)
+        with self.measurement_mode(), torch.enable_grad():
+            for batch in self.batches():
+                leaves = {k: v.detach().requires_grad_() for k, v in self.tensors(displacement).items()}
+                loss = self.loss(leaves, batch)
+                parts = torch.autograd.grad(loss.mean * loss.weight, list(leaves.values()), materialize_grads=True)
                 # never in place: two weights may be handed one and the same tensor as their gradient
                 total = parts if total is None else tuple(a + b for a, b in zip(total, parts, strict=True))
-                weights += found.weight
+                weights += loss.weight
         assert total is not None
         return {name: part / weights for name, part in zip(self.coordinates.names, total, strict=True)}
 
     def on(self, batch: Any) -> Objective:
         """Return the same function on one batch alone; the two share all tensors."""
         other = copy.copy(self)
-        other._source, other.batch_rows, other.batch_weights = [batch], [rows_of(batch)], []
-        other._fewest, other._merges = [batch] if self._fewest else [], False
-        other._checked = None
+        other._batches, other.batch_rows = [batch], [rows_of(batch)]
+        other._evaluate_centre()
         return other
 
-    def live(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
-        """Give the live tensors at centre + displacement, in the order of the coordinates."""
-        return self.coordinates.displaced(displacement or {})
+    def of(self, model: nn.Module) -> Objective:
+        """Return the same function of another network of this architecture, on the same batches; not validated."""
+        network = self.network
+        space = None if self.coordinates.space == "float" else self.coordinates.space
+        loss: Any = {"loss": self._loss, "objective": self._objective, "output": self._output}
+        where: Any = {"space": space, "batchnorm": network.batchnorm, "precision": network.precision}
+        return Objective(model, self._batches, metrics=self.metrics or None, validate=False, **loss, **where)
 
-    def centre(self) -> tuple[float, float]:
-        """Return loss and accuracy of the model itself, after checking that they mean something.
+    def variant(self, **settings: Any) -> Objective:
+        """Return the same function with another precision or batchnorm, or ``folded=False``; tensors are shared."""
+        other = copy.copy(self)
+        other.network = copy.copy(self.network)
+        for name, value in settings.items():
+            setattr(other.network, name, value)
+        other.network.folded &= other.network.batchnorm == "fixed"
+        other._evaluate_centre()
+        return other
 
-        Raises:
-            ValueError: empty data, labels out of range, a loss that is not finite, or one that changes when repeated.
-
-        Cost: once, one forward pass over the data (two with recomputed statistics) and three of one batch; two
-        gradients of one batch where BatchNorm may be folded; two passes more where the data are not ``(x, y)``.
-        """
-        if self._checked is None:
-            with self.quiet(), torch.no_grad():
-                self._check_data()
-                here = self.evaluate()
-            loss, accuracy = float(here.loss), float(here.accuracy)
-            if loss != loss or loss in (float("inf"), float("-inf")):
-                raise ValueError(
-                    f"the loss of the model itself is {loss}: look at its weights and data before measuring"
-                )
-            seen = parallel.gather((f"{loss:.5g}", self.batch_rows))
-            if any(other != seen[0] for other in seen):
-                raise ValueError(
-                    f"the processes measure different networks or data (losses {[s[0] for s in seen]}): seed them"
-                )
-            self._checked = loss, accuracy
-        return self._checked
-
-    def _check_data(self) -> None:
-        rows = [rows_of(batch) for batch in self._source]
-        if not rows or 0 in rows:
-            raise ValueError(f"data is empty, or one of its batches is: pass at least one sample in each, got {rows}")
-        self.batch_rows = rows
-        self._settle()
-        first = next(self.batches())
-        refuse_change(self, lambda: self.loss(self.live(), first).mean, lambda: random_module(self, first))
-        if not self._fewest:
-            parts = functools.partial(map, functools.partial(self.loss, self.live()))
-            reason = "the data change from pass to pass (augmentation?)"
-            refuse_change(self, lambda: _together(list(parts(self.batches())), False).loss, lambda: reason)
-
-    def _settle(self) -> None:
-        """Once: find buffers that the network itself changes, and whether BatchNorm can be folded."""
-        if self._settled:
-            return
-        with self.quiet(), torch.no_grad(), folding_set(self, False):
-            first = next(self.batches(), None)
-            if first is None:
-                return
-            before = {name: tensor._version for name, tensor in self._frozen.items()}
-            self.loss(self.live(), first)
-            own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-            changed = [name for name, tensor in self._frozen.items() if tensor._version != before[name]]
-            self._changing = {name: own[name.removeprefix("model.")].detach().clone() for name in changed}
-        with self.quiet():
-            self.folded = self.folded and folding_agrees(self, first)
-        self._settled = True  # only now: after an interruption nothing unverified is folded
-
-    @contextlib.contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Hold the model in eval mode, TF32 off, attention in its math kernel and the RNG as it was; restore all."""
-        if self._quiet:
-            yield
-            return
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError("nothing can be measured under torch.inference_mode(): leave it, or use torch.no_grad()")
-        modes = [(module, module.training) for module in self.model.modules()]
-        own = getattr(self._source, "generator", None)  # of a DataLoader that shuffles by itself
-        state = own.get_state() if isinstance(own, torch.Generator) else None
-        devices = [self.device] if self.device.type == "cuda" else []
-        autocast_off = torch.autocast(self.device.type, enabled=False)
-        with torch.random.fork_rng(devices), full_precision(), autocast_off, sdpa_kernel(SDPBackend.MATH):
-            try:
-                self._quiet = True
-                self.model.eval()
-                yield
-            finally:
-                self._quiet = False
-                for module, training in modes:
-                    module.training = training
-                if own is not None and state is not None:
-                    own.set_state(state)
+    def measurement_mode(self) -> AbstractContextManager[None]:
+        """Hold the model as it is measured: see `landscape.model.measuring.measurement_mode`."""
+        generator = getattr(self._batches, "generator", None)
+        return measurement_mode(self.model, self.device, generator if isinstance(generator, torch.Generator) else None)
 
     def about(self, **more: Any) -> dict[str, Any]:
         """Describe how a result came about."""
+        network = self.network
         kind = "straight-through" if self.coordinates.straight_through else "exact"
         return {
             "space": self.coordinates.space,
             "derivatives": kind,
-            **({"batchnorm": self.batchnorm, "batchnorm_folded": self.folded} if self._norms else {}),
+            **({"batchnorm": network.batchnorm, "batchnorm_folded": network.folded} if network.norms else {}),
             "samples": self.samples,
-            "centre_loss": float(f"{self.centre()[0]:.6g}"),
+            "centre_loss": float(f"{float(self.centre.loss):.6g}"),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "precision": self.precision,
+            "precision": network.precision,
             "device": str(self.device),
             "weight_norm": self.coordinates.norm(),
             "torch": str(torch.__version__),
         } | more
 
-    def _recomputed_statistics(self, live: Point) -> Point:
-        """One pass over the data in train-mode BatchNorm: the mean of the batches' statistics, weighted by size."""
-        names = {id(module): f"{name}." if name else "" for name, module in self.model.named_modules()}
-        fresh = {
-            names[id(m)] + key: torch.ones_like(b) if key == "running_var" else torch.zeros_like(b)
-            for m in self._norms
-            for key, b in m.named_buffers(recurse=False)
-        }
-        momenta = [m.momentum for m in self._norms]
-        seen = 0
-        try:
-            for batch in self.batches():
-                rows = rows_of(batch)
-                seen += rows
-                for module in self._norms:
-                    module.training, module.momentum = True, rows / seen
-                self.loss(live | fresh, batch)
-        finally:
-            for module, momentum in zip(self._norms, momenta, strict=True):
-                module.training, module.momentum = False, momentum
-        return fresh
+    def __repr__(self) -> str:
+        what, of = type(self.model).__name__, f"{self.coordinates.numel:,} coordinates, {self.coordinates.space} space"
+        return f"Objective({what}, {self.samples:,} samples, loss {float(self.centre.loss):.4g}; {of})"
+
+    def _measure_centre(self) -> None:
+        self.batch_rows = [rows_of(batch) for batch in self._batches]
+        if not self.batch_rows or 0 in self.batch_rows:
+            rows = self.batch_rows
+            raise ValueError(f"data is empty, or one of its batches is: pass at least one sample in each, got {rows}")
+        first = next(self.batches())
+        self.network.settle(lambda tensors: self.loss(tensors, first).mean)
+        self._evaluate_centre()
+
+    def _evaluate_centre(self) -> None:
+        with self.measurement_mode(), torch.no_grad():
+            passes = self._passes(self.tensors())
+        self.batch_weights = [float(part.weight) for part in passes]
+        self.centre = _merge(passes, self.same_order)
+
+    def _passes(self, tensors: Point) -> list[BatchLoss]:
+        if self.network.batchnorm == "recomputed":
+            tensors = tensors | self.network.recomputed_statistics(tensors, self.batches())
+        return [self.loss(tensors, batch) for batch in self.batches()]
+
+    def _validate(self) -> None:
+        """Raise if the loss is not finite, changes when repeated, or is not that of the other processes."""
+        first = next(self.batches())
+
+        def run() -> Tensor:
+            return self.loss(self.tensors(), first).mean
+
+        check_repeats(run, self.dtype, lambda: stochastic_module(self.model, run))
+        if self._as_given:
+            losses = iter((self.centre.loss, self.evaluate().loss))
+            reason = "the data change from pass to pass (augmentation?)"
+            check_repeats(lambda: next(losses), self.dtype, lambda: reason)
+        loss = float(self.centre.loss)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise ValueError(f"the loss of the model itself is {loss}: look at its weights and data before measuring")
+        seen = parallel.gather((f"{loss:.5g}", self.batch_rows))
+        if any(other != seen[0] for other in seen):
+            raise ValueError(
+                f"the processes measure different networks or data (losses {[s[0] for s in seen]}): seed them"
+            )
 
 
-class _Bound(nn.Module):
-    """A function of (model, batch) as a module, so that `functional_call` can swap the model's tensors."""
+def objective_of(model: nn.Module | Objective, data: Any = None, **arguments: Any) -> Objective:
+    """Return the objective given in place of a model, or make one.
 
-    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Any], Any]) -> None:
-        super().__init__()
-        self.model, self.function = model, function
+    Raises:
+        ValueError: an objective together with arguments of an objective.
+    """
+    if not isinstance(model, Objective):
+        return Objective(model, data, **{name: value for name, value in arguments.items() if value is not None})
+    defaults = {"batchnorm": "fixed", "precision": "fp32"}
+    if given := [n for n, v in {"data": data, **arguments}.items() if v is not None and v != defaults.get(n)]:
+        raise ValueError(
+            f"an objective has its own {', '.join(given)}: pass it to landscape.Objective, or a model here"
+        )
+    return model
 
-    def forward(self, batch: Any) -> Any:
-        return self.function(self.model, batch)
+
+def _part(output: Any, which: Output | None) -> Any:
+    """Return the part of a network's output that the loss is given."""
+    if which is None:
+        return output
+    if callable(which):
+        return which(output)
+    if isinstance(which, int) or isinstance(output, Mapping):
+        return output[which]
+    return getattr(output, which)
 
 
 def _by_sample(value: Tensor, rows: int) -> Tensor | None:
@@ -375,7 +348,7 @@ def _by_sample(value: Tensor, rows: int) -> Tensor | None:
     return value.reshape(rows, -1).mean(1) if value.ndim and len(value) == rows else None
 
 
-def _together(parts: list[BatchLoss], same_order: bool) -> Evaluation:
+def _merge(parts: list[BatchLoss], same_order: bool) -> Evaluation:
     device = parts[0].mean.device
     weights = torch.stack([torch.as_tensor(part.weight, dtype=torch.float64).to(device) for part in parts])
     weights = weights / weights.sum()

@@ -10,12 +10,7 @@ import numpy as np
 
 from .values import LABELS, LineLike, SurfaceLike, missing
 
-_UNITS = {
-    "random, filter normalisation": "in filter norms",
-    "random, layer normalisation": "in layer norms",
-    "random, none normalisation": "not normalised",
-    "gradient": "in learning rates",
-}
+_UNITS = {"filter": "in filter norms", "layer": "in layer norms", "none": "not normalised"}
 BAND = "band: ± 1 stderr of the difference to centre"
 
 
@@ -26,21 +21,29 @@ def label(value: str) -> str:
 
 def notes(results: Mapping[str, Any], values: Mapping[str, np.ndarray], log: bool = False) -> list[str]:
     """Say what the gaps are, a note for each result that has any."""
-    told = missing(results, values, log)
-    return [f"{name}: {text}" if name else text for name, text in told.items() if text]
+    texts = missing(results, values, log)
+    return [f"{name}: {text}" if name else text for name, text in texts.items() if text]
 
 
 def axis(result: LineLike | SurfaceLike, number: int = 0) -> tuple[str, str]:
-    """Return the name of direction 1 or 2 (0: the only one) and its unit, empty where it has none of its own."""
-    directions = str(result.about.get("directions", ""))
-    part = (directions.split(" and ") * 2)[max(number - 1, 0)]
-    if part == "towards a network":
-        return f"{('the', 'the first', 'the second')[number]} other network (at 1)", ""
-    if part.startswith(("eigenvector", "principal component")):
-        return part, ""
-    kind = "given direction" if part == "given" else "direction"
-    name = "the gradient" if part == "gradient" else f"{kind} {number}" if number else f"the {kind}"
-    return name, _UNITS.get(part, "")
+    """Return the name of direction 1 or 2 (0: the only one) and its unit, empty where it has none of its own.
+
+    ``about["axes"]`` has an entry per axis: ``{"kind": "random", "normalize": "filter"}``, ``{"kind": "gradient"}``,
+    ``{"kind": "network"}``, ``{"kind": "eigenvector", "index": 1}``, ``{"kind": "principal component", "index": 1}`` or
+    ``{"kind": "given"}``.
+    """
+    axes = result.about.get("axes") or [{}]
+    entry = axes[min(max(number - 1, 0), len(axes) - 1)]
+    match entry.get("kind"):
+        case "network":
+            return f"{('the', 'the first', 'the second')[number]} other network (at 1)", ""
+        case "eigenvector" | "principal component":
+            return f"{entry['kind']} {entry['index']}", ""
+        case "gradient":
+            return "the gradient", "in learning rates"
+        case "given":
+            return f"given direction {number}" if number else "the given direction", ""
+    return f"direction {number}" if number else "the direction", _UNITS.get(entry.get("normalize"), "")
 
 
 def axis_label(result: LineLike | SurfaceLike, number: int = 0) -> str:
@@ -100,3 +103,9 @@ def _interpolated(abouts: Sequence[Mapping[str, Any]], value: str) -> str:
         return f"{text}, error ≤ {share:.2g} % of the {ranges} range"
     errors = [about["interpolation_errors"].get(value) for about in abouts]
     return text if None in errors else f"{text}, error ≤ {max(errors):.2g}"
+
+
+def quantity(name: str, about: Mapping[str, Any]) -> str:
+    """Name a curvature and its units, where it has any: those of a matrix are its own."""
+    units = {"raw": "raw units", "filter": "filter-relative units"}.get(about.get("units", ""), "")
+    return f"{name}, {units}" if units else name

@@ -5,33 +5,51 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .values import Scale, is_log
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 Values = Mapping[str, float | Sequence[float]]
-WIDE = 30.0  # times the smallest value, from which the axis is logarithmic
 _GREY = "#999999"
 
 
 def plot_layers(
-    values: Values, *, bits: Mapping[str, str | int] | None = None, quantity: str = "Trace", title: str | None = None
-) -> Any:
+    values: Values,
+    *,
+    bits: Mapping[str, str | int] | None = None,
+    quantity: str = "Trace",
+    scale: Scale = "auto",
+    title: str | None = None,
+) -> go.Figure:
     """Draw one bar per layer, coloured by the bits of its weights, to hover over.
 
     Args:
-        values: Layer -> number, or (number, standard error) as in ``trace(model, per_layer=True).layers``; "conv1" and
+        values: layer → number, or (number, standard error) as in ``trace(model, per_layer=True).layers``; "conv1" and
             "conv1.weight" are one layer. Values that are not finite are gaps.
-        bits: Layer -> "W4A4" or a number, say a policy's `.bits`; layers that are not in it are grey.
-        quantity: What the numbers are.
+        bits: layer → "W4A4" or a number, say a policy's ``.bits``; layers that are not in it are grey.
+        quantity: what the numbers are.
+        scale: ``"linear"``, ``"log"`` or ``"auto"``: logarithmic where all values are positive and the largest is more
+            than 30 times the smallest.
         title: None takes the quantity.
 
     Returns:
-        A plotly figure. The axis is logarithmic where all values are positive and span more than a factor of 30.
+        A plotly figure.
 
     Raises:
-        ValueError: If there are no values or two for one layer, for bits of layers that have none, and for bits that do
-            not look like "W4A4".
+        ValueError: no values or two for one layer, bits of layers that have none, bits that do not look like "W4A4".
+
+    Example:
+        >>> import landscape
+        >>> figure = landscape.plot_layers({"conv": (3.0, 0.5), "fc": 2.0}, bits={"conv": "W4A4"})
+        >>> [bar.name for bar in figure.data]
+        ['4 bits', 'not chosen']
     """
     import plotly.graph_objects as go
 
@@ -53,7 +71,7 @@ def plot_layers(
     figure.update_layout(
         template="plotly_white",
         title=title or f"{quantity} by layer",
-        yaxis={"title": quantity, "type": "log" if _wide(rows) else "linear", "exponentformat": "power"},
+        yaxis={"title": quantity, "type": "log" if _is_log(scale, rows) else "linear", "exponentformat": "power"},
         xaxis={"categoryorder": "array", "categoryarray": [row[0] for row in rows], "tickangle": -60},
         barmode="overlay",
         showlegend=bits is not None,
@@ -63,49 +81,63 @@ def plot_layers(
 
 
 def draw_layers(
-    values: Values, ax: Any = None, *, bits: Mapping[str, str | int] | None = None, quantity: str = "Trace"
-) -> Any:
-    """Draw what `plot_layers` draws for print, the bits above the bars; return the axes.
+    values: Values,
+    ax: Axes | None = None,
+    *,
+    bits: Mapping[str, str | int] | None = None,
+    quantity: str = "Trace",
+    scale: Scale = "auto",
+    title: str | None = None,
+) -> Figure:
+    """Draw for print what `plot_layers` draws, the bits above the bars; return the figure.
 
     Args:
-        values: See `plot_layers`.
-        ax: Matplotlib axes; None makes a figure of two columns' width.
-        bits: See `plot_layers`.
-        quantity: What the numbers are.
+        values: see `plot_layers`.
+        ax: matplotlib axes to draw into; None makes a figure of two columns' width.
+        bits, quantity, scale: see `plot_layers`.
+        title: stands above the axes.
+
+    Returns:
+        A matplotlib figure.
 
     Raises:
-        ValueError: As `plot_layers`.
-    """
-    import matplotlib.pyplot as plt
+        ValueError: as `plot_layers`.
 
+    Example:
+        >>> import landscape
+        >>> figure = landscape.draw_layers({"conv": (3.0, 0.5), "fc": 2.0}, quantity="Trace, filter-relative")
+        >>> figure.axes[0].get_ylabel()
+        'Trace, filter-relative'
+    """
     from . import paper
 
     rows = _rows(values, bits)
-    with plt.rc_context(paper._RC):
-        if ax is None:
-            ax = plt.figure(figsize=(paper.TWO_COLUMNS, 2.4), layout="constrained").add_subplot()
-        places = {row[0]: k for k, row in enumerate(rows)}
+    with paper.style():
+        ax = ax or paper.new_axes(2.4, width=paper.TWO_COLUMNS)
+        positions = {row[0]: k for k, row in enumerate(rows)}
         for label, colour, chosen in _groups(rows):
-            x = [places[row[0]] for row in chosen]
+            x = [positions[row[0]] for row in chosen]
             errors = np.nan_to_num([row[2] for row in chosen])
             heights = [row[1] if np.isfinite(row[1]) else np.nan for row in chosen]
             whiskers = {"elinewidth": 0.7, "capsize": 1.5, "ecolor": "0.25"}
             ax.bar(x, heights, 0.8, color=colour, label=label, yerr=errors if errors.any() else None, error_kw=whiskers)
-        if _wide(rows):
+        if _is_log(scale, rows):
             ax.set_yscale("log")
         for name, height, error, text in rows:
             if text and np.isfinite(height):
                 top = max(height, 0) + np.nan_to_num(error)
-                short = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "fontsize": 6}
-                ax.annotate(text.replace("W", "").replace("A", "/"), (places[name], top), **short)
+                short: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "fontsize": 6}
+                ax.annotate(text.replace("W", "").replace("A", "/"), (positions[name], top), **short)
         ax.set_xticks(range(len(rows)), [row[0] for row in rows], rotation=60, ha="right", rotation_mode="anchor")
         ax.set(ylabel=quantity, xlim=(-0.7, len(rows) - 0.3))
         ax.margins(y=0.12)
         ax.grid(axis="y")
         ax.set_axisbelow(True)
+        if title:
+            ax.set_title(title)
         if bits is not None:
             ax.legend(title="weights", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return ax
+    return paper.figure_of(ax)
 
 
 def _rows(values: Values, bits: Mapping[str, str | int] | None) -> list[tuple[str, float, float, str]]:
@@ -138,16 +170,14 @@ def _groups(rows: list[tuple[str, float, float, str]]) -> list[tuple[str, str, l
     widths = sorted({_width(row[3]) for row in rows if row[3]})
     shades = colormaps["viridis"](np.linspace(0.0, 0.85, max(len(widths), 2)))
     named = {width: (f"{width} bits", to_hex(shade)) for width, shade in zip(widths, shades, strict=False)}
-    found = [(*named[width], [row for row in rows if row[3] and _width(row[3]) == width]) for width in widths]
+    groups = [(*named[width], [row for row in rows if row[3] and _width(row[3]) == width]) for width in widths]
     rest = [row for row in rows if not row[3]]
-    return found + ([("not chosen", _GREY, rest)] if rest else [])
+    return groups + ([("not chosen", _GREY, rest)] if rest else [])
 
 
 def _width(text: str) -> int:
     return int(text[1:].partition("A")[0])
 
 
-def _wide(rows: list[tuple[str, float, float, str]]) -> bool:
-    values = np.array([row[1] for row in rows])
-    values = values[np.isfinite(values)]
-    return bool(len(values) and values.min() > 0 and values.max() > WIDE * values.min())
+def _is_log(scale: Scale, rows: list[tuple[str, float, float, str]]) -> bool:
+    return is_log(scale, [np.array([row[1] for row in rows])])

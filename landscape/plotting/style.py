@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-# Okabe and Ito's colours, told apart by colour-blind readers; yellow is left out, too pale on white
+# Okabe and Ito's colours, which colour-blind readers can distinguish; yellow is left out, too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+HIGHLIGHT = "#D55E00"
+DOUBTFUL = "#888888"
 
 
 def columns(panels: int) -> int:
     """Return how many panels stand in a row: up to three, and four as two by two."""
     return 2 if panels == 4 else min(panels, 3)
+
+
+def at(index: int, panels: int) -> dict[str, int]:
+    """Return the row and column of a panel, as plotly counts them."""
+    wide = columns(panels)
+    return {"row": index // wide + 1, "col": index % wide + 1}

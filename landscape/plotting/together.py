@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .values import Results
+from .values import Results, Scale
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def plot_together(results: Results, *, value: str = "loss", log: bool = False) -> Any:
-    """Draw lines into one interactive plot, or surfaces in 3-D side by side on one scale.
+def plot_together(results: Results, *, value: str = "loss", scale: Scale = "auto", **options: Any) -> go.Figure:
+    """Draw lines into one interactive plot, or surfaces side by side on one scale.
 
     For results that you measured yourself; `compare` measures several networks alike and draws them itself.
 
     Args:
         results: name → `Line`, or name → `Surface`.
         value: ``"loss"``, ``"accuracy"``, ``"stderr"`` or a metric.
-        log: logarithmic heights; values ≤ 0 are gaps then.
+        scale: ``"linear"``, ``"log"`` (values ≤ 0 are gaps then) or ``"auto"``: logarithmic where the largest loss is
+            more than 30 times the smallest.
+        options: ``title=``; of surfaces also ``kind=`` (``"3d"`` or ``"contour"``) and ``levels=``.
 
     Returns:
         A plotly figure.
@@ -26,45 +33,96 @@ def plot_together(results: Results, *, value: str = "loss", log: bool = False) -
     Raises:
         ValueError: nothing to draw, an unknown value.
         TypeError: lines and surfaces mixed, or something else.
+
+    Example:
+        >>> import torch, landscape
+        >>> data = torch.randn(16, 3), torch.arange(16) % 2
+        >>> lines = {f"seed {k}": landscape.line(torch.nn.Linear(3, 2), data, points=5, seed=k) for k in range(2)}
+        >>> landscape.plot_together(lines, scale="log").layout.yaxis.type
+        'log'
     """
-    from . import interactive
+    if _are_lines(results):
+        from .lines import plot_lines
 
-    drawn: Any = interactive.lines if _are_lines(results) else interactive.surfaces
-    return drawn(results, value=value, log=log)
+        return plot_lines(results, value=value, scale=scale, **options)
+    from .surfaces import plot_surfaces
+
+    return plot_surfaces(results, value=value, scale=scale, **options)  # type: ignore[arg-type]
 
 
-def draw_together(results: Results, *, value: str = "loss", log: bool = False, kind: str = "contour") -> Any:
+def draw_together(
+    results: Results, ax: Axes | None = None, *, value: str = "loss", scale: Scale = "auto", **options: Any
+) -> Figure:
     """Draw for print what `plot_together` draws: lines in one column, surfaces in two at the same levels.
 
     Args:
         results: see `plot_together`.
-        value: see `plot_together`.
-        log: of lines; the levels of surfaces are logarithmic where their loss is positive.
-        kind: of surfaces, ``"contour"`` or ``"3d"``.
+        ax: matplotlib axes for lines, or for one surface; default a new figure.
+        value, scale: see `plot_together`.
+        options: see `plot_together`; ``kind`` is ``"contour"`` by default.
 
     Returns:
         A matplotlib figure.
 
     Raises:
         ValueError, TypeError: as `plot_together`.
-    """
-    from . import paper
 
+    Example:
+        >>> import torch, landscape
+        >>> data = torch.randn(16, 3), torch.arange(16) % 2
+        >>> surface = landscape.surface(torch.nn.Linear(3, 2), data, points=3)
+        >>> landscape.draw_together({"linear": surface}).axes[0].get_title()
+        'linear'
+    """
     if _are_lines(results):
-        return paper.lines(results, value=value, log=log).figure  # type: ignore[arg-type]
-    return paper.surfaces(results, value=value, kind=kind)  # type: ignore[arg-type]
+        from .lines import draw_lines
+
+        return draw_lines(results, ax, value=value, scale=scale, **options)
+    from .surfaces import draw_surfaces
+
+    return draw_surfaces(results, ax, value=value, scale=scale, **options)  # type: ignore[arg-type]
 
 
 def paper_style() -> AbstractContextManager[None]:
     """Return a context in which your own matplotlib figures look like ours: 8-point type, colours for the colour-blind.
 
     Axes made inside of ``with landscape.paper_style():`` keep it; save them by `save_figure`.
-    """
-    from matplotlib.pyplot import rc_context
 
+    Example:
+        >>> import landscape, matplotlib.pyplot as plt
+        >>> with landscape.paper_style():
+        ...     figure, ax = plt.subplots()
+        >>> ax.xaxis.label.get_fontsize()
+        8.0
+        >>> plt.close(figure)
+    """
     from . import paper
 
-    return rc_context(paper._RC)
+    return paper.style()
+
+
+def save_figure(figure: Figure | Axes, path: str | Path) -> list[Path]:
+    """Write what ``.draw`` returned (a matplotlib figure or axes) as PDF and PNG for print; return the two paths.
+
+    TrueType fonts, 300 dots per inch, no timestamps, the size as drawn.
+
+    Example:
+        >>> import landscape, pathlib, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> files = landscape.save_figure(landscape.draw_layers({"conv": 1.0}), pathlib.Path(folder.name) / "layers")
+        >>> [file.name for file in files]
+        ['layers.pdf', 'layers.png']
+    """
+    from . import paper
+
+    return paper.save(figure if isinstance(figure, paper.Figure) else paper.figure_of(figure), path)
+
+
+def thumbnail(draw: Callable[[Axes], Any]) -> bytes:
+    """Return a small PNG of what a function draws into axes."""
+    from . import paper
+
+    return paper.thumbnail(draw)
 
 
 def _are_lines(results: Mapping[str, Any]) -> bool:
@@ -73,13 +131,3 @@ def _are_lines(results: Mapping[str, Any]) -> bool:
         kinds = sorted({type(result).__name__ for result in results.values()})
         raise TypeError(f"results must be all lines or all surfaces, got {', '.join(kinds)}")
     return planes == {False}
-
-
-def save_figure(figure: Any, path: str | Path) -> list[Path]:
-    """Write what ``.draw`` returned (a matplotlib figure or axes) as PDF and PNG for print; return the two paths.
-
-    TrueType fonts, 300 dots per inch, no timestamps, the size as drawn.
-    """
-    from . import paper
-
-    return paper.save(getattr(figure, "figure", figure), path)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from torch import Tensor
 
+Scale = Literal["auto", "linear", "log"]
+Kind = Literal["contour", "3d"]
+WIDE = 30.0  # largest over smallest value, beyond which scale="auto" is logarithmic
 LABELS = {"loss": "Loss", "accuracy": "Accuracy", "stderr": "Standard error"}  # metrics keep their own names
 _GAPS = ("not yet measured", "", "interpolated, without a standard error", "failed (NaN, infinite or an error)")
 
@@ -44,16 +46,41 @@ class SurfaceLike(LineLike, Protocol):
 Results = Mapping[str, LineLike] | Mapping[str, SurfaceLike]
 
 
-def check(results: Mapping[str, LineLike] | Mapping[str, SurfaceLike], value: str, log: bool = False) -> None:
-    """Refuse to draw nothing, a value that a result does not have, or the logarithm of an accuracy."""
+def is_log(scale: Scale, arrays: Iterable[np.ndarray], value: str = "loss") -> bool:
+    """Decide for both back ends whether the axis of a value is logarithmic.
+
+    Args:
+        scale: ``"auto"``: where a loss or an error is positive throughout and its largest finite value is more than
+            30 times its smallest.
+        arrays: all that is drawn on the axis.
+        value: what it is.
+
+    Raises:
+        ValueError: an unknown scale, the logarithm of an accuracy.
+    """
+    check_option("scale", scale, Scale)
+    if scale == "log" and value == "accuracy":
+        raise ValueError('scale must be "auto" or "linear" for value="accuracy", which runs from 0 to 1, got "log"')
+    if scale != "auto" or value not in ("loss", "stderr"):
+        return scale == "log"
+    finite = finite_of(arrays)
+    return bool(finite.size and 0 < WIDE * finite.min() < finite.max())
+
+
+def check_option(name: str, value: Any, options: Any) -> None:
+    """Raise if a value is none of those that a ``Literal`` lists."""
+    if value not in (known := get_args(options)):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def check(results: Mapping[str, LineLike] | Mapping[str, SurfaceLike], value: str) -> None:
+    """Raise if there is nothing to draw, or a result does not have the value."""
     if not results:
         raise ValueError("nothing to draw: the mapping from names to results is empty")
     for name, result in results.items():
         if value not in (known := measured(result)):
             listed, whose = ", ".join(f'"{one}"' for one in known), f"{name!r} has" if name else "there is"
             raise ValueError(f"value must be one of {listed}, which is what {whose}, got {value!r}")
-    if log and value == "accuracy":
-        raise ValueError('log must be False for value="accuracy", which runs from 0 to 1')
 
 
 def measured(result: LineLike | SurfaceLike) -> list[str]:
@@ -63,8 +90,16 @@ def measured(result: LineLike | SurfaceLike) -> list[str]:
 
 def column(result: LineLike | SurfaceLike, value: str) -> np.ndarray:
     """Return a value at all points, float64."""
-    found: np.ndarray = (getattr(result, value) if value in LABELS else result.metrics[value]).numpy().astype(float)
-    return found
+    tensor = getattr(result, value) if value in LABELS else result.metrics[value]
+    values: np.ndarray = tensor.numpy().astype(float)
+    return values
+
+
+def columns_of(results: Mapping[str, Any], value: str, scale: Scale) -> tuple[dict[str, np.ndarray], bool]:
+    """Return name → the values to draw, NaN where there is a gap, and whether their axis is logarithmic."""
+    check(results, value)
+    log = is_log(scale, [column(result, value) for result in results.values()], value)
+    return {name: drawable(result, value, log) for name, result in results.items()}, log
 
 
 def drawable(result: LineLike | SurfaceLike, value: str, log: bool = False) -> np.ndarray:
@@ -98,47 +133,17 @@ def missing(results: Mapping[str, Any], values: Mapping[str, np.ndarray], log: b
     return {name: gaps(array, log, statuses[name]) for name, array in values.items()}
 
 
+def finite_of(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    """Return all finite values in one row."""
+    parts = [np.asarray(array, dtype=float).ravel() for array in arrays]
+    values = np.concatenate(parts) if parts else np.empty(0)
+    return values[np.isfinite(values)]
+
+
 def limits(arrays: Iterable[np.ndarray], value: str) -> tuple[float, float]:
     """Return the range shared by all arrays: 0 to 1 for accuracies and where nothing is finite."""
-    finite = np.concatenate([array[np.isfinite(array)] for array in arrays])
+    finite = finite_of(arrays)
     if value == "accuracy" or not finite.size:
         return 0.0, 1.0
     low, high = float(finite.min()), float(finite.max())
     return (low, high) if low < high else (low - 0.5, high + 0.5)
-
-
-def round_levels(low: float, high: float, at_least: int) -> list[float]:
-    """Return round numbers at logarithmic distances (1, 2, 5, …) that enclose low and high, both positive.
-
-    Ranges too narrow for them get evenly spaced ones.
-    """
-    levels: list[float] = []
-    for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        steps = [float(f"{mantissa}e{decade}") for decade in decades for mantissa in mantissas]
-        first = max(step for step in steps if step <= low)
-        last = min(step for step in steps if step >= high)
-        levels = [step for step in steps if first <= step <= last]
-        if len(levels) >= at_least:
-            return levels
-    return levels if len(levels) >= 6 else even_levels(low, high)
-
-
-def even_levels(low: float, high: float) -> list[float]:
-    """Return about ten evenly spaced round numbers that enclose low and high."""
-    rough = (high - low) / 10
-    decade = 10.0 ** math.floor(math.log10(rough))
-    step = min(factor * decade for factor in (1, 2, 5, 10) if factor * decade >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
-
-
-def bent_ticks(bulk: float, low: float, high: float) -> np.ndarray:
-    """Return zero, and ±1, ±3, ±10 … between two ends, none inside the part that asinh leaves straight."""
-    ticks = np.array([sign * m * 10.0**d for d in range(-9, 10) for m in (1, 3) for sign in (-1, 1)] + [0])
-    return np.sort(ticks[(np.abs(ticks) >= bulk / 3) & (ticks >= low) & (ticks <= high) | (ticks == 0)])
-
-
-def beyond(values: np.ndarray, window: tuple[float, float]) -> dict[str, np.ndarray]:
-    """Return which values lie above and below a picture: they are marked at its edge."""
-    return {"above": values >= window[1], "below": values <= window[0]}

@@ -20,8 +20,8 @@ def adaptive_plan(survey: Survey, alphas: Tensor, betas: Tensor, tolerance: floa
     is measured and from each other, and a quarter goes anywhere. Each tile is predicted *before* it is measured: its
     largest error, as a share of the range of the log-loss (of the loss, where one is not positive), is what counts.
     After five tiles in a row below the tolerance the rest may be interpolated; past half of all points it would not
-    pay, and all are measured. Next to a loss that is not finite everything is measured too. Writes what it found into
-    the survey's ``about``.
+    pay, and all are measured. Next to a loss that is not finite everything is measured too. Writes the errors into the
+    survey's ``about``.
 
     Cost: a dense inverse of the size of the points measured, per tile.
     """
@@ -95,10 +95,10 @@ class Spline:
     def fill(self) -> None:
         """Put interpolated values where nothing is measured; their standard error stays NaN."""
         points = (self.survey.status == PENDING).nonzero()[:, 0]
-        found = self(points)
-        found[:, 0] = found[:, 0].exp() if self.logarithmic else found[:, 0]
-        found[:, 1].clamp_(0, 1)
-        self.survey.values[points[:, None], self._columns()] = found
+        values = self(points)
+        values[:, 0] = values[:, 0].exp() if self.logarithmic else values[:, 0]
+        values[:, 1].clamp_(0, 1)
+        self.survey.values[points[:, None], self._columns()] = values
         self.survey.status[points] = INTERPOLATED
 
     def _columns(self) -> Tensor:
@@ -136,11 +136,11 @@ def _chosen(spline: Spline, left: Tensor, generator: torch.Generator) -> Tensor:
     nearest = distances.topk(4, largest=False)
     gap = nearest.values[:, 0]
     score = spline.left_out[nearest.indices].mean(1) * gap
-    found: list[Tensor] = []
+    chosen: list[Tensor] = []
     for _ in range(min(TILE - TILE // 4, len(left))):
         best = score.argmax()
-        found.append(best)
+        chosen.append(best)
         away = (spline.places[left] - spline.places[left[best]]).norm(dim=1)
         score = score * (1 - torch.exp(-((away / gap[best]) ** 2)))  # the next one stands elsewhere
     anywhere = torch.randperm(len(left), generator=generator)[: TILE // 4]
-    return torch.cat([torch.stack(found), anywhere]).unique()
+    return torch.cat([torch.stack(chosen), anywhere]).unique()

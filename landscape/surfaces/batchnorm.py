@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
+import torch
 from torch import Tensor, nn
 
+from ..model import BatchNorm, BatchObjective, Loss, Objective, Space, objective_of
 from ..results import Result
-from .grids import line
+from .grids import Line, line
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,15 +28,32 @@ class BatchNormCheck(Result):
     recomputed: Tensor
     dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(("alphas", "fixed", "recomputed"), ("alpha",))
     columns: ClassVar[tuple[str, ...]] = ("alphas", "fixed", "recomputed")
+    picture: ClassVar[str] = "lines.lines"
+
+    def _drawn(self) -> dict[str, Line]:
+        curves = {"fixed statistics": self.fixed, "recomputed at every point": self.recomputed}
+        unknown = torch.full_like(self.fixed, math.nan)
+        return {name: Line(self.about, self.alphas, loss, unknown) for name, loss in curves.items()}
+
+    def _cells(self) -> dict[str, list[str]]:
+        columns = {"step": self.alphas, "loss, fixed statistics": self.fixed, "recomputed": self.recomputed}
+        return {name: [f"{value:.4g}" for value in column.tolist()] for name, column in columns.items()}
 
     def __repr__(self) -> str:
         rows = zip(*(values.tolist() for values in (self.alphas, self.fixed, self.recomputed)), strict=True)
-        told = "; ".join(f"{alpha:g}: {fixed:.4g}, {fresh:.4g}" for alpha, fixed, fresh in rows)
-        return f"BatchNormCheck(step: loss with fixed, with recomputed statistics: {told})"
+        losses = "; ".join(f"{alpha:g}: {fixed:.4g}, {fresh:.4g}" for alpha, fixed, fresh in rows)
+        return f"BatchNormCheck(step: loss with fixed, with recomputed statistics: {losses})"
 
 
 def batchnorm_check(
-    model: nn.Module, data: Any = None, *, span: float = 1.0, seed: int = 0, **settings: Any
+    model: nn.Module | Objective,
+    data: Any = None,
+    *,
+    span: float = 1.0,
+    seed: int = 0,
+    space: Space | None = None,
+    loss: Loss | None = None,
+    objective: BatchObjective | None = None,
 ) -> BatchNormCheck:
     """Show what the policy for BatchNorm's statistics does to a surface, at five points of a random line.
 
@@ -41,14 +61,22 @@ def batchnorm_check(
     statistics no longer fit the moved weights; which of the two is meant is the caller's choice.
 
     Args:
-        model, data, span, seed: see `line`.
-        settings: others of `line`, but for ``batchnorm``.
+        model: any network, or an `Objective`; not touched.
+        data, span, seed, space, loss, objective: see `line`.
 
-    Cost: 15 forward passes.
+    Cost: 18 forward passes.
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> check = landscape.batchnorm_check(model, data)
+        >>> check.fixed.shape, bool((check.fixed != check.recomputed).all())
+        (torch.Size([5]), True)
     """
+    function = objective_of(model, data, space=space, loss=loss, objective=objective)
     fixed, fresh = (
-        line(model, data, points=5, span=span, seed=seed, batchnorm=policy, **settings)
-        for policy in ("fixed", "recomputed")
+        line(function.variant(batchnorm=policy), points=5, span=span, seed=seed) for policy in get_args(BatchNorm)
     )
     about = fixed.about | {"batchnorm": "fixed and recomputed"}
     return BatchNormCheck(about, fixed.alphas, fixed.loss, fresh.loss)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..model import BatchObjective, Loss, Point, stacked
+from ..model import BatchNorm, BatchObjective, Loss, Objective, Point, Precision, Space, stacked
+from ..plotting import thumbnail
 from ..progress import stopwatch
 from ..results import Result
 from .adaptive import Spline, adaptive_plan
-from .axes import Directions, prepared
+from .axes import Directions, setup_axes
 from .survey import COLUMNS, FAILED, TILE, Survey, bf16_error, rings
-from .tiles import known_batch_size, open_tiles
+from .tiles import open_tiles
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Span = float | tuple[float, float]
 
@@ -46,6 +51,7 @@ class Line(Result):
         ("alphas", "loss", "accuracy", "stderr", "status"), ("alpha",)
     )
     columns: ClassVar[tuple[str, ...]] = ("alphas", "loss", "accuracy", "stderr", "status", "metrics")
+    picture: ClassVar[str] = "lines.lines"
 
     @property
     def centre(self) -> int | None:
@@ -56,20 +62,17 @@ class Line(Result):
         """Give the direction, name → tensor."""
         return {name: stack[axis] for name, stack in self.directions.items()}
 
-    def plot(self, value: str = "loss", *, log: bool = False) -> Any:
-        """Draw the curve as an interactive plotly figure."""
-        from ..plotting import interactive
+    def _drawn(self) -> dict[str, Line]:
+        return {"": self}
 
-        return interactive.lines({"": self}, value=value, log=log)
+    def _cells(self) -> dict[str, list[str]]:
+        return _extremes(self)
 
-    def draw(self, ax: Any = None, *, value: str = "loss", log: bool = False) -> Any:
-        """Draw the curve into matplotlib axes (new ones by default) and return them."""
-        from ..plotting import paper
-
-        return paper.lines({"": self}, ax, value=value, log=log)
+    def _thumbnail(self) -> bytes:
+        return thumbnail(self.draw)
 
     def __repr__(self) -> str:
-        return f"Line({len(self.alphas)} points, {_told(self.loss, self.centre)})"
+        return f"Line({len(self.alphas)} points, {_range(self.loss, self.centre)})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +100,7 @@ class Surface(Result):
     dims: ClassVar[dict[str, tuple[str, ...]]] = {"alphas": ("alpha",), "betas": ("beta",)} | dict.fromkeys(
         ("loss", "accuracy", "stderr", "status"), ("alpha", "beta")
     )
+    picture: ClassVar[str] = "surfaces.surfaces"
 
     @property
     def centre(self) -> tuple[int, int] | None:
@@ -105,7 +109,7 @@ class Surface(Result):
         return None if i is None or j is None else (i, j)
 
     @property
-    def frame(self) -> Any:
+    def frame(self) -> pd.DataFrame:
         """The points as a pandas DataFrame: a row each, alpha and beta first."""
         import pandas
 
@@ -118,40 +122,37 @@ class Surface(Result):
         """Give the direction of an axis, name → tensor."""
         return {name: stack[axis] for name, stack in self.directions.items()}
 
-    def plot(self, value: str = "loss", *, log: bool = False) -> Any:
-        """Draw the surface in interactive 3-D with contours (plotly)."""
-        from ..plotting import interactive
+    def _drawn(self) -> dict[str, Surface]:
+        return {"": self}
 
-        return interactive.surfaces({"": self}, value=value, log=log)
+    def _cells(self) -> dict[str, list[str]]:
+        return _extremes(self)
 
-    def draw(self, ax: Any = None, *, value: str = "loss", levels: Any = None) -> Any:
-        """Draw labelled contours at logarithmic levels into matplotlib axes (new ones by default) and return them."""
-        from ..plotting import paper
-
-        return paper.contours(self, ax, value=value, levels=levels)
+    def _thumbnail(self) -> bytes:
+        return thumbnail(self.draw)
 
     def __repr__(self) -> str:
-        error = self.about.get("interpolation_error")
-        told = "" if error is None else f", {self.about['evaluated']} evaluated, interpolated to {100 * error:.2g} %"
-        return f"Surface({len(self.alphas)}×{len(self.betas)} points{told}, {_told(self.loss, self.centre)})"
+        error, count = self.about.get("interpolation_error"), self.about.get("evaluated")
+        adaptive = "" if error is None else f", {count} evaluated, interpolated to {100 * error:.2g} %"
+        return f"Surface({len(self.alphas)}×{len(self.betas)} points{adaptive}, {_range(self.loss, self.centre)})"
 
 
 def line(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     span: Span = 1.0,
     points: int = 51,
     directions: Directions = "random",
     normalize: str = "filter",
-    batchnorm: str | None = None,
-    space: str | None = None,
+    batchnorm: BatchNorm | None = None,
+    space: Space | None = None,
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
     metrics: Mapping[str, Loss] | None = None,
-    precision: str = "fp32",
-    batch_size: int | str | None = None,
+    precision: Precision = "fp32",
+    batch_size: int | None = None,
     path: str | Path | None = None,
 ) -> Line:
     """Measure loss, accuracy and metrics along a direction through the model.
@@ -173,7 +174,7 @@ def line(
         space: ``"quantized"`` (default) or ``"latent"``, where a quantized network's line is a staircase.
         seed: of the random direction.
         loss, objective, metrics, precision: see `Objective`; bf16's difference to fp32 is measured at five points.
-        batch_size: rows per batch where data is ``(x, y)``, or ``"fastest"`` for what a short measurement finds.
+        batch_size: rows per batch where data is ``(x, y)``.
         path: folder that keeps every finished tile of 16 points; a second call goes on from there.
 
     Raises:
@@ -181,12 +182,26 @@ def line(
             that holds something else.
 
     Cost: one forward pass over the data per point (two with recomputed statistics).
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> line = landscape.line(model, data, points=5, span=0.5)
+        >>> line.alphas.tolist(), line.centre
+        ([-0.5, -0.25, 0.0, 0.25, 0.5], 2)
     """
     elapsed = stopwatch()
     alphas = grid(span, points)
-    settings = {"data": data, "loss": loss, "objective": objective, "space": space, "batchnorm": batchnorm}
-    settings |= {"metrics": metrics, "precision": precision, "batch_size": known_batch_size(path, batch_size)}
-    function, steps, about = prepared(model, settings, directions, 1, normalize, seed)
+    arguments: dict[str, Any] = {
+        "loss": loss,
+        "objective": objective,
+        "space": space,
+        "batchnorm": batchnorm,
+        "metrics": metrics,
+    }
+    arguments |= {"precision": precision, "batch_size": batch_size}
+    function, steps, about = setup_axes(model, data, directions, 1, normalize, seed, **arguments)
     survey = Survey(function, steps, alphas[:, None])
     plan = rings(alphas, torch.zeros(1))
     for _ in survey.run(plan, open_tiles(path, function, survey.coordinates, about), -(-len(alphas) // TILE)):
@@ -196,21 +211,21 @@ def line(
 
 
 def surface(
-    model: nn.Module,
+    model: nn.Module | Objective,
     data: Any = None,
     *,
     span: Span | tuple[Span, Span] = 1.0,
     points: int | tuple[int, int] = 25,
     directions: Directions = "random",
     normalize: str = "filter",
-    batchnorm: str | None = None,
-    space: str | None = None,
+    batchnorm: BatchNorm | None = None,
+    space: Space | None = None,
     seed: int = 0,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
     metrics: Mapping[str, Loss] | None = None,
-    precision: str = "fp32",
-    batch_size: int | str | None = None,
+    precision: Precision = "fp32",
+    batch_size: int | None = None,
     adaptive: bool = False,
     tolerance: float = 0.01,
     path: str | Path | None = None,
@@ -245,14 +260,28 @@ def surface(
     Cost: one forward pass over the data per point (two with recomputed statistics). Adaptive, 10 % of 51 × 51 points
         were enough for a float network, 15–25 % for a W4A4 one; stairs (W2A2 on few data) take all of them.
     Source: Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets".
+
+    Example:
+        >>> import torch, landscape
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> surface = landscape.surface(model, data, points=(3, 5))
+        >>> surface.loss.shape, surface.centre
+        (torch.Size([3, 5]), (1, 2))
     """
     elapsed = stopwatch()
     alphas, betas = _axes(span, points)
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be > 0 and < 1, a share of the range of the log-loss, got {tolerance}")
-    settings = {"data": data, "loss": loss, "objective": objective, "space": space, "batchnorm": batchnorm}
-    settings |= {"metrics": metrics, "precision": precision, "batch_size": known_batch_size(path, batch_size)}
-    function, steps, about = prepared(model, settings, directions, 2, normalize, seed)
+    arguments: dict[str, Any] = {
+        "loss": loss,
+        "objective": objective,
+        "space": space,
+        "batchnorm": batchnorm,
+        "metrics": metrics,
+    }
+    arguments |= {"precision": precision, "batch_size": batch_size}
+    function, steps, about = setup_axes(model, data, directions, 2, normalize, seed, **arguments)
     survey = Survey(function, steps, torch.cartesian_prod(alphas, betas))
     plan = adaptive_plan(survey, alphas, betas, tolerance) if adaptive else rings(alphas, betas)
     tiles = open_tiles(path, function, survey.coordinates, about | {"tolerance": tolerance if adaptive else None})
@@ -267,16 +296,6 @@ def surface(
     if "interpolation_error" in survey.about:
         Spline(survey, shape).fill()
     return found(_about(survey, about, elapsed()))
-
-
-def plot_line(model: nn.Module, data: Any = None, **settings: Any) -> Any:
-    """Return ``line(model, data, …).plot()``: the interactive curve."""
-    return line(model, data, **settings).plot()
-
-
-def plot_surface(model: nn.Module, data: Any = None, **settings: Any) -> Any:
-    """Return ``surface(model, data, …).plot()``: the interactive surface."""
-    return surface(model, data, **settings).plot()
 
 
 def grid(span: Span, points: int) -> Tensor:
@@ -318,10 +337,10 @@ def _fields(survey: Survey, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def _about(survey: Survey, about: dict[str, Any], seconds: float) -> dict[str, Any]:
     found = survey.function.about(**about) | survey.about
-    passes = found["evaluated"] * (2 if survey.function.batchnorm == "recomputed" else 1)
+    passes = found["evaluated"] * (2 if survey.function.network.batchnorm == "recomputed" else 1)
     if failed := int((survey.status == FAILED).sum()):
         found["failed"] = failed
-    if survey.function.precision == "bf16":
+    if survey.function.network.precision == "bf16":
         found["bf16_error"] = bf16_error(survey)
     return found | {"forward_passes": passes, "seconds": seconds}
 
@@ -331,7 +350,20 @@ def _zero(axis: Tensor) -> int | None:
     return middle if axis[middle] == 0 else None
 
 
-def _told(values: Tensor, centre: Any) -> str:
+def _extremes(result: Line | Surface) -> dict[str, list[str]]:
+    """Return loss and accuracy at the centre, where the loss is lowest and where it is highest."""
+    finite = result.loss.isfinite()
+    rows: dict[str, Any] = {} if result.centre is None else {"centre": result.centre}
+    if finite.any():
+        low, high = (result.loss.where(finite, fill) for fill in (math.inf, -math.inf))
+        ends = {"lowest": low.argmin(), "highest": high.argmax()}
+        rows |= {name: np.unravel_index(int(index), result.loss.shape) for name, index in ends.items()}
+    values = {"loss": result.loss, "accuracy": result.accuracy, **result.metrics}
+    columns = {name: [f"{float(part[index]):.4g}" for index in rows.values()] for name, part in values.items()}
+    return {"": list(rows)} | columns
+
+
+def _range(values: Tensor, centre: Any) -> str:
     at = "" if centre is None else f"loss {float(values[centre]):.4g} at the centre, "
     finite = values[values.isfinite()]
     if not len(finite):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ class Survey:
         coordinates: (points, axes) steps along the directions.
         values: (points, 3 + metrics) loss, accuracy, standard error of the loss's difference to the centre, metrics.
         status: (points,) PENDING, COMPUTED, INTERPOLATED or FAILED, where the loss is not finite or raised an error.
-        about: what is to be said of the points in the result's ``about``.
+        about: entries for the result's ``about``.
     """
 
     def __init__(self, function: Objective, steps: Sequence[Point], coordinates: Tensor) -> None:
@@ -38,22 +37,22 @@ class Survey:
 
     def run(self, plan: Iterator[Tensor], tiles: Tiles | None = None, total: int | None = None) -> Iterator[None]:
         """Measure what the plan asks for, or read it where it is finished; pause after each tile."""
-        centre = self.function.evaluate()
-        for number, points in enumerate(progress(plan, f"tiles of {TILE} points", total)):
+        centre = self.function.centre
+        for index, points in enumerate(progress(plan, f"tiles of {TILE} points", total)):
             # as the first process finds it: a folder may look different from another machine
-            found = parallel.gather(tiles.read(number, points))[0] if tiles else None
-            if found is None:
-                found = self._measured(points, centre)
+            measured = parallel.gather(tiles.read(index, points))[0] if tiles else None
+            if measured is None:
+                measured = self._measure(points, centre)
                 if tiles and parallel.rank() == 0:
-                    tiles.write(number, points, *found)
-            self.values[points], failure = found
+                    tiles.write(index, points, *measured)
+            self.values[points], failure = measured
             self.status[points] = torch.where(self.values[points, 0].isfinite(), COMPUTED, FAILED).to(torch.int8)
             if failure:
                 self.about.setdefault("first_failure", failure)
             yield
         self.about["evaluated"] = int(((self.status == COMPUTED) | (self.status == FAILED)).sum())
 
-    def _measured(self, points: Tensor, centre: Evaluation) -> tuple[Tensor, str]:
+    def _measure(self, points: Tensor, centre: Evaluation) -> tuple[Tensor, str]:
         """Measure a tile, its points dealt out to all processes."""
         mine = torch.arange(parallel.rank(), len(points), parallel.size())
         values = torch.zeros(len(points), self.values.shape[1], dtype=torch.float64)
@@ -76,11 +75,11 @@ def evaluate_points(
         OutOfMemoryError: it would happen at every point.
     """
     rows, failure = [], ""
-    with function.quiet():
+    with function.measurement_mode():
         for row in coefficients.tolist():
             try:
-                found = function.evaluate(combined(steps, row))
-                rows.append(torch.stack([found.loss, found.accuracy, found.stderr(centre), *found.metrics]))
+                here = function.evaluate(combined(steps, row))
+                rows.append(torch.stack([here.loss, here.accuracy, here.stderr(centre), *here.metrics]))
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -103,8 +102,7 @@ def bf16_error(survey: Survey) -> float:
     computed = (survey.status == COMPUTED).nonzero()[:, 0]
     points = computed[torch.linspace(0, len(computed) - 1, 5).long().unique()]
     displaced = [combined(survey.steps, row) for row in survey.coordinates[points].tolist()]
-    exact = copy.copy(survey.function)
-    exact.precision = "fp32"
+    exact = survey.function.variant(precision="fp32")
     losses = [
         torch.stack([function.evaluate(step).loss for step in displaced]) for function in (survey.function, exact)
     ]

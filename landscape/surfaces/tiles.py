@@ -37,17 +37,17 @@ class Tiles:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         manifest = self.path / "manifest.json"
-        wanted = json.loads(json.dumps(settings, default=lambda number: number.item()))  # of numpy's seeds, too
+        expected = json.loads(json.dumps(settings, default=lambda scalar: scalar.item()))  # of numpy's seeds, too
         if manifest.exists():
-            self._check(json.loads(manifest.read_text()), wanted)
+            self._check(json.loads(manifest.read_text()), expected)
             return
         if others := [file.name for file in self.path.iterdir() if not file.name.endswith(".part")]:
             raise ValueError(f"path must be a new folder or one of a surface, but {path} holds {others[0]!r}")
-        self._put("manifest.json", json.dumps(wanted, indent=1).encode())
+        self._put("manifest.json", json.dumps(expected, indent=1).encode())
 
-    def read(self, number: int, points: Tensor) -> tuple[Tensor, str] | None:
+    def read(self, index: int, points: Tensor) -> tuple[Tensor, str] | None:
         """Return a finished tile, or None: not there, or one of other points."""
-        file = self.path / f"tile_{number:05d}.npz"
+        file = self.path / f"tile_{index:05d}.npz"
         if not file.exists():
             return None
         with np.load(file) as arrays:
@@ -55,9 +55,9 @@ class Tiles:
                 return None
             return torch.from_numpy(arrays["values"]), str(arrays["failure"])
 
-    def write(self, number: int, points: Tensor, values: Tensor, failure: str) -> None:
+    def write(self, index: int, points: Tensor, values: Tensor, failure: str) -> None:
         """Keep a finished tile."""
-        scratch = self._scratch(name := f"tile_{number:05d}.npz")
+        scratch = self._scratch(name := f"tile_{index:05d}.npz")
         with scratch.open("wb") as file:
             np.savez(file, points=points.numpy(), values=values.numpy(), failure=np.array(failure))
             _to_disk(file)
@@ -73,19 +73,22 @@ class Tiles:
     def _scratch(self, name: str) -> Path:
         return self.path / f"{name}.{os.getpid()}.part"  # two processes never write into one file
 
-    def _check(self, there: dict[str, Any], wanted: dict[str, Any]) -> None:
-        for key in [*wanted, *there]:
-            if key == "centre_loss" and math.isclose(there.get(key, math.nan), wanted.get(key, math.nan), rel_tol=1e-3):
+    def _check(self, there: dict[str, Any], expected: dict[str, Any]) -> None:
+        for key in [*expected, *there]:
+            if key == "centre_loss" and math.isclose(
+                there.get(key, math.nan), expected.get(key, math.nan), rel_tol=1e-3
+            ):
                 continue  # its last digits depend on the machine
-            if there.get(key) != wanted.get(key):
+            if there.get(key) != expected.get(key):
                 raise ValueError(
                     f"path must be a new folder, or the one of this very surface: {self.path} holds one with "
-                    f"{key} = {there.get(key)!r}, asked for is {wanted.get(key)!r}; choose another path"
+                    f"{key} = {there.get(key)!r}, asked for is {expected.get(key)!r}; choose another path"
                 )
 
 
 # Where a surface was begun; and ‖w‖, whose last digit depends on the number of threads: the weights tell models apart.
-_NOT_ASKED = ("torch", "device", "weight_norm")
+# "axes" says the same as "directions", and folders begun by an earlier version do not have it.
+_NOT_ASKED = ("torch", "device", "weight_norm", "axes")
 
 
 def open_tiles(
@@ -107,21 +110,12 @@ def open_tiles(
     return parallel.first_alone(lambda: Tiles(path, settings))
 
 
-def known_batch_size(path: str | Path | None, batch_size: int | str | None) -> int | str | None:
-    """Return the batch size that a surface in the folder was begun with, where the fastest one is asked for."""
-    manifest = None if path is None else Path(path) / "manifest.json"
-    if batch_size != "fastest" or manifest is None or not manifest.exists():
-        return batch_size
-    known: int | None = json.loads(manifest.read_text()).get("batch_size")
-    return known
-
-
 def _tensors(batch: Any) -> dict[str, Tensor]:
     leaves, _ = tree_flatten(batch)
     known = (Tensor, np.ndarray, int, float)
     return {
-        str(number): torch.as_tensor(leaf if isinstance(leaf, known) else list(repr(leaf).encode()))
-        for number, leaf in enumerate(leaves)
+        str(index): torch.as_tensor(leaf if isinstance(leaf, known) else list(repr(leaf).encode()))
+        for index, leaf in enumerate(leaves)
     }
 
 

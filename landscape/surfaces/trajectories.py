@@ -11,20 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from ..model import (
+    BatchNorm,
     BatchObjective,
     Coordinates,
     Loss,
     Objective,
     Point,
-    centre_fingerprint,
+    Space,
     combined,
     direction_to,
     fingerprint,
+    objective_of,
     principal_directions,
     stacked,
 )
 from ..progress import progress, stopwatch
 from ..results import Result
+from .axes import describe
 from .grids import Surface
 
 Checkpoint = nn.Module | Mapping[str, Tensor]
@@ -57,6 +60,7 @@ class Trajectory(Result):
         "explained": ("component",),
     } | dict.fromkeys(("loss", "plane_loss", "distance", "off_plane"), ("checkpoint",))
     columns: ClassVar[tuple[str, ...]] = ("coordinates", "loss", "plane_loss", "distance", "off_plane")
+    picture: ClassVar[str] = "trajectories.trajectory"
 
     def direction(self, axis: int = 0) -> Point:
         """Give the direction of an axis, name → tensor."""
@@ -73,18 +77,6 @@ class Trajectory(Result):
         wide = [(low, high) if high - low >= least else (low - least / 2, high + least / 2) for low, high in ends]
         return wide[0], wide[1]
 
-    def plot(self, surface: Surface) -> Any:
-        """Draw the path over the surface in interactive 3-D (plotly)."""
-        from ..plotting import trajectories as paths
-
-        return paths.plot(self, surface)
-
-    def draw(self, surface: Surface, ax: Any = None) -> Any:
-        """Draw the path over the surface's contours into matplotlib axes (new ones by default) and return them."""
-        from ..plotting import trajectories as paths
-
-        return paths.draw(self, surface, ax)
-
     def check(self, surface: Surface) -> None:
         """Refuse a surface over another plane, on which these coordinates mean nothing."""
         for key in ("plane", "model"):
@@ -93,6 +85,12 @@ class Trajectory(Result):
                     f"surface must lie in the trajectory's plane, but its {key} is another one: measure it with "
                     "directions=trajectory, or the trajectory with surface=surface"
                 )
+
+    def _cells(self) -> dict[str, list[str]]:
+        columns = {"loss": self.loss, "loss on the plane": self.plane_loss, "distance": self.distance}
+        columns |= {"off the plane": self.off_plane}
+        numbers = {name: [f"{value:.4g}" for value in column.tolist()] for name, column in columns.items()}
+        return {"checkpoint": list(map(str, range(len(self.loss))))} | numbers
 
     def __repr__(self) -> str:
         share = 100 * float(self.explained.sum())
@@ -104,13 +102,13 @@ class Trajectory(Result):
 
 
 def trajectory(
-    model: nn.Module,
+    model: nn.Module | Objective,
     checkpoints: Sequence[Checkpoint],
     data: Any = None,
     *,
     surface: Surface | None = None,
-    batchnorm: str | None = None,
-    space: str | None = None,
+    batchnorm: BatchNorm | None = None,
+    space: Space | None = None,
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
 ) -> Trajectory:
@@ -138,33 +136,46 @@ def trajectory(
 
     Cost: two forward passes per checkpoint (four with recomputed statistics); memory for all differences.
     Source: Li et al. 2018, §7.2 (principal components of a trajectory); Lorch 2016.
+
+    Example:
+        >>> import copy, torch, landscape
+        >>> model = torch.nn.Linear(3, 2)
+        >>> model.probe = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> optimizer, checkpoints = torch.optim.SGD(model.parameters(), lr=0.1), []
+        >>> for _ in range(4):
+        ...     checkpoints.append(copy.deepcopy(model.state_dict()))
+        ...     torch.nn.functional.cross_entropy(model(model.probe[0]), model.probe[1]).backward()
+        ...     optimizer.step()
+        >>> path = landscape.trajectory(model, checkpoints)
+        >>> path.coordinates.shape
+        torch.Size([4, 2])
     """
     elapsed = stopwatch()
     if not checkpoints:
         raise ValueError("checkpoints must hold at least one network or state dict, got none")
-    if surface is not None:
+    if surface is not None and not isinstance(model, Objective):
         batchnorm, space = batchnorm or surface.about.get("batchnorm"), space or _space(surface)
-    settings: dict[str, Any] = {"loss": loss, "objective": objective, "batchnorm": batchnorm or "recomputed"}
-    function = Objective(model, data, space=space, **settings)
-    function.centre()
-    data = getattr(model, "probe", None) if data is None else data
+    if not isinstance(model, Objective):
+        batchnorm = batchnorm or "recomputed"
+    function = objective_of(model, data, loss=loss, objective=objective, space=space, batchnorm=batchnorm)
     twin = copy.deepcopy(function.model)
     differences, losses = [], []
     for checkpoint in progress(checkpoints, "checkpoints"):
         network = _network(twin, function.model, checkpoint)
         differences.append(direction_to(function.coordinates, network))
-        losses.append(Objective(network, data, space=space, **settings).evaluate().loss)
+        losses.append(function.of(network).centre.loss)
     if surface is None:
         steps, shares = principal_directions(differences)
-        explained, label = shares[:2], "principal component 1 and principal component 2"
+        explained, axes = shares[:2], describe([{"kind": "principal component", "index": i} for i in (1, 2)])
     else:
         _check_centre(surface, function)
-        steps, label = [_on(function, surface.direction(axis)) for axis in range(2)], surface.about["directions"]
+        steps = [_on(function, surface.direction(axis)) for axis in range(2)]
+        axes = {key: surface.about[key] for key in ("directions", "axes") if key in surface.about}
     found, off_plane, distance = project(function.coordinates, differences, steps)
     if surface is not None:
         explained = 1 - (off_plane.square().sum() / distance.square().sum())[None]
     plane = [function.evaluate(combined(steps, row)).loss for row in found.tolist()]
-    about = function.about(directions=label, plane=fingerprint(stacked(steps)), model=centre_fingerprint(function))
+    about = function.about(**axes, plane=fingerprint(stacked(steps)), model=fingerprint(function.coordinates.centre))
     about["seconds"] = elapsed()
     own, seen = (torch.stack(part).cpu() for part in (losses, plane))
     return Trajectory(about, found, own, seen, distance, off_plane, explained, stacked(steps))
@@ -203,15 +214,15 @@ def _network(twin: nn.Module, model: nn.Module, checkpoint: Checkpoint) -> nn.Mo
     return twin
 
 
-def _space(surface: Surface) -> str | None:
-    space: str = surface.about["space"]
+def _space(surface: Surface) -> Space | None:
+    space: Any = surface.about["space"]
     return None if space == "float" else space
 
 
 def _check_centre(surface: Surface, function: Objective) -> None:
     if not surface.directions:
         raise ValueError("surface must hold its directions, and this one has none: measure it again")
-    if surface.about.get("model") != centre_fingerprint(function):
+    if surface.about.get("model") != fingerprint(function.coordinates.centre):
         raise ValueError("surface must be one of this very model: its weights at the centre are others")
 
 

@@ -1,8 +1,6 @@
 """Bits per layer under a budget of bit operations."""
 
-from .aligning import ASGA
-from .choices import Policy
+from .asga import ASGA
 from .samq import SAMQ
 from .searching import search
-
-__all__ = ["ASGA", "Policy", "SAMQ", "search"]
+from .space import Policy

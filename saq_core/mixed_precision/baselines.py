@@ -1,4 +1,4 @@
-"""What a search has to beat: one number of bits everywhere, chance, and the trace of the Hessian."""
+"""Baselines of a search: the same bits everywhere, random bits, and the trace of the Hessian."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data import Data
-from ..layers import quantize
-from .choices import MILLION, Space
+from landscape import trace
 
-SLACK = 0.02  # a policy drawn at random lies at most this share of the budget below it
-TRIES = 100_000  # draws before a search by chance gives up
+from ..data import Data
+from ..quantization import QuantizerName, quantize
+from .space import MILLION, Space
+
+SLACK = 0.02  # a random policy costs at most this share less than the budget
+TRIES = 100_000  # draws before a random search gives up
 TRACE_RTOL = 0.05  # standard error of the whole trace, at which the probes stop
-LARGEST_COST = 1e6  # of the integer programme, whose solver takes for the best what is within 1e-6 of it
+LARGEST_COST = 1e6  # of the integer programme: its solver stops within 1e-6 of the optimum
 
 
 def uniform(space: Space, budget: float) -> Tensor:
@@ -35,40 +37,40 @@ def at_random(space: Space, budget: float, seed: int, *, slack: float = SLACK, t
     """Return a random choice that costs from (1 - slack)·budget to budget.
 
     Every layer draws alike, candidate k of v bit operations per multiplication with ``p ∝ exp(-θ·v)``, θ such that the
-    mean cost is the middle of the window; the first draw inside is taken. Equal chances (θ = 0) would hardly ever meet
-    a budget away from their mean where there are many layers.
+    mean cost is the middle of the window; the first draw inside is taken. Uniform probabilities (θ = 0) would hardly
+    ever meet a budget away from their mean where there are many layers.
     """
     low = (1 - slack) * budget
-    chances = _tilted(space, (low + budget) / 2)
+    probabilities = _tilted(space, (low + budget) / 2)
     random = torch.Generator().manual_seed(seed)
-    drawn = torch.multinomial(chances, tries * len(space.groups), replacement=True, generator=random)
+    drawn = torch.multinomial(probabilities, tries * len(space.groups), replacement=True, generator=random)
     choices = drawn.view(tries, -1)
     costs = space.bops(choices)
     inside = ((costs >= low) & (costs <= budget)).nonzero()[:, 0]
     if not len(inside):
-        found = f"{int(costs.min()) / MILLION:,.1f} … {int(costs.max()) / MILLION:,.1f} M BOPs"
+        drawn_costs = f"{int(costs.min()) / MILLION:,.1f} … {int(costs.max()) / MILLION:,.1f} M BOPs"
         window = f"{low / MILLION:,.1f} … {budget / MILLION:,.1f} M"
         raise ValueError(
             f"budget must be one that random bits can meet, got {budget}: none of {tries:,} draws cost {window}, they "
-            f"cost {found}"
+            f"cost {drawn_costs}"
         )
     return choices[inside[0]]
 
 
 def _tilted(space: Space, target: float) -> Tensor:
-    """Return the chances (candidates,) under which the mean cost is the target, as nearly as they allow."""
+    """Return the probabilities (candidates,) under which the mean cost is nearest to the target."""
     values = space.table.sum(0).double()  # of one candidate everywhere
     scale = values / values.max()
     low, high = -500.0, 500.0
     for _ in range(60):
         middle = (low + high) / 2
-        chances = (-middle * scale).softmax(0)
-        low, high = (middle, high) if chances @ values + space.fixed > target else (low, middle)
-    return chances
+        probabilities = (-middle * scale).softmax(0)
+        low, high = (middle, high) if probabilities @ values + space.fixed > target else (low, middle)
+    return probabilities
 
 
 def by_hessian(
-    space: Space, model: nn.Module, data: Data, budget: float, seed: int, quantizer: str
+    space: Space, model: nn.Module, data: Data, budget: float, seed: int, quantizer: QuantizerName
 ) -> tuple[Tensor, Any]:
     """Return the choice of least ``Σ mean trace(H_layer) · ‖Q_b(w) - w‖²`` within the budget, and the traces.
 
@@ -79,8 +81,6 @@ def by_hessian(
     Source: Dong et al., HAWQ-V2 (2020), eq. 8. Departures: exact, as an integer programme, where they pick from a
     Pareto front; a trace whose estimate is negative counts as 0.
     """
-    from landscape import trace
-
     estimates = trace(model, data.probe, per_layer=True, rtol=TRACE_RTOL, seed=seed).layers
     errors = _errors(space, model, quantizer)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
@@ -96,19 +96,19 @@ def by_hessian(
     room = budget - space.fixed
     choice = solve(sensitivity, space.table, room)
     unused = (space.table.amax(1, keepdim=True) - space.table).double()
-    alike = sensitivity == sensitivity.gather(1, choice[:, None])
-    choice = solve(unused.where(alike, 1 + unused.sum()), space.table, room)
+    equal = sensitivity == sensitivity.gather(1, choice[:, None])
+    choice = solve(unused.where(equal, 1 + unused.sum()), space.table, room)
     return choice, {"mean_traces": mean, "rises": dict(zip(rows, sensitivity.tolist(), strict=True))}
 
 
-def _errors(space: Space, model: nn.Module, quantizer: str) -> dict[str, Tensor]:
+def _errors(space: Space, model: nn.Module, quantizer: QuantizerName) -> dict[str, Tensor]:
     """Return weight's name -> (candidates,) squared error of its quantization."""
     errors: dict[str, list[Tensor]] = {}
     for k in range(len(space.candidates)):
-        twin = quantize(model, space.bits(space.everywhere(k)), quantizer=quantizer)
+        quantized = quantize(model, space.bits(space.everywhere(k)), quantizer=quantizer)
         free = {name for group in space.groups.values() for name in group}
-        for layer_name in [n for n, _ in twin.named_modules() if n in free]:
-            layer = cast(Any, twin.get_submodule(layer_name))
+        for layer_name in [n for n, _ in quantized.named_modules() if n in free]:
+            layer = cast(Any, quantized.get_submodule(layer_name))
             if hasattr(layer, "quantized_weights"):
                 for name, (value, _, _) in layer.quantized_weights().items():
                     error = (value - layer.get_parameter(name).detach()).double().square().sum()
@@ -133,15 +133,15 @@ def solve(costs: Tensor, sizes: Tensor, room: float) -> Tensor:
     most = np.floor(room / unit) + 0.5
     total = LinearConstraint((sizes.flatten().numpy() // unit)[None], -np.inf, most)
     scale = (float(costs.abs().max()) or 1.0) / LARGEST_COST
-    found = milp(
+    solution = milp(
         (costs / scale).flatten().numpy(),
         integrality=np.ones(rows * columns),
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(one_each, 1, 1), total],
         options={"mip_rel_gap": 0.0},
     )
-    if found.x is None:
-        raise RuntimeError(f"the integer programme was not solved: {found.message}")
-    choice = torch.from_numpy(found.x).view(rows, columns).argmax(1)
+    if solution.x is None:
+        raise RuntimeError(f"the integer programme was not solved: {solution.message}")
+    choice = torch.from_numpy(solution.x).view(rows, columns).argmax(1)
     over = int(sizes.gather(1, choice[:, None]).sum()) - math.floor(room)  # the solver's ones and zeros are so nearly
     return choice if over <= 0 else solve(costs, sizes, math.floor(room) - over)

@@ -1,4 +1,4 @@
-"""SAMQ: a generator of bits that learns which of them leave the loss flat, on a network that holds all of them."""
+"""SAMQ: a controller that learns which bits leave the loss flat, on a network that holds all of them."""
 
 from __future__ import annotations
 
@@ -14,37 +14,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import processes
-from ..data import (
-    Batch,
-    Data,
-    Split,
-    balanced_order,
-    device_of,
-    evaluation_batches,
-    evaluation_mode,
-    steps_per_epoch,
-    training_batches,
-)
-from ..recipes import Recipe
-from ..sam import METRICS, SAQ
-from ..streams import ImageFiles
-from ..training import Evaluation, base_optimizer, evaluate
-from .choices import MILLION, Space
-from .generator import Generator, Reinforce
+from ..data import Batch, Data, ImageFiles, Split, balanced_order, evaluation_batches, steps_per_epoch, training_batches
+from ..modes import device_of, evaluation_mode
+from ..quantization import QuantizerName
+from ..results import Settings
+from ..settings import check_fields
+from ..sharpness import SAQ, Metric
+from ..training import Evaluation, Recipe, base_optimizer, evaluate
+from .controller import Controller, Reinforce
+from .space import MILLION, Space
 from .switchable import Switchable
 
 PENALTY_AT_TARGET = 1e-4 * 674**2  # the paper's lambda at the paper's target: cost of being off by the whole target
 
 
-@dataclass(frozen=True)
-class SAMQ:
-    """Say how `search(…, method="samq")` goes about it; the defaults are the authors' for CIFAR unless marked "ours".
+@dataclass(frozen=True, repr=False)
+class SAMQ(Settings):
+    """Configure ``search(…, method="samq")``: a controller trained by REINFORCE on a switchable network.
+
+    The defaults are the authors' for CIFAR unless marked "ours".
 
     Args:
-        epochs: Of the weights, on one half of the training images; each is followed by one of the generator on the
-            other half, after the first `warmup`, whose bits are drawn with equal chances.
-        warmup: See there.
-        rho: Radius of ε, the same for weights, generator and the final choice; 0.05 in plain units is ours, the
+        epochs: Of the weights, on one half of the training images; each is followed by one of the controller on
+            the other half, after the first `warmup`, whose bits are drawn uniformly.
+        warmup: Epochs without the controller.
+        rho: Radius of ε, the same for weights, controller and the final choice; 0.05 in plain units is ours, the
             authors' 0.4 is meant in normalised ones. Clips and steps get no ε (ours; the authors' activation clips do).
         metric: Units of `rho`: see `SAM`.
         lam: λ of the penalty ``λ·(BOPs - budget)²``, BOPs in millions; it punishes both sides. None = as much for the
@@ -54,21 +48,30 @@ class SAMQ:
             the authors drop it at 80 of their 100).
         weight_decay: Of the weights; never of quantizers (ours), and never of those that a step did not use.
         batch_size: Of both.
-        generator_lr: Of the generator's Adam; its weight decay is the same number, as the authors have it.
+        generator_lr: Of the Adam of the controller (the paper's generator); its weight decay is the same
+            number, as the authors have it.
         memory: Share of the old value in the baseline, a moving average (ours).
         share: Of the training images that the weights see; the split is drawn by the seed (ours).
         candidates: Configurations within the budget that are compared at the end.
         slack: They cost from (1 - slack)·budget to budget (ours; the authors' 10 M are 1.5 % of 674 M).
-        tries: Draws until there are so many (ours; the authors draw for ever). If the generator met the window less
+        tries: Draws until there are so many (ours; the authors draw for ever). If the controller met the window less
             often, its costliest configurations within the budget take the empty places, with a warning.
 
+    Raises:
+        ValueError: If a setting is out of range.
+
     Source: Liu et al., Sharpness-aware Quantization, first version (2021), released code.
+
+    Example:
+        >>> import saq_core
+        >>> saq_core.SAMQ(epochs=6, warmup=1)
+        SAMQ(epochs=6, warmup=1)
     """
 
     epochs: int = 100
     warmup: int = 10
     rho: float = 0.05
-    metric: str = "plain"
+    metric: Metric = "plain"
     lam: float | None = None
     beta: float = 5e-3
     lr: float = 0.01
@@ -82,30 +85,16 @@ class SAMQ:
     tries: int = 10_000
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("warmup", 0), ("batch_size", 1), ("candidates", 1), ("tries", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-        for name in ("rho", "beta", "lr", "weight_decay", "generator_lr"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)!r}")
-        if self.lam is not None and not (math.isfinite(self.lam) and self.lam >= 0):
-            raise ValueError(f"lam must be >= 0 and finite, or None, got {self.lam!r}")
+        numbers = ("rho", "lam", "beta", "lr", "weight_decay", "generator_lr")
+        check_fields(self, epochs=1, warmup=0, batch_size=1, candidates=1, tries=1, share="above 0 and below 1")
+        check_fields(self, memory="from 0 to below 1", slack="from 0 to below 1")
+        check_fields(self, **dict.fromkeys(numbers, ">= 0 and finite"))
         if self.warmup >= self.epochs:
             raise ValueError(f"warmup must be below epochs = {self.epochs}, else nothing is learned, got {self.warmup}")
-        if self.metric not in METRICS:
-            raise ValueError(f"metric must be one of {list(METRICS)}, got {self.metric!r}")
-        for name, low, high in (("memory", 0.0, 1.0), ("share", 0.0, 1.0), ("slack", 0.0, 1.0)):
-            value = getattr(self, name)
-            if not low <= value < high or (name == "share" and value == 0):
-                raise ValueError(f"{name} must be from 0 to below 1 (share above 0), got {value!r}")
-        for name in ("rho", "lam", "beta", "lr", "weight_decay", "generator_lr", "memory", "share", "slack"):
-            if getattr(self, name) is not None:  # numpy's numbers would not go into JSON
-                object.__setattr__(self, name, float(getattr(self, name)))
 
 
 class Search:
-    """One run of SAMQ: the network, its optimizer, the generator and its teacher.
+    """One run of SAMQ: the network, its optimizer, and the controller.
 
     Args:
         model: A float network, which is left as it is.
@@ -118,7 +107,14 @@ class Search:
     """
 
     def __init__(
-        self, model: nn.Module, data: Data, space: Space, budget: float, settings: SAMQ, seed: int, quantizer: str
+        self,
+        model: nn.Module,
+        data: Data,
+        space: Space,
+        budget: float,
+        settings: SAMQ,
+        seed: int,
+        quantizer: QuantizerName,
     ) -> None:
         self.space, self.budget, self.settings, self.seed = space, budget, settings, seed
         self.network = Switchable(model, space, data, quantizer=quantizer)
@@ -134,9 +130,9 @@ class Search:
         )
         base = base_optimizer(self.network.model, self.recipe)
         self.sam = cast(SAQ, self.recipe.sam).wrap(self.network.model, base)
-        self.generator = Generator(len(space.groups), len(space.candidates), seed=seed)
-        self.teacher = Reinforce(
-            self.generator,
+        self.controller = Controller(len(space.groups), len(space.candidates), seed=seed)
+        self.reinforce = Reinforce(
+            self.controller,
             lr=settings.generator_lr,
             weight_decay=settings.generator_lr,
             entropy_weight=settings.beta,
@@ -152,7 +148,7 @@ class Search:
         for k, (x, y) in enumerate(training_batches(self.ours, self.recipe.batch_size, generator=random)):
             for group in self.sam.param_groups:
                 group["lr"] = self.recipe.lr_at(epoch * per_epoch + k, per_epoch)
-            self.network.choose_(self.draw(even=epoch < self.settings.warmup))
+            self.network.choose_(self.draw(uniform=epoch < self.settings.warmup))
             losses.append(self.sam.step(partial(self.backward, [(x, y)], len(y))))
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
@@ -160,28 +156,28 @@ class Search:
         return {"epoch": epoch + 1, "loss": loss}
 
     @torch.no_grad()
-    def draw(self, *, even: bool) -> Tensor:
-        """Return a choice (decisions,): by the generator, or with even chances."""
-        chance = self.generator
-        if even:
-            return torch.randint(chance.candidates, (chance.decisions,), generator=chance.random)
-        return chance()[0][0]
+    def draw(self, *, uniform: bool) -> Tensor:
+        """Return a choice (decisions,), drawn by the controller or uniformly."""
+        controller = self.controller
+        if uniform:
+            return torch.randint(controller.candidates, (controller.decisions,), generator=controller.random)
+        return controller()[0][0]
 
-    def generator_epoch(self) -> dict[str, float]:
-        """Teach the generator on the other half for an epoch: one draw per batch, the network in evaluation mode.
+    def controller_epoch(self) -> dict[str, float]:
+        """Train the controller on the other half for an epoch: one draw per batch, the network in evaluation mode.
 
         The host waits for the loss of every batch: the next draw depends on it.
         """
         rows = []
         with evaluation_mode(self.network.model):
             for x, y in evaluation_batches(self.held_out, self.settings.batch_size, self.device):
-                choice, log_probability, entropy = self.generator()
+                choice, log_probability, entropy = self.controller()
                 self.network.choose_(choice[0])
                 loss, bops = self.perturbed_loss(x, y).cpu(), self.space.bops(choice)
                 if not math.isfinite(loss):
                     rule = f"try a rho below {self.settings.rho} or an lr below {self.settings.lr}"
                     raise FloatingPointError(f"perturbed loss is {float(loss)}: {rule}")
-                self.teacher.learn_(log_probability, entropy, loss + self.penalty(bops))
+                self.reinforce.update_(log_probability, entropy, loss + self.penalty(bops))
                 rows.append(torch.stack([loss.double(), bops[0].double(), entropy[0].detach().double()]))
         return dict(zip(("perturbed_loss", "bops", "entropy"), torch.stack(rows).mean(0).tolist(), strict=True))
 
@@ -193,7 +189,7 @@ class Search:
 
     def perturbed_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of one batch at w + ε, with its own ε."""
-        with self.sam.worst(partial(self.backward, [(x, y)], len(y))), torch.no_grad():
+        with self.sam.at_perturbed(partial(self.backward, [(x, y)], len(y))), torch.no_grad():
             return F.cross_entropy(self.network.model(x), y)
 
     def backward(self, batches: Iterable[Batch], samples: int) -> Tensor:
@@ -207,53 +203,53 @@ class Search:
         return total
 
     def sharpness(self, choice: Tensor) -> tuple[float, Evaluation]:
-        """Return the rise of the mean loss over the other half at w + ε, one ε for all of it; and the loss at w."""
+        """Return L(w + ε) - L(w) over the other half, with one ε for all of it, and the evaluation at w."""
         self.network.choose_(choice)
         model, size = self.network.model, self.settings.batch_size
         flat = evaluate(model, self.held_out, batch_size=size)
         with evaluation_mode(model):
             batches = evaluation_batches(self.held_out, size, self.device)
-            with self.sam.worst(partial(self.backward, batches, len(self.held_out[1]))):
+            with self.sam.at_perturbed(partial(self.backward, batches, len(self.held_out[1]))):
                 return evaluate(model, self.held_out, batch_size=size).loss - flat.loss, flat
 
     @torch.no_grad()
     def derive(self) -> Tensor:
         """Draw the configurations to be compared, all different, (n, decisions) with 1 <= n <= `candidates`."""
-        wanted, slack = self.settings.candidates, self.settings.slack
-        drawn = distinct(self.generator(self.settings.tries)[0])
+        count, slack = self.settings.candidates, self.settings.slack
+        drawn = distinct(self.controller(self.settings.tries)[0])
         costs = self.space.bops(drawn)
         fits = costs <= self.budget
         inside = fits & (costs >= (1 - slack) * self.budget)
         if not fits.any():
             raise ValueError(
-                f"budget must be one that the generator meets, got {self.budget}: the cheapest of "
+                f"budget must be one that the controller meets, got {self.budget}: the cheapest of "
                 f"{self.settings.tries:,} draws costs {int(costs.min()) / MILLION:,.1f} M; raise epochs, lam or tries"
             )
-        if int(inside.sum()) >= wanted:
-            return drawn[inside][:wanted]
+        if int(inside.sum()) >= count:
+            return drawn[inside][:count]
         order = costs.argsort(descending=True, stable=True)
-        found = order[fits[order]][:wanted]
-        lowest = f"the cheapest of {len(found)} that are compared costs {int(costs[found[-1]]) / MILLION:,.1f} M"
-        rule = f"{int(inside.sum())} different draws lie within {slack:.1%} below the budget, not {wanted}"
+        chosen = order[fits[order]][:count]
+        lowest = f"the cheapest of {len(chosen)} that are compared costs {int(costs[chosen[-1]]) / MILLION:,.1f} M"
+        rule = f"{int(inside.sum())} different draws lie within {slack:.1%} below the budget, not {count}"
         warnings.warn(f"{rule}: {lowest}; raise tries or epochs", stacklevel=2)
-        return drawn[found]
+        return drawn[chosen]
 
 
 def samq(
-    model: nn.Module, data: Data, space: Space, budget: float, *, settings: SAMQ, seed: int, quantizer: str
+    model: nn.Module, data: Data, space: Space, budget: float, *, settings: SAMQ, seed: int, quantizer: QuantizerName
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return the choice of least sharpness and the history: see `search`."""
     run = Search(model, data, space, budget, settings, seed, quantizer)
     epochs = []
     for epoch in processes.bar(range(settings.epochs), "searching"):
-        row = run.weight_epoch(epoch)
-        epochs.append(row | (run.generator_epoch() if epoch >= settings.warmup else {}))
+        losses = run.weight_epoch(epoch)
+        epochs.append(losses | (run.controller_epoch() if epoch >= settings.warmup else {}))
     compared: list[dict[str, Any]] = []
     choices = run.derive()
     for choice in choices:
-        rise, flat = run.sharpness(choice)
-        own = {"bits": space.bits(choice), "bops": int(space.bops(choice))}
-        compared.append(own | {"sharpness": rise, "loss": flat.loss, "accuracy": flat.accuracy})
+        delta_loss, flat = run.sharpness(choice)
+        row: dict[str, Any] = {"bits": space.bits(choice), "bops": int(space.bops(choice))}
+        compared.append(row | {"sharpness": delta_loss, "loss": flat.loss, "accuracy": flat.accuracy})
     best = min(range(len(compared)), key=[row["sharpness"] for row in compared].__getitem__)
     return choices[best], {"epochs": epochs, "compared": compared, "settings": asdict(settings)}
 
@@ -262,10 +258,10 @@ def halves(data: Data, share: float, seed: int, device: torch.device) -> tuple[D
     """Return the data with a share of the training images, and the rest as a split; both have the data's classes."""
     x, y = data.train
     order = balanced_order(y.cpu(), seed, proportional=True)
-    number = round(share * len(y))
-    if not 0 < number < len(y):
+    count = round(share * len(y))
+    if not 0 < count < len(y):
         raise ValueError(f"share must leave images on both sides, got {share} of {len(y)}")
-    first, second = (_rows(x, y, part, device) for part in (order[:number], order[number:]))
+    first, second = (_rows(x, y, part, device) for part in (order[:count], order[count:]))
     return replace(data, train=first), second
 
 
@@ -275,7 +271,7 @@ def _rows(x: Tensor | ImageFiles, y: Tensor, rows: Tensor, device: torch.device)
 
 
 def distinct(drawn: Tensor) -> Tensor:
-    """Return the different rows, in the order in which they came."""
+    """Return the distinct rows, in the order of their first occurrence."""
     first: dict[tuple[int, ...], int] = {}
     for k, row in enumerate(drawn.tolist()):
         first.setdefault(tuple(row), k)

@@ -1,4 +1,4 @@
-"""The one function that finds bits per layer."""
+"""The one function that searches for bits per layer."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import math
 import time
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from .. import processes
-from ..data import Data, device_of, seeded
-from ..quantizers import QUANTIZERS
-from .aligning import ASGA, asga
+from ..data import Data
+from ..modes import device_of, seeded
+from ..quantization import QuantizerName
+from ..settings import check_option
+from .asga import ASGA, asga
 from .baselines import at_random, by_hessian, uniform
-from .choices import Policy, Space
 from .samq import SAMQ, samq
+from .space import Policy, Space
 
-METHODS = ("uniform", "random", "hessian", "samq", "asga")
-SETTINGS = {"samq": SAMQ, "asga": ASGA}
+Method = Literal["uniform", "random", "hessian", "samq", "asga"]
+SETTINGS: dict[str, Any] = {"samq": SAMQ, "asga": ASGA}
 
 
 def search(
@@ -28,14 +30,14 @@ def search(
     data: Data,
     *,
     budget: float,
-    method: str = "samq",
+    method: Method = "samq",
     seed: int = 0,
     candidates: Sequence[int | str] = (2, 3, 4, 5),
-    quantizer: str = "lsq",
+    quantizer: QuantizerName = "lsq",
     settings: SAMQ | ASGA | None = None,
     first_input_bits: int = 8,
 ) -> Policy:
-    """Find bits per layer within a budget of bit operations: ``quantize(model, bits=search(…).bits)``.
+    """Search bits per layer within a budget of bit operations: ``quantize(model, bits=search(…).bits)``.
 
     The first and the last layer stay at 8 bits. A shortcut's convolution takes the bits of the branch beside it and the
     products of attention those of its projections; every other layer has a decision of its own. Model, data and random
@@ -48,7 +50,7 @@ def search(
         budget: Bit operations of one input, at most, as `cost` counts them: ``cost(model, bits="W4A4").bops``.
         method: "uniform": the most bits that fit, the same everywhere. "random": random bits that cost from 98 to 100 %
             of the budget. "hessian": least ``Σ mean Hessian trace · squared error of quantization``, exactly (in the
-            manner of HAWQ-V2). "samq": a generator learns by trial which bits leave a low perturbed loss, and the
+            manner of HAWQ-V2). "samq": a controller learns by REINFORCE which bits leave a low perturbed loss, and the
             flattest of its proposals is taken. "asga": descent on a mixture of all bits, with gradients aligned between
             the weights and their sharp neighbour.
         seed: Of everything drawn; "uniform" draws nothing.
@@ -58,9 +60,9 @@ def search(
         first_input_bits: See `cost`.
 
     Raises:
-        ValueError: If no bits fit into the budget (the error names the least possible), or none that were drawn; for an
-            unknown method or quantizer, a quantized network, settings that are not for this method, or a budget that is
-            no finite number.
+        ValueError: If no bits fit into the budget (the error names the least possible), or none that were drawn; if the
+            method or quantizer is unknown, the network quantized already, `settings` of another method, or the budget
+            not finite.
 
     Cost: a few forward passes of one input; "hessian": 30 to 120 Hessian-vector products of the probe and 80
     quantizations of each weight per candidate; "samq": per epoch two forward and backward passes over one half of the
@@ -70,6 +72,15 @@ def search(
 
     Source: Liu et al., Sharpness-aware Quantization, first version (2021), and its released code; Dong et al., HAWQ-V2
     (2020); Ma et al., Adaptive Sharpness-Aware Gradient Aligning (2025), as far as `ASGA` says.
+
+    Example:
+        >>> import saq_core
+        >>> data = saq_core.load_data("digits", limit=64, device="cpu")
+        >>> model = saq_core.build_model("resnet8", data)
+        >>> budget = saq_core.cost(model, bits="W4A4").bops
+        >>> policy = saq_core.search(model, data, budget=budget, method="uniform")
+        >>> set(policy.bits.values()), policy.bops == budget
+        ({'W4A4'}, True)
     """
     start = time.perf_counter()
     _check(model, data, budget, method, quantizer, settings)
@@ -99,16 +110,12 @@ def search(
 
 
 def _check(
-    model: nn.Module, data: Data, budget: float, method: str, quantizer: str, settings: SAMQ | ASGA | None
+    model: nn.Module, data: Data, budget: float, method: Method, quantizer: str, settings: SAMQ | ASGA | None
 ) -> None:
     if not (isinstance(budget, Real) and math.isfinite(budget)):
         raise ValueError(f"budget must be a finite number of bit operations, got {budget!r}")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
-    if quantizer not in QUANTIZERS:
-        raise ValueError(f"quantizer must be one of {sorted(QUANTIZERS)}, got {quantizer!r}")
-    if method == "hessian" and quantizer == "liq-authors":
-        raise ValueError('quantizer must keep the units of the weights for "hessian", got \'liq-authors\': use "liq"')
+    check_option("method", method, Method)
+    check_option("quantizer", quantizer, QuantizerName)
     if settings is not None and not isinstance(settings, SETTINGS.get(method, ())):
         known = SETTINGS[method].__name__ if method in SETTINGS else "None"
         raise ValueError(f"settings must be {known} for method={method!r}, got {type(settings).__name__}")

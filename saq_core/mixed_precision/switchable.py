@@ -8,15 +8,13 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..calibration import calibrate
 from ..data import Data
-from ..layers import quantize
-from ..quantizer_base import Quantizer
-from .choices import Space
+from ..quantization import Quantizer, QuantizerName, calibrate, quantize
+from .space import Space
 
 
 class Switch(nn.Module):
-    """Stand in the place of a module of which there are several: the chosen one computes.
+    """Stand in for a module of which there are several: the chosen one computes.
 
     Args:
         options: One per candidate; the same module may stand for several.
@@ -33,22 +31,17 @@ class Switch(nn.Module):
         return self.options[self.chosen]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the chosen option makes of x."""
+        """Return the output of the chosen option."""
         return self.current(x)
 
 
 class QuantizerSwitch(Switch):
-    """Answer what a layer and those who measure it ask a quantizer."""
+    """Expose the interface of the chosen quantizer."""
 
     @property
     def bits(self) -> int:
         """Of the chosen quantizer."""
         return self.current.bits
-
-    @property
-    def weight_units(self) -> str:
-        """Of the chosen quantizer."""
-        return self.current.weight_units
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the chosen quantizer's step."""
@@ -73,18 +66,18 @@ class Switchable:
     and PreResNet's last one is copied too.
     """
 
-    def __init__(self, model: nn.Module, space: Space, data: Data, *, quantizer: str = "lsq") -> None:
+    def __init__(self, model: nn.Module, space: Space, data: Data, *, quantizer: QuantizerName = "lsq") -> None:
         fixed = [space.bits(space.everywhere(k)) for k in range(len(space.candidates))]
-        twins = [calibrate(quantize(model, bits, quantizer=quantizer), data) for bits in fixed]
-        self.model, self.space = twins[0], space
+        networks = [calibrate(quantize(model, bits, quantizer=quantizer), data) for bits in fixed]
+        self.model, self.space = networks[0], space
         self.switches: dict[str, list[Switch]] = {leader: [] for leader in space.groups}
         owners = {name: leader for leader, group in space.groups.items() for name in group}
         for name in [n for n, m in self.model.named_modules() if isinstance(m, Quantizer)]:
             owner = next((part for part in _prefixes(name) if part in owners), None)
             if owner is not None:
-                options = cast(list[Any], [twin.get_submodule(name) for twin in twins])
-                alike = {option.bits: option for option in options}
-                self._put(name, QuantizerSwitch([alike[option.bits] for option in options]), owners[owner])
+                options = cast(list[Any], [network.get_submodule(name) for network in networks])
+                by_bits = {option.bits: option for option in options}
+                self._put(name, QuantizerSwitch([by_bits[option.bits] for option in options]), owners[owner])
         for name, leader in space.norms.items():
             norm = self.model.get_submodule(name)
             self._put(name, Switch([copy.deepcopy(norm) for _ in space.candidates]), leader)
@@ -94,7 +87,7 @@ class Switchable:
         self.switches[leader].append(switch)
 
     def choose_(self, choice: Tensor) -> None:
-        """Take these bits from now on: a choice (decisions,) on the CPU."""
+        """Switch to a choice (decisions,), on the CPU."""
         for switches, k in zip(self.switches.values(), choice.tolist(), strict=True):
             for switch in switches:
                 switch.chosen = k

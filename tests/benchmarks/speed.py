@@ -1,7 +1,8 @@
 """Speeds as ratios, measured in turn within one run: ``make bench``, ``python tests/benchmarks/speed.py [section …]``.
 
-Times are medians of interleaved repeats on one machine; only the ratios mean anything elsewhere. "Gradient" and
-"forward" are plain eager float32 PyTorch on the unmodified network in eval mode, at the best of the batch sizes 32…512.
+Times are medians of interleaved repeats on one machine (on a GPU between two CUDA events); only the ratios mean
+anything elsewhere. "Gradient" and "forward" are plain eager float32 PyTorch on the unmodified network in eval mode, at
+the best of the batch sizes 32…512.
 """
 
 import argparse
@@ -20,18 +21,43 @@ from torch.profiler import ProfilerActivity, profile
 
 import landscape
 import saq_core
-from saq_core import FPQ, perturbation, training
-from saq_core.mixed_precision import aligning, choices, samq
+from saq_core import FPQ
+from saq_core.mixed_precision import asga, samq
+from saq_core.mixed_precision.space import Space
+from saq_core.training import loop
 
 ROWS = (32, 64, 128, 256, 512)
 
 
+class HostEvent:
+    """What torch.cuda.Event is on a GPU."""
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return (end.at - self.at) * 1e3
+
+
+def events(device):
+    """Return two events to be recorded, with nothing left to do on the device."""
+    if device.type != "cuda":
+        return HostEvent(), HostEvent()
+    torch.cuda.synchronize(device)
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+
 def timed(function, device):
-    start = time.perf_counter()
+    """Return the seconds that a call takes until the device has done it, and its result."""
+    start, end = events(device)
+    start.record()
     result = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3, result
 
 
 def measured(functions, repeats, device):
@@ -285,13 +311,13 @@ def searches(given, device):
     """An epoch over 512 images of each search for bits, as a multiple of quantization-aware training's."""
     batch, model = images(512, device), given.model()
     data = saq_core.Data(batch, batch, batch, 10)
-    space = choices.Space.of(model, (3, 32, 32))
+    space = Space.of(model, (3, 32, 32))
     budget = saq_core.cost(model, (3, 32, 32), bits="W3A3").bops
     twin = saq_core.calibrate(saq_core.quantize(model, "W3A3"), data)
     recipe = saq_core.Recipe(epochs=1, lr=1e-3, compile=False)
     plain = saq_core.ASGA(batch_size=128, lr=1e-3, rho=0.0, rho_range=None, beta=0.0)  # one pass
     runs = {
-        name: aligning.Alignment(model, data, space, settings, 0)
+        name: asga.Alignment(model, data, space, settings, 0)
         for name, settings in (("ASGA's mixture, one pass", plain), ("ASGA", saq_core.ASGA(batch_size=128, lr=1e-3)))
     }
     samq_ = samq.Search(model, data, space, budget, saq_core.SAMQ(lr=1e-3), 0, "lsq")
@@ -338,7 +364,7 @@ def _step(model, x, y, method, compiled):
     sam = method if isinstance(method, saq_core.SAQ) else None
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
     optimizer = optimizer if sam is None else sam.wrap(model, optimizer)
-    made = (lambda network: training._compiled(network, x.device)) if compiled else (lambda network: network)
+    made = (lambda network: loop._compiled(network, x.device)) if compiled else (lambda network: network)
     forward, teacher = _perturbed(model, method, made) if isinstance(method, FPQ) else (made(model), None)
     period = 5 if sam is not None and sam.policy.endswith(":5") else 1
 
@@ -366,13 +392,13 @@ NOISES = contextlib.ExitStack()  # kept: what nobody holds is taken off again
 def _perturbed(model, fpq, made):
     """Return the forward pass with noise and, where the method distills, its loss, and the teacher."""
     if fpq.p:
-        NOISES.enter_context(perturbation.feature_noise(model, fpq.p))
+        NOISES.enter_context(saq_core.fpq.feature_noise(model, fpq.p))
     if not fpq.distill:
         return made(model), None
-    names = perturbation.taught_layers(model)
-    network = perturbation.teacher_of(model, None, names)
-    student = perturbation.Student(fpq, perturbation.Features(model, names))
-    return made(student), perturbation.Teacher(network, made(perturbation.Features(network, names)))
+    names = saq_core.fpq.distilled_layers(model)
+    network = saq_core.fpq.teacher_of(model, None, names)
+    student = saq_core.fpq.Student(fpq, saq_core.fpq.Features(model, names))
+    return made(student), saq_core.fpq.Teacher(network, made(saq_core.fpq.Features(network, names)))
 
 
 def _loader(device):

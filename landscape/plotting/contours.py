@@ -1,0 +1,111 @@
+"""Surfaces as maps: contours over colours, one panel or more of a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from contourpy import contour_generator
+from matplotlib.axes import Axes
+from plotly.subplots import make_subplots
+
+from . import interactive
+from .captions import axis_label, short
+from .levels import Levels
+from .style import HIGHLIGHT, at, columns
+from .values import SurfaceLike
+
+
+def map_panels(notes: Mapping[str, str]) -> go.Figure:
+    """Return empty axes side by side, titled with the networks' names and what is missing."""
+    wide = columns(len(notes))
+    rows = -(-len(notes) // wide)
+    titles = [f"<b>{name}</b><br><sup>{note}</sup>" if note else f"<b>{name}</b>" for name, note in notes.items()]
+    spacing = {"horizontal_spacing": 0.06, "vertical_spacing": 0.25 / rows}
+    figure = make_subplots(rows, wide, subplot_titles=titles, figure=interactive.empty_figure(), **spacing)
+    figure.layout.height = 150 + rows * (430, 360, 270)[wide - 1]
+    return figure
+
+
+def add_maps(
+    figure: go.Figure,
+    surfaces: Mapping[str, SurfaceLike],
+    heights: Mapping[str, np.ndarray],
+    ends: tuple[float, float],
+    levels: Sequence[float] | None,
+) -> None:
+    """Draw a map into each panel, its levels (in units of the heights) shared by all, and label the outer axes."""
+    for index, (name, surface) in enumerate(surfaces.items()):
+        cell = at(index, len(surfaces))
+        figure.add_trace(_map(surface, heights[name], *ends, lines=levels is None), **cell)
+        if levels is not None:
+            x, y, _ = level_lines(surface, heights[name], levels)
+            line = {"width": 0.9, "color": "rgba(255, 255, 255, 0.8)"}
+            figure.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False, **cell)
+        there = [0.0] if surface.centre else []
+        marker = {"symbol": "cross-thin", "size": 11, "line": {"color": HIGHLIGHT, "width": 2.5}}
+        figure.add_scatter(x=there, y=there, mode="markers", marker=marker, hoverinfo="skip", showlegend=False, **cell)
+    _set_axes(figure, list(surfaces.values()))
+
+
+def level_lines(surface: SurfaceLike, heights: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+    """Return x, y and height along the contours at some levels, (3, points), with NaN between two lines."""
+    generator = contour_generator(surface.alphas.numpy(), surface.betas.numpy(), np.ma.masked_invalid(heights.T))
+    gap = np.full((1, 3), np.nan)
+    parts: list[Any] = [np.empty((0, 3))]
+    for level in levels:
+        for line in generator.lines(level):
+            parts += [np.column_stack([np.asarray(line), np.full(len(line), level)]), gap]
+    return np.concatenate(parts).T
+
+
+def _map(surface: SurfaceLike, heights: np.ndarray, low: float, high: float, lines: bool) -> go.Contour:
+    hover, step = interactive.hover_data(surface, "<br>"), (high - low) / 12
+    levels = {"start": low + step / 2, "end": high, "size": step} if lines else {"coloring": "heatmap"}
+    return go.Contour(
+        x=surface.alphas.numpy(),
+        y=surface.betas.numpy(),
+        z=heights.T,  # plotly has x along columns
+        coloraxis="coloraxis",
+        autocontour=False,
+        contours=levels | {"showlines": lines},
+        line={"width": 0.7, "color": "rgba(255, 255, 255, 0.6)"},
+        customdata=hover["customdata"].transpose(1, 0, 2),
+        hovertemplate=f"alpha %{{x:.4g}}<br>beta %{{y:.4g}}<br>{hover['hovertemplate']}<extra></extra>",
+        connectgaps=False,
+    )
+
+
+def _set_axes(figure: go.Figure, surfaces: Sequence[SurfaceLike]) -> None:
+    """Label the outer axes, and let each end where its surface does."""
+    plain = {"showgrid": False, "zeroline": False, "nticks": 6, "ticks": "outside", "title_standoff": 6}
+    texts = [(axis_label if len(surfaces) == 1 else short)(surfaces[0], axis) for axis in (1, 2)]
+    wide = columns(len(surfaces))
+    for index, surface in enumerate(surfaces):
+        outer = (index >= len(surfaces) - wide, index % wide == 0)
+        for axis, (letter, steps) in enumerate((("x", surface.alphas), ("y", surface.betas))):
+            name = f"{letter}axis{index + 1 if index else ''}"
+            position = {key: figure.layout[name][key] for key in ("domain", "anchor")}
+            title = texts[axis][:1].upper() + texts[axis][1:] if outer[axis] else None
+            ends = {"range": [float(steps[0]), float(steps[-1])], "title_text": title}
+            figure.layout[name] = plain | position | ends  # update_xaxes takes ten times as long
+    figure.layout.margin.l, figure.layout.margin.b = 60, 50
+
+
+def draw_map(ax: Axes, surface: SurfaceLike, values: np.ndarray, levels: Levels) -> None:
+    """Draw labelled contours over pale colours into axes; gaps stay white."""
+    alphas, betas = surface.alphas.numpy(), surface.betas.numpy()
+    shown = np.ma.masked_invalid(values.T)  # matplotlib has x along columns
+    if shown.count():
+        colours: Any = levels.steps()
+        ax.contourf(alphas, betas, shown, levels.values, norm=colours.norm, cmap=colours.cmap, extend=levels.extend)
+    crossed = [level for level in levels.values if shown.count() and shown.min() < level < shown.max()]
+    if crossed:  # matplotlib warns of levels that nothing reaches
+        drawn = ax.contour(alphas, betas, shown, crossed, colors="0.25", linewidths=0.6)
+        ax.clabel(drawn, fmt="%g", fontsize=7)
+    if surface.centre is not None:
+        ax.plot(0, 0, "+", color=HIGHLIGHT, markersize=8, markeredgewidth=1.5)
+    ax.update_datalim([(alphas[0], betas[0]), (alphas[-1], betas[-1])])  # also where nothing is finite
+    ax.margins(0)

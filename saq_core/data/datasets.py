@@ -1,0 +1,267 @@
+"""Data sets: small ones as tensors on the device, image files as streams; their splits and the probe."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..settings import check_number, check_option
+from . import image_files
+from .image_files import ImageFiles
+
+Batch = tuple[Tensor, Tensor]
+Split = tuple[Tensor | ImageFiles, Tensor]
+Source = tuple[np.ndarray, np.ndarray]  # images or the paths of their files, labels
+
+PROBE_SIZE = 1024
+PROBE_SEED = 20_111  # fixed, so that every network trained on these data gets the same probe
+TEST_SEED = 1_797  # the digits come without a test split; this one never depends on the caller's seed
+MOMENTS = {
+    "digits": ((0.3053,), (0.3760,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2557, 0.2761)),
+}
+DataName = Literal["digits", "cifar10", "cifar100", "flowers102", "pets", "imagenet", "folder"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Data:
+    """Three splits of one data set, each a pair (x, y), with the augmentation that training applies.
+
+    Make one of your own tensors to train on them.
+
+    Args:
+        train: Inputs (n, …) float, or `ImageFiles` in their place, and labels (n,) int64.
+        val: For choices; drawn from the training data.
+        test: Never used for a choice.
+        num_classes: Labels are 0 … num_classes - 1.
+        padding: Random crop after padding by this many pixels on each side; 0 = none. Tensors (n, c, h, w) only:
+            image files are cropped and scaled at random.
+        flip: Horizontal flip of every second image on average.
+        fill: Value of the padding per channel (black, once normalised).
+        name: For titles.
+
+    Raises:
+        ValueError: If a split is empty, its labels are out of range or not int64, or the augmentation does not fit.
+
+    Example:
+        >>> import torch, saq_core
+        >>> x, y = torch.randn(30, 1, 8, 8), torch.arange(30) % 3
+        >>> data = saq_core.Data((x[:20], y[:20]), (x[20:25], y[20:25]), (x[25:], y[25:]), num_classes=3)
+        >>> data
+        Data(custom: 20 train, 5 val, 5 test; inputs (1, 8, 8), 3 classes)
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    num_classes: int
+    padding: int = 0
+    flip: bool = False
+    fill: tuple[float, ...] = (0.0,)
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        for split in ("train", "val", "test"):
+            check_split(getattr(self, split), split, self.num_classes)
+        object.__setattr__(self, "num_classes", int(self.num_classes))  # numpy's would not come back from a checkpoint
+        if self.padding < 0:
+            raise ValueError(f"padding must be >= 0, got {self.padding}")
+        if self.padding and isinstance(self.train[0], ImageFiles):
+            raise ValueError(f"padding must be 0 for image files, which have crops of their own, got {self.padding}")
+        if (self.padding or self.flip) and len(self.train[0].shape) != 4:
+            raise ValueError(f"padding and flip need images (n, c, h, w), got inputs of shape {self.train[0].shape}")
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(getattr(self, split)[0]):,} {split}" for split in ("train", "val", "test"))
+        return f"Data({self.name}: {sizes}; inputs {self.input_shape}, {self.num_classes} classes)"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.train[0].shape[1:])
+
+    @cached_property
+    def probe(self) -> Batch:
+        """The images on which landscapes are measured: 1,024 of the training split, un-augmented, on the CPU.
+
+        Class-balanced; all images where there are fewer; the same for every network trained on these data.
+        """
+        x, y = self.train
+        chosen = balanced_order(y.cpu(), PROBE_SEED)[:PROBE_SIZE]
+        return x[chosen.to(x.device)].cpu(), y[chosen.to(y.device)].cpu()
+
+    def to(self, device: torch.device | str) -> Data:
+        """Return the data with all splits on a device; these, where they lie there already."""
+        device = torch.device(device)
+        if all(t.device == device for split in (self.train, self.val, self.test) for t in split):
+            return self
+        splits: dict[str, Any] = {k: tuple(t.to(device) for t in getattr(self, k)) for k in ("train", "val", "test")}
+        return replace(self, **splits)
+
+
+def check_split(split: Split, name: str, num_classes: int) -> None:
+    """Raise if a split is empty, of unequal lengths, or has labels out of range."""
+    x, y = split
+    if len(x) == 0 or len(x) != len(y):
+        raise ValueError(f"{name} must hold one label per input and at least one, got {len(x)} inputs, {len(y)} labels")
+    if y.ndim != 1 or y.dtype != torch.int64:
+        raise ValueError(f"{name} labels must be int64 of shape (n,), got {y.dtype} of shape {tuple(y.shape)}")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"{name} labels must lie in 0 … {num_classes - 1}, got {low} … {high}")
+
+
+def load_data(
+    name: DataName,
+    root: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    download: bool = False,
+    val_fraction: float = 0.1,
+    image_size: int | None = None,
+    min_scale: float = 0.08,
+    workers: int | None = None,
+) -> Data:
+    """Load a data set: digits and CIFAR as normalised tensors on the device, the others as `ImageFiles`.
+
+    The official splits are used where they exist (ImageNet's val is the test split). A missing validation split is
+    drawn from the training images, balanced over the classes, by `seed`. The test split is always whole; where there is
+    none it is drawn in the same way, by a fixed seed.
+
+    Args:
+        name: "digits" (1,797 images of 8x8, comes with scikit-learn), "cifar10", "cifar100", "flowers102", "pets"
+            (Oxford-IIIT, 37 breeds), "imagenet" (2012), or "folder": any images in one folder per class, these in
+            folders train, val and test, or train and one of the others (a lone val is the test split), or in `root`.
+        root: Folder that holds the files, as torchvision lays them out.
+        limit: Number of training images kept (a drawn validation split shrinks with it); None = all.
+        seed: Draws the splits.
+        device: Where the tensors go; None = the GPU where there is one.
+        download: Fetch missing files into `root`; not for "imagenet" and "folder".
+        val_fraction: Share of the training images that goes to a drawn validation split (and, first, test split).
+        image_size: Side in pixels of images from files; None = 224.
+        min_scale: Least share of the area that a random crop of an image file keeps (0.2 for MobileNets).
+        workers: Processes that decode image files; None = one per core and at most 8.
+
+    Raises:
+        ValueError: If the name is unknown, `root` is missing, a setting out of range, or a class has no training image.
+        FileNotFoundError: If the files are not in `root`.
+
+    Example:
+        >>> import saq_core
+        >>> saq_core.load_data("digits", limit=100)
+        Data(digits: 100 train, 11 val, 360 test; inputs (1, 8, 8), 10 classes)
+    """
+    check_option("name", name, DataName)
+    check_number("val_fraction", val_fraction, "above 0 and below 1")
+    if image_size is not None and name not in image_files.NAMES:
+        raise ValueError(f"image_size must be None for {name}, whose images have one size, got {image_size}")
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    parts = _split(_find(name, root, download), limit, seed, val_fraction)
+    wrap: Callable[[np.ndarray], Tensor | ImageFiles]
+    if name in image_files.NAMES:
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
+        workers, size = min(8, cores) if workers is None else workers, 224 if image_size is None else image_size
+        wrap = partial(ImageFiles, size=size, device=chosen, min_scale=min_scale, workers=workers)
+        augmentation: dict[str, Any] = {"flip": True}
+    else:
+        mean, std = (np.asarray(m, dtype=np.float32) for m in MOMENTS[name])
+        wrap = partial(_to_tensor, mean=mean, std=std, device=chosen)
+        padding, flip = (1, False) if name == "digits" else (4, True)  # a mirrored digit is another sign
+        augmentation = {"padding": padding, "flip": flip, "fill": tuple((-mean / std).tolist())}
+    splits: dict[str, Any] = {k: (wrap(x), torch.from_numpy(y).to(chosen)) for k, (x, y) in parts.items()}
+    return Data(**splits, num_classes=_classes(parts), name=name, **augmentation)
+
+
+def _find(name: str, root: str | Path | None, download: bool) -> dict[str, Source]:
+    if name == "digits":
+        return _digits()
+    if root is None:
+        raise ValueError(f'root must be the folder of the {name} files, got None: load_data("{name}", "data")')
+    try:
+        return (_cifar if name in MOMENTS else image_files.find_images)(name, Path(root), download)
+    except RuntimeError as error:
+        raise FileNotFoundError(f"no complete {name} under {root}, as torchvision lays it out: {error}") from error
+
+
+def _classes(parts: dict[str, Source]) -> int:
+    return 1 + max(int(y.max()) for _, y in parts.values())
+
+
+def _split(parts: dict[str, Source], limit: int | None, seed: int, val_fraction: float) -> dict[str, Source]:
+    """Return all splits, the missing ones drawn from the training images."""
+    classes = _classes(parts)
+    if "test" not in parts:
+        sizes = _split_sizes(len(parts["train"][1]), None, val_fraction)
+        parts = dict(zip(("train", "test"), _drawn(parts["train"], TEST_SEED, *sizes), strict=True))
+    sizes = _split_sizes(len(parts["train"][1]), limit, 0 if "val" in parts else val_fraction)
+    train, val = _drawn(parts["train"], seed, *sizes)
+    trained = len(np.unique(train[1]))
+    if trained < classes or classes < 2:
+        raise ValueError(
+            f"train must hold images of every class, and of two at least, got {trained} of {classes} classes: raise "
+            "limit, lower val_fraction, or add images"
+        )
+    return {"val": val, **parts, "train": train}
+
+
+def _drawn(source: Source, seed: int, kept: int, held_out: int) -> tuple[Source, Source]:
+    """Return two disjoint samples of these sizes, each balanced over the classes."""
+    x, y = source
+    ordered = balanced_order(torch.from_numpy(y), seed).numpy()
+    rows, others = ordered[held_out : held_out + kept], ordered[:held_out]
+    return (x[rows], y[rows]), (x[others], y[others])
+
+
+def _split_sizes(total: int, limit: int | None, val_fraction: float) -> tuple[int, int]:
+    held_out = max(1, round(val_fraction * total)) if val_fraction else 0
+    if limit is None:
+        return total - held_out, held_out
+    if not 1 <= limit <= total - held_out:
+        raise ValueError(f"limit must be from 1 to {total - held_out}, got {limit}")
+    return limit, min(held_out, max(1, round(limit * val_fraction / (1 - val_fraction))))
+
+
+def balanced_order(y: Tensor, seed: int, *, proportional: bool = False) -> Tensor:
+    """Return a random order of which every beginning holds the classes in (almost) equal numbers, or in those of y."""
+    mixed = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    labels = y[mixed]
+    by_class = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    rank = torch.empty_like(mixed)
+    rank[by_class] = torch.arange(len(y)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    return mixed[torch.argsort((rank + 0.5) / counts[labels] if proportional else rank, stable=True)]
+
+
+def _to_tensor(x: np.ndarray, mean: np.ndarray, std: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy((x.astype(np.float32) - mean) / std).permute(0, 3, 1, 2).contiguous().to(device)
+
+
+def _digits() -> dict[str, Source]:
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    train, test = _drawn((source.images[..., None] / 16, source.target.astype(np.int64)), TEST_SEED, 1437, 360)
+    return {"train": train, "test": test}
+
+
+def _cifar(name: str, root: Path, download: bool) -> dict[str, Source]:
+    from torchvision import datasets
+
+    kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    with warnings.catch_warnings():
+        # The published files were pickled by an old numpy; a new one remarks on that.
+        warnings.filterwarnings("ignore", message=".*align")
+        sets = {split: kind(root, train=split == "train", download=download) for split in ("train", "test")}
+    return {k: (v.data / np.float32(255), np.asarray(v.targets, dtype=np.int64)) for k, v in sets.items()}

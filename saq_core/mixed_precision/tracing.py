@@ -1,0 +1,103 @@
+"""Which layers a shortcut follows and which layer feeds a BatchNorm, from one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from ..quantization import copy_model, find_layers
+
+ADDITIONS = ("add", "add_", "__add__", "__iadd__", "__radd__")
+
+
+class Origin(NamedTuple):
+    """Origin of a value of a forward pass: the last layer, all layers before, and whether nothing was added."""
+
+    layer: str
+    before: frozenset[str]
+    alone: bool
+
+
+class _Origins(TorchFunctionMode):
+    """Trace the values of a forward pass back to the layers that made them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[int, tuple[Tensor, Origin]] = {}  # the tensor too, for its id must not be used again
+        self.follows: dict[str, str] = {}
+        self.norms: dict[str, str] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        parts = [origin for t in _tensors((args, kwargs or {})) if (origin := self.of(t)) is not None]
+        if parts:
+            deepest = max(parts, key=lambda origin: len(origin.before))
+            if getattr(func, "__name__", "") in ADDITIONS and len(parts) == 2:
+                self._note_shortcut(min(parts, key=lambda origin: len(origin.before)), deepest)
+            before, alone = frozenset().union(*(origin.before for origin in parts)), len(parts) == 1 and deepest.alone
+            self._put(output, Origin(deepest.layer, before, alone))
+        return output
+
+    def of(self, tensor: Tensor) -> Origin | None:
+        """Return the origin of a value, None for the input and for parameters."""
+        return self.known[id(tensor)][1] if id(tensor) in self.known else None
+
+    def _put(self, values: Any, origin: Origin) -> None:
+        self.known.update({id(t): (t, origin) for t in _tensors(values)})
+
+    def _note_shortcut(self, short: Origin, long: Origin) -> None:
+        both = short.alone and long.alone and len(short.before) < len(long.before)
+        circle = leader_of(long.layer, self.follows, self.follows.values()) == short.layer  # of layers used twice
+        if both and short.layer not in long.before and not circle:
+            self.follows.setdefault(short.layer, long.layer)
+
+    def layer(self, name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Record a layer's output (a forward hook)."""
+        origins = [origin for t in _tensors(inputs) if (origin := self.of(t)) is not None]
+        before = max((origin.before for origin in origins), key=len, default=frozenset())
+        self._put(output, Origin(name, before | {name}, True))
+
+    def norm(self, name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Record which layer feeds a BatchNorm (a forward pre-hook)."""
+        origin = self.of(inputs[0])
+        if origin is not None:
+            self.norms.setdefault(name, origin.layer)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Iterable) and not isinstance(values, str):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)
+
+
+def trace_shortcuts(model: nn.Module, x: Tensor) -> tuple[dict[str, str], dict[str, str]]:
+    """Return (shortcut -> the layer beside it, BatchNorm -> the layer that feeds it), from one forward pass of a copy.
+
+    A shortcut is a layer whose output is added to that of a longer branch which it is no part of. After an addition the
+    longer branch counts as the origin: the first BatchNorm of a pre-activation block belongs to the block before.
+    """
+    network, origins = copy_model(model).eval().requires_grad_(), _Origins()
+    layers = find_layers(network)[0]
+    for name, module in network.named_modules():
+        if name in layers:
+            module.register_forward_hook(partial(origins.layer, name))
+        elif isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(partial(origins.norm, name))
+    with torch.enable_grad(), origins:
+        network(x)
+    return origins.follows, origins.norms
+
+
+def leader_of(name: str, follows: dict[str, str], free: Collection[str]) -> str:
+    """Return the layer that decides for this one: itself, unless it follows one that can decide."""
+    while follows.get(name) in free:
+        name = follows[name]
+    return name

@@ -1,0 +1,8 @@
+"""Quantizers, the layers that use them, and the functions that put them into a network."""
+
+from .base import Method, Quantizer, Stored, Unquantized, check_latent
+from .calibration import calibrate
+from .convert import SWAPS, Bits, copy_model, dequantize, find_layers, parse_bits, quantize
+from .layers import QConv2d, QLinear
+from .packing import KIND, SizeReport, export, unpack_
+from .quantizers import LIQ, LSQ, PACT, QUANTIZERS, AsymmetricLSQ, DoReFa, LSQPlus, MinMax, QuantizerName

@@ -1,0 +1,44 @@
+"""Rounding, clipping and gradient scaling with straight-through gradients.
+
+Everything here is differentiable twice, works under ``torch.func`` and fuses under ``torch.compile``: rounding is
+written as ``x + (round(x) - x).detach()`` and not as a custom autograd function.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+SMALLEST_STEP = 1e-8  # a step or clip below this is read as this, so that it never reaches 0 or flips sign
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round half to even, with gradient 1 (straight-through estimator).
+
+    ``x + (round(x) - x)`` with the bracket held constant, in place: each new tensor costs time in eager PyTorch.
+    """
+    constant = x.detach()
+    return constant.round().sub_(constant).add_(x)
+
+
+def clip(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp, with gradient 1 strictly inside and 0 at the bounds and beyond.
+
+    The same as `torch.clamp` in one pass backward instead of five, and with the same gradient at the bounds everywhere.
+    """
+    return nn.functional.hardtanh(x, low, high)
+
+
+def scale_gradient(s: Tensor, factor: float) -> Tensor:
+    """Return s unchanged, to the bit, with its gradient multiplied by `factor`.
+
+    A backward hook would be wrong when gradients accumulate over several uses; this is part of the graph.
+    """
+    scaled = s * factor
+    return s.detach() + (scaled - scaled.detach())
+
+
+def check_bits(bits: int, name: str = "bits") -> int:
+    """Return `bits` if it is a whole number from 1 to 32."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 32:
+        raise ValueError(f"{name} must be a whole number from 1 to 32 (32 = leave as it is), got {bits!r}")
+    return bits

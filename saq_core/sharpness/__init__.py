@@ -1,0 +1,7 @@
+"""Sharpness-aware minimisation of float and quantized networks."""
+
+from .radius import AdaptiveRho, checked_range
+from .sam import CASES, SAM, SAQ, Case
+from .step_policies import Stepper, StepPolicy
+from .targets import Metric
+from .vectors import TINY, common_grads, dot, norm

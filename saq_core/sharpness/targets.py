@@ -1,0 +1,86 @@
+"""What a sharpness-aware step perturbs: trainable tensors, and the quantized layers that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from torch import Tensor, nn
+
+Kind = Literal["weight", "bias", "norm", "weight_step", "input_step"]
+Weights = Literal["latent", "quantized"]
+Metric = Literal["plain", "adaptive", "normalised"]
+Combination = Literal["perturbed", "mean", "gsam"]
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+Point = dict[str, Tensor]
+
+
+@dataclass
+class PerturbedParameter:
+    """A trainable tensor, and the quantized layers (with its name there) that use it."""
+
+    name: str
+    tensor: nn.Parameter
+    users: list[tuple[nn.Module, str, str]]  # layer, weight's name, name of its delta
+
+    def deltas(self) -> list[Tensor]:
+        """Return the buffers that are added to its quantized values."""
+        return [layer.get_buffer(delta) for layer, _, delta in self.users]
+
+    def quantized(self) -> list[Tensor]:
+        """Return its quantized values, one for each user."""
+        return [cast(Any, layer).quantized_weights()[name][0] for layer, name, _ in self.users]
+
+
+@dataclass
+class Target:
+    """A tensor that gets its ε, and the one whose gradient determines it."""
+
+    tensor: Tensor
+    source: Tensor
+    parameter: PerturbedParameter
+    user: int
+
+
+def find_parameters(model: nn.Module, kinds: Sequence[Kind]) -> list[PerturbedParameter]:
+    """Return the trainable parameters of these kinds."""
+    users: dict[int, list[tuple[nn.Module, str, str]]] = {}
+    kind_of: dict[int, str] = {}
+    for layer in model.modules():
+        direct = list(layer.parameters(recurse=False))
+        if getattr(layer, "is_quantizer", False):
+            kind = "input_step" if getattr(layer, "activation", False) else "weight_step"
+            kind_of.update({id(p): kind for p in direct})
+        elif isinstance(layer, NORMS):
+            kind_of.update({id(p): "norm" for p in direct})
+        if hasattr(layer, "quantized_weights"):
+            for name, (_, delta, _) in cast(Any, layer).quantized_weights().items():
+                buffer_name = next(key for key, buffer in layer.named_buffers() if buffer is delta)
+                users.setdefault(id(layer.get_parameter(name)), []).append((layer, name, buffer_name))
+    return [
+        PerturbedParameter(name, p, users.get(id(p), []))
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.is_floating_point()
+        if kind_of.get(id(p), "bias" if name.endswith("bias") else "weight") in kinds
+    ]
+
+
+def find_targets(parameters: list[PerturbedParameter], measured_at: Weights, applied_to: Weights) -> dict[str, Target]:
+    """Return name -> target; a weight that several quantized layers share has one for each."""
+    targets = {}
+    for parameter in parameters:
+        deltas = parameter.deltas()
+        quantized = applied_to == "quantized" and bool(deltas)
+        tensors: list[Tensor] = deltas if quantized else [parameter.tensor]
+        sources = deltas if measured_at == "quantized" and quantized else [parameter.tensor] * len(tensors)
+        for k, (tensor, source) in enumerate(zip(tensors, sources, strict=True)):
+            targets[f"{parameter.name}#{k}" if k else parameter.name] = Target(tensor, source, parameter, k)
+    return targets
+
+
+def gradients_at(targets: dict[str, Target]) -> Point:
+    """Return the gradient of every target that has one."""
+    grads = ((name, target.source.grad) for name, target in targets.items() if target.parameter.tensor.requires_grad)
+    return {name: grad.detach() for name, grad in grads if grad is not None}

@@ -1,0 +1,56 @@
+"""Lists of tensors as vectors: norms and products, displacing them and putting them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TINY = 1e-30  # keeps a zero gradient from dividing by zero; far below any norm in float32
+
+
+@contextmanager
+def restored(tensors: list[Tensor]) -> Iterator[None]:
+    """Copy the tensors back at the end, whatever happens: subtracting what was added would drift."""
+    with torch.no_grad():
+        saved = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, saved, strict=True):
+                tensor.copy_(value)
+
+
+@contextmanager
+def displaced(tensors: list[Tensor], by: list[Tensor]) -> Iterator[None]:
+    """Add to the tensors, and restore them at the end."""
+    with restored(tensors):
+        with torch.no_grad():
+            for tensor, e in zip(tensors, by, strict=True):
+                tensor.add_(e)
+        yield
+
+
+def norm(tensors: list[Tensor]) -> Tensor:
+    """Return the Euclidean norm of all tensors together."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+
+
+def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """Return the inner product of all tensors together."""
+    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+
+
+def projection(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """Return the coefficient of the projection of a onto b, ⟨a, b⟩/‖b‖²."""
+    return dot(a, b) / norm(b).square().clamp_min(TINY)
+
+
+def common_grads(a: dict[Any, Tensor], b: dict[Any, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the gradients of the names that both have: a pass may leave a parameter without one."""
+    names = [name for name in a if name in b]
+    return [a[name] for name in names], [b[name] for name in names]

@@ -1,0 +1,109 @@
+"""Saving a network with all that a further training needs, and loading it without executing anything."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from .. import files
+from ..models import make
+from ..quantization import KIND, check_latent, copy_model, quantize, unpack_
+from .history import History
+from .recipes import Recipe
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write weights, quantizer settings, recipe, history, probe and versions to `path`, whole or not at all.
+
+    Args:
+        model: Any network, with the attributes that `build_model`, `quantize` and `train` set on it.
+        path: Of the file; folders are made.
+
+    Raises:
+        ValueError: If the network was read from a file of `export`.
+
+    Example:
+        >>> import tempfile, torch, saq_core
+        >>> model = saq_core.quantize(torch.nn.Sequential(torch.nn.Linear(4, 2)), "W4A32")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     saq_core.save(model, f"{folder}/model.pt")
+        ...     back = saq_core.load(f"{folder}/model.pt", model)
+        >>> torch.equal(back[0].weight, model[0].weight)
+        True
+    """
+    check_latent(model, "copy that file, or export() again")
+    recipe, history = getattr(model, "recipe", None), getattr(model, "history", None)
+    content = {
+        "state": model.state_dict(),
+        "architecture": getattr(model, "architecture", None),
+        "quantization": getattr(model, "quantization", None),
+        "recipe": None if recipe is None else asdict(recipe),
+        "history": None if history is None else history.state(),
+        "probe": getattr(model, "probe", None),
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+    }
+    files.write(path, "model", content)
+
+
+def load(path: str | Path, model: nn.Module | None = None, *, map_location: Any = "cpu") -> nn.Module:
+    """Return the network that `save` wrote, in evaluation mode, with its recipe, history and probe.
+
+    From a file of `export`, the network has the weights it computed with, and can be measured but not trained.
+
+    Args:
+        path: Of the file.
+        model: Needed for networks that `build_model` did not make: one of the same kind, float or quantized. It is
+            left as it is.
+        map_location: Device of the weights; the probe stays on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is cut short or not ours, or holds another network or quantizer than `model`.
+
+    Example:
+        See `save`.
+
+        >>> import saq_core
+        >>> saq_core.load("nowhere.pt")
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.pt'
+    """
+    content = files.read(path, ("model", KIND), map_location)
+    network = _instance(content, model, path)
+    if content["kind"] == KIND:
+        content["state"] |= unpack_(network, content["packed"])
+    files.check_same_network(network, content["state"], path)
+    dtypes = [v.dtype for v in content["state"].values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    network.to(dtype=dtypes[0] if dtypes else torch.float32).load_state_dict(content["state"])
+    attributes = cast(Any, network)
+    if content["architecture"] is not None:
+        attributes.architecture = content["architecture"]
+    if content.get("probe") is not None:
+        attributes.probe = tuple(part.cpu() for part in content["probe"])
+    if content.get("recipe") is not None:
+        attributes.recipe = Recipe.from_dict(content["recipe"])
+    if content.get("history") is not None:
+        attributes.history = History.from_state(content["history"])
+    return network.to(map_location).eval()
+
+
+def _instance(content: dict[str, Any], model: nn.Module | None, path: str | Path) -> nn.Module:
+    if model is not None:
+        network = copy_model(model)
+    elif content["architecture"] is not None:
+        network = make(content["architecture"])
+    else:
+        raise ValueError(f"model must be given for {path}, got None: its network is not one of build_model's")
+    quantized = any(hasattr(module, "quantized_weights") for module in network.modules())
+    settings, expected = content["quantization"], getattr(network, "quantization", None)
+    if settings and expected and settings["quantizer"] != expected["quantizer"]:
+        kinds = f"model must have the quantizer {settings['quantizer']!r} of {path}, got {expected['quantizer']!r}"
+        raise ValueError(f"{kinds}: pass the float network, or quantize it alike")
+    if settings is None or quantized:
+        return network
+    return quantize(network, settings["bits"], **{k: v for k, v in settings.items() if k != "bits"})

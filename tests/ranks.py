@@ -1,0 +1,50 @@
+"""Processes that see each other as torchrun's do, without its starts: forked, everything is imported already."""
+
+import os
+import socket
+import warnings
+from contextlib import contextmanager
+
+import torch
+from torch import multiprocessing
+
+
+def launched(function, *arguments, count=2):
+    """Call the function in so many processes of their own; one that fails or is killed is an error here.
+
+    Where CUDA is in use, which no fork survives, they are started anew: the function must be one of a module then.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    given = (function, arguments, count, port)
+    with _unwarned():
+        multiprocessing.start_processes(_ranked, given, nprocs=count, start_method=_method())
+
+
+def forked(function, *arguments):
+    """Start the function in a process of its own and return that."""
+    process = multiprocessing.get_context(_method()).Process(target=_ranked, args=(0, function, arguments, 1, 0))
+    with _unwarned():
+        process.start()
+    return process
+
+
+def _method():
+    return "spawn" if torch.cuda.is_initialized() else "fork"
+
+
+@contextmanager
+def _unwarned():
+    """Python 3.12 and later warn of forks where there are threads: here they wait for work and hold no lock."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+        yield
+
+
+def _ranked(rank, function, arguments, count, port):
+    torch.set_num_threads(1)  # the pool of threads did not come along
+    if count > 1:
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in own.items()}
+    function(*arguments)

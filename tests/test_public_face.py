@@ -1,0 +1,158 @@
+"""What a user sees of the packages: their names, options, examples, and results as a line, a table and a picture."""
+
+import doctest
+import inspect
+import pathlib
+import sys
+import warnings
+from xml.etree import ElementTree
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from torch import nn
+
+import landscape
+import saq_core
+from saq_core import SAM, SAQ, Description, Experiment, FeatureNoisePenalty, History, Policy, Recipe, describe, quantize
+from saq_core.settings import check_number, check_option
+from saq_core.training.history import HEIGHT
+
+OBJECTS = [
+    (package, name)
+    for package in (landscape, saq_core)
+    for name in package.__all__
+    if not isinstance(getattr(package, name), dict)
+]
+
+
+@pytest.mark.parametrize(("package", "name"), OBJECTS, ids=[f"{p.__name__}.{name}" for p, name in OBJECTS])
+def test_the_example_of_every_public_object_runs(package, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where examples may write
+    found = getattr(package, name)
+    names = vars(sys.modules[found.__module__]).copy()
+    examples = doctest.DocTestParser().get_doctest(inspect.getdoc(found), names, name, None, 0)
+    assert examples.examples
+    report = []
+    failed, _ = doctest.DocTestRunner().run(examples, out=report.append)
+    plt.close("all")
+    assert not failed, "".join(report)
+
+
+@pytest.mark.parametrize("package", [landscape, saq_core])
+def test_dir_shows_the_public_names_alone(package):
+    assert set(dir(package)) == {*package.__all__, "__version__"} and package.__version__
+    assert all(hasattr(package, name) for name in dir(package))
+    assert (pathlib.Path(package.__file__).parent / "py.typed").exists()
+
+
+def results():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    sam = SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.1)
+    rows = [{"epoch": k + 1, "loss": 1 / (k + 1), "val_loss": 2 / (k + 1), "<b>": 0} for k in range(4)]
+    return {
+        "SAM": sam,
+        "Description": describe(model, (4,)),
+        "History": History(rows),
+        "Policy": Policy({"<b>": "W4A4"}, 10, 0.1, "uniform", 20.0),
+        "Recipe": Recipe(epochs=3, lr=0.1, sam=SAQ(case=2)),
+        "Experiment": Experiment("<b>", "digits", "resnet8", Recipe(epochs=1, lr=0.1)),
+        "FeatureNoisePenalty": FeatureNoisePenalty(0.1, 0.0, 0.1, 0.0, {}, 0.1, 2, 0.0),
+    }
+
+
+@pytest.mark.parametrize("kind", list(results()))
+def test_results_are_one_line_a_table_and_escaped_in_a_notebook(kind):
+    result = results()[kind]
+    assert repr(result).startswith(f"{kind}(") and "\n" not in repr(result) and len(repr(result)) < 200
+    assert len(result.frame) == {"SAM": 4, "History": 4, "FeatureNoisePenalty": 0}.get(kind, len(result.frame))
+    html = result._repr_html_()
+    assert "<table" in html and "<b>" not in html
+    ElementTree.fromstring(f"<div>{html}</div>")  # well formed
+
+
+def test_a_repr_of_settings_makes_them_again():
+    recipe = Recipe(epochs=3, lr=0.1, sam=SAQ(0.1, case=2), mix="cutmix")
+    assert repr(recipe) == "Recipe(epochs=3, lr=0.1, sam=SAQ(rho=0.1, case=2), mix='cutmix')"
+    assert eval(repr(recipe), {"Recipe": Recipe, "SAQ": SAQ}) == recipe
+    frame = recipe.frame.set_index("setting")["value"]
+    assert frame["sam"] == "SAQ(rho=0.1, case=2)" and frame["momentum"] == "0.9"
+
+
+def curves(history):
+    """Return name -> pieces of the curve in the picture, each (x, y) points in pixels."""
+    svg = ElementTree.fromstring(history._picture())
+    pieces = {p[0].text: [piece for piece in p.get("d").split("M") if piece] for p in svg}
+    return {n: [[tuple(map(float, at.split())) for at in one.split("L")] for one in p] for n, p in pieces.items()}
+
+
+def test_the_picture_of_a_history_has_two_curves_with_gaps():
+    losses = [4.0, 3.0, float("nan"), 2.0, 1.0]
+    history = History([{"epoch": k + 1, "loss": x, "val_loss": 5.0 - k} for k, x in enumerate(losses)])
+    found = curves(history)
+    assert [len(piece) for piece in found["loss"]] == [2, 2] and [len(piece) for piece in found["val_loss"]] == [5]
+    (_, top), (_, bottom) = found["val_loss"][0][0], found["loss"][1][1]
+    assert top == 4 and bottom == HEIGHT - 4  # the largest and the smallest value
+    assert not History()._picture() and not History([{"epoch": 1, "loss": 1.0}])._picture()
+    history._repr_html_()
+
+
+def test_a_history_can_be_plotted_and_drawn():
+    history = results()["History"]
+    traces = history.plot().data
+    assert [trace.name for trace in traces] == ["training", "validation"]
+    assert list(traces[0].x) == [1, 2, 3, 4] and list(traces[0].y) == [1, 1 / 2, 1 / 3, 1 / 4]
+    figure = history.draw()
+    lines = figure.axes[0].get_lines()
+    assert [line.get_label() for line in lines] == ["training", "validation"]
+    assert list(lines[1].get_ydata()) == [2, 1, 2 / 3, 1 / 2]
+    mine, ax = plt.subplots()
+    assert history.draw(ax) is mine and len(ax.get_lines()) == 2
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("value", "rule", "message"),
+    [
+        (0, 1, "n must be a whole number >= 1, got 0"),
+        (True, 0, "n must be a whole number >= 0, got True"),
+        (1.0, 1, "n must be a whole number >= 1, got 1.0"),
+        (-1.0, ">= 0 and finite", "n must be >= 0 and finite, got -1.0"),
+        (float("nan"), ">= 0 and finite", "n must be >= 0 and finite, got nan"),
+        ("1", "> 0", "n must be > 0, got '1'"),
+        (1, "from 0 to below 1", "n must be from 0 to below 1, got 1"),
+        (None, "> 0", "n must be > 0, got None"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_in_words(value, rule, message):
+    with pytest.raises(ValueError) as caught:
+        check_number("n", value, rule)
+    assert str(caught.value) == message
+
+
+def test_options_are_read_from_their_literal():
+    from saq_core.mixed_precision.searching import Method
+
+    check_option("method", "samq", Method)
+    with pytest.raises(ValueError, match=r"method must be one of \['uniform', .*'asga'\], got 'hawq'"):
+        check_option("method", "hawq", Method)
+
+
+def test_recurrent_layers_count_by_formula():
+    for kind, gates in ((nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)):
+        model = kind(5, 7, num_layers=2, bidirectional=True, batch_first=True)
+        found = describe(model, (3, 5))
+        first, second = 2 * gates * 7 * (5 + 7), 2 * gates * 7 * (14 + 7)
+        assert found.macs == 3 * (first + second) and isinstance(found, Description)
+        assert found.layers[0].parameters == found.parameters == sum(p.numel() for p in model.parameters())
+    projecting = nn.LSTM(5, 7, proj_size=3, batch_first=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of a slower kernel
+        assert describe(projecting, (3, 5)).macs == 3 * (4 * 7 * (5 + 3) + 3 * 7)
+
+
+def test_a_layer_under_two_names_counts_once():
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    assert [(row.name, row.macs) for row in describe(model, (4,)).layers] == [("0", 32)]
+    assert describe(quantize(model, "W4A4", first_last_bits=None), (4,)).bops == 32 * 4 * 32
