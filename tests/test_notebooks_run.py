@@ -28,7 +28,7 @@ OWN = {
         "SEEDS, EPOCHS, SAMPLES = 2": "SEEDS, EPOCHS, SAMPLES = 1",
         "points=5": "points=3, radii=(0.05,), rtol=0.5",
     },
-    "02_hessian": {"k=10": "k=3", "max_samples=30": "max_samples=4"},
+    "02_hessian": {"k=10": "k=3", "num_probes=30": "num_probes=4"},
     "03_quantized_landscapes": {
         '"W8A8", "W4A4", ': "",
         r"ladder\.trusted & \(ladder\.radii <= 0\.02\)": "ladder.radii <= 0.02",  # after one epoch no step is trusted
