@@ -59,6 +59,13 @@ class ScaleCurvature(Result):
             space; else 0. ≥ 1: rounding error exceeds the step.
         samples: (radii, num_samples) the single second differences.
         derivatives: (draws,) dᵀHd along the same vectors; empty where it was not asked for.
+
+    Example:
+        >>> import torch, landscape
+        >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
+        >>> found = landscape.curvature_at_scale(model, data, radius=0.02, radii=[0.05])
+        >>> found.radii.tolist(), found.value == float(found.curvature[0])
+        ([0.02, 0.05], True)
     """
 
     radius: float
