@@ -16,7 +16,7 @@ from torch import Tensor
 from .results import Result
 from .surfaces import COMPUTED, FAILED, PENDING, Line, Surface
 
-# what files of version 0.1 call a field
+# field → its name in files of version 0.1
 _FORMER = {"delta_loss": "rise", "data_delta_loss": "data_rises", "rounding_ratio": "misstep"}
 _PENDING = -1.0  # what the scripts fill their arrays with before a point is measured
 
@@ -90,20 +90,21 @@ def _read(tree: Any) -> Any:
     kinds = {kind.__name__: kind for kind in _subclasses(Result)}
     kind = kinds[tree.attrs["result"]]
     plain = json.loads(tree.attrs["fields"])
+    arrays: dict[str, dict[str, Tensor]] = {}
+    for name, variable in tree.data_vars.items():
+        field, _, key = name.partition(":")
+        arrays.setdefault(field, {})[key] = torch.from_numpy(np.array(variable.values))
     values: dict[str, Any] = {}
-    stored = {name.split(":")[0] for name in tree.data_vars} | {*plain, *tree.children}
-    for field in (field.name for field in dataclasses.fields(kind)):
-        name = field if field in stored else _FORMER.get(field, field)
-        parts = {n: v for n, v in tree.data_vars.items() if n.split(":")[0] == name}
-        if name in parts:
-            values[field] = torch.from_numpy(np.array(parts[name].values))
-        elif parts:
-            values[field] = {n.split(":", 1)[1]: torch.from_numpy(np.array(v.values)) for n, v in parts.items()}
+    for field in dataclasses.fields(kind):
+        former = _FORMER.get(field.name, "")
+        name = former if former in arrays and field.name not in arrays else field.name
+        if name in arrays:
+            values[field.name] = arrays[name].get("", arrays[name])
         elif name in tree.children:
             keys = plain[name]["keys"]
-            values[field] = {key: _read(tree[name][str(i)]) for i, key in enumerate(keys)}
+            values[field.name] = {key: _read(tree[name][str(i)]) for i, key in enumerate(keys)}
         else:
-            values[field] = plain[name]
+            values[field.name] = plain[name]
     values["about"] = _migrated(values["about"])
     return kind(**values)
 

@@ -21,7 +21,7 @@ SHORTER = {
     r"\bepochs=[\w *+]+": "epochs=1",
     r"\bpoints=(9|11|19)\b": "points=5",
     r"\brtol=0\.\d+": "rtol=0.5",
-    r"\"(draws|max_samples)\": \d+": r'"\1": 2',
+    r"\"(num_samples|num_probes)\": \d+": r'"\1": 2',
 }
 OWN = {
     "00_quickstart": {

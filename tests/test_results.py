@@ -72,6 +72,17 @@ def test_results_say_how_they_came_about():
     assert found.about["torch"] == torch.__version__ and found.about["seconds"] > 0 and found.about["units"] == "raw"
 
 
+def test_files_of_version_0_1_are_read(tmp_path):
+    import xarray
+
+    result = average_sharpness(convolutional(), RAGGED, num_samples=2)
+    tree = xarray.open_datatree(result.save(tmp_path / "new.nc"), engine="h5netcdf").load()
+    tree.close()
+    old = tree.to_dataset().rename({"delta_loss": "rise", "data_delta_loss": "data_rises"})
+    xarray.DataTree(old).to_netcdf(tmp_path / "old.nc", engine="h5netcdf")
+    assert same(result, load(tmp_path / "old.nc"))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
 def test_a_file_cut_short_is_refused(share, tmp_path):
     path = trace(torch.eye(3)).save(tmp_path / "result.nc")

@@ -9,7 +9,7 @@ How to add a plot, say of ``Drift``:
    inside of ``with paper.style():`` into ``ax or paper.new_axes(2.3)``, then `paper.label_axes`, `paper.entitle`, and
    return ``paper.figure_of(ax)``. `captions.caption` says what was measured, `values.is_log` decides on the scale.
 3. Write ``picture = "drifts.drift"`` into the class: `Result.plot` and `Result.draw` find both functions by it.
-4. Put it into PICTURES of ``tests/test_pictures.py``, and look at it.
+4. Put it into RESULTS of ``tests/test_pictures.py``, and look at it.
 """
 
 from importlib import import_module

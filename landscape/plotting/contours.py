@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,11 +23,16 @@ def map_panels(notes: Mapping[str, str]) -> go.Figure:
     """Return empty axes side by side, titled with the networks' names and what is missing."""
     wide = columns(len(notes))
     rows = -(-len(notes) // wide)
-    titles = [f"<b>{name}</b><br><sup>{note}</sup>" if note else f"<b>{name}</b>" for name, note in notes.items()]
+    titles = [panel_title(name, note) for name, note in notes.items()]
     spacing = {"horizontal_spacing": 0.06, "vertical_spacing": 0.25 / rows}
     figure = make_subplots(rows, wide, subplot_titles=titles, figure=interactive.empty_figure(), **spacing)
     figure.layout.height = 150 + rows * (430, 360, 270)[wide - 1]
     return figure
+
+
+def panel_title(name: str, note: str) -> str:
+    """Return the title of a panel: the network's name as it is, and what is missing below it."""
+    return f"<b>{html.escape(name, quote=False)}</b>" + f"<br><sup>{note}</sup>" * bool(note)
 
 
 def add_maps(

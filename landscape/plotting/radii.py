@@ -10,12 +10,13 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..checking import one_of
 from . import interactive, paper
 from .captions import caption, quantity
 from .style import COLOURS, DOUBTFUL, HIGHLIGHT
-from .values import WIDE, Scale, check_option, finite_of, is_log
+from .values import WIDE, Scale, finite_of, is_log
 
-_INCREASE = "Increase of the loss"
+_INCREASE = "Loss increase"
 _RADIUS = "Length of the step ε, in norms of the weights"
 
 
@@ -129,7 +130,7 @@ def draw_measures(table: Any, ax: Axes | None = None, *, scale: Scale = "auto", 
     """
     names, values, errors = _by_measure(table)
     with paper.style():
-        ax = ax or paper.new_axes(0.8 + 0.2 * len(names), width=1.4 * paper.ONE_COLUMN)
+        own, ax = ax is None, ax or paper.new_axes(0.8 + 0.2 * len(names), width=1.4 * paper.ONE_COLUMN)
         if is_log(scale, [values]):
             ax.set_xscale("log")
         else:
@@ -139,7 +140,11 @@ def draw_measures(table: Any, ax: Axes | None = None, *, scale: Scale = "auto", 
         ax.set_yticks(rows, names)
         ax.invert_yaxis()
         paper.label_axes(ax, _INCREASE, "")
-        paper.entitle(ax, title, caption({"": table}))
+        if own:  # above all of it: the axes are narrow beside their labels
+            text = "\n".join(filter(None, [title, caption({"": table})]))
+            paper.figure_of(ax).suptitle(text, fontsize=7, color="0.4")
+        else:
+            paper.entitle(ax, title, caption({"": table}))
     return paper.figure_of(ax)
 
 
@@ -226,7 +231,7 @@ def draw_curvature(
 
 def _curvature(curvature: Any, scale: Scale) -> tuple[Any, ...]:
     """Return radii, values, errors, which are trusted, the derivative, the limits of the picture, and notes."""
-    check_option("scale", scale, Scale)
+    one_of("scale", scale, Scale)
     unit = curvature.numel if curvature.is_random else 1
     radii, trusted = curvature.radii.numpy(), curvature.trusted.numpy()
     values, errors = unit * curvature.curvature.numpy(), unit * curvature.error.numpy()
@@ -288,14 +293,14 @@ def _draw_series(series: Sequence[Series], ax: Axes | None, x_title: str, scale:
 def _increases(sharpness: Any) -> tuple[Series, str]:
     errors = _joined(sharpness.stderr, sharpness.stderr_data)
     measure = sharpness.about.get("measure", "sharpness")
-    return Series(measure, sharpness.radii.tolist(), sharpness.rise.numpy(), errors), measure
+    return Series(measure, sharpness.radii.tolist(), sharpness.delta_loss.numpy(), errors), measure
 
 
 def _by_bits(rounding: Any) -> list[Series]:
     names = [f"{bits} bits" if bits else "its own steps" for bits in rounding.bits]
     noise = _joined(rounding.stderr, rounding.stderr_data)
     return [
-        Series("noise of ± half a step", names, rounding.rise.numpy(), noise),
+        Series("noise of ± half a step", names, rounding.delta_loss.numpy(), noise),
         Series("rounding", names, rounding.rounded.numpy(), _joined(rounding.rounded_stderr_data)),
     ]
 

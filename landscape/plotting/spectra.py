@@ -10,14 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..checking import one_of
 from . import interactive, paper
 from .captions import caption, quantity
 from .layers import draw_layers, plot_layers
 from .levels import asinh_ticks
 from .style import COLOURS, DOUBTFUL, HIGHLIGHT
-from .values import Scale, check_option, is_log
+from .values import Scale, is_log
 
 _COLOUR = COLOURS[0]
+_NOTHING = 1e-6  # of the largest trace: a deflated estimate leaves rounding errors in blocks of zeros
 _RUNNING, _PROBES = "mean so far ± one standard error", "each probe"
 
 
@@ -192,7 +194,10 @@ def plot_density(density: Any, *, scale: Scale = "auto", title: str | None = Non
         ticks = asinh_ticks(bulk / 3, *ends)
         figure.update_xaxes(tickvals=stretch(ticks), ticktext=[f"{tick:g}" for tick in ticks])
     figure.update_yaxes(title="Density" + " (log scale)" * log, type="log" if log else "linear")
-    figure.update_yaxes(range=np.log10([floor, top]) if log else [0, top / 2.8], exponentformat="power")
+    if log:
+        figure.update_yaxes(range=np.log10([floor, top]), exponentformat="power", dtick=1)
+    else:
+        figure.update_yaxes(range=[0, top / 2.8])
     value, error = density.implied_trace()
     note = f"{density.size:,} eigenvalues · trace {value:.4g} ± {error:.2g} · smoothed over {density.width:.2g}"
     interactive.finish(figure, title or "Density of eigenvalues", [note, caption({"": density})])
@@ -237,11 +242,11 @@ def draw_density(density: Any, ax: Axes | None = None, *, scale: Scale = "auto",
 
 
 def _layers(trace: Any) -> tuple[dict[str, tuple[float, float]], str]:
-    """Return the layers that vary, and how many do not: their trace is zero by definition."""
-    layers = {name: value for name, value in trace.layers.items() if bool(trace.layer_samples[name].any())}
-    still = len(trace.layers) - len(layers)
-    note = f"{still} tensors whose trace is exactly zero are left out" if still else ""
-    return layers or dict(trace.layers), note if layers else ""
+    """Return the layers, and how many are left out, with nothing but rounding errors: what does not vary has none."""
+    largest = max(float(samples.abs().max()) for samples in trace.layer_samples.values())
+    layers = {n: v for n, v in trace.layers.items() if float(trace.layer_samples[n].abs().max()) > _NOTHING * largest}
+    fixed = len(trace.layers) - len(layers)
+    return layers or trace.layers, f"{fixed} tensors that do not vary are left out" if fixed and layers else ""
 
 
 def _running(trace: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -273,7 +278,7 @@ def _curves(density: Any) -> tuple[Any, ...]:
 
 
 def _is_log_density(scale: Scale) -> bool:
-    check_option("scale", scale, Scale)
+    one_of("scale", scale, Scale)
     return scale != "linear"
 
 

@@ -13,12 +13,13 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
+from ..checking import one_of
 from . import interactive, paper
 from .captions import axis_label, caption, label, notes, short, units, wrapped
-from .contours import add_maps, draw_map, level_lines, map_panels
+from .contours import add_maps, draw_map, level_lines, map_panels, panel_title
 from .levels import Levels, check_levels, shared_levels
 from .style import HIGHLIGHT, at, columns
-from .values import Kind, Scale, SurfaceLike, check_option, columns_of, limits, missing
+from .values import Kind, Scale, SurfaceLike, columns_of, limits, missing
 
 
 def plot_surfaces(
@@ -41,7 +42,7 @@ def plot_surfaces(
         levels: of the contours, increasing; default twelve at even distances of the heights.
         title: replaces the default one.
     """
-    check_option("kind", kind, Kind)
+    one_of("kind", kind, Kind)
     values, log = columns_of(surfaces, value, scale)
     heights = {name: np.log10(array) if log else array for name, array in values.items()}
     low, high = limits(heights.values(), value)
@@ -94,7 +95,7 @@ def draw_surfaces(
     Raises:
         ValueError: ``ax`` for several surfaces, or flat axes for ``kind="3d"``.
     """
-    check_option("kind", kind, Kind)
+    one_of("kind", kind, Kind)
     values, log = columns_of(surfaces, value, scale)
     if ax is not None and len(surfaces) > 1:
         raise ValueError(f"ax must be None for several surfaces, which get panels of their own; got {len(surfaces)}")
@@ -147,7 +148,7 @@ def _scenes(gaps: Mapping[str, str]) -> go.Figure:
         wide,
         figure=interactive.empty_figure(),
         specs=[cells[row * wide : (row + 1) * wide] for row in range(rows)],
-        subplot_titles=[f"<b>{name}</b><br><sup>{note}</sup>" for name, note in gaps.items()],
+        subplot_titles=[panel_title(name, note) for name, note in gaps.items()],
         horizontal_spacing=0.01,
         vertical_spacing=0.08,
     )
@@ -174,7 +175,8 @@ def _add_sheets(
             x, y, z = level_lines(surface, heights[name], levels)
             line = {"width": 3, "color": z, "coloraxis": "coloraxis"}
             silent = {"mode": "lines", "hoverinfo": "skip", "showlegend": False}
-            figure.add_scatter3d(x=x, y=y, z=np.full(len(z), floor), line=line, **silent, **cell)
+            above = np.full(len(z), floor + 0.01 * (ends[1] - ends[0]))  # or the floor would hide parts of them
+            figure.add_scatter3d(x=x, y=y, z=above, line=line, **silent, **cell)
 
 
 def _sheet(surface: SurfaceLike, heights: np.ndarray, low: float, high: float, lines: bool) -> go.Surface:

@@ -1,0 +1,272 @@
+"""A picture for every result, with both libraries and the same options; tables in notebooks; figures in one call."""
+
+import inspect
+import math
+import os
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+from matplotlib.figure import Figure
+from networks import RAGGED, convolutional
+
+import landscape
+from landscape.files import atomic
+from landscape.plotting import drawing_function
+from landscape.results import Result, plotted
+
+X, Y = torch.randn(24, 4, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
+DATA = [(X[i : i + 4], Y[i : i + 4]) for i in range(0, 24, 4)]
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+
+
+def results():
+    model, batches = network(), DATA
+    path = landscape.trajectory(model, [network(seed) for seed in (1, 2, 3)], (X, Y))
+    found = [
+        landscape.line(model, batches, points=5),
+        landscape.surface(model, batches, points=5),
+        path,
+        landscape.trace(model, batches, units="filter"),
+        landscape.top_eigenvalues(model, batches, k=3),
+        landscape.density(model, batches, k=2, num_probes=2, steps=5, points=50),
+        landscape.curvature_at_scale(model, batches, ladder=[1e-2]),
+        landscape.worst_case_sharpness(model, batches, steps=2),
+        landscape.rounding_sharpness(model, batches),
+        landscape.sharpness(model, batches, measures=["worst case, filter", "rounding noise"]),
+        landscape.compare({"a": model, "<b>": network(1)}, batches, points=3, radii=(0.1,)),
+    ]
+    named = {type(result).__name__: result for result in found}
+    named["Trace by layer"] = landscape.trace(model, batches, units="filter", per_layer=True)
+    named["BatchNormCheck"] = landscape.batchnorm_check(convolutional(), RAGGED)
+    return named
+
+
+RESULTS = results()
+PLANE = landscape.surface(network(), (X, Y), directions=RESULTS["Trajectory"], span=((-9, 9), (-9, 9)), points=5)
+OPTIONS = {"Trajectory": {"surface": PLANE}}
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+def every_result():
+    kinds = [Result]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {kind for kind in kinds[1:] if kind.__module__.startswith("landscape.")}
+
+
+def test_every_result_has_a_picture():
+    assert {type(result) for result in RESULTS.values()} == every_result()
+    assert all(kind.picture for kind in every_result())
+
+
+@pytest.mark.parametrize("kind", sorted({kind.picture for kind in every_result()}))
+def test_both_libraries_take_the_same_options(kind):
+    options = []
+    for how in ("plot", "draw"):
+        parameters = inspect.signature(drawing_function(kind, how)).parameters.values()
+        options.append([(p.name, p.annotation) for p in parameters if p.kind is p.KEYWORD_ONLY])
+    assert options[0] == options[1] and {"scale", "title"} <= {name for name, _ in options[0]}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_result_is_drawn_into_new_axes_and_those_of_the_caller(name):
+    result, options = RESULTS[name], OPTIONS.get(name, {})
+    figure = result.plot(title="mine <", **options)
+    assert isinstance(figure, go.Figure) and figure.layout.title.text == "mine <" and len(figure.data)
+    drawn = result.draw(title="mine", **options)
+    assert isinstance(drawn, Figure)
+    titles = [drawn.get_suptitle(), *(ax.get_title() for ax in drawn.axes)]
+    assert any(title.split("\n")[0] == "mine" for title in titles)
+    drawn.canvas.draw()
+    if name != "Comparison":
+        own, axes = plt.subplots(1, 2)
+        axes[0].set_ylabel("mine")
+        assert result.draw(axes[0], **options) is own and not axes[1].has_data() and axes[0].has_data()
+        assert axes[0].get_ylabel() == "mine" or name == "Trace by layer"
+
+
+@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_every_result_knows_its_scales(name, scale):
+    result, options = RESULTS[name], OPTIONS.get(name, {})
+    assert result.plot(scale=scale, **options) is not None
+    result.draw(scale=scale, **options).canvas.draw()
+    with pytest.raises(ValueError, match="scale must be one of 'auto', 'linear', 'log', got 'cubic'"):
+        result.plot(scale="cubic", **options)
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_result_is_a_line_and_in_a_notebook_a_table_with_errors_and_a_caption(name):
+    result = RESULTS[name]
+    assert "\n" not in repr(result) and repr(result).startswith(type(result).__name__)
+    html = result._repr_html_()
+    assert html.count("<table") == html.count("<p ") == 1 and html.count("samples") >= 1
+    assert ("data:image/png;base64," in html) == (name in ("Line", "Surface"))
+    assert len(result.table) and len(result.frame)
+    assert not plt.get_fignums()  # a thumbnail is no figure of the caller's
+
+
+def test_names_are_escaped():
+    html = RESULTS["Comparison"]._repr_html_()
+    assert "&lt;b&gt;" in html and "<b>" not in html
+    titles = [note.text for note in RESULTS["Comparison"].plot().layout.annotations]
+    assert any("&lt;b&gt;" in title for title in titles)
+
+
+def test_a_thumbnail_leaves_the_current_figure_of_the_caller_alone():
+    figure = plt.figure()
+    RESULTS["Surface"]._repr_html_()
+    assert plt.gcf() is figure and not figure.axes
+
+
+# what is in the new pictures
+
+
+def test_a_trace_shows_its_probes_and_the_mean_so_far():
+    trace = RESULTS["Trace"]
+    band, probes, mean = trace.plot().data
+    samples = trace.samples.numpy()
+    assert list(probes.y) == samples.tolist() and list(probes.x) == list(range(1, len(samples) + 1))
+    assert mean.y[2] == pytest.approx(samples[:3].mean()) and mean.y[-1] == pytest.approx(trace.value)
+    assert np.nanmax(band.y[np.asarray(band.x) == len(samples)]) == pytest.approx(trace.value + trace.stderr)
+    (ax,) = trace.draw().axes
+    assert ax.lines[1].get_ydata()[-1] == pytest.approx(trace.value) and "filter-relative" in ax.get_ylabel()
+
+
+def test_a_trace_by_layer_is_bars_without_what_does_not_vary():
+    trace = RESULTS["Trace by layer"]
+    (bars,) = trace.plot().data
+    assert list(bars.x) == ["0", "2"] and list(bars.y) == [trace.layers[f"{name}.weight"][0] for name in bars.x]
+    assert list(bars.error_y.array) == [trace.layers[f"{name}.weight"][1] for name in bars.x]
+    assert "2 tensors that do not vary are left out" in trace.plot().layout.title.subtitle.text
+    (ax,) = trace.draw().axes
+    assert [bar.get_height() for bar in ax.patches] == list(bars.y) and "left out" in ax.get_title()
+
+
+def test_eigenvalues_have_errors_over_the_data_and_are_hollow_where_not_converged():
+    top = RESULTS["Eigenvalues"]
+    points = [trace for trace in top.plot().data if trace.mode == "markers"]
+    assert np.concatenate([trace.y for trace in points]).tolist() == top.values.tolist()
+    assert points[0].error_y.array[0] == pytest.approx(float(top.stderr_data[0])) and points[0].error_y.array[0] > 0
+    few = landscape.top_eigenvalues(torch.diag(torch.arange(40.0)), k=3, max_products=5)
+    assert not few.converged.all() and "not converged" in {trace.name for trace in few.plot().data}
+    labels = few.draw().axes[0].get_legend_handles_labels()[1]
+    assert "not converged" in labels
+
+
+def test_loss_increases_have_errors_over_draws_and_data():
+    sharpness, rounding = RESULTS["Sharpness"], RESULTS["RoundingSharpness"]
+    (curve,) = sharpness.plot().data
+    assert list(curve.x) == sharpness.radii.tolist() and list(curve.y) == sharpness.delta_loss.tolist()
+    np.testing.assert_allclose(curve.error_y.array, sharpness.stderr_data)  # the worst case has no draws
+    noise, rounded = rounding.plot().data
+    assert list(noise.x) == ["8 bits", "4 bits", "3 bits", "2 bits"] and list(rounded.y) == rounding.rounded.tolist()
+    np.testing.assert_allclose(noise.error_y.array, torch.hypot(rounding.stderr, rounding.stderr_data))
+    (ax,) = rounding.draw().axes
+    assert [container.get_label() for container in ax.containers] == [noise.name, rounded.name]
+
+
+def test_a_table_of_measures_is_a_row_each():
+    table = RESULTS["SharpnessTable"]
+    (points,) = table.plot().data
+    assert list(points.x) == [row["value"] for row in table.rows] and points.y[0] == "worst case, filter, r = 0.01"
+    (ax,) = table.draw().axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == list(points.y)
+
+
+def test_a_batchnorm_check_is_two_curves():
+    check = RESULTS["BatchNormCheck"]
+    curves = {trace.name: trace.y.tolist() for trace in check.plot().data if trace.name}
+    assert curves == {
+        "fixed statistics": check.fixed.tolist(),
+        "recomputed at every point": check.recomputed.tolist(),
+    }
+
+
+# histories
+
+
+def test_a_history_has_a_panel_for_loss_and_one_for_accuracy():
+    pandas = pytest.importorskip("pandas")
+    columns = {
+        "epoch": [1, 2, 3],
+        "loss": [40.0, 5.0, 1.0],
+        "val_loss": [30.0, 6.0, math.nan],
+        "accuracy": [0.1, 0.5, 1],
+    }
+    for history in (columns, pandas.DataFrame(columns)):
+        figure, drawn = landscape.plot_history(history), landscape.draw_history(history, title="mine")
+        assert [(trace.name, list(trace.x)) for trace in figure.data] == [
+            ("training", [1, 2, 3]),
+            ("validation", [1, 2, 3]),
+            ("training", [1, 2, 3]),
+        ]
+        assert figure.layout.yaxis.type == "log" and figure.layout.yaxis2.type == "linear"
+        assert [ax.get_ylabel() for ax in drawn.axes] == ["Loss", "Accuracy"] and drawn.axes[0].get_yscale() == "log"
+        assert drawn.get_suptitle() == "mine"
+    both = landscape.plot_history({"A": columns, "B": columns}, scale="linear")
+    assert len(both.data) == 6 and both.layout.yaxis.type == "linear"
+    assert len({trace.line.color for trace in both.data}) == 2 and both.data[3].name == "B, training"
+
+
+def test_a_history_goes_into_the_axes_of_the_caller():
+    figure, axes = plt.subplots(1, 2)
+    assert landscape.draw_history({"loss": [1.0, 2.0]}, axes[1]) is figure and not axes[0].has_data()
+    with pytest.raises(ValueError, match="axes must be 1, for loss, got 2"):
+        landscape.draw_history({"loss": [1.0, 2.0]}, axes)
+    with pytest.raises(ValueError, match="history must have a column loss, accuracy, val_loss or val_accuracy"):
+        landscape.plot_history({"lr": [0.1]})
+
+
+# in one call
+
+
+@pytest.mark.parametrize(
+    "name", ["line", "surface", "trace", "top_eigenvalues", "density", "curvature_at_scale", "sharpness"]
+)
+def test_plot_x_has_the_parameters_and_the_documentation_of_x(name):
+    measure, plot = getattr(landscape, name), getattr(landscape, f"plot_{name}")
+    assert inspect.signature(plot).parameters == inspect.signature(measure).parameters
+    assert inspect.signature(plot).return_annotation == "go.Figure"
+    assert plot.__name__ == f"plot_{name}" and inspect.getdoc(measure).split("\n")[0] in plot.__doc__
+
+
+def test_plot_x_is_x_plot():
+    assert (
+        landscape.plot_line(network(), DATA, points=3).to_json()
+        == landscape.line(network(), DATA, points=3).plot().to_json()
+    )
+    assert plotted(landscape.density).__wrapped__ is landscape.density
+
+
+# files
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    with atomic(path) as scratch:
+        assert str(os.getpid()) in scratch.name and not path.exists()
+        scratch.write_text("whole")
+    assert path.read_text() == "whole" and [file.name for file in path.parent.iterdir()] == ["file.txt"]
+    with pytest.raises(KeyboardInterrupt), atomic(path) as scratch:
+        scratch.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "whole" and [file.name for file in path.parent.iterdir()] == ["file.txt"]
+    with pytest.raises(FileNotFoundError), atomic(path):
+        pass
