@@ -72,7 +72,8 @@ class FeatureNoisePenalty(Shown):
     def __repr__(self) -> str:
         predicted = f"predicted {self.predicted:.3g} ± {self.predicted_stderr:.1g}"
         measured = f"measured {self.measured:.3g} ± {self.measured_stderr:.1g}" if self.num_samples else "not measured"
-        return f"FeatureNoisePenalty({predicted}, {measured}, p={self.p}, {len(self.layers)} layers, {self.num_samples} draws)"
+        extent = f"p={self.p}, {len(self.layers)} layers, {self.num_samples} draws"
+        return f"FeatureNoisePenalty({predicted}, {measured}, {extent})"
 
 
 def feature_noise_penalty(
@@ -98,7 +99,7 @@ def feature_noise_penalty(
         p: Probability of a gate, from 0 to 1.
         steps: Module -> width s of the noise on its input, for any network; None takes the inputs of the quantized
             convolutions with their learnt steps.
-        num_samples: Pairs of passes with opposite noise (which cancels the first-order term); 0 predicts without measuring.
+        num_samples: Pairs of passes with opposite noise (which cancels the first-order term); 0 only predicts.
         rtol: Relative standard error at which the probes of a trace stop.
         num_probes: Most probes of a trace.
         seed: Of noise and probes.
