@@ -68,7 +68,7 @@ def features(names: list[str], seeds: list[int]) -> None:
     for keys, stem in _trained([name for name in names if name in WITH_FEATURES], seeds, FEATURES):
         model = saq_core.load(f"{stem}.pt")
         probe = tuple(part[:FEATURE_SAMPLES] for part in model.probe)
-        rise = saq_core.feature_noise_penalty(model, probe, draws=0)
+        rise = saq_core.feature_noise_penalty(model, probe, num_samples=0)
         append(FEATURES, keys | {"feature_trace": rise.trace, "samples": FEATURE_SAMPLES})
 
 

@@ -66,6 +66,13 @@ class Comparison(Result):
     Attributes:
         seeds: network → for each of its seeds, quantity → the fields of `Measured`.
         lines, surfaces: network → `Line`, `Surface` of its first seed, along the same draw.
+
+    Example:
+        >>> import torch, landscape
+        >>> data = torch.randn(32, 3), torch.randint(2, (32,))
+        >>> comparison = landscape.compare({name: torch.nn.Linear(3, 2) for name in 'abc'}, data, points=0)
+        >>> list(comparison.select('a', 'c').table.columns)
+        ['a', 'c', 'c − a']
     """
 
     seeds: dict[str, list[dict[str, dict[str, Any]]]]

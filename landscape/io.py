@@ -16,7 +16,8 @@ from torch import Tensor
 from .results import Result
 from .surfaces import COMPUTED, FAILED, PENDING, Line, Surface
 
-_FORMER = {"delta_loss": "rise", "data_delta_loss": "data_rises"}  # field → its name in files of version 0.1
+# field → its name in files of version 0.1
+_FORMER = {"delta_loss": "rise", "data_delta_loss": "data_rises", "rounding_ratio": "misstep"}
 _PENDING = -1.0  # what the scripts fill their arrays with before a point is measured
 
 
@@ -54,6 +55,13 @@ def load(path: str | Path) -> Any:
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is no result of this package, or is damaged.
+
+    Example:
+        >>> import torch, landscape
+        >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
+        >>> path = landscape.line(model, data, points=3).save('line.nc')
+        >>> landscape.load(path).alphas.tolist()
+        [-1.0, 0.0, 1.0]
     """
     import h5py
     import xarray

@@ -105,7 +105,7 @@ CALLS = {
     "adaptive": lambda m, d, s: landscape.surface(m, d, points=5, adaptive=True, tolerance=0.3, **s),
     "trajectory": lambda m, d, s: landscape.trajectory(m, [shaken(m) for _ in range(3)], d, **s),
     "batchnorm_check": lambda m, d, s: landscape.batchnorm_check(m, d, **s),
-    "curvature_at_scale": lambda m, d, s: landscape.curvature_at_scale(m, d, num_samples=2, ladder=False, **s),
+    "curvature_at_scale": lambda m, d, s: landscape.curvature_at_scale(m, d, num_samples=2, radii=False, **s),
     "rounding_sharpness": lambda m, d, s: landscape.rounding_sharpness(m, d, bits=(4,), num_samples=2, **s),
     "sharpness": lambda m, d, s: landscape.sharpness(m, d, measures=["worst case, plain", "rounding noise"], **s),
     "average_sharpness": lambda m, d, s: landscape.average_sharpness(m, d, num_samples=2, radii=(0.1,), **s),

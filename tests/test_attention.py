@@ -371,7 +371,7 @@ def test_around_the_quantized_weights_curvature_and_surface_are_those_of_the_flo
 def test_rounding_is_the_rise_from_the_float_network_to_the_quantized_one():
     twin = quantize(tiny_vit(), "W4A32")
     losses = [F.cross_entropy(model.eval()(IMAGES), LABELS).item() for model in (twin, tiny_vit())]
-    found = landscape.rounding_sharpness(twin, RAGGED, draws=2)
+    found = landscape.rounding_sharpness(twin, RAGGED, num_samples=2)
     assert found.rounded.item() == pytest.approx(losses[0] - losses[1], rel=1e-6)
 
 
@@ -381,7 +381,7 @@ def test_landscapes_where_activations_are_quantized_too(space):
     trace = landscape.trace(twin, RAGGED, space=space, num_probes=3)
     surface = landscape.surface(twin, RAGGED, space=space, points=3)
     assert trace.value != 0 and surface.loss.isfinite().all() and surface.loss.std() > 0
-    sharp = landscape.average_sharpness(twin, RAGGED, space=space, draws=2)
+    sharp = landscape.average_sharpness(twin, RAGGED, space=space, num_samples=2)
     assert torch.as_tensor(sharp.delta_loss).isfinite().all() and torch.as_tensor(sharp.delta_loss).any()
 
 

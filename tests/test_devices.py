@@ -121,7 +121,7 @@ CALLS = {
     "worst case": lambda m: landscape.worst_case_sharpness(m, RAGGED, radii=[0.01]).delta_loss,
     "average": lambda m: landscape.average_sharpness(m, RAGGED, radii=[0.01]).delta_loss,
     "rounding": lambda m: landscape.rounding_sharpness(m, RAGGED, num_samples=3).delta_loss,
-    "at scale": lambda m: landscape.curvature_at_scale(m, RAGGED, ladder=False, num_samples=3).curvature,
+    "at scale": lambda m: landscape.curvature_at_scale(m, RAGGED, radii=False, num_samples=3).curvature,
 }
 
 

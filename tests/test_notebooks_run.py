@@ -21,14 +21,14 @@ SHORTER = {
     r"\bepochs=[\w *+]+": "epochs=1",
     r"\bpoints=(9|11|19)\b": "points=5",
     r"\brtol=0\.\d+": "rtol=0.5",
-    r"\"(draws|max_samples)\": \d+": r'"\1": 2',
+    r"\"(num_samples|num_probes)\": \d+": r'"\1": 2',
 }
 OWN = {
     "00_quickstart": {
         "SEEDS, EPOCHS, SAMPLES = 2": "SEEDS, EPOCHS, SAMPLES = 1",
         "points=5": "points=3, radii=(0.05,), rtol=0.5",
     },
-    "02_hessian": {"k=10": "k=3", "max_samples=30": "max_samples=4"},
+    "02_hessian": {"k=10": "k=3", "num_probes=30": "num_probes=4"},
     "03_quantized_landscapes": {
         '"W8A8", "W4A4", ': "",
         r"ladder\.trusted & \(ladder\.radii <= 0\.02\)": "ladder.radii <= 0.02",  # after one epoch no step is trusted

@@ -210,7 +210,7 @@ def test_an_objective_is_taken_by_every_measuring_call_in_place_of_a_model():
         "trace": {"num_probes": 10},
         "top_eigenvalues": {"k": 2},
         "density": {"k": 1, "steps": 3},
-        "curvature_at_scale": {"directions": direction, "ladder": False},
+        "curvature_at_scale": {"directions": direction, "radii": False},
         "sharpness": {"measures": ["average, filter", "worst case, plain, m samples"]},
         "average_sharpness": {"radii": (0.01,)},
         "worst_case_sharpness": {"radii": (0.01,), "m": 3},

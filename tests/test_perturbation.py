@@ -436,7 +436,7 @@ def test_the_rise_is_that_of_the_feature_hessian_for_small_steps():
     assert gaps[0] > gaps[1] > 0 and abs(ratios[-1] - 1) < 0.03  # four errors of the draws
     for step in (0.4, 0.1):
         rise = feature_noise_penalty(
-            net, (x, y), p=0.3, steps={"2": step, "4": step}, draws=1500, rtol=0.01, max_samples=200
+            net, (x, y), p=0.3, steps={"2": step, "4": step}, num_samples=1500, rtol=0.01, num_probes=200
         )
         assert abs(rise.predicted - 0.3 * step**2 / 24 * exact) < 4 * rise.predicted_stderr + 1e-12
         assert abs(rise.measured - rise.predicted) < 4 * (rise.measured_stderr + rise.predicted_stderr)
@@ -447,7 +447,7 @@ def test_the_rise_is_that_of_the_feature_hessian_for_small_steps():
 def test_a_quantized_network_is_measured_at_its_own_steps_and_left_alone(floating, digits):
     model = twin(floating, digits)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    rise = feature_noise_penalty(model, tuple(t[:32] for t in model.probe), p=0.5, draws=20, rtol=0.3)
+    rise = feature_noise_penalty(model, tuple(t[:32] for t in model.probe), p=0.5, num_samples=20, rtol=0.3)
     assert torch.equal(torch.get_rng_state(), state)
     after = model.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in before.items() if isinstance(v, torch.Tensor))
@@ -457,7 +457,7 @@ def test_a_quantized_network_is_measured_at_its_own_steps_and_left_alone(floatin
         assert layer.delta_loss == pytest.approx(0.5 * layer.step**2 / 24 * layer.trace)
     assert rise.predicted == pytest.approx(sum(layer.delta_loss for layer in rise.layers.values()))
     assert rise.predicted == pytest.approx(0.5 / 24 * rise.trace)
-    alone = feature_noise_penalty(model, tuple(t[:32] for t in model.probe), p=0.5, draws=0, rtol=0.3)
+    alone = feature_noise_penalty(model, tuple(t[:32] for t in model.probe), p=0.5, num_samples=0, rtol=0.3)
     assert alone.layers == rise.layers and alone.measured != alone.measured and "not measured" in repr(alone)
 
 
@@ -488,8 +488,8 @@ def test_settings_out_of_range_are_refused(floating, digits):
         train(idle, digits, recipe(fpq=FPQ()))
     with pytest.raises(ValueError, match="pass steps="):
         feature_noise_penalty(floating)
-    with pytest.raises(ValueError, match="draws must be >= 2, or 0 to measure nothing, got 1"):
-        feature_noise_penalty(floating, draws=1)
+    with pytest.raises(ValueError, match="num_samples must be >= 2, or 0 to measure nothing, got 1"):
+        feature_noise_penalty(floating, num_samples=1)
 
 
 def test_a_teacher_of_another_dtype_is_cast_and_one_of_other_strides_refused(floating, digits):

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -29,7 +30,8 @@ from saq_core import (
     reproduce,
     train,
 )
-from saq_core.data.batches import training_batches
+from saq_core.data import training_batches
+from saq_core.fpq import distillation
 
 HERE, ROOT = pathlib.Path(__file__).parent, pathlib.Path(__file__).parents[1]
 TINY = Experiment("tiny", "digits", "vit", Recipe(epochs=1, lr=0.01, batch_size=16), limit=48)
@@ -75,7 +77,8 @@ def _trainings():
     for name, method in METHODS.items():
         for micro in (None, 3):
             model, data = prepared()
-            history = train(model, data, recipe(method, micro_batch=micro))
+            with mock.patch.object(distillation, "_standardised", F.instance_norm):  # knows no other rows
+                history = train(model, data, recipe(method, micro_batch=micro))
             state = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
             found[f"{name} {micro}"] = {
                 **state,

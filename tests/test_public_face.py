@@ -5,6 +5,8 @@ import inspect
 import pathlib
 import sys
 import warnings
+from dataclasses import asdict
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
@@ -14,7 +16,19 @@ from torch import nn
 
 import landscape
 import saq_core
-from saq_core import SAM, SAQ, Description, Experiment, FeatureNoisePenalty, History, Policy, Recipe, describe, quantize
+from saq_core import (
+    FPQ,
+    SAM,
+    SAQ,
+    Description,
+    Experiment,
+    FeatureNoisePenalty,
+    History,
+    Policy,
+    Recipe,
+    describe,
+    quantize,
+)
 from saq_core.settings import check_number, check_option
 from saq_core.training.history import HEIGHT
 
@@ -156,3 +170,21 @@ def test_a_layer_under_two_names_counts_once():
     model = nn.Sequential(layer, nn.ReLU(), layer)
     assert [(row.name, row.macs) for row in describe(model, (4,)).layers] == [("0", 32)]
     assert describe(quantize(model, "W4A4", first_last_bits=None), (4,)).bops == 32 * 4 * 32
+
+
+def test_recipes_of_old_files_are_read():
+    recipe = Recipe(epochs=2, lr=0.1, fpq=FPQ(p=0.5), sam=SAQ(rho_range=(0.01, 0.1)))
+    stored = asdict(recipe)
+    stored["fpq"] |= {"placement": "post", "statistics": "batch"}  # which had other values then
+    assert Recipe.from_dict(stored) == recipe
+    assert Recipe.from_dict({"epochs": 2, "lr": 0.1}) == Recipe(2, 0.1)
+
+
+def test_whatever_carries_a_probe_calibrates():
+    x = torch.rand(16, 4)
+    layers = [nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)]
+    given = [
+        saq_core.calibrate(quantize(nn.Sequential(*layers), "W4A4"), data)
+        for data in (SimpleNamespace(probe=(x, x)), x)
+    ]
+    assert torch.equal(*(model[2].input_quantizer.step for model in given))

@@ -130,7 +130,7 @@ def test_the_authors_kinds_share_rho_and_an_update_starts_where_they_were_to_the
     model = calibrate(build("W4A4", quantizer), (X.double(), Y))
     before = {k: p.detach().clone() for k, p in model.named_parameters()}
     clips = [k for k, p in model.named_parameters() if "input_quantizer" in k and p.requires_grad]
-    optimizer = setup(model, 0.3, case, perturbed=SAQ.authors().perturbed)
+    optimizer = setup(model, 0.3, case, perturbed=SAQ.from_paper().perturbed)
     optimizer.optimizer.param_groups[0]["momentum"] = 0.0
     epsilon = perturbation(model, optimizer)
     assert clips and all(epsilon[name].any() for name in clips)
@@ -199,7 +199,7 @@ def test_an_error_at_the_perturbed_weights_leaves_none_of_them_in_the_cache_of_a
 
     with torch.autocast("cpu", torch.bfloat16):
         before = model(X).detach()
-        with pytest.raises(KeyboardInterrupt), optimizer.worst(closure):
+        with pytest.raises(KeyboardInterrupt), optimizer.at_perturbed(closure):
             assert not torch.allclose(model(X), before, atol=0.1)
             raise KeyboardInterrupt
         assert torch.equal(model(X), before)
@@ -376,7 +376,7 @@ def test_a_model_without_trainable_weights_is_refused(model):
 def test_what_the_optimizer_does_not_train_is_not_perturbed():
     model = build()
     optimizer = SAM(model, torch.optim.SGD(model.fc.parameters(), lr=0.0), rho=0.1)
-    assert {site.parameter for site in optimizer.sites} == set(model.fc.parameters())
+    assert {parameter.tensor for parameter in optimizer.parameters} == set(model.fc.parameters())
     found = []
     for _ in range(3):
         optimizer.step(closure_for(model, optimizer))

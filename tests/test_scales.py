@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from landscape import load, top_eigenvalues
-from landscape.curvature.finite_differences import LADDER, curvature_at_scale
+from landscape.curvature.finite_differences import RADII, curvature_at_scale
 from saq_core import calibrate, quantize
 
 ONCE = [torch.zeros(1)]
@@ -51,8 +51,8 @@ def test_a_quadratic_has_one_curvature_at_every_scale_and_the_derivatives_is_the
     z = Z.flatten() / Z.norm()
     torch.testing.assert_close(found.curvature, (z @ A @ z).expand(10), rtol=1e-5, atol=0)
     torch.testing.assert_close(found.derivative, float(z @ A @ z), rtol=1e-9, atol=0)
-    assert found.radii.tolist() == list(LADDER) and found.radius == 2e-3 and found.value == found.curvature[4]
-    assert found.trusted.all() and found.finest == 1e-4 and not found.misstep.any()
+    assert found.radii.tolist() == list(RADII) and found.radius == 2e-3 and found.value == found.curvature[4]
+    assert found.trusted.all() and found.finest == 1e-4 and not found.rounding_ratio.any()
     assert found.about["derivatives"] == "at a scale" and found.about["derivative"] == "exact"
     assert math.isnan(found.trace[0])
 
@@ -61,7 +61,7 @@ def test_the_scale_is_the_one_that_was_asked_for():
     model = linear()
     step = torch.zeros(4, 3, dtype=torch.float64)
     step[1, 2] = -1.0
-    found = curvature_at_scale(model, ONCE, objective=quartic, directions={"weight": step}, ladder=[0.5], radius=0.03)
+    found = curvature_at_scale(model, ONCE, objective=quartic, directions={"weight": step}, radii=[0.5], radius=0.03)
     lengths = torch.tensor([0.03, 0.5], dtype=torch.float64) * model.weight.detach().norm()
     expected = 12 * model.weight.detach()[1, 2] ** 2 + 2 * lengths**2
     torch.testing.assert_close(found.curvature, expected, rtol=1e-9, atol=0)
@@ -70,14 +70,14 @@ def test_the_scale_is_the_one_that_was_asked_for():
 
 
 def test_random_directions_imply_the_trace_and_their_error_is_calibrated():
-    settings = {"objective": bowl, "ladder": False, "derivatives": False}
+    settings = {"objective": bowl, "radii": False, "derivatives": False}
     found = [curvature_at_scale(linear(), ONCE, seed=seed, **settings) for seed in range(150)]
     traces, errors = torch.tensor([result.trace for result in found]).double().T
     assert abs(traces.mean() - A.trace()) < 4 * traces.std() / 150**0.5
     assert 0.85 < (errors.square().mean().sqrt() / traces.std()) < 1.15
     assert found[0].numel == 12 and found[0].radii.tolist() == [2e-2] and found[0].samples.shape == (1, 10)
     assert math.isnan(found[0].derivative)
-    with_derivatives = curvature_at_scale(linear(), ONCE, objective=bowl, ladder=False, draws=3)
+    with_derivatives = curvature_at_scale(linear(), ONCE, objective=bowl, radii=False, num_samples=3)
     torch.testing.assert_close(with_derivatives.derivatives, with_derivatives.samples[0], rtol=1e-6, atol=0)
 
 
@@ -114,7 +114,7 @@ def test_filter_units_agree_with_the_dense_hessian_and_with_eigenvectors():
     torch.testing.assert_close(found.value, exact, rtol=1e-4, atol=0)
     torch.testing.assert_close(found.derivative, exact, rtol=1e-6, atol=0)
     assert found.about["units"] == "filter"
-    random = curvature_at_scale(model, RAGGED, units="filter", draws=40, radius=1e-3, ladder=False)
+    random = curvature_at_scale(model, RAGGED, units="filter", num_samples=40, radius=1e-3, radii=False)
     assert abs(random.trace[0] - scaled.trace()) < 4 * random.trace[1]
     assert abs(random.numel * random.derivative - scaled.trace()) < 4 * random.trace[1]
     assert random.numel == int((d > 0).sum())
@@ -123,15 +123,15 @@ def test_filter_units_agree_with_the_dense_hessian_and_with_eigenvectors():
 def test_in_raw_units_everything_moves():
     model = perceptron()
     data = [(torch.ones(3, 5, dtype=torch.float64), torch.tensor([0, 1, 2]))]
-    assert curvature_at_scale(model, data, draws=2, ladder=False, derivatives=False).numel == 39
-    found = curvature_at_scale(model, data, directions={"2.bias": torch.tensor([1.0, 0, 0])}, ladder=False)
+    assert curvature_at_scale(model, data, num_samples=2, radii=False, derivatives=False).numel == 39
+    found = curvature_at_scale(model, data, directions={"2.bias": torch.tensor([1.0, 0, 0])}, radii=False)
     torch.testing.assert_close(found.value, found.derivative, rtol=1e-5, atol=0)
 
 
 def test_float32_drowns_at_fine_radii_as_the_rounding_error_says():
     double = perceptron(3, inputs=32)
     single = nn.Sequential(nn.Flatten(), *double).float()
-    settings = {"ladder": [1e-6, 1e-5, 1e-4, 1e-3, 1e-2], "units": "filter", "derivatives": False, "draws": 4}
+    settings = {"radii": [1e-6, 1e-5, 1e-4, 1e-3, 1e-2], "units": "filter", "derivatives": False, "num_samples": 4}
     ratios = []
     for seed in range(6):
         rough = curvature_at_scale(single.float(), RAGGED, seed=seed, **settings)
@@ -146,33 +146,35 @@ def test_float32_drowns_at_fine_radii_as_the_rounding_error_says():
 @pytest.mark.parametrize("bits", ["W4A32", "W4A4"])
 def test_a_staircase_is_marked_in_latent_space(bits):
     model = quantized(bits)
-    settings = {"radius": 1e-6, "ladder": [0.3], "draws": 2}
+    settings = {"radius": 1e-6, "radii": [0.3], "num_samples": 2}
     mixed = curvature_at_scale(model, RAGGED, space="latent", **settings)  # biases move as they should
-    assert mixed.curvature[0] != 0 and mixed.misstep[0] == 1 and not mixed.trusted[0]
+    assert mixed.curvature[0] != 0 and mixed.rounding_ratio[0] == 1 and not mixed.trusted[0]
     found = curvature_at_scale(model, RAGGED, space="latent", units="filter", **settings)
-    assert found.curvature[0] == 0 and found.misstep[0] == 1 and not found.trusted[0]
+    assert found.curvature[0] == 0 and found.rounding_ratio[0] == 1 and not found.trusted[0]
     assert found.derivative != 0 and found.about["derivative"] == "straight-through"
     assert "staircase" in repr(found) and "straight-through" in repr(found)
     smooth = curvature_at_scale(model, RAGGED, **settings)
-    assert not smooth.misstep.any() and smooth.about["space"] == "quantized"
+    assert not smooth.rounding_ratio.any() and smooth.about["space"] == "quantized"
 
 
-def test_the_misstep_is_how_far_rounding_moves_the_network_beside_the_step():
+def test_the_rounding_ratio_is_how_far_rounding_moves_the_network_beside_the_step():
     model = quantized("W4A32")
     layer = model[3]
     step = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    found = curvature_at_scale(model, RAGGED, space="latent", directions={"3.weight": step}, radius=0.2, ladder=False)
+    found = curvature_at_scale(model, RAGGED, space="latent", directions={"3.weight": step}, radius=0.2, radii=False)
     norm = sum(float(p.detach().square().sum()) for n, p in model.named_parameters() if p.ndim > 1) ** 0.5
     step = step * 0.2 * norm / step.norm()
     with torch.no_grad():
         seen = layer.weight_quantizer(layer.weight + step) - layer.weight_quantizer(layer.weight)
-    torch.testing.assert_close(float(found.misstep[0]), float((seen - step).norm() / step.norm()), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        float(found.rounding_ratio[0]), float((seen - step).norm() / step.norm()), rtol=1e-6, atol=0
+    )
 
 
 def test_layers_left_unrounded_do_not_hide_a_staircase():
     model = calibrate(quantize(convolutional(), {"3": "W4A32"}, first_last_bits=None), RAGGED)
-    found = curvature_at_scale(model, RAGGED, space="latent", units="filter", radius=1e-6, ladder=False, draws=2)
-    assert found.curvature[0] != 0 and found.misstep[0] == 1 and not found.trusted[0]
+    found = curvature_at_scale(model, RAGGED, space="latent", units="filter", radius=1e-6, radii=False, num_samples=2)
+    assert found.curvature[0] != 0 and found.rounding_ratio[0] == 1 and not found.trusted[0]
 
 
 def test_losses_that_break_stay_nan_and_are_not_trusted():
@@ -180,47 +182,58 @@ def test_losses_that_break_stay_nan_and_are_not_trusted():
         w = model.weight
         return (w.square().sum() - 1e3).abs().sqrt().where(w.abs().amax() < 3, torch.nan), 1
 
-    found = curvature_at_scale(linear(), ONCE, objective=broken, radius=1e-3, ladder=[50.0], derivatives=False, draws=2)
+    found = curvature_at_scale(
+        linear(), ONCE, objective=broken, radius=1e-3, radii=[50.0], derivatives=False, num_samples=2
+    )
     assert found.curvature[1].isnan() and not found.trusted[1] and found.curvature[0].isfinite()
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not():
     first, again, other = (
-        curvature_at_scale(convolutional(), RAGGED, seed=s, ladder=False, draws=2, derivatives=False) for s in (0, 0, 1)
+        curvature_at_scale(convolutional(), RAGGED, seed=s, radii=False, num_samples=2, derivatives=False)
+        for s in (0, 0, 1)
     )
     assert first.value == again.value != other.value
 
 
 def test_results_are_saved_shown_and_laid_out(tmp_path):
-    found = curvature_at_scale(quantized("W4A4"), RAGGED, directions="random", draws=2, units="filter")
+    found = curvature_at_scale(quantized("W4A4"), RAGGED, directions="random", num_samples=2, units="filter")
     loaded = load(found.save(tmp_path / "scales.nc"))
     assert repr(loaded) == repr(found) and loaded.frame.equals(found.frame)
-    assert list(found.frame["radii"]) == list(LADDER) and (found.frame["trusted"] == found.trusted.numpy()).all()
+    assert list(found.frame["radii"]) == list(RADII) and (found.frame["trusted"] == found.trusted.numpy()).all()
     assert repr(found).startswith("ScaleCurvature(") and "2 random directions; filter units, quantized space" in repr(
         found
     )
 
 
-def ladder_of(values, errors, *, missteps=0.0, derivative=1.0):
-    """A ladder with these curvatures and errors along one direction."""
+def curvatures_of(values, errors, *, ratios=0.0, derivative=1.0):
+    """Curvatures by radius with these values and errors along one direction."""
     found = curvature_at_scale(
-        linear(), ONCE, objective=quartic, directions={"weight": Z}, radius=1e-3, ladder=[10.0**-r for r in (4, 2, 1)]
+        linear(), ONCE, objective=quartic, directions={"weight": Z}, radius=1e-3, radii=[10.0**-r for r in (4, 2, 1)]
     )
     values, errors = (torch.tensor(numbers, dtype=torch.float64) for numbers in (values, errors))
-    settings = {"stderr_data": errors, "rounding": 0 * errors, "misstep": 0 * errors + missteps}
+    settings = {"stderr_data": errors, "rounding": 0 * errors, "rounding_ratio": 0 * errors + ratios}
     derivatives = torch.tensor([derivative] if derivative is not None else [], dtype=torch.float64)
     return replace(found, curvature=values, samples=values[:, None], derivatives=derivatives, **settings)
 
 
 WINDOWS = {  # lowest and highest curvature that is shown, before the margin, and how many radii lie outside
-    "all trusted": (ladder_of([2.0, 1.5, 1.2, 1.0], [0.1] * 4), (0, 2.1), 0),
-    "a fine one far off": (ladder_of([60.0, 1.5, 1.2, 1.0], [40.0, 0.1, 0.1, 0.1]), (0, 1.6), 1),
-    "a fine one of great error": (ladder_of([1.0, 1.5, 1.2, 1.0], [9.0, 0.1, 0.1, 0.1]), (0, 1.6), 0),
-    "none trusted": (ladder_of([9e4, -5e3, 3.0, 1.0], [3e5, 4e3, 1.1, 0.4], missteps=2), (0, 1.4), 3),
-    "no derivative": (ladder_of([9e4, 7.0, 3.0, 2.0], [1e5, 1e4, 1.0, 0.5], missteps=2, derivative=None), (0, 2.5), 3),
-    "negative": (ladder_of([-50.0, -2.0, -1.0, -1.0], [99.0, 0.1, 0.1, 0.1], derivative=-1.5), (-2.1, 0), 1),
-    "broken": (ladder_of([math.nan, math.inf, -math.inf, 1.0], [0.0, 1.0, math.nan, 0.5], derivative=2.0), (0, 2), 0),
-    "nothing": (ladder_of([math.nan] * 4, [0.0] * 4, derivative=None), None, 0),
+    "all trusted": (curvatures_of([2.0, 1.5, 1.2, 1.0], [0.1] * 4), (0, 2.1), 0),
+    "a fine one far off": (curvatures_of([60.0, 1.5, 1.2, 1.0], [40.0, 0.1, 0.1, 0.1]), (0, 1.6), 1),
+    "a fine one of great error": (curvatures_of([1.0, 1.5, 1.2, 1.0], [9.0, 0.1, 0.1, 0.1]), (0, 1.6), 0),
+    "none trusted": (curvatures_of([9e4, -5e3, 3.0, 1.0], [3e5, 4e3, 1.1, 0.4], ratios=2), (0, 1.4), 3),
+    "no derivative": (
+        curvatures_of([9e4, 7.0, 3.0, 2.0], [1e5, 1e4, 1.0, 0.5], ratios=2, derivative=None),
+        (0, 2.5),
+        3,
+    ),
+    "negative": (curvatures_of([-50.0, -2.0, -1.0, -1.0], [99.0, 0.1, 0.1, 0.1], derivative=-1.5), (-2.1, 0), 1),
+    "broken": (
+        curvatures_of([math.nan, math.inf, -math.inf, 1.0], [0.0, 1.0, math.nan, 0.5], derivative=2.0),
+        (0, 2),
+        0,
+    ),
+    "nothing": (curvatures_of([math.nan] * 4, [0.0] * 4, derivative=None), None, 0),
 }
 
 
@@ -240,14 +253,14 @@ def test_a_picture_holds_zero_the_derivative_and_what_can_be_trusted_and_says_wh
 
 
 def test_a_logarithmic_curvature_leaves_out_what_is_not_positive():
-    found = ladder_of([2.0, 1.5, 1.2, 1.0], [0.1] * 4)
+    found = curvatures_of([2.0, 1.5, 1.2, 1.0], [0.1] * 4)
     low, high = found.draw(scale="log").axes[0].get_ylim()
     assert 0 < low < 0.9 and high > 2.1 and found.plot(scale="log").layout.yaxis.type == "log"
     plt.close("all")
 
 
-def test_pictures_show_trusted_rungs_filled_the_others_hollow_and_the_derivative():
-    found = curvature_at_scale(linear(), ONCE, objective=quartic, directions={"weight": Z}, ladder=[1e-9, 1e-2, 0.1])
+def test_pictures_show_trusted_radii_filled_the_others_hollow_and_the_derivative():
+    found = curvature_at_scale(linear(), ONCE, objective=quartic, directions={"weight": Z}, radii=[1e-9, 1e-2, 0.1])
     assert found.trusted.tolist() == [False, True, True, True]
     figure = found.plot()
     filled, hollow = figure.data
@@ -271,10 +284,10 @@ TOP = top_eigenvalues(convolutional(), RAGGED, k=1, units="filter", tol=0.1)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"radius": 0.0}, "radius and ladder must be finite numbers > 0, relative to ‖w‖, got"),
-        ({"ladder": [0.1, math.inf]}, "radius and ladder must be finite numbers > 0"),
-        ({"draws": 1}, "draws must be >= 2, for a standard error, got 1"),
-        ({"units": "layer"}, "units must be one of raw, filter, got 'layer'"),
+        ({"radius": 0.0}, "radius and radii must be finite numbers > 0, relative to ‖w‖, got"),
+        ({"radii": [0.1, math.inf]}, "radius and radii must be finite numbers > 0"),
+        ({"num_samples": 1}, "num_samples must be >= 2, for a standard error, got 1"),
+        ({"units": "layer"}, "units must be one of 'raw', 'filter', got 'layer'"),
         ({"directions": TOP, "units": "raw"}, "units must be those of the eigenvectors, 'filter', got 'raw'"),
         ({"directions": "gradient"}, 'directions must be "random", a point or Eigenvalues, got'),
         ({"directions": {"0.weight": torch.zeros(3, 2, 3, 3)}}, "the direction given is zero"),
@@ -289,7 +302,7 @@ def test_bad_settings_are_refused(settings, message):
 
 @pytest.mark.parametrize("call", [9, 14, 40])
 @pytest.mark.parametrize("space", ["quantized", "latent"])
-def test_nothing_changes_when_the_loss_fails_in_the_midst_of_a_ladder(call, space):
+def test_nothing_changes_when_the_loss_fails_in_the_midst_of_the_radii(call, space):
     calls = []
 
     def loss(output, target):
@@ -301,7 +314,7 @@ def test_nothing_changes_when_the_loss_fails_in_the_midst_of_a_ladder(call, spac
     model = network("W4A4")
     before = state(model)
     with pytest.raises(KeyboardInterrupt, match="on purpose"):
-        curvature_at_scale(model, (X, Y), loss=loss, space=space, draws=2)
+        curvature_at_scale(model, (X, Y), loss=loss, space=space, num_samples=2)
     assert_same(before, state(model))
-    curvature_at_scale(model, (X, Y), space=space, draws=2, ladder=False)
+    curvature_at_scale(model, (X, Y), space=space, num_samples=2, radii=False)
     assert_same(before, state(model))

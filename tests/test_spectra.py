@@ -1,3 +1,5 @@
+import doctest
+import importlib
 import math
 
 import numpy as np
@@ -412,3 +414,10 @@ def test_pictures_of_a_density_show_its_numbers(outliers):
     without = slq(matrix, num_probes=1, steps=40)
     assert "95 % band" not in {trace.name for trace in without.plot().data} and without.draw()
     plt.close("all")
+
+
+@pytest.mark.parametrize(
+    "name", ["linalg.lanczos", "linalg.operators", "linalg.slq", "linalg.traces", "checking", "progress"]
+)
+def test_examples_run(name):
+    assert not doctest.testmod(importlib.import_module(f"landscape.{name}")).failed

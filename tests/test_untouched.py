@@ -40,7 +40,7 @@ FUNCTIONS = {
     "adaptive surface": lambda m, d, f: landscape.surface(m, d, loss=f, points=5, adaptive=True),
     "trajectory": lambda m, d, f: landscape.trajectory(m, [m, OTHER, THIRD], d, loss=f),
     "BatchNorm check": lambda m, d, f: landscape.batchnorm_check(m, d, loss=f),
-    "curvature at a scale": lambda m, d, f: landscape.curvature_at_scale(m, d, loss=f, num_samples=2, ladder=[1e-2]),
+    "curvature at a scale": lambda m, d, f: landscape.curvature_at_scale(m, d, loss=f, num_samples=2, radii=[1e-2]),
     "rounding sharpness": lambda m, d, f: landscape.rounding_sharpness(m, d, loss=f, num_samples=2),
     "sharpness": lambda m, d, f: landscape.sharpness(m, d, loss=f, measures=["average, filter"]),
     "compare": lambda m, d, f: landscape.compare({"a": m, "b": m}, d, loss=f, points=3, radii=(0.1,)),

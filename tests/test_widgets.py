@@ -177,7 +177,7 @@ def test_curvature_begins_again_after_an_interruption_within_a_product(monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("landscape.explorer.study.curvature_steps", interrupted)
+        patched.setattr("landscape.explorer.study.trace_and_top.steps", interrupted)
         with pytest.raises(KeyboardInterrupt):
             list(study.steps(view))
     assert "trace_filter" not in study.numbers(view)["a"]

@@ -36,29 +36,36 @@ from .hessian import Hessian
 if TYPE_CHECKING:
     import pandas as pd
 
-LADDER = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+RADII = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 ALONG, RANDOM = 2e-3, 2e-2  # relative radii: finer ones drown in the stairs of 4-bit activations
-_SURE = 3  # errors that a curvature must be away from zero: the stairs of one centre are common to all rungs
-_RUNGS = ("radii", "curvature", "stderr_data", "stderr_draws", "rounding", "misstep")
+_SURE = 3  # errors that a curvature must be away from zero: the stairs of one centre are common to all radii
+_COLUMNS = ("radii", "curvature", "stderr_data", "stderr_draws", "rounding", "rounding_ratio")
 _SHAKES = 6  # evaluations that tell the rounding error of the loss
 
 
 @dataclass(frozen=True, eq=False)
 class ScaleCurvature(Result):
-    """Second differences [f(w+εd) − 2f(w) + f(w−εd)]/ε² over a ladder of radii.
+    """Second differences [f(w+εd) − 2f(w) + f(w−εd)]/ε² at several radii.
 
     Attributes:
-        radius: the rung that `value` states.
+        radius: the one that `value` states.
         numel: the number of coordinates n that the directions move; n times the mean over random ones is the trace.
-        radii: (rungs,) r in ‖εd‖ = r·‖w‖, increasing.
-        curvature: (rungs,) the second difference along a unit vector: a given one, or the mean over random ones.
-        stderr_data: (rungs,) its standard error over the data, paired by sample; NaN where the data cannot tell.
-        stderr_draws: (rungs,) its standard error over random directions; NaN along a given one.
-        rounding: (rungs,) the error that floating-point arithmetic leaves in it, as measured on the loss.
-        misstep: (rungs,) ‖Q(w+εd) − Q(w) − εd‖/‖εd‖ over the weights that are rounded on the way, in latent space;
-            else 0. From 1 on the network is moved further by the staircase than by the step.
-        samples: (rungs, draws) the single second differences.
+        radii: (radii,) r in ‖εd‖ = r·‖w‖, increasing.
+        curvature: (radii,) the second difference along a unit vector: a given one, or the mean over random ones.
+        stderr_data: (radii,) its standard error over the data, paired by sample; NaN where the data cannot tell.
+        stderr_draws: (radii,) its standard error over random directions; NaN along a given one.
+        rounding: (radii,) the error that floating-point arithmetic leaves in it, as measured on the loss.
+        rounding_ratio: (radii,) ‖Q(w+εd) − Q(w) − εd‖/‖εd‖ over the weights that are rounded on the way, in latent
+            space; else 0. ≥ 1: rounding error exceeds the step.
+        samples: (radii, num_samples) the single second differences.
         derivatives: (draws,) dᵀHd along the same vectors; empty where it was not asked for.
+
+    Example:
+        >>> import torch, landscape
+        >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
+        >>> found = landscape.curvature_at_scale(model, data, radius=0.02, radii=[0.05])
+        >>> found.radii.tolist(), found.value == float(found.curvature[0])
+        ([0.02, 0.05], True)
     """
 
     radius: float
@@ -68,39 +75,39 @@ class ScaleCurvature(Result):
     stderr_data: Tensor
     stderr_draws: Tensor
     rounding: Tensor
-    misstep: Tensor
+    rounding_ratio: Tensor
     samples: Tensor
     derivatives: Tensor
-    dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(_RUNGS, ("radius",)) | {"samples": ("radius", "draw")}
+    dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(_COLUMNS, ("radius",)) | {"samples": ("radius", "draw")}
     picture: ClassVar[str] = "radii.curvature"
 
     @property
     def error(self) -> Tensor:
-        """(rungs,) all that is known of the error: over data, over draws, and of rounding, in quadrature."""
+        """(radii,) all that is known of the error: over data, over draws, and of rounding, in quadrature."""
         parts = (self.stderr_data, self.stderr_draws, self.rounding)
         return torch.stack([part.nan_to_num(nan=0.0) for part in parts]).norm(dim=0)
 
     @property
     def trusted(self) -> Tensor:
-        """(rungs,) whether the value is more than three errors away from zero, and no staircase."""
-        return (self.curvature.abs() > _SURE * self.error) & (self.misstep < 1)
+        """(radii,) whether the value is more than three errors away from zero, and no staircase."""
+        return (self.curvature.abs() > _SURE * self.error) & (self.rounding_ratio < 1)
 
     @property
     def finest(self) -> float:
-        """The finest radius from which on every rung up to the coarsest trusted one is trusted; NaN without any."""
-        rungs = self.trusted.nonzero().flatten().tolist()
-        unbroken = [rung for rung in rungs if self.trusted[rung : rungs[-1] + 1].all()]
-        return float(self.radii[unbroken[0]]) if rungs else math.nan
+        """The finest radius from which on every radius up to the coarsest trusted one is trusted; NaN without any."""
+        indices = self.trusted.nonzero().flatten().tolist()
+        unbroken = [i for i in indices if self.trusted[i : indices[-1] + 1].all()]
+        return float(self.radii[unbroken[0]]) if indices else math.nan
 
     @property
     def value(self) -> float:
         """The curvature at `radius`."""
-        return float(self.curvature[self._rung])
+        return float(self.curvature[self._index])
 
     @property
     def stderr(self) -> float:
         """The error of `value`."""
-        return float(self.error[self._rung])
+        return float(self.error[self._index])
 
     @property
     def derivative(self) -> float:
@@ -120,10 +127,10 @@ class ScaleCurvature(Result):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """The ladder as a pandas DataFrame, a row per radius."""
+        """The numbers as a pandas DataFrame, a row per radius."""
         import pandas
 
-        names = ("radii", "curvature", "error", "stderr_data", "stderr_draws", "rounding", "misstep", "trusted")
+        names = ("radii", "curvature", "error", "stderr_data", "stderr_draws", "rounding", "rounding_ratio", "trusted")
         columns = {name: getattr(self, name).numpy() for name in names}
         return pandas.DataFrame(columns | {"derivative": self.derivative})
 
@@ -133,21 +140,21 @@ class ScaleCurvature(Result):
         return {"radius": radii, "curvature": with_errors(self.curvature, self.error), "to be trusted": trusted}
 
     @property
-    def _rung(self) -> int:
+    def _index(self) -> int:
         return self.radii.tolist().index(self.radius)
 
     def __repr__(self) -> str:
-        doubt = "" if self.trusted[self._rung] else f" ({self._doubt()})"
+        doubt = "" if self.trusted[self._index] else f" ({self._doubt()})"
         parts = [f"{self.value:.4g} ± {self.stderr:.1g} at {self.radius:g}·‖w‖{doubt}"]
         if self.is_random:
             parts.append("trace {:.4g} ± {:.1g}".format(*self.trace))
         if len(self.derivatives):
             parts.append(f"{self.about['derivative']} {self.derivative:.4g}")
-        parts.append("no rung is trustworthy" if math.isnan(self.finest) else f"trustworthy from {self.finest:g}")
+        parts.append("no radius is trustworthy" if math.isnan(self.finest) else f"trustworthy from {self.finest:g}")
         return f"ScaleCurvature({', '.join(parts)}; {self.about['directions']}; {self._kind()})"
 
     def _doubt(self) -> str:
-        return "a staircase" if self.misstep[self._rung] >= 1 else "not told from zero"
+        return "a staircase" if self.rounding_ratio[self._index] >= 1 else "not told from zero"
 
 
 def curvature_at_scale(
@@ -156,8 +163,8 @@ def curvature_at_scale(
     *,
     directions: str | Point | Eigenvalues = "random",
     radius: float | None = None,
-    ladder: bool | Sequence[float] = True,
-    draws: int = 10,
+    radii: bool | Sequence[float] = True,
+    num_samples: int = 10,
     units: str | None = None,
     space: Space | None = None,
     derivatives: bool = True,
@@ -169,7 +176,7 @@ def curvature_at_scale(
 
     Choose it where something is rounded: a derivative there is that of the straight-through surrogate, while this is
     the loss itself. Too fine a radius sees the stairs of rounded activations and the float's last digits, too coarse a
-    one more than curvature; the ladder shows where the number can be trusted.
+    one more than curvature; the other radii show where the number can be trusted.
 
     Args:
         model: any network; not touched.
@@ -177,8 +184,8 @@ def curvature_at_scale(
         directions: ``"random"``, a direction, or what `top_eigenvalues` gave, whose first vector is taken.
         radius: r in ‖εd‖ = r·‖w‖, ‖w‖ over the weights of two or more dimensions; default 2e-3 along a given
             direction, 2e-2 along random ones.
-        ladder: further radii: True for ten from 1e-4 to 1e-1, False for none, or a list.
-        draws: random directions, uniform on the sphere; the same at every radius.
+        radii: further ones: True for ten from 1e-4 to 1e-1, False for none, or a list.
+        num_samples: random directions, uniform on the sphere; the same at every radius.
         units: ``"raw"``: d is a unit vector over all that varies; ``"filter"``: d = D·z for a unit vector z, as in
             D·H·D, biases and norm parameters fixed. Default: as the eigenvectors, else raw.
         space: ``"quantized"`` (default) or ``"latent"``, where the weights' rounding makes the loss a staircase.
@@ -187,9 +194,9 @@ def curvature_at_scale(
         loss, objective: see `Objective`.
 
     Raises:
-        ValueError: a radius that is not > 0, draws < 2, unknown settings, a direction of zero, bad data.
+        ValueError: a radius that is not > 0, num_samples < 2, unknown settings, a direction of zero, bad data.
 
-    Cost: 2·rungs·draws + 7 forward passes, and draws Hessian-vector products.
+    Cost: 2·radii·num_samples + 7 forward passes, and num_samples Hessian-vector products.
 
     Example:
         >>> import torch, landscape
@@ -201,46 +208,48 @@ def curvature_at_scale(
     """
     elapsed = stopwatch()
     units = _units(units, directions)
-    check_num_samples(draws)
-    radius, radii = _ladder(radius, ladder, directions)
+    check_num_samples(num_samples)
+    radius, all_radii = _all_radii(radius, radii, directions)
     settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
     hessian = Hessian(model, data, **settings) if derivatives else None
     function = hessian.objective if hessian else objective_of(model, data, **settings)
-    vectors = _Vectors(function.coordinates, directions, units, draws, seed)
+    vectors = _Vectors(function.coordinates, directions, units, num_samples, seed)
     with function.measurement_mode():
-        ladder_of = _measured(function, vectors, radii, seed)
+        columns = _measured(function, vectors, all_radii, seed)
         products = [_form(hessian, d) for d in vectors] if hessian else []
     forms = torch.stack(products).cpu() if products else torch.empty(0, dtype=torch.float64)
     about = function.about(units=units, directions=vectors.name, seed=seed, seconds=elapsed())
     about |= {"derivative": about["derivatives"], "derivatives": "at a scale"}
-    tensors = [torch.tensor(radii, dtype=torch.float64), *ladder_of, forms]
+    tensors = [torch.tensor(all_radii, dtype=torch.float64), *columns, forms]
     return ScaleCurvature(about, radius, vectors.numel, *tensors)
 
 
 def _measured(function: Objective, vectors: _Vectors, radii: Sequence[float], seed: int) -> list[Tensor]:
-    """Return curvature, its errors over data, over draws and of rounding, misstep and samples of every rung."""
+    """Return curvature, its errors over data, draws and of rounding, the rounding ratio and the samples, by radius."""
     here = function.centre
     noise = _loss_noise(function, here, seed)
     found = [_differences(function, here, d, radii) for d in progress(vectors, "curvature at scale")]
-    samples, by_sample, inverse, misstep = (torch.stack(parts) for parts in zip(*found, strict=True))
+    samples, by_sample, inverse, rounding_ratio = (torch.stack(parts) for parts in zip(*found, strict=True))
     draws = len(found)
     over_data = torch.stack([stderr_of_mean(row, here.weights) for row in by_sample.mean(0)])
     over_draws = samples.std(0) / draws**0.5 if draws > 1 else torch.full_like(over_data, math.nan)
     rounding = noise * inverse.mean(0) * (4 + 2 / draws) ** 0.5  # the centre's share is common to all draws
-    return [part.cpu() for part in (samples.mean(0), over_data, over_draws, rounding, misstep.amax(0), samples.T)]
+    return [
+        part.cpu() for part in (samples.mean(0), over_data, over_draws, rounding, rounding_ratio.amax(0), samples.T)
+    ]
 
 
 class _Vectors:
     """The directions d, one after the other, made anew each time: they are as large as the network."""
 
-    def __init__(self, centre: Coordinates, directions: Any, units: str, draws: int, seed: int) -> None:
+    def __init__(self, centre: Coordinates, directions: Any, units: str, num_samples: int, seed: int) -> None:
         moved = {name: w for name, w in centre.centre.items() if w.ndim > 1 or units == "raw"}
         if not centre.norm() > 0:
             raise ValueError("radius is relative to ‖w‖, the weights of two or more dimensions: here that is zero")
-        self._moved, self._draws, self._seed = moved, draws, seed
+        self._moved, self._num_samples, self._seed = moved, num_samples, seed
         self._scale = centre.filter_scale() if units == "filter" else None
         self._given: Point | None = None
-        self.name = f"{draws} random directions"
+        self.name = f"{num_samples} random directions"
         self.numel = sum(w.numel() for w in moved.values())
         if isinstance(directions, str):
             return
@@ -255,7 +264,7 @@ class _Vectors:
         if self._given is not None:
             yield self._step(self._given)
             return
-        for draw in range(self._draws):
+        for draw in range(self._num_samples):
             yield self._step(dict(gaussian(self._moved, self._seed * 1_000_003 + draw)))
 
     def _step(self, vector: Point) -> Point:
@@ -266,7 +275,7 @@ class _Vectors:
 def _differences(
     function: Objective, here: Evaluation, direction: Point, radii: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return second differences (rungs,), those of the samples' losses (rungs, samples), 1/ε² and the missteps."""
+    """Return second differences (radii,), those of the samples' losses (radii, n), 1/ε² and the ratios."""
     length = function.coordinates.norm() / _norm(direction)
     rows = []
     for radius in radii:
@@ -275,9 +284,9 @@ def _differences(
         inverse = (radius * length).double() ** -2
         value = (there.loss - 2 * here.loss + back.loss) * inverse
         by_sample = (there.losses - 2 * here.losses + back.losses) * inverse
-        rows.append((value, by_sample, inverse, _misstep(function, step)))
-    values, samples, inverses, missteps = (torch.stack(parts) for parts in zip(*rows, strict=True))
-    return values, samples, inverses, missteps
+        rows.append((value, by_sample, inverse, _rounding_ratio(function, step)))
+    values, samples, inverses, ratios = (torch.stack(parts) for parts in zip(*rows, strict=True))
+    return values, samples, inverses, ratios
 
 
 def _loss_noise(function: Objective, here: Evaluation, seed: int) -> Tensor:
@@ -316,7 +325,7 @@ class _Rounded(nn.Module):
 
 
 @torch.no_grad()
-def _misstep(function: Objective, step: Point) -> Tensor:
+def _rounding_ratio(function: Objective, step: Point) -> Tensor:
     """Return ‖Q(w+s) − Q(w) − s‖/‖s‖ over what is rounded in latent space; zero in the others, which see the step."""
     if function.coordinates.space != "latent":
         return torch.zeros((), dtype=torch.float64, device=function.device)
@@ -339,21 +348,21 @@ def _norm(point: Point) -> Tensor:
 
 
 def _units(units: str | None, directions: Any) -> str:
-    own = directions.about.get("units", "raw") if isinstance(directions, Eigenvalues) else None
-    units = units or own or "raw"
+    own_units = directions.about.get("units", "raw") if isinstance(directions, Eigenvalues) else None
+    units = units or own_units or "raw"
     one_of("units", units, Units)
-    if own not in (None, units):
-        raise ValueError(f"units must be those of the eigenvectors, {own!r}, got {units!r}: leave units out")
+    if own_units not in (None, units):
+        raise ValueError(f"units must be those of the eigenvectors, {own_units!r}, got {units!r}: leave units out")
     if isinstance(directions, str) and directions != "random" or not isinstance(directions, str | dict | Eigenvalues):
         raise ValueError(f'directions must be "random", a point or Eigenvalues, got {directions!r}')
     return units
 
 
-def _ladder(radius: float | None, ladder: bool | Sequence[float], directions: Any) -> tuple[float, list[float]]:
-    """Return the radius to state, and all rungs in order."""
+def _all_radii(radius: float | None, radii: bool | Sequence[float], directions: Any) -> tuple[float, list[float]]:
+    """Return the radius to state, and all radii in order."""
     radius = radius if radius is not None else RANDOM if isinstance(directions, str) else ALONG
-    further = (LADDER if ladder else ()) if isinstance(ladder, bool) else ladder
-    rungs = sorted({float(radius), *map(float, further)})
-    if not all(0 < rung < math.inf for rung in rungs):
-        raise ValueError(f"radius and ladder must be finite numbers > 0, relative to ‖w‖, got {rungs}")
-    return float(radius), rungs
+    further = (RADII if radii else ()) if isinstance(radii, bool) else radii
+    every = sorted({float(radius), *map(float, further)})
+    if not all(0 < one < math.inf for one in every):
+        raise ValueError(f"radius and radii must be finite numbers > 0, relative to ‖w‖, got {every}")
+    return float(radius), every

@@ -71,6 +71,13 @@ def explore(
         ValueError: names that look alike or whose parts differ in number, unknown settings, no data.
 
     Cost: a forward pass per point and network; about 30 Hessian-vector products for a row of the table.
+
+    Example:
+        >>> import torch, landscape
+        >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
+        >>> explorer = landscape.explore(model, data, points=5)  # without a front end it computes all at once
+        >>> list(explorer.surfaces)
+        ['model']
     """
     single = isinstance(models, nn.Module)
     given: Mapping[Any, Any] = {"model": models} if isinstance(models, nn.Module) else models
@@ -98,6 +105,14 @@ class Explorer:
         widget: all of it, as it is displayed.
         live: whether a front end is there, and work goes on in the background.
         view: the settings that decide the numbers, as they are chosen.
+
+    Example:
+        >>> import torch, landscape
+        >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
+        >>> explorer = landscape.explore({'a': model, 'b': torch.nn.Linear(3, 2)}, data, points=5)
+        >>> explorer.controls['span'].value = 0.5
+        >>> explorer.surfaces['b'].alphas.tolist()
+        [-0.5, -0.25, 0.0, 0.25, 0.5]
     """
 
     def __init__(self, study: Study, keys: Mapping[str, Any], parts: tuple[str, ...], start: View, path: Path) -> None:

@@ -37,6 +37,13 @@ class RoundingSharpness(Result):
         stderr_data: (rows,) its standard error over the data, the noise held fixed.
         rounded: (rows,) the increase when the weights are rounded at those steps.
         rounded_stderr_data: (rows,) its standard error over the data.
+
+    Example:
+        >>> import torch, landscape
+        >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
+        >>> rounding = landscape.rounding_sharpness(model, data, bits=(4, 2), num_samples=3)
+        >>> rounding.bits, rounding.samples.shape
+        ([4, 2], torch.Size([2, 3]))
     """
 
     bits: list[int]

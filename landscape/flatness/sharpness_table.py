@@ -56,6 +56,13 @@ class Sharpness(Result):
         samples: (radii, num_samples) the single increases; of the worst case (radii, groups).
         data_delta_loss: (radii, n) those of the n samples (means over the draws), or of the groups where there are
             several; n = 0 where the data come in no fixed order. data_weights: (n,) their shares.
+
+    Example:
+        >>> import torch, landscape
+        >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
+        >>> sharpness = landscape.average_sharpness(model, data, radii=(0.1, 0.2), num_samples=4)
+        >>> sharpness.delta_loss.shape, sharpness.samples.shape, sharpness.stderr_data.shape
+        (torch.Size([2]), torch.Size([2, 4]), torch.Size([2]))
     """
 
     radii: Tensor
@@ -240,6 +247,13 @@ class SharpnessTable(Result):
     Attributes:
         rows: one record per measure and setting: measure, setting, value (a loss increase), stderr over draws,
             stderr_data over the data, gradients and forwards (its cost, in passes over the data), source.
+
+    Example:
+        >>> import torch, landscape
+        >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
+        >>> table = landscape.sharpness(model, data, measures={'average, filter': {'radii': (0.1, 0.2)}})
+        >>> len(table.frame), list(table.frame.columns[:3])
+        (2, ['measure', 'setting', 'value'])
     """
 
     rows: list[dict[str, Any]]

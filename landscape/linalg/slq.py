@@ -106,9 +106,9 @@ def slq(
     then moves the implied trace by a third.
 
     Example:
-        >>> found = slq(torch.diag(torch.tensor([4.0] * 10 + [-1.0] * 30)), num_probes=2, steps=20)
-        >>> found.nodes[0].unique().round(decimals=3).tolist()
-        [-1.0, 4.0]
+        >>> found = slq(torch.diag(torch.linspace(-1, 1, 60)), num_probes=3, steps=10)
+        >>> found.nodes.shape, round(torch.trapezoid(found.density, found.grid).item(), 3)
+        (torch.Size([3, 10]), 1.0)
     """
     numbers(whole=True, at_least=1, num_probes=num_probes, steps=steps)
     numbers(whole=True, at_least=2 * steps, note="twice the steps", points=points)

@@ -35,9 +35,9 @@ class Trace(Result):
 
     Example:
         >>> import landscape
-        >>> found = landscape.trace(torch.diag(torch.arange(1.0, 41.0)))
+        >>> found = landscape.trace(torch.diag(0.5 ** torch.arange(40.0)))
         >>> round(found.value, 3), found.converged, found.about["products"]
-        (820.0, True, 30)
+        (2.0, True, 30)
         >>> low, high = found.interval(0.95)
         >>> low <= found.value <= high
         True

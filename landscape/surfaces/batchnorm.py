@@ -21,6 +21,13 @@ class BatchNormCheck(Result):
     Attributes:
         alphas: (5,) steps in units of the direction.
         fixed, recomputed: (5,) losses with the model's own statistics, and with those of one pass at each point.
+
+    Example:
+        >>> import torch, landscape
+        >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
+        >>> check = landscape.batchnorm_check(model, data)
+        >>> bool((check.fixed == check.recomputed).all())  # there is no BatchNorm
+        True
     """
 
     alphas: Tensor

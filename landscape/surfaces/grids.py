@@ -38,6 +38,13 @@ class Line(Result):
         status: (points,) int8: 0 pending, 1 computed, 2 interpolated, 3 failed (not finite, or it raised an error).
         metrics: name → (points,).
         directions: name → (1, *shape), the direction; see `direction`.
+
+    Example:
+        >>> import torch, landscape
+        >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
+        >>> line = landscape.line(model, data, points=3)
+        >>> line.frame['loss'].tolist() == line.loss.tolist()
+        True
     """
 
     alphas: Tensor
@@ -87,6 +94,13 @@ class Surface(Result):
         status: (alphas, betas) int8: 0 pending, 1 computed, 2 interpolated, 3 failed (not finite, or it raised).
         metrics: name → (alphas, betas).
         directions: name → (2, *shape), the two directions; see `direction`. They need not be orthogonal.
+
+    Example:
+        >>> import torch, landscape
+        >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
+        >>> surface = landscape.surface(model, data, points=3)
+        >>> surface.loss[surface.centre].shape, list(surface.direction(1))
+        (torch.Size([]), ['weight'])
     """
 
     alphas: Tensor

@@ -46,6 +46,13 @@ class Trajectory(Result):
         explained: (2,) share of the squared distances to the centre along principal components 1 and 2; on a given
             surface, one number: the share that lies in its plane.
         directions: name → (2, *shape), the two directions; see `direction`.
+
+    Example:
+        >>> import torch, landscape
+        >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
+        >>> path = landscape.trajectory(model, [torch.nn.Linear(3, 2) for _ in range(3)], data)
+        >>> surface = landscape.surface(model, data, directions=path, span=path.span(), points=5)
+        >>> figure = path.draw(surface=surface)
     """
 
     coordinates: Tensor

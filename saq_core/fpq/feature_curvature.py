@@ -41,14 +41,14 @@ class FeatureNoisePenalty(Shown):
         measured_stderr: Over the draws.
         layers: Layer -> its share of the prediction.
         p: Probability of a gate.
-        draws: Pairs of opposite draws.
+        num_samples: Pairs of opposite draws.
         seconds: Wall-clock time.
 
     Example:
         See `feature_noise_penalty`.
 
         >>> import saq_core
-        >>> saq_core.FeatureNoisePenalty(0.02, 0.001, 0.021, 0.002, {}, p=0.1, draws=50, seconds=1.0)
+        >>> saq_core.FeatureNoisePenalty(0.02, 0.001, 0.021, 0.002, {}, p=0.1, num_samples=50, seconds=1.0)
         FeatureNoisePenalty(predicted 0.02 ± 0.001, measured 0.021 ± 0.002, p=0.1, 0 layers, 50 draws)
     """
 
@@ -58,7 +58,7 @@ class FeatureNoisePenalty(Shown):
     measured_stderr: float
     layers: dict[str, LayerPenalty]
     p: float
-    draws: int
+    num_samples: int
     seconds: float
 
     @property
@@ -71,10 +71,9 @@ class FeatureNoisePenalty(Shown):
 
     def __repr__(self) -> str:
         predicted = f"predicted {self.predicted:.3g} ± {self.predicted_stderr:.1g}"
-        measured = f"measured {self.measured:.3g} ± {self.measured_stderr:.1g}" if self.draws else "not measured"
-        return (
-            f"FeatureNoisePenalty({predicted}, {measured}, p={self.p}, {len(self.layers)} layers, {self.draws} draws)"
-        )
+        measured = f"measured {self.measured:.3g} ± {self.measured_stderr:.1g}" if self.num_samples else "not measured"
+        extent = f"p={self.p}, {len(self.layers)} layers, {self.num_samples} draws"
+        return f"FeatureNoisePenalty({predicted}, {measured}, {extent})"
 
 
 def feature_noise_penalty(
@@ -83,9 +82,9 @@ def feature_noise_penalty(
     *,
     p: float = 0.1,
     steps: Mapping[str, float] | None = None,
-    draws: int = 100,
+    num_samples: int = 100,
     rtol: float = 0.05,
-    max_samples: int = 100,
+    num_probes: int = 100,
     seed: int = 0,
 ) -> FeatureNoisePenalty:
     """Compare the loss increase under gated feature noise with the one that the curvature over features predicts.
@@ -100,15 +99,15 @@ def feature_noise_penalty(
         p: Probability of a gate, from 0 to 1.
         steps: Module -> width s of the noise on its input, for any network; None takes the inputs of the quantized
             convolutions with their learnt steps.
-        draws: Pairs of passes with opposite noise (which cancels the first-order term); 0 predicts without measuring.
+        num_samples: Pairs of passes with opposite noise (which cancels the first-order term); 0 only predicts.
         rtol: Relative standard error at which the probes of a trace stop.
-        max_samples: Most probes of a trace.
+        num_probes: Most probes of a trace.
         seed: Of noise and probes.
 
     Raises:
         ValueError: If there are no data or no inputs to perturb, or a setting is out of range.
 
-    Cost: 2·draws forward passes over the data, and one trace (see `landscape.trace`) per layer.
+    Cost: 2·num_samples forward passes over the data, and one trace (see `landscape.trace`) per layer.
 
     Source: our reading of Pang and Cai (2025), eq. 7-14, which the paper writes for weights.
 
@@ -116,24 +115,26 @@ def feature_noise_penalty(
         >>> import torch, saq_core
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
         >>> batch = torch.randn(16, 4), torch.randint(3, (16,))
-        >>> penalty = saq_core.feature_noise_penalty(model, batch, steps={"2": 0.1}, draws=4)
-        >>> list(penalty.layers), penalty.draws
+        >>> penalty = saq_core.feature_noise_penalty(model, batch, steps={"2": 0.1}, num_samples=4)
+        >>> list(penalty.layers), penalty.num_samples
         (['2'], 4)
     """
     start = time.perf_counter()
     check_number("p", p, "from 0 to 1")
-    if draws != 0 and draws < 2:
-        raise ValueError(f"draws must be >= 2, or 0 to measure nothing, got {draws!r}")
+    if num_samples != 0 and num_samples < 2:
+        raise ValueError(f"num_samples must be >= 2, or 0 to measure nothing, got {num_samples!r}")
     batches = _batches(model, data)
     inputs = _noisy_tensors(model, steps)
     layers = {}
     for name, (path, leaf, step) in inputs.items():
         operator = landscape.Hessian(model, batches, at=f"{path}.{leaf}")
-        trace = landscape.trace(operator, rtol=rtol, num_probes=max_samples, seed=seed)
+        trace = landscape.trace(operator, rtol=rtol, num_probes=num_probes, seed=seed)
         factor = p * step**2 / 24
         layers[name] = LayerPenalty(step, trace.value, factor * trace.value, factor * trace.stderr)
     increases = (
-        _measured(model, batches, list(inputs.values()), p, draws, seed) if draws else torch.full((2,), math.nan)
+        _measured(model, batches, list(inputs.values()), p, num_samples, seed)
+        if num_samples
+        else torch.full((2,), math.nan)
     )
     return FeatureNoisePenalty(
         predicted=sum(layer.delta_loss for layer in layers.values()),
@@ -142,7 +143,7 @@ def feature_noise_penalty(
         measured_stderr=float(increases.std() / len(increases) ** 0.5),
         layers=layers,
         p=p,
-        draws=draws,
+        num_samples=num_samples,
         seconds=time.perf_counter() - start,
     )
 
@@ -177,9 +178,9 @@ def _noisy_tensors(model: nn.Module, steps: Mapping[str, float] | None) -> dict[
 
 @torch.no_grad()
 def _measured(
-    model: nn.Module, batches: list[Any], tensors: list[tuple[str, str, float]], p: float, draws: int, seed: int
+    model: nn.Module, batches: list[Any], tensors: list[tuple[str, str, float]], p: float, num_samples: int, seed: int
 ) -> Tensor:
-    """Return the increase of the mean loss for each pair of opposite draws, (draws,) float64."""
+    """Return the increase of the mean loss for each pair of opposite draws, (num_samples,) float64."""
     sign = [0.0]
 
     def noise(width: float, module: nn.Module, x: Tensor, features: Tensor) -> Tensor:
@@ -195,7 +196,7 @@ def _measured(
         plain, increases = loss(), []
         handles = [attach(model.get_submodule(path), leaf, partial(noise, width)) for path, leaf, width in tensors]
         try:
-            for draw in range(draws):
+            for draw in range(num_samples):
                 pair = []
                 for sign[0] in (1.0, -1.0):
                     with seeded(seed * 1_000_003 + draw, device):

@@ -19,7 +19,7 @@ from ..modes import device_of
 from ..quantization import QuantizerName, parse_bits
 from ..results import Settings
 from ..settings import check_fields
-from ..sharpness import CASES, SAM, TINY, AdaptiveRho, Case, Stepper, checked_range, common_grads, dot, norm
+from ..sharpness import SAM, SAQ, TINY, Case, Stepper, checked_range, common_grads, dot, norm
 from ..training import Recipe, base_optimizer
 from .baselines import solve
 from .space import Space
@@ -105,10 +105,9 @@ class ASGA(Settings):
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> SAM:
         """Return the optimizer as the SAM that makes the steps; its policy records their statistics."""
-        measured_at, applied_to = CASES[self.case]
-        rho = self.rho if self.rho_range is None else AdaptiveRho(self.rho, *self.rho_range)
-        fixed: Any = {"measured_at": measured_at, "applied_to": applied_to, "perturbed": ("weight",)}
-        return SAM(model, optimizer, rho=rho, combine=self.combine, policy=RecordingPolicy(), shrink=self.beta, **fixed)
+        settings: Any = {"combine": self.combine, "perturbed": ("weight",), "rho_range": self.rho_range}
+        sharp = SAQ(self.rho, self.case, **settings)
+        return sharp.wrap(model, optimizer, policy=RecordingPolicy(), shrink=self.beta)
 
 
 class Mixture(nn.Module):

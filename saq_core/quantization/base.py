@@ -219,23 +219,19 @@ class Quantizer(nn.Module):
         return f"bits={self.bits}, signed={self.signed}"
 
 
-class Unquantized(nn.Module):
+class Unquantized(nn.Identity):
     """Stand in for a quantizer where nothing is quantized (32 bits): the identity, with step 0."""
 
     is_quantizer = False
     bits = 32
     signed = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x."""
-        return x
-
     def step_size(self, x: Tensor) -> Tensor:
         """Return 0: there are no levels."""
         return x.new_zeros(())
 
 
-class Stored(nn.Module):
+class Stored(nn.Identity):
     """Stand in for the quantizer of a weight that was read from integers: the identity, with its bits and step."""
 
     is_quantizer = True
@@ -246,10 +242,6 @@ class Stored(nn.Module):
         super().__init__()
         self.bits = bits
         self.register_buffer("step", step, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x: its values are levels already."""
-        return x
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between levels, broadcastable to x."""

@@ -86,11 +86,12 @@ class SAQ(Settings):
         return cls(**{"rho": rho, "metric": "normalised", "perturbed": kinds, **settings})
 
     def wrap(self, model: nn.Module, optimizer: Optimizer, **settings: Any) -> SAM:
-        """Return `optimizer` as a SAM with these settings, and those that only `SAM` has."""
+        """Return `optimizer` as a SAM with these settings; others of `SAM` go before."""
         measured_at, applied_to = CASES[self.case]
         shared = {name: getattr(self, name) for name in ("metric", "combine", "policy", "perturbed", "synchronised")}
         rho = AdaptiveRho(self.rho, *self.rho_range) if self.rho_range else self.rho
-        return SAM(model, optimizer, rho=rho, measured_at=measured_at, applied_to=applied_to, **shared, **settings)
+        settings = {"measured_at": measured_at, "applied_to": applied_to, **shared, **settings}
+        return SAM(model, optimizer, rho=rho, **settings)
 
 
 def _check_policy(policy: StepPolicy, *, adaptive: bool, combine: str) -> None:
