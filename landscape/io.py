@@ -90,16 +90,20 @@ def _read(tree: Any) -> Any:
     kinds = {kind.__name__: kind for kind in _subclasses(Result)}
     kind = kinds[tree.attrs["result"]]
     plain = json.loads(tree.attrs["fields"])
-    arrays: dict[str, dict[str, Tensor]] = {}
-    for name, variable in tree.data_vars.items():
-        field, _, key = name.partition(":")
-        arrays.setdefault(field, {})[key] = torch.from_numpy(np.array(variable.values))
+    arrays: dict[str, Any] = {}
+    for variable_name, variable in tree.data_vars.items():
+        field_name, colon, key = variable_name.partition(":")
+        tensor = torch.from_numpy(np.array(variable.values))
+        if colon:  # one of a dict of tensors, whose name may be empty
+            arrays.setdefault(field_name, {})[key] = tensor
+        else:
+            arrays[field_name] = tensor
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         former = _FORMER.get(field.name, "")
         name = former if former in arrays and field.name not in arrays else field.name
         if name in arrays:
-            values[field.name] = arrays[name].get("", arrays[name])
+            values[field.name] = arrays[name]
         elif name in tree.children:
             keys = plain[name]["keys"]
             values[field.name] = {key: _read(tree[name][str(i)]) for i, key in enumerate(keys)}

@@ -108,7 +108,7 @@ def test_linalg_never_sees_a_model_and_plotting_no_result():
             assert inside <= {"linalg", "checking", "results", "progress", "plotting"}, module
             assert "nn.Module" not in modules("landscape")[module][0].read_text()
         if module.startswith("landscape.plotting"):
-            assert inside <= {"checking", "plotting"}, module
+            assert inside <= {"plotting"}, module
 
 
 def test_notebooks_and_figures_use_public_names_only():
