@@ -40,7 +40,7 @@ def results():
         landscape.trace(model, batches, units="filter"),
         landscape.top_eigenvalues(model, batches, k=3),
         landscape.density(model, batches, k=2, num_probes=2, steps=5, points=50),
-        landscape.curvature_at_scale(model, batches, ladder=[1e-2]),
+        landscape.curvature_at_scale(model, batches, radii=[1e-2]),
         landscape.worst_case_sharpness(model, batches, steps=2),
         landscape.rounding_sharpness(model, batches),
         landscape.sharpness(model, batches, measures=["worst case, filter", "rounding noise"]),

@@ -61,7 +61,7 @@ class RoundingSharpness(Result):
         "rounded",
         "rounded_stderr_data",
     )
-    picture: ClassVar[str] = "radii.rounding"
+    picture: ClassVar[str] = "radii.increases"
 
     def _cells(self) -> dict[str, list[str]]:
         noise = with_errors(self.delta_loss, self.stderr, self.stderr_data)

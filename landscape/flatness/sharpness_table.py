@@ -72,7 +72,7 @@ class Sharpness(Result):
     data_delta_loss: Tensor
     data_weights: Tensor
     columns: ClassVar[tuple[str, ...]] = ("radii", "delta_loss", "stderr", "stderr_data")
-    picture: ClassVar[str] = "radii.sharpness"
+    picture: ClassVar[str] = "radii.increases"
 
     @property
     def stderr_data(self) -> Tensor:
@@ -257,7 +257,7 @@ class SharpnessTable(Result):
     """
 
     rows: list[dict[str, Any]]
-    picture: ClassVar[str] = "radii.measures"
+    picture: ClassVar[str] = "radii.increases"
 
     @property
     def frame(self) -> pd.DataFrame:

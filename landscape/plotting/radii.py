@@ -15,12 +15,12 @@ from .captions import caption, quantity
 from .style import COLOURS, DOUBTFUL, HIGHLIGHT
 from .values import WIDE, Scale, check_option, finite_of, is_log
 
-_INCREASE = "Loss increase"
+_BY = {"Radius": "radius", "Weights rounded to": "rounding", "": "measure"}
 _RADIUS = "Length of the step ε, in norms of the weights"
 
 
 class Series(NamedTuple):
-    """Values with error bars against a radius or a name; NaN where an error is not known."""
+    """Loss increases with error bars against a radius or a name; NaN where an error is not known."""
 
     name: str
     x: Sequence[Any]
@@ -28,122 +28,82 @@ class Series(NamedTuple):
     errors: np.ndarray
 
 
-def plot_sharpness(sharpness: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
-    """Draw the increase of the loss against the radius with its standard errors.
+def plot_increases(sharpness: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
+    """Draw loss increases with their standard errors: by radius, by bits, or a row for every measure of a table.
 
     Args:
         sharpness: what to draw.
         scale: ``"auto"``, ``"linear"`` or ``"log"``, see `values.is_log`.
         title: replaces the default one.
     """
-    series, measure = _increases(sharpness)
-    notes = [measure, caption({"": sharpness})]
-    figure = _plot_series([series], "Radius", scale, title or f"{_INCREASE} by radius", notes)
-    if len(series.x) > 1 and max(series.x) > WIDE * min(series.x):
-        figure.update_xaxes(type="log")
+    series, x_title = _series(sharpness)
+    rows = not x_title  # the names of measures are long: they stand at the vertical axis
+    hover = "%{y}: %{x:.4g} ± %{customdata:.2g}" if rows else "%{x}: %{y:.4g} ± %{customdata:.2g}"
+    figure = interactive.empty_figure()
+    for index, one in enumerate(series):
+        points = {"x": one.values, "y": one.x} if rows else {"x": one.x, "y": one.values}
+        figure.add_scatter(
+            **points,
+            **{"error_x" if rows else "error_y": interactive.error_bars(one.errors)},
+            customdata=one.errors,
+            mode="markers" if rows else "lines+markers",
+            line={"color": COLOURS[index], "width": 2},
+            marker={"color": COLOURS[index], "symbol": interactive.SYMBOLS[index], "size": 8},
+            hovertemplate=hover + "<extra></extra>",
+            name=one.name,
+        )
+    values = [one.values for one in series]
+    log = is_log(scale, values)
+    if rows:
+        kind = "log" if log else "linear"
+        figure.update_xaxes(title="Loss increase" + " (log scale)" * log, type=kind, zeroline=not log)
+        figure.update_yaxes(autorange="reversed", automargin=True)
+    else:
+        interactive.value_axis(figure, "Loss increase", log, values)
+        figure.update_xaxes(title=x_title, zeroline=False, type="log" if _is_wide(series[0].x) else None)
+    interactive.finish(figure, title or f"Loss increase by {_BY[x_title]}", _notes(sharpness))
+    figure.update_layout(height=140 + 32 * len(series[0].x) if rows else 400, showlegend=len(series) > 1)
     return figure
 
 
-def draw_sharpness(
+def draw_increases(
     sharpness: Any, ax: Axes | None = None, *, scale: Scale = "auto", title: str | None = None
 ) -> Figure:
-    """Draw for print what `plot_sharpness` draws; return the figure.
+    """Draw for print what `plot_increases` draws; return the figure.
 
     Args:
         sharpness: what to draw.
         ax: axes to draw into, new ones by default; labels that they have stay.
-        scale: see `plot_sharpness`.
+        scale: see `plot_increases`.
         title: stands above what was measured.
     """
-    series, measure = _increases(sharpness)
+    series, x_title = _series(sharpness)
+    rows, own = not x_title, ax is None
     with paper.style():
-        ax = _draw_series([series], ax, "Radius", scale)
-        if len(series.x) > 1 and max(series.x) > WIDE * min(series.x):
-            ax.set_xscale("log")
-        paper.entitle(ax, title, measure, caption({"": sharpness}))
-    return paper.figure_of(ax)
-
-
-def plot_rounding(rounding: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
-    """Draw the increase of the loss under rounding noise, and under rounding, for each number of bits.
-
-    Args:
-        rounding: what to draw.
-        scale: ``"auto"``, ``"linear"`` or ``"log"``, see `values.is_log`.
-        title: replaces the default one.
-    """
-    notes = [caption({"": rounding})]
-    return _plot_series(_by_bits(rounding), "Weights rounded to", scale, title or f"{_INCREASE} by rounding", notes)
-
-
-def draw_rounding(rounding: Any, ax: Axes | None = None, *, scale: Scale = "auto", title: str | None = None) -> Figure:
-    """Draw for print what `plot_rounding` draws; return the figure.
-
-    Args:
-        rounding: what to draw.
-        ax: axes to draw into, new ones by default; labels that they have stay.
-        scale: see `plot_rounding`.
-        title: stands above what was measured.
-    """
-    with paper.style():
-        ax = _draw_series(_by_bits(rounding), ax, "Weights rounded to", scale)
-        paper.entitle(ax, title, caption({"": rounding}))
-    return paper.figure_of(ax)
-
-
-def plot_measures(table: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
-    """Draw the increase of the loss by measure and setting, a row each, with its standard errors.
-
-    Args:
-        table: a table of sharpness measures.
-        scale: ``"auto"``, ``"linear"`` or ``"log"``, see `values.is_log`.
-        title: replaces the default one.
-    """
-    names, values, errors = _by_measure(table)
-    figure = interactive.empty_figure()
-    figure.add_scatter(
-        x=values,
-        y=names,
-        error_x=interactive.error_bars(errors),
-        customdata=errors,
-        mode="markers",
-        marker={"color": COLOURS[0], "size": 8},
-        hovertemplate="%{y}: %{x:.4g} ± %{customdata:.2g}<extra></extra>",
-    )
-    log = is_log(scale, [values])
-    figure.update_xaxes(title=_INCREASE + " (log scale)" * log, type="log" if log else "linear", zeroline=not log)
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    interactive.finish(figure, title or "Sharpness by measure", [caption({"": table})])
-    figure.update_layout(height=140 + 32 * len(names), showlegend=False)
-    return figure
-
-
-def draw_measures(table: Any, ax: Axes | None = None, *, scale: Scale = "auto", title: str | None = None) -> Figure:
-    """Draw for print what `plot_measures` draws; return the figure.
-
-    Args:
-        table: a table of sharpness measures.
-        ax: axes to draw into, new ones by default; labels that they have stay.
-        scale: see `plot_measures`.
-        title: stands above what was measured.
-    """
-    names, values, errors = _by_measure(table)
-    with paper.style():
-        own, ax = ax is None, ax or paper.new_axes(0.8 + 0.2 * len(names), width=1.4 * paper.ONE_COLUMN)
-        if is_log(scale, [values]):
-            ax.set_xscale("log")
+        height, width = (0.8 + 0.2 * len(series[0].x), 1.4) if rows else (2.3, 1)
+        ax = ax or paper.new_axes(height, width=width * paper.ONE_COLUMN)
+        for index, one in enumerate(series):
+            points = {"x": one.values, "y": range(len(one.x))} if rows else {"x": one.x, "y": one.values}
+            bars: dict[str, Any] = {"xerr" if rows else "yerr": one.errors, "capsize": 2, "elinewidth": 0.8}
+            style = paper.curve_style(index) | ({"linestyle": "none"} if rows else {})
+            ax.errorbar(**points, **bars, **style, label=one.name)
+        if is_log(scale, [one.values for one in series]):
+            (ax.set_xscale if rows else ax.set_yscale)("log")
         else:
-            ax.axvline(0, color="0.7", linewidth=0.6, zorder=0.6)
-        rows = range(len(names))
-        ax.errorbar(values, rows, xerr=errors, fmt="o", color=COLOURS[0], ecolor="0.25", elinewidth=0.8, capsize=2)
-        ax.set_yticks(rows, names)
-        ax.invert_yaxis()
-        paper.label_axes(ax, _INCREASE, "")
-        if own:  # above all of it: the axes are narrow beside their labels
-            text = "\n".join(filter(None, [title, caption({"": table})]))
+            (ax.axvline if rows else ax.axhline)(0, color="0.7", linewidth=0.6, zorder=0.6)
+        if rows:
+            ax.set_yticks(range(len(series[0].x)), series[0].x)
+            ax.invert_yaxis()
+        elif _is_wide(series[0].x):
+            ax.set_xscale("log")
+        paper.label_axes(ax, *(("Loss increase", "") if rows else (x_title, "Loss increase")))
+        if len(series) > 1:
+            ax.legend(frameon=False)
+        if rows and own:  # above all of it: the axes are narrow beside their labels
+            text = "\n".join(filter(None, [title, *_notes(sharpness)]))
             paper.figure_of(ax).suptitle(text, fontsize=7, color="0.4")
         else:
-            paper.entitle(ax, title, caption({"": table}))
+            paper.entitle(ax, title, *_notes(sharpness))
     return paper.figure_of(ax)
 
 
@@ -252,62 +212,28 @@ def _curvature(curvature: Any, scale: Scale) -> tuple[Any, ...]:
     return radii, values, errors, trusted, derivative, window, notes
 
 
-def _plot_series(series: Sequence[Series], x_title: str, scale: Scale, title: str, notes: Sequence[str]) -> go.Figure:
-    figure = interactive.empty_figure()
-    for index, one in enumerate(series):
-        figure.add_scatter(
-            x=one.x,
-            y=one.values,
-            error_y=interactive.error_bars(one.errors),
-            customdata=one.errors,
-            mode="lines+markers",
-            line={"color": COLOURS[index], "width": 2},
-            marker={"symbol": interactive.SYMBOLS[index], "size": 8},
-            hovertemplate="%{y:.4g} ± %{customdata:.2g} at %{x}<extra></extra>",
-            name=one.name,
-        )
-    values = [one.values for one in series]
-    figure.update_xaxes(title=x_title, zeroline=False)
-    interactive.value_axis(figure, _INCREASE, is_log(scale, values), values)
-    interactive.finish(figure, title, notes)
-    figure.update_layout(height=400, showlegend=len(series) > 1)
-    return figure
+def _series(sharpness: Any) -> tuple[list[Series], str]:
+    """Return what to draw, and what it is drawn against; empty for the measures of a table."""
+    if hasattr(sharpness, "rows"):
+        names = [f"{row['measure']}, {row['setting']}" for row in sharpness.rows]
+        keys = ("value", "stderr", "stderr_data")
+        values, draws, data = (np.array([row[key] for row in sharpness.rows], float) for key in keys)
+        return [Series("", names, values, _joined(draws, data))], ""
+    values, errors = sharpness.delta_loss.numpy(), _joined(sharpness.stderr, sharpness.stderr_data)
+    if hasattr(sharpness, "radii"):
+        return [Series("", sharpness.radii.tolist(), values, errors)], "Radius"
+    names = [f"{bits} bits" if bits else "its own steps" for bits in sharpness.bits]
+    rounded = Series("rounding", names, sharpness.rounded.numpy(), _joined(sharpness.rounded_stderr_data))
+    return [Series("noise of ± half a step", names, values, errors), rounded], "Weights rounded to"
 
 
-def _draw_series(series: Sequence[Series], ax: Axes | None, x_title: str, scale: Scale) -> Axes:
-    ax = ax or paper.new_axes(2.3)
-    for index, one in enumerate(series):
-        bars: dict[str, Any] = {"capsize": 2, "elinewidth": 0.8, "label": one.name}
-        ax.errorbar(one.x, one.values, one.errors, **bars, **paper.curve_style(index))
-    if is_log(scale, [one.values for one in series]):
-        ax.set_yscale("log")
-    else:
-        ax.axhline(0, color="0.7", linewidth=0.6, zorder=0.6)
-    paper.label_axes(ax, x_title, _INCREASE)
-    if len(series) > 1:
-        ax.legend(frameon=False)
-    return ax
+def _notes(sharpness: Any) -> list[str]:
+    measure = sharpness.about.get("measure", "") if hasattr(sharpness, "radii") else ""
+    return [note for note in (measure, caption({"": sharpness})) if note]
 
 
-def _increases(sharpness: Any) -> tuple[Series, str]:
-    errors = _joined(sharpness.stderr, sharpness.stderr_data)
-    measure = sharpness.about.get("measure", "sharpness")
-    return Series(measure, sharpness.radii.tolist(), sharpness.delta_loss.numpy(), errors), measure
-
-
-def _by_bits(rounding: Any) -> list[Series]:
-    names = [f"{bits} bits" if bits else "its own steps" for bits in rounding.bits]
-    noise = _joined(rounding.stderr, rounding.stderr_data)
-    return [
-        Series("noise of ± half a step", names, rounding.delta_loss.numpy(), noise),
-        Series("rounding", names, rounding.rounded.numpy(), _joined(rounding.rounded_stderr_data)),
-    ]
-
-
-def _by_measure(table: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
-    names = [f"{row['measure']}, {row['setting']}" for row in table.rows]
-    values, *errors = (np.array([row[key] for row in table.rows], float) for key in ("value", "stderr", "stderr_data"))
-    return names, values, _joined(*errors)
+def _is_wide(x: Sequence[Any]) -> bool:
+    return not isinstance(x[0], str) and max(x) > WIDE * min(x)
 
 
 def _joined(*errors: Any) -> np.ndarray:
