@@ -384,16 +384,18 @@ def test_learning_rate_falls_in_steps():
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
-    def run(micro, sam):
+    def run(micro, sam, clip_norm):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
         x, y = toy().train
         data = Data((x.double(), y), (x.double(), y), (x.double(), y), 3)
-        history = train(model, data, Recipe(epochs=2, lr=0.1, batch_size=20, micro_batch=micro, sam=sam))
+        settings = {"micro_batch": micro, "sam": sam, "clip_norm": clip_norm}
+        history = train(model, data, Recipe(epochs=2, lr=0.1, batch_size=20, **settings))
         return torch.cat([p.flatten() for p in model.parameters()]), history.epochs[-1]["accuracy"]
 
-    for sam in (None, SAQ(0.3, case=2)):
-        (whole, right), (parts, same_right) = run(None, sam), run(7, sam)
+    # a bound of the whole gradient, not of a part's, and never before epsilon is taken from it
+    for sam, clip_norm in ((None, None), (None, 1e-2), (SAQ(0.3, case=2), None), (SAQ(0.3, case=2), 1e-2)):
+        (whole, right), (parts, same_right) = run(None, sam, clip_norm), run(7, sam, clip_norm)
         torch.testing.assert_close(parts, whole, atol=1e-12, rtol=1e-10)
         assert right == pytest.approx(same_right)
 
