@@ -14,7 +14,7 @@ any symmetric operator), `curvature` (the Hessian), `flatness` (sharpness), `sur
 
 To add
 
-a direction   a case in ``surfaces.axes.resolve_directions``, its name in ``NAMES`` there, and how its axis is labelled
+a direction   a case in ``model.directions.resolve_directions``, its name in ``NAMES`` there, and its axis' label
               in ``plotting.captions.axis``. It returns name → tensor for what it moves; nothing but a random direction
               is ever rescaled.
 a sharpness   a function (model, data, …) → `Sharpness` in ``flatness``, from ``balls.mean_increases`` or

@@ -31,7 +31,7 @@ from landscape.model.coordinates import Coordinates, coordinates
 from landscape.model.directions import random_direction
 from landscape.model.objective import Objective
 from landscape.plotting.captions import caption
-from landscape.surfaces.batchnorm import batchnorm_check
+from landscape.surfaces.batchnorm_statistics import batchnorm_check
 from landscape.surfaces.survey import COMPUTED, FAILED, INTERPOLATED, PENDING
 from landscape.surfaces.tiles import Tiles
 

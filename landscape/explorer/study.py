@@ -15,8 +15,18 @@ from torch import Tensor, nn
 from ..comparison import Comparison, Measured, check_models, common_probe, fit, merge_about, trace_and_top
 from ..curvature import Hessian, eigenvalues_of
 from ..linalg import Eigenvalues, lanczos
-from ..model import BatchObjective, Evaluation, Loss, Objective, Point, probe_of, quantized_layers
-from ..surfaces import COLUMNS, COMPUTED, FAILED, Line, Surface, describe, evaluate_points, resolve_directions
+from ..model import (
+    BatchObjective,
+    Evaluation,
+    Loss,
+    Objective,
+    Point,
+    describe,
+    probe_of,
+    quantized_layers,
+    resolve_directions,
+)
+from ..surfaces import COLUMNS, COMPUTED, FAILED, Line, Surface, evaluate_points
 from .views import View, growing, place, rows
 
 _NUMBERS_AFTER = 9  # the table is filled once the pictures have so many points a side

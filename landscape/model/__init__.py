@@ -4,14 +4,17 @@ from .batches import FOLDS, probe_of, rows_of
 from .checks import BatchObjective
 from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian, quantized_layers
 from .directions import (
+    NAMES,
     NORMALIZATIONS,
     checked_direction,
     combined,
+    describe,
     direction_to,
     eigenvector,
     fingerprint,
     principal_directions,
     random_direction,
+    resolve_directions,
     stacked,
 )
 from .network import BatchNorm, Precision

@@ -6,7 +6,7 @@ The model is only ever called through `torch.func.functional_call` on other tens
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,6 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .batches import rows_of
 from .coordinates import Coordinates, Point, Space, coordinates
 from .folding import Folding
 
@@ -31,7 +30,7 @@ class Network:
         model: any network; a compiled one is taken uncompiled, for it has no double backward.
         call: ``call(model, batch)`` → output.
         space, layers: see `coordinates`.
-        batchnorm: ``"fixed"`` statistics, or ``"recomputed"`` ones: see `recomputed_statistics`.
+        batchnorm: ``"fixed"`` statistics, or ``"recomputed"`` ones: see `landscape.model.batchnorm`.
         precision: ``"fp32"`` (the model's own dtype), or ``"bf16"`` for autocast.
 
     Attributes:
@@ -95,28 +94,6 @@ class Network:
         changed = [name for name, tensor in self._frozen.items() if tensor._version != versions[name]]
         self._changing = {name: own[name.removeprefix("model.")].detach().clone() for name in changed}
         self.folded = folded and self._folding_agrees(loss)
-
-    def recomputed_statistics(self, tensors: Mapping[str, Tensor], batches: Iterable[Any]) -> Point:
-        """Return BatchNorm's statistics from one pass over the data: the mean of the batches', weighted by size."""
-        names = {id(module): f"{name}." if name else "" for name, module in self.model.named_modules()}
-        fresh = {
-            names[id(m)] + key: torch.ones_like(b) if key == "running_var" else torch.zeros_like(b)
-            for m in self.norms
-            for key, b in m.named_buffers(recurse=False)
-        }
-        momenta = [m.momentum for m in self.norms]
-        seen = 0
-        try:
-            for batch in batches:
-                rows = rows_of(batch)
-                seen += rows
-                for module in self.norms:
-                    module.training, module.momentum = True, rows / seen
-                self.output({**tensors, **fresh}, batch)
-        finally:
-            for module, momentum in zip(self.norms, momenta, strict=True):
-                module.training, module.momentum = False, momentum
-        return fresh
 
     def _folding_agrees(self, loss: Callable[[Point], Tensor]) -> bool:
         """Return whether loss and gradient, a step from the centre, are the same when BatchNorm is folded."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from .batches import moved, probe_of, rows_of, source
+from .batchnorm import recomputed_statistics
 from .checks import BatchObjective, check_labels, check_repeats, checked_objective, pair, stochastic_module
 from .coordinates import Point, Space
 from .measuring import measurement_mode
@@ -291,7 +292,7 @@ class Objective:
 
     def _passes(self, tensors: Point) -> list[BatchLoss]:
         if self.network.batchnorm == "recomputed":
-            tensors = tensors | self.network.recomputed_statistics(tensors, self.batches())
+            tensors = tensors | recomputed_statistics(self.network, tensors, self.batches())
         return [self.loss(tensors, batch) for batch in self.batches()]
 
     def _validate(self) -> None:

@@ -1,7 +1,6 @@
 """Losses along lines, over planes and along the path of training."""
 
-from .axes import describe, resolve_directions
-from .batchnorm import BatchNormCheck, batchnorm_check
+from .batchnorm_statistics import BatchNormCheck, batchnorm_check
 from .grids import Line, Surface, grid, line, surface
 from .survey import COLUMNS, COMPUTED, FAILED, PENDING, evaluate_points
 from .trajectories import Trajectory, trajectory

@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..curvature import top_eigenvalues
 from ..linalg import Eigenvalues
 from ..model import (
+    NAMES,
     NORMALIZATIONS,
     Objective,
     Point,
-    checked_direction,
-    direction_to,
-    eigenvector,
+    describe,
     fingerprint,
     objective_of,
-    random_direction,
+    resolve_directions,
     stacked,
 )
 
-NAMES = ("random", "gradient", "eigenvectors")
-Axis = dict[str, str | int]
 Direction = str | nn.Module | Point | Eigenvalues
 Directions = Direction | Sequence[Direction]
 
@@ -89,62 +85,3 @@ def _one_per_axis(directions: Directions, count: int) -> list[Direction]:
 
 def _described(part: Direction) -> str:
     return repr(part) if isinstance(part, str) else "towards a network" if isinstance(part, nn.Module) else "given"
-
-
-def describe(axes: Sequence[Axis]) -> dict[str, Any]:
-    """Return what a result says of its axes: ``axes`` for pictures, and ``directions`` in words."""
-    labels = [_label(axis) for axis in axes]
-    alike = len(set(labels)) == 1 and axes[0]["kind"] == "random"
-    return {"directions": labels[0] if alike else " and ".join(labels), "axes": list(axes)}
-
-
-def _label(axis: Axis) -> str:
-    if axis["kind"] == "random":
-        return f"random, {axis['normalize']} normalisation"
-    if axis["kind"] == "network":
-        return "towards a network"
-    return f"{axis['kind']} {axis['index']}" if "index" in axis else str(axis["kind"])
-
-
-def resolve_directions(
-    function: Objective, given: Sequence[Direction], normalize: str, seed: int, eigen: Eigenvalues | None = None
-) -> tuple[list[Point], list[Axis]]:
-    """Turn what a caller named into a direction and its description (see `describe`), one for each axis.
-
-    A name draws or computes: ``"random"`` (see `random_direction`; each axis has a seed of its own), ``"gradient"`` (of
-    the mean loss, as long as it is: one unit is a step of ascent at learning rate 1), ``"eigenvectors"`` (the next of
-    ``eigen``). A network lies at 1, a direction (name → tensor) is walked as it is. Nothing but a random direction
-    is ever rescaled: a rescaled eigenvector is none.
-    """
-    steps, axes, next_vector = [], [], 0
-    label: Axis
-    for axis, part in enumerate(given):
-        if isinstance(part, str) and part == "random":
-            # seeds of the axes are spread out, so that seed=1 does not share a direction with seed=0
-            step = random_direction(function.coordinates, seed * 1_000_003 + axis, normalize)
-            label = {"kind": "random", "normalize": normalize}
-        elif isinstance(part, str) and part == "gradient":
-            step, label = function.gradient(), {"kind": "gradient"}
-        elif isinstance(part, str | Eigenvalues):
-            source = eigen if isinstance(part, str) else part
-            assert source is not None
-            step = eigenvector(function.coordinates, source, next_vector)
-            next_vector += 1
-            label = {"kind": "eigenvector", "index": next_vector}
-        elif isinstance(part, nn.Module):
-            _check_frozen(function, part)
-            step, label = direction_to(function.coordinates, part), {"kind": "network"}
-        else:
-            step, label = checked_direction(function.coordinates, part), {"kind": "given"}
-        steps.append(step)
-        axes.append(label)
-    return steps, axes
-
-
-def _check_frozen(function: Objective, other: nn.Module) -> None:
-    """Refuse a network whose frozen weights are not those of the first: no step along the line would reach it."""
-    theirs = dict(getattr(other, "_orig_mod", other).named_parameters())
-    for name, weight in function.model.named_parameters():
-        frozen = not weight.requires_grad and name in theirs and name not in function.coordinates.centre
-        if frozen and "quantizer" not in name and not torch.equal(weight, theirs[name].to(weight)):
-            raise ValueError(f"{name} is frozen and differs between the networks: unfreeze it, or no line gets there")
