@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from landscape.files import atomic
 
 FORMAT = "saq_core checkpoint 1"
 
@@ -51,19 +50,6 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic(Path(path)) as temporary:
         temporary.write_text(text)
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield the name of a temporary file beside `path`, which replaces it once complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def storable(value: Any) -> Any:

@@ -1,13 +1,23 @@
-"""What results and settings share: one line of text, a table, and both of them in a notebook."""
+"""What results and settings share: one line of text, a table, and both of them in a notebook; settings are checked."""
 
 from __future__ import annotations
 
 import html
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
+
+from landscape.checking import numbers, one_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+RANGES: dict[str, dict[str, float]] = {
+    ">= 0": {"at_least": 0},
+    "> 0": {"above": 0},
+    "from 0 to 1": {"at_least": 0, "at_most": 1},
+    "from 0 to below 1": {"at_least": 0, "below": 1},
+    "between 0 and 1": {"above": 0, "below": 1},
+}
 
 
 class Shown:
@@ -32,7 +42,23 @@ class Shown:
 
 
 class Settings(Shown):
-    """A dataclass of settings, whose repr holds what differs from the defaults."""
+    """A dataclass of settings, checked by `_check`, whose repr holds what differs from the defaults."""
+
+    def _check(self, **rules: int | str) -> None:
+        """Check all fields that are `Literal`, and those that `rules` names: by the least whole number or by `RANGES`.
+
+        Numbers become Python's own: numpy's would not come back from a file.
+        """
+        for name, hint in get_type_hints(type(self)).items():
+            value, rule = getattr(self, name), rules.get(name)
+            if get_origin(hint) is Literal:
+                one_of(name, value, hint)
+            elif rule is not None:
+                whole, optional = isinstance(rule, int), type(None) in get_args(hint)
+                bounds: dict[str, Any] = {"at_least": rule} if isinstance(rule, int) else RANGES[rule]
+                numbers(whole=whole, optional=optional, **bounds, **{name: value})
+                if value is not None:
+                    object.__setattr__(self, name, int(value) if whole else float(value))
 
     def __repr__(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(cast(Any, self)) if getattr(self, f.name) != f.default}

@@ -74,7 +74,7 @@ def test_rises_of_single_networks_are_paired_by_draw_and_by_sample(singles):
 
 
 def test_traces_are_paired_by_probe_as_far_as_both_have_probes(singles):
-    first, second = (Measured(*singles.seeds[network][0]["trace_filter"]) for network in ("FP32", "W4A4"))
+    first, second = (Measured(**singles.seeds[network][0]["trace_filter"]) for network in ("FP32", "W4A4"))
     common = min(len(first.parts), len(second.parts))
     pairs = torch.tensor(second.parts[:common]) - torch.tensor(first.parts[:common])
     row = row_of(singles, "W4A4", "trace_filter")

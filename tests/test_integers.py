@@ -215,3 +215,13 @@ def test_a_weight_that_is_not_finite_says_so(tmp_path):
         model[0].weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="0.weight must be finite"):
         export(model, tmp_path / "net")
+
+
+@pytest.mark.parametrize("quantizer", ["pact", "dorefa", "liq"])
+def test_levels_halfway_between_multiples_of_the_step_are_whole_numbers_less_a_half(quantizer, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(16, 5)
+    export(calibrate(quantize(model, "W2A2", quantizer=quantizer), [(x, torch.zeros(16).long())]), tmp_path / "net")
+    stored = torch.load(tmp_path / "net", weights_only=True)["packed"]["2.weight"]
+    assert float(stored["zero"]) % 1 == 0.5 and "levels" not in stored and len(stored["integers"]) == 16

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -29,7 +30,6 @@ from saq_core import (
     describe,
     quantize,
 )
-from saq_core.settings import check_number, check_option
 from saq_core.training.history import HEIGHT
 
 OBJECTS = [
@@ -125,31 +125,21 @@ def test_a_history_can_be_plotted_and_drawn():
     plt.close("all")
 
 
-@pytest.mark.parametrize(
-    ("value", "rule", "message"),
-    [
-        (0, 1, "n must be a whole number >= 1, got 0"),
-        (True, 0, "n must be a whole number >= 0, got True"),
-        (1.0, 1, "n must be a whole number >= 1, got 1.0"),
-        (-1.0, ">= 0 and finite", "n must be >= 0 and finite, got -1.0"),
-        (float("nan"), ">= 0 and finite", "n must be >= 0 and finite, got nan"),
-        ("1", "> 0", "n must be > 0, got '1'"),
-        (1, "from 0 to below 1", "n must be from 0 to below 1, got 1"),
-        (None, "> 0", "n must be > 0, got None"),
-    ],
-)
-def test_numbers_out_of_range_are_refused_in_words(value, rule, message):
-    with pytest.raises(ValueError) as caught:
-        check_number("n", value, rule)
-    assert str(caught.value) == message
-
-
-def test_options_are_read_from_their_literal():
-    from saq_core.mixed_precision.searching import Method
-
-    check_option("method", "samq", Method)
-    with pytest.raises(ValueError, match=r"method must be one of \['uniform', .*'asga'\], got 'hawq'"):
-        check_option("method", "hawq", Method)
+def test_settings_are_refused_in_words_and_keep_no_number_of_numpy():
+    for settings, message in (
+        ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
+        ({"epochs": True}, "epochs must be a whole number >= 1, got True"),
+        ({"lr": float("nan")}, "lr must be >= 0 and finite, got nan"),
+        ({"lr": "1"}, "lr must be >= 0 and finite, got '1'"),
+        ({"label_smoothing": 1}, "label_smoothing must be from 0 to below 1, got 1"),
+        ({"optimizer": "lion"}, "optimizer must be one of 'sgd', 'adamw', got 'lion'"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            Recipe(**{"epochs": 1, "lr": 0.1, **settings})
+        assert str(caught.value) == message
+    recipe = Recipe(epochs=np.int64(2), lr=np.float32(0.5), clip_norm=np.float64(1), micro_batch=None)
+    kinds = {type(getattr(recipe, name)) for name in ("lr", "clip_norm", "momentum")}
+    assert kinds == {float} and type(recipe.epochs) is int and recipe.micro_batch is None
 
 
 def test_recurrent_layers_count_by_formula():

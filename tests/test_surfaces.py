@@ -33,6 +33,7 @@ from landscape.model.objective import Objective
 from landscape.plotting.captions import caption
 from landscape.surfaces.batchnorm import batchnorm_check
 from landscape.surfaces.survey import COMPUTED, FAILED, INTERPOLATED, PENDING
+from landscape.surfaces.tiles import Tiles
 
 
 def unit(first, second):
@@ -597,3 +598,12 @@ def test_the_fastest_batch_size_is_found_once(tmp_path):
     first = surface(model, **settings)
     again = surface(model, **settings)  # a new measurement might choose another
     assert torch.equal(first.loss, again.loss) and first.about["batch_size"] == again.about["batch_size"]
+
+
+def test_a_tile_of_other_points_is_not_read(tmp_path):
+    tiles = Tiles(tmp_path, {"seed": 0})
+    points, values = torch.tensor([3, 5]), torch.rand(2, 3, dtype=torch.float64)
+    tiles.write(0, points, values, "")
+    read, failure = Tiles(tmp_path, {"seed": 0}).read(0, points)
+    assert torch.equal(read, values) and failure == ""
+    assert tiles.read(0, torch.tensor([3, 6])) is None and tiles.read(1, points) is None

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..settings import check_number, check_option
+from landscape.checking import numbers, one_of
+
 from . import image_files
 from .image_files import ImageFiles
 
@@ -163,8 +164,8 @@ def load_data(
         >>> saq_core.load_data("digits", limit=100)
         Data(digits: 100 train, 11 val, 360 test; inputs (1, 8, 8), 10 classes)
     """
-    check_option("name", name, DataName)
-    check_number("val_fraction", val_fraction, "above 0 and below 1")
+    one_of("name", name, DataName)
+    numbers(above=0, below=1, val_fraction=val_fraction)
     if image_size is not None and name not in image_files.NAMES:
         raise ValueError(f"image_size must be None for {name}, whose images have one size, got {image_size}")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..settings import check_number
+from landscape.checking import numbers
 
 MOMENTS = (
     (0.485, 0.456, 0.406),
@@ -51,9 +51,9 @@ class ImageFiles:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        check_number("image_size", self.size, 1)
-        check_number("workers", self.workers, 0)
-        check_number("min_scale", self.min_scale, "above 0 and at most 1")
+        numbers(whole=True, at_least=1, image_size=self.size)
+        numbers(whole=True, at_least=0, workers=self.workers)
+        numbers(above=0, at_most=1, min_scale=self.min_scale)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import landscape
+from landscape.checking import numbers
 
 from ..modes import device_of, evaluation_mode, seeded
 from ..results import Shown
-from ..settings import check_number
 from .noise import attach, noisy_inputs, uniform_noise
 
 
@@ -120,7 +120,7 @@ def feature_noise_penalty(
         (['2'], 4)
     """
     start = time.perf_counter()
-    check_number("p", p, "from 0 to 1")
+    numbers(at_least=0, at_most=1, p=p)
     if num_samples != 0 and num_samples < 2:
         raise ValueError(f"num_samples must be >= 2, or 0 to measure nothing, got {num_samples!r}")
     batches = _batches(model, data)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from landscape.checking import numbers
+
 from ..quantization import QConv2d
 from ..results import Settings
-from ..settings import check_fields, check_number
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,7 +48,7 @@ class FPQ(Settings):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_fields(self, p="from 0 to 1", weight=">= 0 and finite")
+        self._check(p="from 0 to 1", weight=">= 0")
 
 
 @contextmanager
@@ -80,7 +81,7 @@ def feature_noise(model: nn.Module, p: float = 0.1) -> Iterator[None]:
         >>> torch.equal(noisy, model(x))
         False
     """
-    check_number("p", p, "from 0 to 1")
+    numbers(at_least=0, at_most=1, p=p)
     quantizers = noisy_inputs(model) if p else {}
     if p and not quantizers:
         raise ValueError("model must have convolutions with quantized inputs for p > 0, got none: use p=0")

@@ -18,7 +18,6 @@ from ..data import Data, steps_per_epoch, training_batches
 from ..modes import device_of
 from ..quantization import QuantizerName, parse_bits
 from ..results import Settings
-from ..settings import check_fields
 from ..sharpness import SAM, SAQ, TINY, Case, Stepper, checked_range, common_grads, dot, norm
 from ..training import Recipe, base_optimizer
 from .baselines import solve
@@ -89,9 +88,9 @@ class ASGA(Settings):
     slack: float = 0.02
 
     def __post_init__(self) -> None:
-        check_fields(self, epochs=1, batch_size=1, slack="from 0 to below 1")
-        numbers = ("lr", "lr_alpha", "weight_decay", "lam", "rho", "beta")
-        check_fields(self, **dict.fromkeys(numbers, ">= 0 and finite"))
+        self._check(epochs=1, batch_size=1, slack="from 0 to below 1")
+        floats = ("lr", "lr_alpha", "weight_decay", "lam", "rho", "beta")
+        self._check(**dict.fromkeys(floats, ">= 0"))
         object.__setattr__(self, "rho_range", checked_range(self.rho, self.rho_range))
 
     @property

@@ -18,7 +18,6 @@ from ..data import Batch, Data, ImageFiles, Split, balanced_order, evaluation_ba
 from ..modes import device_of, evaluation_mode
 from ..quantization import QuantizerName
 from ..results import Settings
-from ..settings import check_fields
 from ..sharpness import SAQ, Metric
 from ..training import Evaluation, Recipe, base_optimizer, evaluate
 from .controller import Controller, Reinforce
@@ -85,10 +84,10 @@ class SAMQ(Settings):
     tries: int = 10_000
 
     def __post_init__(self) -> None:
-        numbers = ("rho", "lam", "beta", "lr", "weight_decay", "generator_lr")
-        check_fields(self, epochs=1, warmup=0, batch_size=1, candidates=1, tries=1, share="above 0 and below 1")
-        check_fields(self, memory="from 0 to below 1", slack="from 0 to below 1")
-        check_fields(self, **dict.fromkeys(numbers, ">= 0 and finite"))
+        floats = ("rho", "lam", "beta", "lr", "weight_decay", "generator_lr")
+        self._check(epochs=1, warmup=0, batch_size=1, candidates=1, tries=1, share="between 0 and 1")
+        self._check(memory="from 0 to below 1", slack="from 0 to below 1")
+        self._check(**dict.fromkeys(floats, ">= 0"))
         if self.warmup >= self.epochs:
             raise ValueError(f"warmup must be below epochs = {self.epochs}, else nothing is learned, got {self.warmup}")
 

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from landscape.checking import one_of
+
 from .. import processes
 from ..data import Data
 from ..modes import device_of, seeded
 from ..quantization import QuantizerName
-from ..settings import check_option
 from .asga import ASGA, asga
 from .baselines import at_random, by_hessian, uniform
 from .samq import SAMQ, samq
@@ -114,8 +115,8 @@ def _check(
 ) -> None:
     if not (isinstance(budget, Real) and math.isfinite(budget)):
         raise ValueError(f"budget must be a finite number of bit operations, got {budget!r}")
-    check_option("method", method, Method)
-    check_option("quantizer", quantizer, QuantizerName)
+    one_of("method", method, Method)
+    one_of("quantizer", quantizer, QuantizerName)
     if settings is not None and not isinstance(settings, SETTINGS.get(method, ())):
         known = SETTINGS[method].__name__ if method in SETTINGS else "None"
         raise ValueError(f"settings must be {known} for method={method!r}, got {type(settings).__name__}")

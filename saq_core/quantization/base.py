@@ -8,19 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..settings import check_option
+from landscape.checking import one_of
+
 from .functional import check_bits
 
 FRACTIONS = 80  # candidates tried for each end by the calibration
 SAMPLE = 16_384  # values kept per observed batch of activations
 PERCENTILE = 0.9999
 Method = Literal["mse", "minmax", "percentile"]
-
-
-def check_method(method: str | None) -> None:
-    """Raise unless `method` is one of `Method`, or None."""
-    if method is not None:
-        check_option("method", method, Method)
 
 
 class Quantizer(nn.Module):
@@ -125,7 +120,7 @@ class Quantizer(nn.Module):
 
         Cost: for "mse" 80 quantizations of x, 240 with two ends; else a sort at most.
         """
-        check_method(method)
+        one_of("method", method, Method | None)
         if x.numel() == 0:
             raise ValueError("x must hold at least one value, got an empty tensor")
         if self.dynamic and not self.activation:

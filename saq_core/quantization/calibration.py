@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from landscape.checking import one_of
+
 from ..modes import device_of, evaluation_mode
-from .base import Method, Quantizer, check_method
+from .base import Method, Quantizer
 
 
 @torch.no_grad()
@@ -43,7 +45,7 @@ def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: Method |
         >>> saq_core.calibrate(model, torch.randn(16, 4))[2].input_quantizer
         LSQ(bits=8, signed=False)
     """
-    check_method(method)
+    one_of("method", method, Method | None)
     quantizers = {n: m for n, m in model.named_modules() if isinstance(m, Quantizer) and m.activation}
     try:
         for quantizer in quantizers.values():

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..settings import check_option
+from landscape.checking import one_of
+
 from .attention import QMultiheadAttention
 from .base import check_latent
 from .functional import check_bits
@@ -93,7 +94,7 @@ def quantize(
           (input_quantizer): LSQ(bits=2, signed=None)
         )
     """
-    check_option("quantizer", quantizer, QuantizerName)
+    one_of("quantizer", quantizer, QuantizerName)
     if any(hasattr(module, "quantized_weights") for module in model.modules()):
         raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
     model = copy_model(model)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from landscape.checking import numbers, one_of
+
 from .. import processes
 from ..modes import device_of
 from ..results import Settings, Shown
-from ..settings import check_fields, check_number, check_option
 from .diagnostics import diagnose as diagnostics_of
 from .radius import AdaptiveRho, Radius, checked_range
 from .step_policies import StepPolicy, make_policy
@@ -71,7 +72,7 @@ class SAQ(Settings):
     def __post_init__(self) -> None:
         if callable(self.rho):
             raise ValueError("rho must be a number here, got a function: pass rho_range, or use SAM itself")
-        check_fields(self, rho=">= 0 and finite")
+        self._check(rho=">= 0")
         object.__setattr__(self, "perturbed", _checked_kinds(self.perturbed))
         object.__setattr__(self, "rho_range", checked_range(self.rho, self.rho_range))
         _check_policy(make_policy(self.policy), adaptive=self.rho_range is not None, combine=self.combine)
@@ -181,12 +182,12 @@ class SAM(Shown):
         shrink: float = 0.0,
     ) -> None:
         if not callable(rho):
-            check_number("rho", rho, ">= 0 and finite")
-        check_number("shrink", shrink, ">= 0 and finite")
-        check_option("metric", metric, Metric)
-        check_option("combine", combine, Combination)
-        check_option("measured_at", measured_at, Weights)
-        check_option("applied_to", applied_to, Weights)
+            numbers(at_least=0, rho=rho)
+        numbers(at_least=0, shrink=shrink)
+        one_of("metric", metric, Metric)
+        one_of("combine", combine, Combination)
+        one_of("measured_at", measured_at, Weights)
+        one_of("applied_to", applied_to, Weights)
         if (measured_at, applied_to) not in CASES.values():
             rule = 'applied_to must be "quantized" when measured_at is "quantized", got "latent"'
             raise ValueError(f"{rule}: rounding would undo a perturbation that was measured after it")

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from landscape.checking import one_of
+
 from .. import files, processes
 from ..data import Data, ImageFiles, Split, evaluation_batches, mix, steps_per_epoch, training_batches
 from ..fpq import Features, Student, Teacher, distilled_layers, feature_noise, teacher_of
 from ..modes import device_of, evaluation_mode, seeded
 from ..quantization import check_latent
-from ..settings import check_option
 from ..sharpness import SAM
 from .history import History
 from .recipes import Recipe
@@ -133,7 +134,7 @@ def train(
         >>> len(history.steps), model.probe[0].shape
         (2, torch.Size([64, 1, 8, 8]))
     """
-    check_option("snapshots", snapshots, Snapshots)
+    one_of("snapshots", snapshots, Snapshots)
     if not isinstance(data, Data):
         remedy = "Data(train=(x, y), val=…, test=…, num_classes=…)"
         raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}: make it with {remedy}")

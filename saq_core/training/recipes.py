@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from ..fpq import FPQ
 from ..results import Settings
-from ..settings import check_fields
 from ..sharpness import SAQ
 
 FPQ_THEN = {"placement": "post", "statistics": "batch"}  # settings of 0.1 that have only this value now
@@ -71,9 +70,9 @@ class Recipe(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_fields(self, epochs=1, batch_size=1, warmup=0, micro_batch=1, seed=0, clip_norm="> 0")
-        check_fields(self, **dict.fromkeys(("lr", "momentum", "weight_decay"), ">= 0 and finite"))
-        check_fields(self, label_smoothing="from 0 to below 1")
+        self._check(epochs=1, batch_size=1, warmup=0, micro_batch=1, seed=0, clip_norm="> 0")
+        self._check(**dict.fromkeys(("lr", "momentum", "weight_decay"), ">= 0"))
+        self._check(label_smoothing="from 0 to below 1")
         for name, kind in (("sam", SAQ), ("fpq", FPQ)):
             if not isinstance(getattr(self, name), kind | None):
                 raise ValueError(f"{name} must be a saq_core.{kind.__name__} or None, got {getattr(self, name)!r}")
