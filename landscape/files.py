@@ -24,6 +24,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         ...     _ = scratch.write_text("1 2 3")
         >>> [file.name for file in (pathlib.Path(folder.name) / "deep").iterdir()]
         ['numbers.txt']
+        >>> folder.cleanup()
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def plot_history(
             col=panels.index(panel) + 1,
         )
     for column, panel in enumerate(panels, start=1):
-        arrays = [values for _, own, _, _, values in curves if own == panel]
+        arrays = [values for _, part, _, _, values in curves if part == panel]
         log = panel == "loss" and is_log(scale, arrays)
         interactive.value_axis(figure, dict(_PANELS)[panel], log, arrays, row=1, col=column)
     figure.update_xaxes(title="Epoch", zeroline=False)
@@ -122,7 +122,7 @@ def draw_history(
                 epochs, values, color=colour, linestyle=dash, marker=marker, label=_name(label, kind)
             )
         for ax, panel in zip(axes, panels, strict=True):
-            if panel == "loss" and is_log(scale, [values for _, own, _, _, values in curves if own == panel]):
+            if panel == "loss" and is_log(scale, [values for _, part, _, _, values in curves if part == panel]):
                 ax.set_yscale("log")
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             paper.label_axes(ax, "Epoch", dict(_PANELS)[panel])

@@ -112,6 +112,7 @@ def save_figure(figure: Figure | Axes, path: str | Path) -> list[Path]:
         >>> files = landscape.save_figure(landscape.draw_layers({"conv": 1.0}), pathlib.Path(folder.name) / "layers")
         >>> [file.name for file in files]
         ['layers.pdf', 'layers.png']
+        >>> folder.cleanup()
     """
     from . import paper
 

@@ -29,12 +29,12 @@ def plot_trajectory(path: Any, *, surface: SurfaceLike, scale: Scale = "auto", t
         title: replaces the default one.
     """
     path.check(surface)
-    own, plane = path.loss.numpy(), path.plane_loss.numpy()
-    log = is_log(scale, [surface.loss.numpy(), own, plane])
+    losses, plane = path.loss.numpy(), path.plane_loss.numpy()
+    log = is_log(scale, [surface.loss.numpy(), losses, plane])
     title = title or "Optimization on the loss surface" + " (log scale)" * log
     figure = plot_surfaces({"": surface}, scale="log" if log else "linear", title=title)
     figure.update_traces(line_color="black", selector={"type": "scatter3d"})  # the plumb line is no part of the path
-    heights, shadow = (np.log10(own), np.log10(plane)) if log else (own, plane)
+    heights, shadow = (np.log10(losses), np.log10(plane)) if log else (losses, plane)
     along = {"x": path.coordinates[:, 0].numpy(), "y": path.coordinates[:, 1].numpy()}
     hover = (
         "checkpoint %{pointNumber}<br>its own loss %{customdata[0]:.4g}<br>the plane's %{customdata[1]:.4g}"
@@ -83,10 +83,12 @@ def draw_trajectory(
         title: stands above what was measured.
     """
     path.check(surface)
-    own = path.loss.numpy()
-    log = is_log(scale, [surface.loss.numpy(), own])
+    losses = path.loss.numpy()
+    log = is_log(scale, [surface.loss.numpy(), losses])
     values = drawable(surface, "loss", log)
-    levels = shared_levels([values, np.where(np.isfinite(own) & ((own > 0) | (not log)), own, np.nan)], "loss", log)
+    levels = shared_levels(
+        [values, np.where(np.isfinite(losses) & ((losses > 0) | (not log)), losses, np.nan)], "loss", log
+    )
     with paper.style():
         ax = ax or paper.new_axes(3.0)
         draw_map(ax, surface, values, levels)
@@ -94,7 +96,7 @@ def draw_trajectory(
         halo = [withStroke(linewidth=3, foreground="white")]
         ax.plot(x, y, color="black", linewidth=1.2, path_effects=halo, zorder=3)
         colours: Any = levels.steps()
-        ax.scatter(x, y, 22, own, norm=colours.norm, cmap=colours.cmap, edgecolors="black", linewidths=0.8, zorder=4)
+        ax.scatter(x, y, 22, losses, norm=colours.norm, cmap=colours.cmap, edgecolors="black", linewidths=0.8, zorder=4)
         near: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "path_effects": halo, "zorder": 5}
         inwards = 1 if x[0] < sum(surface.alphas[[0, -1]].tolist()) / 2 else -1
         ax.annotate("start", (x[0], y[0]), (6 * inwards, 5), ha="left" if inwards > 0 else "right", **near)
