@@ -638,9 +638,9 @@ def test_samq_works_on_attention_with_bits_of_weights_and_inputs_apart():
         ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
         ({"warmup": 100}, "warmup must be below epochs = 100, else nothing is learned, got 100"),
         ({"rho": -0.1}, "rho must be >= 0 and finite, got -0.1"),
-        ({"lam": float("nan")}, "lam must be >= 0 and finite, or None, got nan"),
+        ({"lam": float("nan")}, "lam must be >= 0 and finite or None, got nan"),
         ({"metric": "cosine"}, "metric must be one of"),
-        ({"share": 0.0}, "share must be from 0 to below 1"),
+        ({"share": 0.0}, "share must be between 0 and 1"),
         ({"memory": 1.0}, "memory must be from 0 to below 1"),
     ],
 )

@@ -197,7 +197,7 @@ def test_the_authors_settings_are_theirs():
     settings = SAQ.from_paper()
     assert (settings.rho, settings.case, settings.metric) == (0.4, 3, "normalised")
     assert "input_step" in settings.perturbed and "weight_step" not in settings.perturbed
-    assert SAQ.authors(0.9, case=1).rho == 0.9
+    assert SAQ.from_paper(0.9, case=1).rho == 0.9
 
 
 def test_adaptive_rho_follows_the_gap_of_the_step_before():

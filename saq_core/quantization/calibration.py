@@ -87,6 +87,5 @@ def _inputs(data: Any) -> Iterator[Tensor]:
         for batch in data:
             yield batch if isinstance(batch, Tensor) else batch[0]
     else:
-        raise ValueError(
-            f"data must have a .probe, as Data has, or be (x, y) or an iterable of batches, got {type(data).__name__}"
-        )
+        rule = "data must be (x, y), an iterable of batches, or carry a .probe as Data does"
+        raise ValueError(f"{rule}, got {type(data).__name__}")

@@ -63,7 +63,10 @@ class SizeReport(Shown):
         return sum(size.integers + size.scales for size in self.weights.values()) + self.other_bytes
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [{"weight": name, **size._asdict()} for name, size in self.weights.items()]
+        return [
+            {"weight": name, **size._asdict(), "shape": "x".join(map(str, size.shape))}
+            for name, size in self.weights.items()
+        ]
 
     def __repr__(self) -> str:
         times = f"{self.float_bytes / self.bytes:.2f} times fewer than in float32"
