@@ -270,7 +270,6 @@ def test_curves_without_a_finite_value_say_so(draw):
     assert "finite" in texts and "loss" in texts
 
 
-@pytest.mark.filterwarnings("ignore:constrained_layout not applied:UserWarning")  # by matplotlib up to 3.11.0 in 3-D
 @pytest.mark.parametrize("kind", ["contour", "3d"])
 def test_surfaces_without_a_finite_value_say_so(kind):
     empty = surface(gaps=[(slice(None), INF)])

@@ -173,6 +173,8 @@ def surfaces(
         figure.set_figheight(figure.get_figheight() + 0.13 * told.count("\n"))  # or the panels would shrink
         figure.suptitle(told, fontsize=7, color="0.4")
         _colour_bar(axes, scale.smooth() if kind == "3d" else scale.steps(), scale, value)
+        if kind == "3d":
+            _place_tick_labels(figure)
     return figure
 
 
@@ -385,6 +387,14 @@ def _relief(ax: Any, surface: Surface, values: np.ndarray, scale: _Scale) -> Non
     ax.tick_params(axis="z", pad=1)
     plt.setp(ax.get_xticklabels(), horizontalalignment="right")  # the last one would touch the other axis's first
     ax.set_box_aspect((1, 1, 0.8), zoom=0.85)
+
+
+def _place_tick_labels(figure: Figure) -> None:
+    """Draw once without a layout: matplotlib before 3.11.2 lays 3-D axes out by where labels were drawn last."""
+    engine = figure.get_layout_engine()
+    figure.set_layout_engine("none")
+    figure.draw_without_rendering()
+    figure.set_layout_engine(engine)
 
 
 def _colour_bar(axes: Sequence[Axes], colours: ScalarMappable, scale: _Scale, value: str) -> None:
