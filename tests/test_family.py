@@ -23,7 +23,7 @@ QUANTIZERS = ("lsq", "lsq+", "pact", "dorefa", "liq", "minmax")
 METHODS = {
     "sgd": None,
     "sam": SAQ(0.05, case=2),
-    "asam": SAQ(0.5, case=2, metric="adaptive"),
+    "asam": SAQ(0.1, case=2, metric="adaptive"),
     "saq1": SAQ(0.05, case=1),
     "saq2": SAQ(0.05, case=2, metric="normalised"),
     "saq3": SAQ(0.05, case=3),

@@ -134,7 +134,17 @@ def _print_panels(
     figure.set_figheight(figure.get_figheight() + 0.13 * text.count("\n"))  # or the panels would shrink
     figure.suptitle(text, fontsize=7, color="0.4")
     _colour_bar(axes, levels, value, kind)
+    if kind == "3d":
+        _place_tick_labels(figure)
     return figure
+
+
+def _place_tick_labels(figure: Figure) -> None:
+    """Draw once without a layout: matplotlib before 3.11.2 lays 3-D axes out by where labels were drawn last."""
+    engine = figure.get_layout_engine()
+    figure.set_layout_engine("none")
+    figure.draw_without_rendering()
+    figure.set_layout_engine(engine)
 
 
 def _scenes(gaps: Mapping[str, str]) -> go.Figure:
