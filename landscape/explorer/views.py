@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model import describe
 from ..plotting import Kind, Scale
-from ..surfaces import COLUMNS, Line, Surface, describe, grid
+from ..surfaces import COLUMNS, Line, Surface, grid
 
 # what is chosen by name, and what it means: a value and its scale; pictures; directions
 QUANTITIES: dict[str, tuple[str, Scale]] = {
