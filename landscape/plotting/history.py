@@ -25,7 +25,7 @@ def plot_history(
 
     Args:
         history: the columns epoch, loss, accuracy, val_loss and val_accuracy, as far as they are known: a mapping or a
-            DataFrame such as ``model.history.table``; or name → columns, to compare several trainings.
+            DataFrame such as ``model.history.frame``; or name → columns, to compare several trainings.
         scale: of the loss, ``"linear"``, ``"log"`` or ``"auto"``: logarithmic where the largest is more than 30 times
             the smallest.
         title: replaces the default one.
