@@ -164,7 +164,7 @@ def test_saq_reaches_every_switchable_layer_with_the_same_bits_and_leaves_nothin
 
 def test_what_a_step_did_not_use_stays_as_it_is_weight_decay_or_not(data):
     run = searching(data, weight_decay=0.1, lr=0.1)
-    run.draw = lambda even: alternating(run.space)
+    run.draw = lambda uniform: alternating(run.space)
     before = state(run.network.model)
     run.weight_epoch(0)
     used = {
@@ -221,7 +221,7 @@ def test_both_passes_of_every_training_step_use_the_bits_drawn_for_it(data):
     passes = watched(run.network.model)
     drawn = []
     draw = run.draw
-    run.draw = lambda even: drawn.append(draw(even=even)) or drawn[-1]
+    run.draw = lambda uniform: drawn.append(draw(uniform=uniform)) or drawn[-1]
     run.weight_epoch(0)
     layers = len(run.space.groups) + 2
     bits = [tuple(row[2] for row in passes[k : k + layers]) for k in range(0, len(passes), layers)]
