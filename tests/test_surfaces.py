@@ -197,7 +197,7 @@ def test_what_is_not_finite_stays_so():
         ({"span": float("nan")}, "span must be > 0 and finite, got nan"),
         ({"span": float("inf")}, "span must be > 0 and finite, got inf"),
         ({"normalize": "weight"}, "normalize must be one of filter, layer, none, got 'weight'"),
-        ({"batchnorm": "train"}, "batchnorm must be one of fixed, recomputed, got 'train'"),
+        ({"batchnorm": "train"}, "batchnorm must be one of 'fixed', 'recomputed', got 'train'"),
         (
             {"directions": "hessian"},
             "directions must be one of .* or . of names, directions and networks, got 'hessian'",

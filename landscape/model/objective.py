@@ -9,12 +9,13 @@ import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import parallel
+from ..checking import numbers, one_of
 from .batches import moved, probe_of, rows_of, source
 from .batchnorm import recomputed_statistics
 from .checks import BatchObjective, check_labels, check_repeats, checked_objective, pair, stochastic_module
@@ -130,10 +131,9 @@ class Objective:
         batch_size: int | None = None,
         validate: bool = True,
     ) -> None:
-        if batchnorm not in get_args(BatchNorm):
-            raise ValueError(f"batchnorm must be one of {', '.join(get_args(BatchNorm))}, got {batchnorm!r}")
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+        one_of("batchnorm", batchnorm, BatchNorm)
+        one_of("precision", precision, Precision)
+        numbers(whole=True, at_least=1, optional=True, batch_size=batch_size)
         if objective is not None and (loss is not None or metrics or output is not None):
             raise ValueError(
                 "objective(model, batch) computes its own loss from its own output: give loss, output and metrics, or "
