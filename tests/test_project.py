@@ -185,9 +185,10 @@ def test_environment_yml_installs_what_pyproject_declares():
     assert set(conda) <= {"python", "pip", "make"}, "packages are declared in pyproject.toml alone"
 
 
-def test_the_mandated_packages_are_declared():
+def test_the_mandated_packages_are_declared_and_all_have_a_lowest_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
     declared = {re.match(r"[\w-]+", line)[0] for lines in lists for line in lines}
     mandated = {"torch", "torchvision", "matplotlib", "plotly", "ipywidgets", "pyhessian", "jupyterlab", "nbmake"}
     assert mandated <= declared
+    assert not [x for lines in lists for x in lines if not re.search("[>=]=", x) and "saq-landscape" not in x]
