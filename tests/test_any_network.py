@@ -116,7 +116,7 @@ CALLS = {
 
 NETWORKS |= WIDE
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in WIDE]
-NUMBERS = ("value", "loss", "values", "rise", "density", "recomputed", "curvature")
+NUMBERS = ("value", "loss", "values", "delta_loss", "density", "recomputed", "curvature")
 
 
 def finite(result):

@@ -14,7 +14,7 @@ def test_what_varies_is_every_trainable_weight_and_no_quantizer(bits, space):
     model = quantized(bits) if bits else convolutional()
     found = coordinates(model, space)
     assert found.names == [name for name, _ in convolutional().named_parameters()]
-    assert list(found.live.values()) == varied(model, space)
+    assert list(found.tensors.values()) == varied(model, space)
     assert found.space == ("float" if bits is None else space or "quantized")
     rounded = bits is not None and (found.space == "latent" or bits == "W4A4")
     assert found.straight_through == rounded

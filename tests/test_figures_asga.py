@@ -82,7 +82,7 @@ def test_networks_are_named_by_their_bits(monkeypatch):
     policies.tuned(SMOKE, MIXED, 1, "saq3")
     experiment, settings = asked[2]
     assert (experiment.name, experiment.bits) == ("digits-resnet8-mixed243-saq3", MIXED)
-    assert experiment.recipe.sam.case == 3 and experiment.start == "digits-resnet8"
+    assert experiment.recipe.sam.case == 3 and experiment.start == "figures.profiles:SMALL"
     assert settings["seed"] == 1 and settings["epochs"] == 2 and settings["out"] == SMOKE.runs
 
 
@@ -91,7 +91,7 @@ def test_the_first_seed_drawn_is_one_whose_searches_differ(monkeypatch):
         bits = MIXED if (label, seed) == ("asga", 1) else dict.fromkeys("abc", "W3A3")
         return saq_core.Policy(bits, 1, 1.0, "asga", 1.0)
 
-    def compare(models, data, points):
+    def compare(models, data, points, rtol):
         return landscape.Comparison({"models": models, "data": data}, {}, {}, {})
 
     monkeypatch.setattr(asga, "policy", policy)

@@ -89,8 +89,8 @@ def test_the_gauss_newton_matrix_needs_the_output():
     def objective(model, batch):
         return F.cross_entropy(model(batch[0]), batch[1]), len(batch[1])
 
-    with pytest.raises(ValueError, match="pass loss=loss"):
-        GGN(convolutional(), RAGGED, objective=objective)
+    with pytest.raises(ValueError, match="make the objective with loss=loss"):
+        GGN(Objective(convolutional(), RAGGED, objective=objective))
 
 
 # --- chosen layers, a layer's input ---------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_what_is_random_is_found_and_named():
     def loss(output, target):
         return F.cross_entropy(output, target) + torch.rand(())
 
-    with pytest.raises(ValueError, match="the model or its loss is random"):
+    with pytest.raises(ValueError, match="the model or its loss is stochastic"):
         top_eigenvalues(convolutional(), RAGGED, loss=loss)
 
 

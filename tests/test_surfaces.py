@@ -222,7 +222,7 @@ def test_bad_settings_are_refused(function, settings, message):
         ({"points": (3, 5, 7)}, "span and points must be one for both axes or a pair"),
         ({"tolerance": 0.0}, "tolerance must be > 0 and < 1"),
         ({"directions": ["random", "hessian"]}, "directions must be one of .* got 'random' and 'hessian'"),
-        ({"batch_size": "fastest"}, 'batch_size="fastest" needs data='),
+        ({"batch_size": "fastest"}, "batch_size must be a whole number >= 1 or None, got 'fastest'"),
         ({"metrics": {"val/top1": len}}, "metrics must have names of their own, without a slash, got 'val/top1'"),
         ({"metrics": {"accuracy": len}}, "metrics must have names of their own, .* got 'accuracy'"),
     ],
@@ -590,14 +590,6 @@ def test_no_surface_leaves_a_trace(name, interrupted, tmp_path):
     with pytest.raises(KeyboardInterrupt) if interrupted else contextlib.nullcontext():
         surface(model, RAGGED, loss=loss, path=tmp_path / "s", **LONG[name])
     assert_same(before, state(model))
-
-
-def test_the_fastest_batch_size_is_found_once(tmp_path):
-    model = convolutional()
-    settings = {"data": (X, Y), "points": 3, "batch_size": "fastest", "path": tmp_path}
-    first = surface(model, **settings)
-    again = surface(model, **settings)  # a new measurement might choose another
-    assert torch.equal(first.loss, again.loss) and first.about["batch_size"] == again.about["batch_size"]
 
 
 def test_a_tile_of_other_points_is_not_read(tmp_path):

@@ -15,6 +15,7 @@ from torch import nn
 
 import landscape
 from landscape import explore, load, surface
+from landscape.explorer import app
 from landscape.explorer.study import Study
 from landscape.explorer.views import View, growing
 from landscape.model.objective import Objective
@@ -134,7 +135,7 @@ def background(explorer):
 
 
 def test_stop_keeps_what_is_there_and_go_on_does_the_rest(monkeypatch, forwards):
-    monkeypatch.setattr(landscape.widgets, "_SLICE", 0.0)  # one step at a time
+    monkeypatch.setattr(app, "_SLICE", 0.0)  # one step at a time
     model = copy.deepcopy(NETWORKS["float"])
     explorer = background(quick(model))
     before = state(model)
@@ -349,10 +350,10 @@ def test_loss_and_objective_are_used(tmp_path, monkeypatch):
 
 def test_in_the_background_messages_come_through_between_steps(monkeypatch):
     """What a kernel does: an event loop that has other things to do, of which one is to press Stop."""
-    monkeypatch.setattr(landscape.widgets, "_SLICE", 0.0)
+    monkeypatch.setattr(app, "_SLICE", 0.0)
 
     async def run():
-        monkeypatch.setattr(landscape.widgets, "_front_end_loop", asyncio.get_running_loop)
+        monkeypatch.setattr(app, "_front_end_loop", asyncio.get_running_loop)
         explorer = quick(NETWORKS["float"], points=65)
         assert explorer.live and not explorer.surfaces
         while "model" not in explorer.surfaces:

@@ -102,7 +102,7 @@ class Objective:
         TypeError: data that can be read only once, batches that are no pairs where no objective is given.
 
     Cost: one forward pass over the data (two with recomputed statistics), three of one batch, and two gradients of one
-    batch where BatchNorm may be folded; a pass more where the data are not ``(x, y)``.
+    batch where BatchNorm may be folded; two passes more where the data are not ``(x, y)``.
 
     Example:
         >>> import torch, landscape
@@ -304,9 +304,10 @@ class Objective:
 
         check_repeats(run, self.dtype, lambda: stochastic_module(self.model, run))
         if self._as_given:
-            losses = iter((self.centre.loss, self.evaluate().loss))
             reason = "the data change from pass to pass (augmentation?)"
-            check_repeats(lambda: next(losses), self.dtype, lambda: reason)
+            # at the model's own statistics: those recomputed depend on which samples a shuffle puts into one batch
+            losses = functools.partial(map, functools.partial(self.loss, self.tensors()))
+            check_repeats(lambda: _merge(list(losses(self.batches())), False).loss, self.dtype, lambda: reason)
         loss = float(self.centre.loss)
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise ValueError(f"the loss of the model itself is {loss}: look at its weights and data before measuring")
