@@ -83,8 +83,8 @@ def network(spec: Sequence[str], device: torch.device) -> tuple[nn.Module, Any]:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--model must be package.module:function, got {spec[0]!r}: {error}") from error
-    found = function(*spec[1:])
-    model, data = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    result = function(*spec[1:])
+    model, data = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{spec[0]} must return a network or (network, data), got {type(model).__name__}")
     return model.to(device), data

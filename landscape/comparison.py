@@ -249,11 +249,11 @@ def compare(
     measured: dict[str, list[dict[str, dict[str, Any]]]] = {name: [] for name in groups}
     abouts: list[dict[str, Any]] = []
     for name, model in progress([(n, model) for n, group in groups.items() for model in group], "networks"):
-        found, about = _measure(model, data, radii, rtol, seed, **arguments)
+        quantities, about = _measure(model, data, radii, rtol, seed, **arguments)
         abouts.append(about)
         if len(groups[name]) > 1:  # differences are then paired by seed: parts would only fill the file
-            found = {quantity: replace(number, parts=None, folds=None) for quantity, number in found.items()}
-        measured[name].append({quantity: asdict(number) for quantity, number in found.items()})
+            quantities = {name: replace(part, parts=None, folds=None) for name, part in quantities.items()}
+        measured[name].append({quantity: asdict(part) for quantity, part in quantities.items()})
     picture: dict[str, Any] = arguments | {"span": span, "seed": seed}
     firsts = {name: group[0] for name, group in groups.items() if points}
     light = partial(replace, directions={})  # directions fill a file: the seed draws them again
@@ -268,8 +268,8 @@ def _measure(
 ) -> tuple[dict[str, Measured], dict[str, Any]]:
     function = objective_of(model, data, **arguments)
     hessian = Hessian(function)
-    found = fit(function.centre)
-    found |= trace_and_top(hessian.filter_relative(), "filter", rtol, seed)
+    quantities = fit(function.centre)
+    quantities |= trace_and_top(hessian.filter_relative(), "filter", rtol, seed)
     worst = worst_case_sharpness(function, radii=radii)
     average = average_sharpness(function, radii=radii, seed=seed)
     for name, result in (("worst", worst), ("average", average)):
@@ -278,9 +278,9 @@ def _measure(
             draws = parts.tolist() if name == "average" else None
             folds = [rows.tolist(), result.data_weights.tolist()]
             error = join(float(over_draws), float(over_data))
-            found[f"{name}_{radius:g}"] = Measured(float(increase), error, draws, folds=folds)
-    found |= trace_and_top(hessian, "raw", rtol, seed)
-    return found | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
+            quantities[f"{name}_{radius:g}"] = Measured(float(increase), error, draws, folds=folds)
+    quantities |= trace_and_top(hessian, "raw", rtol, seed)
+    return quantities | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
 
 
 def fit(here: Evaluation) -> dict[str, Measured]:
@@ -310,7 +310,7 @@ def trace_and_top(
         seed=seed,
     )
     first, last, shares = float(top.values[0]), float(top.values[-1]), top.fold_weights.tolist()
-    found = {  # every network's probes are the same draws, so the differences of two traces pair up
+    quantities = {  # every network's probes are the same draws, so the differences of two traces pair up
         f"trace_{units}": Measured(
             trace.value,
             join(trace.stderr, trace.stderr_data),
@@ -326,8 +326,8 @@ def trace_and_top(
     }
     if units == "filter":
         ratio = first / last if len(top.values) == 5 else math.nan
-        found["lambda1_over_lambda5"] = Measured(ratio, converged=bool(top.converged.all()))
-    return found
+        quantities["lambda1_over_lambda5"] = Measured(ratio, converged=bool(top.converged.all()))
+    return quantities
 
 
 def _mean(seeds: list[Measured]) -> tuple[float, float]:

@@ -126,7 +126,8 @@ def describe(
     """Count what one input costs in `model`, layer by layer, from one forward pass of a copy.
 
     ``BOPs = MACs · weight bits · activation bits``: a convolution has k²·(C_in/groups)·C_out·H·W MACs, a linear layer
-    in·out per row, each of the two products of attention queries·keys·width. Norms, biases, pooling and additions
+    in·out per row, each of the two products of attention queries·keys·width, a recurrent layer its matrices times time
+    steps. Norms, biases, pooling and additions
     cost nothing. Use it to compare networks of different bits, and to see what is not quantized.
 
     Args:
@@ -135,8 +136,6 @@ def describe(
             the one that `build_model` noted.
         first_input_bits: What a first convolution with quantized weights counts as its input's bits, at most: images
             are 8-bit already. 32 counts an image that is not quantized as 32.
-
-    Recurrent layers count by formula, matrices times time steps.
 
     Raises:
         ValueError: If no shape is given and the model has none, or if it has no layer to count.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .contexts import seeded
 from .data import Data
-from .modes import seeded
 
 DEPTHS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet56": 9}  # blocks per stage, (depth - 2) / 6
 LARGE = 64  # pixels of height from which an image is large: below, nothing is down-sampled early

@@ -7,7 +7,8 @@ from torchvision import datasets
 
 from saq_core import Data, load_data
 from saq_core.data.batches import augment, evaluation_batches, mix, steps_per_epoch, training_batches
-from saq_core.data.datasets import MOMENTS, balanced_order
+from saq_core.data.datasets import MOMENTS
+from saq_core.data.splits import balanced_order
 
 
 def custom(n=20, shape=(3, 6, 6), classes=4, **options):

@@ -316,3 +316,17 @@ def test_a_shuffled_loader_keeps_all_graphs_or_none():
     for _ in range(2):
         close(some @ vectors, case("float")[2] @ vectors)
     assert not some._kept
+
+
+@pytest.mark.parametrize("units", ["raw", "filter"])
+def test_scipy_finds_the_same_eigenvalues(units):
+    from scipy.sparse.linalg import eigsh
+
+    hessian = Hessian(convolutional(), RAGGED)
+    operator = hessian if units == "raw" else hessian.filter_relative()
+    dense = operator @ torch.eye(operator.shape[0], dtype=torch.float64)
+    found = eigsh(operator.to_scipy(), k=3, which="LM", return_eigenvectors=False)
+    expected = torch.linalg.eigvalsh((dense + dense.T) / 2)
+    largest = expected[expected.abs().argsort(descending=True)[:3]].sort().values
+    torch.testing.assert_close(torch.from_numpy(found).sort().values, largest, rtol=1e-8, atol=1e-10)
+    assert "\n" not in repr(operator) and f"{units} units" in repr(operator)

@@ -17,7 +17,7 @@ import landscape
 from landscape import explore, load, surface
 from landscape.explorer import app
 from landscape.explorer.study import Study
-from landscape.explorer.views import View, growing
+from landscape.explorer.views import View, refinements
 from landscape.model.objective import Objective
 
 DATA = (X, Y)
@@ -120,7 +120,7 @@ def test_a_network_that_was_trained_on_is_measured_anew():
 def test_grids_grow_as_whole_rectangles_that_hold_each_other():
     view, seen = View(("a",), points=9), set()
     shapes = []
-    for alphas, betas, new in growing(view):
+    for alphas, betas, new in refinements(view):
         assert not seen & {tuple(point) for point in new}
         seen |= {tuple(point) for point in new}
         assert seen == {(a, b) for a in alphas.tolist() for b in betas.tolist()}

@@ -166,9 +166,9 @@ def top_eigenvalues(
         if which not in ("magnitude", "LM"):
             raise ValueError(f"which must be 'magnitude' with engine='pyhessian', the only end it finds, got {which!r}")
         function = _network(model, data, space, loss, objective)
-        found, products = pyhessian_eigenvalues(function, units, k, tol, max_products, seed)
+        fields, products = pyhessian_eigenvalues(function, units, k, tol, max_products, seed)
         about = function.about(units=units, engine=engine, products=products, seed=seed, seconds=elapsed())
-        return Eigenvalues(about, *found)
+        return Eigenvalues(about, *fields)
     operator, about = operator_of(model, data, units, space, loss, objective, products=4 * k)
     room = _room(operator, k)
     pairs = lanczos(operator, k, which=which, tol=tol, max_products=max_products, max_basis=room, seed=seed)
@@ -246,10 +246,10 @@ def eigenvalues_of(operator: Operator, pairs: Eigenpairs, tol: float) -> Eigenva
         residuals.append((weights.to(images) @ images - value * vector).norm())
         forms.append(images @ vector)
     measured = torch.stack(residuals).cpu() / pairs.values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    stacks, found = {"": pairs.vectors.T.cpu()}, getattr(operator, "coordinates", None)
-    if found is not None:
-        sizes = [value.numel() for value in found.centre.values()]
-        parts = zip(found.centre.items(), stacks[""].split(sizes, dim=1), strict=True)
+    stacks, coordinates = {"": pairs.vectors.T.cpu()}, getattr(operator, "coordinates", None)
+    if coordinates is not None:
+        sizes = [value.numel() for value in coordinates.centre.values()]
+        parts = zip(coordinates.centre.items(), stacks[""].split(sizes, dim=1), strict=True)
         stacks = {name: part.reshape(-1, *value.shape).to(value.dtype) for (name, value), part in parts}
     # in float32 the measured residual stops at a floor, whatever the recurrence says
     done, about = pairs.converged & (measured <= tol), {"products": pairs.products + len(columns)}

@@ -154,7 +154,7 @@ class ScaleCurvature(Result):
         return f"ScaleCurvature({', '.join(parts)}; {self.about['directions']}; {self._kind()})"
 
     def _doubt(self) -> str:
-        return "a staircase" if self.rounding_ratio[self._index] >= 1 else "not told from zero"
+        return "a staircase" if self.rounding_ratio[self._index] >= 1 else "not distinguishable from zero"
 
 
 def curvature_at_scale(
@@ -228,9 +228,9 @@ def _measured(function: Objective, vectors: _Vectors, radii: Sequence[float], se
     """Return curvature, its errors over data, draws and of rounding, the rounding ratio and the samples, by radius."""
     here = function.centre
     noise = _loss_noise(function, here, seed)
-    found = [_differences(function, here, d, radii) for d in progress(vectors, "curvature at scale")]
-    samples, by_sample, inverse, rounding_ratio = (torch.stack(parts) for parts in zip(*found, strict=True))
-    draws = len(found)
+    rows = [_differences(function, here, d, radii) for d in progress(vectors, "curvature at scale")]
+    samples, by_sample, inverse, rounding_ratio = (torch.stack(parts) for parts in zip(*rows, strict=True))
+    draws = len(rows)
     over_data = torch.stack([stderr_of_mean(row, here.weights) for row in by_sample.mean(0)])
     over_draws = samples.std(0) / draws**0.5 if draws > 1 else torch.full_like(over_data, math.nan)
     rounding = noise * inverse.mean(0) * (4 + 2 / draws) ** 0.5  # the centre's share is common to all draws

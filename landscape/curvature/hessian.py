@@ -55,7 +55,7 @@ class Hessian(_Symmetric):
     Args:
         model: any network; not touched.
         data: ``(x, y)`` or a re-iterable of batches; default ``model.probe``.
-        space: ``"quantized"`` (default) or ``"latent"``, see `landscape.coordinates`.
+        space: ``"quantized"`` (default) or ``"latent"``, see `landscape.model.coordinates`.
         layers: names of the modules or weights that vary; default all.
         at: ``"layer.input"`` or ``"layer.output"``: not the weights vary but what goes into or comes out of that
             module, n = all its elements over the data.

@@ -4,7 +4,7 @@ The objective goes into a module whose only parameters are a displacement of wha
 very tensors, space and units that our own engine uses, but the network as it stands: BatchNorm is not folded, and no
 derivative of a convolution is ours. Its traps are avoided here: it needs a gradient in every parameter (a displacement
 is given one), leaves the model in eval mode (it gets a wrapper), draws from the global RNG (forked and seeded), adds
-gradients up when built twice (built once per call), and its trace stops by chance (told never to).
+gradients up when built twice (built once per call), and its trace stops by chance (switched off).
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def pyhessian_eigenvalues(
             torch.autograd.grad(computation.gradsH, computation.params, v, retain_graph=True, materialize_grads=True)
             for v in vectors
         ]
-    found = torch.tensor(values, dtype=torch.float64)
+    eigenvalues = torch.tensor(values, dtype=torch.float64)
     errors = [
         torch.cat([(part - value * v).reshape(-1) for part, v in zip(image, vector, strict=True)]).norm()
         for image, value, vector in zip(images, values, vectors, strict=True)
     ]
-    residuals = torch.stack(errors).double().cpu() / found.abs().max()
+    residuals = torch.stack(errors).double().cpu() / eigenvalues.abs().max()
     names = function.coordinates.names
     stacks = {name: torch.stack([v[i].detach().cpu() for v in vectors]) for i, name in enumerate(names)}
-    return (found, residuals, residuals <= tol, stacks), used
+    return (eigenvalues, residuals, residuals <= tol, stacks), used
 
 
 class _Displaced(nn.Module):

@@ -24,7 +24,7 @@ from ..progress import duration
 from ..results import with_error
 from ..surfaces import Surface, grid
 from .study import Study
-from .views import KINDS, POINTS, QUANTITIES, View, code, cut, named
+from .views import KINDS, POINTS, QUANTITIES, View, code, cut, unique_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def explore(
     """
     single = isinstance(models, nn.Module)
     given: Mapping[Any, Any] = {"model": models} if isinstance(models, nn.Module) else models
-    keys = named(given, parts)
+    keys = unique_names(given, parts)
     grid(span, 3)
     if points not in POINTS:
         raise ValueError(
@@ -249,10 +249,10 @@ class Explorer:
         names = list(value["models"])
         if self._sliders:
             key = tuple(slider.value for slider in self._sliders)
-            found = [name for name, known in self._tuples().items() if known == key]
-            if not found:
+            matches = [name for name, known in self._tuples().items() if known == key]
+            if not matches:
                 raise ValueError(f"no network {key} among those given: move a slider")
-            names = [*(name for name in names if name not in found), *found]
+            names = [*(name for name in names if name not in matches), *matches]
         if not names:
             raise ValueError("choose at least one network")
         settings = {
@@ -343,10 +343,10 @@ class Explorer:
 
     def _place(self, kinds: tuple[str, ...]) -> None:
         """Put the pictures where they belong, if they are not there, and fill the table."""
-        for place, wanted in (("pictures", kinds), ("slice", ("slice",))):
-            children = tuple(self._pictures[name] for name in wanted)
-            if self.outputs[place].children != children:
-                self.outputs[place].children = children
+        for area, pictures in (("pictures", kinds), ("slice", ("slice",))):
+            children = tuple(self._pictures[name] for name in pictures)
+            if self.outputs[area].children != children:
+                self.outputs[area].children = children
         from . import widgets as controls
 
         rows = {

@@ -27,7 +27,7 @@ from ..model import (
     resolve_directions,
 )
 from ..surfaces import COLUMNS, COMPUTED, FAILED, Line, Surface, evaluate_points
-from .views import View, growing, place, rows
+from .views import View, point_key, refinements, rows
 
 _NUMBERS_AFTER = 9  # the table is filled once the pictures have so many points a side
 _PRODUCT, _PRODUCTS = 5, 30  # forward passes in a product, about; products for a row of the table
@@ -45,19 +45,21 @@ class Plane:
 
     def measure(self, alpha: float, beta: float) -> None:
         """Measure one point. Cost: a forward pass over the data (two with recomputed statistics)."""
-        found, failure = evaluate_points(self.function, self.steps, torch.tensor([[alpha, beta]]).double(), self.centre)
-        self.rows[place(alpha, beta)] = found[0]
+        values, failure = evaluate_points(
+            self.function, self.steps, torch.tensor([[alpha, beta]]).double(), self.centre
+        )
+        self.rows[point_key(alpha, beta)] = values[0]
         if failure:
             self.about.setdefault("first_failure", failure)
 
     def missing(self, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         """Return those of the points that are not measured."""
-        return [point for point in points if place(*point) not in self.rows]
+        return [point for point in points if point_key(*point) not in self.rows]
 
     def surface(self, alphas: Tensor, betas: Tensor) -> Surface:
         """Lay measured points out as a surface."""
         pairs = torch.cartesian_prod(alphas, betas).tolist()
-        table = torch.stack([self.rows[place(*pair)] for pair in pairs]).view(len(alphas), len(betas), len(COLUMNS))
+        table = torch.stack([self.rows[point_key(*pair)] for pair in pairs]).view(len(alphas), len(betas), len(COLUMNS))
         status = torch.where(table[..., 0].isfinite(), COMPUTED, FAILED).to(torch.int8)
         about = self.about | {"evaluated": len(pairs)}
         columns: dict[str, Any] = dict(zip(COLUMNS, table.unbind(-1), strict=True))
@@ -74,7 +76,7 @@ class Study:
 
     Attributes:
         errors: name → what went wrong with a network in the last work.
-        version: a number that rises whenever there is something new to show.
+        version: a count that increases whenever there is something new to show.
     """
 
     def __init__(
@@ -104,25 +106,25 @@ class Study:
 
     def shown(self, view: View) -> dict[str, Surface]:
         """Return the finest whole grid of each panel that is measured; computes nothing."""
-        found = {}
+        surfaces = {}
         for panel, name in zip(view.panels(), view.names, strict=False):
             plane, best = self._planes.get(self._key(name, view, "plane")), None
-            for alphas, betas, new in growing(view) if plane else ():
+            for alphas, betas, new in refinements(view) if plane else ():
                 if plane is None or plane.missing(new):
                     break
                 best = (alphas, betas)
             if plane and best:
-                found[panel] = plane.surface(*best)
-        return found
+                surfaces[panel] = plane.surface(*best)
+        return surfaces
 
     def numbers(self, view: View) -> dict[str, dict[str, Measured]]:
         """Return name → quantity → number, as far as they are known; computes nothing."""
-        found: dict[str, dict[str, Measured]] = {}
+        numbers: dict[str, dict[str, Measured]] = {}
         for name in view.names:
             known = self._functions.get(self._key(name, view, "function"))
             if known:
-                found[name] = fit(known[1]) | self._numbers.get(self._key(name, view, "numbers"), {})
-        return found
+                numbers[name] = fit(known[1]) | self._numbers.get(self._key(name, view, "numbers"), {})
+        return numbers
 
     def comparison(self, view: View, lines: Mapping[str, Line] | None = None) -> Comparison:
         """Put what there is together, to draw or to save.
@@ -156,7 +158,7 @@ class Study:
         """
         self.errors.clear()
         filled = not view.numbers
-        for alphas, betas, new in growing(view):
+        for alphas, betas, new in refinements(view):
             for name in view.names[: len(view.panels())]:
                 yield from self._guarded(name, self._points(name, view, new))
             done = min(len(alphas), len(betas)) >= min(_NUMBERS_AFTER, view.points)
@@ -198,7 +200,7 @@ class Study:
         about = function.about(**describe(axes), seed=view.seed)
         plane = Plane(function, centre, steps, about)
         # the model itself is known, and is the same point in every plane
-        plane.rows[place(0, 0)] = torch.stack([centre.loss, centre.accuracy, centre.stderr(centre)]).cpu()
+        plane.rows[point_key(0, 0)] = torch.stack([centre.loss, centre.accuracy, centre.stderr(centre)]).cpu()
         self._planes[self._key(name, view, "plane")] = plane
 
     def _function(self, name: str, view: View) -> tuple[Objective, Evaluation]:
@@ -224,8 +226,8 @@ class Study:
         key = self._key(name, view, "eigen")
         if key not in self._eigen:
             hessian = self._hessian(name, view)
-            found = yield from self._resumed(key, lambda: lanczos.steps(hessian, 2, seed=view.seed))
-            top = eigenvalues_of(hessian, found, 1e-3)
+            pairs = yield from self._resumed(key, lambda: lanczos.steps(hessian, 2, seed=view.seed))
+            top = eigenvalues_of(hessian, pairs, 1e-3)
             self._eigen[key] = replace(top, about=hessian.about() | top.about)
 
     def _curvature(self, name: str, view: View) -> Iterator[int]:

@@ -24,9 +24,13 @@ QUANTITIES: dict[str, tuple[str, Scale]] = {
     "accuracy": ("accuracy", "linear"),
 }
 KINDS: dict[str, tuple[Kind, ...]] = {"3-D": ("3d",), "contour": ("contour",), "both": ("3d", "contour")}
-WAYS = {"random, filter-normalised": "random", "top eigenvectors": "eigenvectors", "between two networks": "between"}
+DIRECTIONS = {
+    "random, filter-normalised": "random",
+    "top eigenvectors": "eigenvectors",
+    "between two networks": "between",
+}
 POINTS = (5, 9, 17, 33, 65)  # each grid holds the ones before
-WAY = (-0.5, 1.5)  # how far a way between two networks, at 0 and 1, is followed
+SPAN_BETWEEN = (-0.5, 1.5)  # the span of a line between two networks, which lie at 0 and 1
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,15 @@ class View:
     """All that decides which numbers are computed.
 
     Attributes:
-        names: of the networks; between two, the way leads from the first to the second.
-        directions: a value of WAYS.
+        names: of the networks; between two, the line leads from the first to the second.
+        directions: a value of DIRECTIONS.
         space: ``"quantized"`` or ``"latent"``.
         batchnorm: ``"fixed"`` or ``"recomputed"``.
         span: half the side of the square, in units of the directions.
         points: per side, one of POINTS.
         samples: how many of the data, None for all.
         seed: of the directions and of the probes.
-        numbers: whether curvatures are wanted beside the pictures.
+        numbers: whether curvatures are measured beside the surfaces.
     """
 
     names: tuple[str, ...]
@@ -57,19 +61,19 @@ class View:
 
     def __post_init__(self) -> None:
         if self.directions == "between" and len(self.names) < 2:
-            raise ValueError("choose two networks: there is no way between one and itself")
+            raise ValueError("choose two networks: there is no line between one and itself")
 
     def panels(self) -> tuple[str, ...]:
-        """Name the pictures: the networks, or the way between two."""
+        """Name the pictures: the networks, or the line between two."""
         return (" → ".join(self.names[:2]),) if self.directions == "between" else self.names
 
     def axes(self) -> tuple[Tensor, Tensor]:
         """Return the steps along both directions."""
         other = grid(self.span, self.points)
-        return (grid(WAY, self.points) if self.directions == "between" else other), other
+        return (grid(SPAN_BETWEEN, self.points) if self.directions == "between" else other), other
 
 
-def growing(view: View) -> Iterator[tuple[Tensor, Tensor, list[tuple[float, float]]]]:
+def refinements(view: View) -> Iterator[tuple[Tensor, Tensor, list[tuple[float, float]]]]:
     """Yield ever finer grids: the steps along both directions, and the points that are new in each."""
     fine = view.axes()
     stride = (view.points - 1) // 2
@@ -92,7 +96,7 @@ def rows(length: int, samples: int) -> Tensor:
     return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:samples]
 
 
-def place(alpha: float, beta: float) -> tuple[float, float]:
+def point_key(alpha: float, beta: float) -> tuple[float, float]:
     """Name a point, the same one in every grid that holds it."""
     return float(f"{alpha:.9g}") + 0.0, float(f"{beta:.9g}") + 0.0  # and no negative zero
 
@@ -117,8 +121,8 @@ def code(view: View, keys: Mapping[str, Any], quantity: str, kind: str, given: S
         quantity, kind: what is drawn, names in QUANTITIES and KINDS.
         given: what else `explore` was given, of data, loss and objective: the lines expect it under that name.
     """
-    own = {name: f"models[{keys[name]!r}]" if keys else "model" for name in view.names}
-    (value, scale), first = QUANTITIES[quantity], own[view.names[0]]
+    models = {name: f"models[{keys[name]!r}]" if keys else "model" for name in view.names}
+    (value, scale), first = QUANTITIES[quantity], models[view.names[0]]
     lines = ["import landscape"]
     source = "data" if "data" in given else f"{first}.probe"
     if view.samples is not None:
@@ -126,14 +130,14 @@ def code(view: View, keys: Mapping[str, Any], quantity: str, kind: str, given: S
         lines += ["import torch", "", f"x, y = {source}", f"rows = {rows}", "data = x[rows], y[rows]"]
     elif "data" not in given:
         lines += ["", f"data = {source}"]
-    way = view.directions == "between"
-    directions = f'[{own[view.names[1]]}, "random"]' if way else repr(view.directions)
-    settings = {"span": (WAY, view.span) if way else view.span, "points": view.points, "space": view.space}
+    between = view.directions == "between"
+    directions = f'[{models[view.names[1]]}, "random"]' if between else repr(view.directions)
+    settings = {"span": (SPAN_BETWEEN, view.span) if between else view.span, "points": view.points, "space": view.space}
     settings |= {"batchnorm": view.batchnorm, "seed": view.seed}
     lines += [f"settings = {settings!r}", "surfaces = {"]
     more = "".join(f", {name}={name}" for name in given if name != "data")
     for panel, name in zip(view.panels(), view.names, strict=False):
-        lines += [f"    {panel!r}: landscape.surface({own[name]}, data, directions={directions}{more}, **settings),"]
+        lines += [f"    {panel!r}: landscape.surface({models[name]}, data, directions={directions}{more}, **settings),"]
     lines += ["}", f"drawn = {{'value': {value!r}, 'scale': {scale!r}}}"]
     for one in KINDS[kind]:
         figure = f"landscape.draw_together(surfaces, kind={one!r}, **drawn)"
@@ -141,7 +145,7 @@ def code(view: View, keys: Mapping[str, Any], quantity: str, kind: str, given: S
     return "\n".join([*lines, "landscape.plot_together(surfaces, **drawn)"]) + "\n"
 
 
-def named(models: Any, parts: Sequence[str] | None = None) -> dict[str, Any]:
+def unique_names(models: Any, parts: Sequence[str] | None = None) -> dict[str, Any]:
     """Return what each network is shown as → its key.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import ipywidgets as w
 
 from .study import Study
-from .views import KINDS, POINTS, QUANTITIES, WAYS, View
+from .views import DIRECTIONS, KINDS, POINTS, QUANTITIES, View
 
 _SPANS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)  # each half of the next: their grids share points
 _SAMPLES = (128, 256, 512, 1024, 2048, 4096)
@@ -31,36 +31,38 @@ def controls(
     """
     names = list(study.models)
     plain = [name for name in names if name not in tuples] or (names if not tuples else [])
-    found: dict[str, Any] = {}
-    for number, values in enumerate(zip(*tuples.values(), strict=True)):
-        name = parts[number] if number < len(parts) else f"part {number + 1}"
-        found[f"part {number + 1}"] = w.SelectionSlider(options=list(dict.fromkeys(values)), description=name)
+    controls: dict[str, Any] = {}
+    for index, values in enumerate(zip(*tuples.values(), strict=True)):
+        name = parts[index] if index < len(parts) else f"part {index + 1}"
+        controls[f"part {index + 1}"] = w.SelectionSlider(options=list(dict.fromkeys(values)), description=name)
     rows = min(5, max(2, len(names)))
     beside = "beside" if tuples else "networks"
-    found["models"] = w.SelectMultiple(options=names, value=plain[:3], rows=rows, description=beside)
-    found["quantity"] = w.Dropdown(options=list(QUANTITIES), description="quantity")
-    found["directions"] = w.Dropdown(options=WAYS, description="directions")
-    found["seed"] = w.BoundedIntText(value=start.seed, min=0, max=10**6, description="seed")
-    found["space"] = w.Dropdown(options=["quantized", "latent"], description="space")
-    found["space"].disabled = not any(study.rounded.values())
-    found["batchnorm"] = w.Dropdown(options=["fixed", "recomputed"], description="BatchNorm")
+    controls["models"] = w.SelectMultiple(options=names, value=plain[:3], rows=rows, description=beside)
+    controls["quantity"] = w.Dropdown(options=list(QUANTITIES), description="quantity")
+    controls["directions"] = w.Dropdown(options=DIRECTIONS, description="directions")
+    controls["seed"] = w.BoundedIntText(value=start.seed, min=0, max=10**6, description="seed")
+    controls["space"] = w.Dropdown(options=["quantized", "latent"], description="space")
+    controls["space"].disabled = not any(study.rounded.values())
+    controls["batchnorm"] = w.Dropdown(options=["fixed", "recomputed"], description="BatchNorm")
     spans = sorted({*_SPANS, start.span})
-    found["span"] = w.SelectionSlider(options=[(f"{s:g}", s) for s in spans], value=start.span, description="span")
+    controls["span"] = w.SelectionSlider(options=[(f"{s:g}", s) for s in spans], value=start.span, description="span")
     grids = [(f"{n} × {n}", n) for n in POINTS]
-    found["points"] = w.SelectionSlider(options=grids, value=start.points, description="points")
-    found["samples"] = _samples(study, start)
-    found["kind"] = w.ToggleButtons(options=list(KINDS), style={"button_width": "72px"})
-    found["linked"] = w.Checkbox(value=True, description="linked cameras", indent=False, layout=w.Layout(width="auto"))
-    found["numbers"] = w.Checkbox(
+    controls["points"] = w.SelectionSlider(options=grids, value=start.points, description="points")
+    controls["samples"] = _samples(study, start)
+    controls["kind"] = w.ToggleButtons(options=list(KINDS), style={"button_width": "72px"})
+    controls["linked"] = w.Checkbox(
+        value=True, description="linked cameras", indent=False, layout=w.Layout(width="auto")
+    )
+    controls["numbers"] = w.Checkbox(
         value=start.numbers, description="curvature in the table", indent=False, layout=w.Layout(width="auto")
     )
-    found["axis"] = w.ToggleButtons(options=[("along 1", 0), ("along 2", 1)], style={"button_width": "72px"})
-    found["slice"] = w.FloatSlider(min=-1, max=1, value=0, step=0.01, readout_format=".2f", description="slice at")
-    found["path"] = w.Text(value=str(path), description="save as")
-    for control in found.values():
+    controls["axis"] = w.ToggleButtons(options=[("along 1", 0), ("along 2", 1)], style={"button_width": "72px"})
+    controls["slice"] = w.FloatSlider(min=-1, max=1, value=0, step=0.01, readout_format=".2f", description="slice at")
+    controls["path"] = w.Text(value=str(path), description="save as")
+    for control in controls.values():
         if control.description and not isinstance(control, w.Checkbox):
             control.layout, control.style = w.Layout(width=_WIDE.width), _LABEL
-    return found
+    return controls
 
 
 def outputs() -> dict[str, Any]:
@@ -130,5 +132,5 @@ def _samples(study: Study, start: View) -> Any:
     options: list[tuple[str, int | None]] = [(f"{n:,}", n) for n in _SAMPLES if n < study.rows]
     if start.samples and start.samples < study.rows and start.samples not in _SAMPLES:
         options = sorted([*options, (f"{start.samples:,}", start.samples)], key=lambda option: option[1] or 0)
-    wanted = start.samples if start.samples is None or start.samples < study.rows else None
-    return w.Dropdown(options=[*options, (f"all {study.rows:,}", None)], value=wanted, description="samples")
+    chosen = start.samples if start.samples is None or start.samples < study.rows else None
+    return w.Dropdown(options=[*options, (f"all {study.rows:,}", None)], value=chosen, description="samples")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .precision import full_precision
 
 _measured: set[int] = set()  # ids of the models that are being measured
 
@@ -49,21 +50,3 @@ def measurement_mode(
                 module.training = training
             if generator is not None and state is not None:
                 generator.set_state(state)
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Switch TF32 off, and bfloat16 on a CPU: curvature in ten bits of mantissa is noise."""
-    backends: Any = torch.backends
-    flags = [backends.cuda.matmul] + [getattr(backends.cudnn, part) for part in ("conv", "rnn")]
-    flags += [getattr(backends.mkldnn, part) for part in ("matmul", "conv", "rnn")]
-    before = [flag.fp32_precision for flag in flags]
-    try:
-        for flag in flags:
-            flag.fp32_precision = "ieee"
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.fp32_precision = "none"  # what the parent says, where that was the value
-            if flag.fp32_precision != value:
-                flag.fp32_precision = value

@@ -27,8 +27,31 @@ if TYPE_CHECKING:
 Span = float | tuple[float, float]
 
 
+class Directed:
+    """What results along directions offer."""
+
+    directions: Point
+
+    def direction(self, axis: int = 0) -> Point:
+        """Give the direction of an axis, name → tensor."""
+        return {name: stack[axis] for name, stack in self.directions.items()}
+
+
+class _Sampled(Directed):
+    """What lines and surfaces share: they are drawn as one of several, and a picture of them says more than a table."""
+
+    def _drawn(self) -> dict[str, Any]:
+        return {"": self}
+
+    def _cells(self) -> dict[str, list[str]]:
+        return _extremes(self)  # type: ignore[arg-type]
+
+    def _thumbnail(self) -> bytes:
+        return thumbnail(self.draw)  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True, eq=False)
-class Line(Result):
+class Line(_Sampled, Result):
     """Loss and accuracy along a direction.
 
     Attributes:
@@ -65,25 +88,12 @@ class Line(Result):
         """Where the model itself stands in the arrays, if it does."""
         return _zero(self.alphas)
 
-    def direction(self, axis: int = 0) -> Point:
-        """Give the direction, name → tensor."""
-        return {name: stack[axis] for name, stack in self.directions.items()}
-
-    def _drawn(self) -> dict[str, Line]:
-        return {"": self}
-
-    def _cells(self) -> dict[str, list[str]]:
-        return _extremes(self)
-
-    def _thumbnail(self) -> bytes:
-        return thumbnail(self.draw)
-
     def __repr__(self) -> str:
         return f"Line({len(self.alphas)} points, {_range(self.loss, self.centre)})"
 
 
 @dataclass(frozen=True, eq=False)
-class Surface(Result):
+class Surface(_Sampled, Result):
     """Loss and accuracy over a plane.
 
     Attributes:
@@ -131,19 +141,6 @@ class Surface(Result):
         columns: dict[str, Tensor | None] = {"alpha": alphas, "beta": betas, "loss": self.loss}
         columns |= {"accuracy": self.accuracy, "stderr": self.stderr, "status": self.status, **self.metrics}
         return pandas.DataFrame({name: part.flatten().tolist() for name, part in columns.items() if part is not None})
-
-    def direction(self, axis: int = 0) -> Point:
-        """Give the direction of an axis, name → tensor."""
-        return {name: stack[axis] for name, stack in self.directions.items()}
-
-    def _drawn(self) -> dict[str, Surface]:
-        return {"": self}
-
-    def _cells(self) -> dict[str, list[str]]:
-        return _extremes(self)
-
-    def _thumbnail(self) -> bytes:
-        return thumbnail(self.draw)
 
     def __repr__(self) -> str:
         error, count = self.about.get("interpolation_error"), self.about.get("evaluated")
@@ -301,15 +298,15 @@ def surface(
     tiles = open_tiles(path, function, survey.coordinates, about | {"tolerance": tolerance if adaptive else None})
     shape, directions_kept = (len(alphas), len(betas)), stacked(steps)
 
-    def found(about: dict[str, Any]) -> Surface:
+    def result(about: dict[str, Any]) -> Surface:
         return Surface(about, alphas, betas, **_fields(survey, shape), directions=directions_kept)
 
     for _ in survey.run(plan, tiles, None if adaptive else -(-len(survey.status) // TILE)):
         if watch is not None:
-            watch(found(function.about(**about)))
+            watch(result(function.about(**about)))
     if "interpolation_error" in survey.about:
         Spline(survey, shape).fill()
-    return found(_about(survey, about, elapsed()))
+    return result(_about(survey, about, elapsed()))
 
 
 def grid(span: Span, points: int) -> Tensor:
@@ -332,8 +329,8 @@ def grid(span: Span, points: int) -> Tensor:
 
 
 def _axes(span: Any, points: Any) -> tuple[Tensor, Tensor]:
-    own = isinstance(span, tuple | list) and any(isinstance(part, tuple | list) for part in span)
-    spans = span if own else (span, span)
+    paired = isinstance(span, tuple | list) and any(isinstance(part, tuple | list) for part in span)
+    spans = span if paired else (span, span)
     counts = points if isinstance(points, tuple | list) else (points, points)
     if len(spans) != 2 or len(counts) != 2:
         raise ValueError(f"span and points must be one for both axes or a pair, got {span} and {points}")
@@ -350,13 +347,13 @@ def _fields(survey: Survey, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _about(survey: Survey, about: dict[str, Any], seconds: float) -> dict[str, Any]:
-    found = survey.function.about(**about) | survey.about
-    passes = found["evaluated"] * (2 if survey.function.network.batchnorm == "recomputed" else 1)
+    about = survey.function.about(**about) | survey.about
+    passes = about["evaluated"] * (2 if survey.function.network.batchnorm == "recomputed" else 1)
     if failed := int((survey.status == FAILED).sum()):
-        found["failed"] = failed
+        about["failed"] = failed
     if survey.function.network.precision == "bf16":
-        found["bf16_error"] = bf16_error(survey)
-    return found | {"forward_passes": passes, "seconds": seconds}
+        about["bf16_error"] = bf16_error(survey)
+    return about | {"forward_passes": passes, "seconds": seconds}
 
 
 def _zero(axis: Tensor) -> int | None:

@@ -28,13 +28,13 @@ from ..model import (
 from ..progress import progress, stopwatch
 from ..results import Result
 from .axes import describe
-from .grids import Surface
+from .grids import Directed, Surface
 
 Checkpoint = nn.Module | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory(Result):
+class Trajectory(Directed, Result):
     """Checkpoints on a plane through a network.
 
     Attributes:
@@ -68,10 +68,6 @@ class Trajectory(Result):
     } | dict.fromkeys(("loss", "plane_loss", "distance", "off_plane"), ("checkpoint",))
     columns: ClassVar[tuple[str, ...]] = ("coordinates", "loss", "plane_loss", "distance", "off_plane")
     picture: ClassVar[str] = "trajectories.trajectory"
-
-    def direction(self, axis: int = 0) -> Point:
-        """Give the direction of an axis, name → tensor."""
-        return {name: stack[axis] for name, stack in self.directions.items()}
 
     def span(self, margin: float = 0.15) -> tuple[tuple[float, float], tuple[float, float]]:
         """Return the ends of both axes that hold the whole path and the centre, for `landscape.surface`."""
@@ -178,26 +174,26 @@ def trajectory(
         _check_centre(surface, function)
         steps = [_on(function, surface.direction(axis)) for axis in range(2)]
         axes = {key: surface.about[key] for key in ("directions", "axes") if key in surface.about}
-    found, off_plane, distance = project(function.coordinates, differences, steps)
+    coordinates, off_plane, distance = project(function.coordinates, differences, steps)
     if surface is not None:
         explained = 1 - (off_plane.square().sum() / distance.square().sum())[None]
-    plane = [function.evaluate(combined(steps, row)).loss for row in found.tolist()]
+    plane = [function.evaluate(combined(steps, row)).loss for row in coordinates.tolist()]
     about = function.about(**axes, plane=fingerprint(stacked(steps)), model=fingerprint(function.coordinates.centre))
     about["seconds"] = elapsed()
-    own, seen = (torch.stack(part).cpu() for part in (losses, plane))
-    return Trajectory(about, found, own, seen, distance, off_plane, explained, stacked(steps))
+    losses_there, plane_losses = (torch.stack(part).cpu() for part in (losses, plane))
+    return Trajectory(about, coordinates, losses_there, plane_losses, distance, off_plane, explained, stacked(steps))
 
 
 def project(centre: Coordinates, differences: Sequence[Point], steps: Sequence[Point]) -> tuple[Tensor, Tensor, Tensor]:
     """Return least-squares coordinates (k, axes), the distances that they leave, and the whole distances, float64."""
     plane = torch.stack([_flat(centre, step) for step in steps], 1)
-    found = []
+    projections = []
     for difference in differences:
         whole = _flat(centre, difference)
         # by QR, not the normal equations: two networks' directions may be nearly parallel
         row = torch.linalg.lstsq(plane, whole[:, None]).solution[:, 0]
-        found.append((row, (whole - plane @ row).norm(), whole.norm()))
-    rows, off, distance = (torch.stack(part).cpu() for part in zip(*found, strict=True))
+        projections.append((row, (whole - plane @ row).norm(), whole.norm()))
+    rows, off, distance = (torch.stack(part).cpu() for part in zip(*projections, strict=True))
     return rows, off, distance
 
 
@@ -213,11 +209,11 @@ def _flat(centre: Coordinates, step: Point) -> Tensor:
 def _network(twin: nn.Module, model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     if isinstance(checkpoint, nn.Module):
         return checkpoint
-    own = model.state_dict()
+    state = model.state_dict()
     checkpoint = {name.removeprefix("_orig_mod."): tensor for name, tensor in checkpoint.items()}  # of a compiled model
-    if strange := sorted(checkpoint.keys() - own.keys()):
-        raise ValueError(f"a checkpoint holds {strange[0]!r}, which the model does not have: pass its own state dicts")
-    twin.load_state_dict(own | dict(checkpoint))
+    if unknown := sorted(checkpoint.keys() - state.keys()):
+        raise ValueError(f"a checkpoint holds {unknown[0]!r}, which the model does not have: pass its own state dicts")
+    twin.load_state_dict(state | dict(checkpoint))
     return twin
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..modes import seeded
+from ..contexts import seeded
 from .datasets import Batch, Data, Split
 from .image_files import ImageFiles
 

@@ -18,14 +18,13 @@ from landscape.checking import numbers, one_of
 
 from . import image_files
 from .image_files import ImageFiles
+from .splits import TEST_SEED, Source, balanced_order, complete_splits, count_classes, draw_two
 
 Batch = tuple[Tensor, Tensor]
 Split = tuple[Tensor | ImageFiles, Tensor]
-Source = tuple[np.ndarray, np.ndarray]  # images or the paths of their files, labels
 
 PROBE_SIZE = 1024
 PROBE_SEED = 20_111  # fixed, so that every network trained on these data gets the same probe
-TEST_SEED = 1_797  # the digits come without a test split; this one never depends on the caller's seed
 MOMENTS = {
     "digits": ((0.3053,), (0.3760,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -169,7 +168,7 @@ def load_data(
     if image_size is not None and name not in image_files.NAMES:
         raise ValueError(f"image_size must be None for {name}, whose images have one size, got {image_size}")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    parts = _split(_find(name, root, download), limit, seed, val_fraction)
+    parts = complete_splits(_find(name, root, download), limit, seed, val_fraction)
     wrap: Callable[[np.ndarray], Tensor | ImageFiles]
     if name in image_files.NAMES:
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
@@ -182,7 +181,7 @@ def load_data(
         padding, flip = (1, False) if name == "digits" else (4, True)  # a mirrored digit is another sign
         augmentation = {"padding": padding, "flip": flip, "fill": tuple((-mean / std).tolist())}
     splits: dict[str, Any] = {k: (wrap(x), torch.from_numpy(y).to(chosen)) for k, (x, y) in parts.items()}
-    return Data(**splits, num_classes=_classes(parts), name=name, **augmentation)
+    return Data(**splits, num_classes=count_classes(parts), name=name, **augmentation)
 
 
 def _find(name: str, root: str | Path | None, download: bool) -> dict[str, Source]:
@@ -196,55 +195,6 @@ def _find(name: str, root: str | Path | None, download: bool) -> dict[str, Sourc
         raise FileNotFoundError(f"no complete {name} under {root}, as torchvision lays it out: {error}") from error
 
 
-def _classes(parts: dict[str, Source]) -> int:
-    return 1 + max(int(y.max()) for _, y in parts.values())
-
-
-def _split(parts: dict[str, Source], limit: int | None, seed: int, val_fraction: float) -> dict[str, Source]:
-    """Return all splits, the missing ones drawn from the training images."""
-    classes = _classes(parts)
-    if "test" not in parts:
-        sizes = _split_sizes(len(parts["train"][1]), None, val_fraction)
-        parts = dict(zip(("train", "test"), _drawn(parts["train"], TEST_SEED, *sizes), strict=True))
-    sizes = _split_sizes(len(parts["train"][1]), limit, 0 if "val" in parts else val_fraction)
-    train, val = _drawn(parts["train"], seed, *sizes)
-    trained = len(np.unique(train[1]))
-    if trained < classes or classes < 2:
-        raise ValueError(
-            f"train must hold images of every class, and of two at least, got {trained} of {classes} classes: raise "
-            "limit, lower val_fraction, or add images"
-        )
-    return {"val": val, **parts, "train": train}
-
-
-def _drawn(source: Source, seed: int, kept: int, held_out: int) -> tuple[Source, Source]:
-    """Return two disjoint samples of these sizes, each balanced over the classes."""
-    x, y = source
-    ordered = balanced_order(torch.from_numpy(y), seed).numpy()
-    rows, others = ordered[held_out : held_out + kept], ordered[:held_out]
-    return (x[rows], y[rows]), (x[others], y[others])
-
-
-def _split_sizes(total: int, limit: int | None, val_fraction: float) -> tuple[int, int]:
-    held_out = max(1, round(val_fraction * total)) if val_fraction else 0
-    if limit is None:
-        return total - held_out, held_out
-    if not 1 <= limit <= total - held_out:
-        raise ValueError(f"limit must be from 1 to {total - held_out}, got {limit}")
-    return limit, min(held_out, max(1, round(limit * val_fraction / (1 - val_fraction))))
-
-
-def balanced_order(y: Tensor, seed: int, *, proportional: bool = False) -> Tensor:
-    """Return a random order of which every beginning holds the classes in (almost) equal numbers, or in those of y."""
-    mixed = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    labels = y[mixed]
-    by_class = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels)
-    rank = torch.empty_like(mixed)
-    rank[by_class] = torch.arange(len(y)) - (counts.cumsum(0) - counts)[labels[by_class]]
-    return mixed[torch.argsort((rank + 0.5) / counts[labels] if proportional else rank, stable=True)]
-
-
 def _to_tensor(x: np.ndarray, mean: np.ndarray, std: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy((x.astype(np.float32) - mean) / std).permute(0, 3, 1, 2).contiguous().to(device)
 
@@ -253,7 +203,7 @@ def _digits() -> dict[str, Source]:
     from sklearn.datasets import load_digits
 
     source = load_digits()
-    train, test = _drawn((source.images[..., None] / 16, source.target.astype(np.int64)), TEST_SEED, 1437, 360)
+    train, test = draw_two((source.images[..., None] / 16, source.target.astype(np.int64)), TEST_SEED, 1437, 360)
     return {"train": train, "test": test}
 
 

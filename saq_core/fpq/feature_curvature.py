@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import landscape
 from landscape.checking import numbers
 
-from ..modes import device_of, evaluation_mode, seeded
+from ..contexts import device_of, evaluation_mode, seeded
 from ..results import Shown
 from .noise import attach, noisy_inputs, uniform_noise
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import processes
+from ..contexts import device_of
 from ..costs import describe
 from ..data import Data, steps_per_epoch, training_batches
-from ..modes import device_of
 from ..quantization import QuantizerName, parse_bits
 from ..results import Settings
 from ..sharpness import SAM, SAQ, TINY, Case, Stepper, checked_range, common_grads, dot, norm

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import processes
+from ..contexts import device_of, evaluation_mode
 from ..data import Batch, Data, ImageFiles, Split, balanced_order, evaluation_batches, steps_per_epoch, training_batches
-from ..modes import device_of, evaluation_mode
 from ..quantization import QuantizerName
 from ..results import Settings
 from ..sharpness import SAQ, Metric

@@ -14,8 +14,8 @@ from torch import nn
 from landscape.checking import one_of
 
 from .. import processes
+from ..contexts import device_of, seeded
 from ..data import Data
-from ..modes import device_of, seeded
 from ..quantization import QuantizerName
 from .asga import ASGA, asga
 from .baselines import at_random, by_hessian, uniform

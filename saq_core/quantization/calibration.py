@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from landscape.checking import one_of
 
-from ..modes import device_of, evaluation_mode
+from ..contexts import device_of, evaluation_mode
 from .base import Method, Quantizer
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..modes import device_of
+from ..contexts import device_of
 from .step_policies import Stepper
 from .targets import PerturbedParameter, Point, Weights, find_targets, gradients_at
 from .vectors import TINY, common_grads, displaced, dot, norm

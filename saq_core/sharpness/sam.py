@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from landscape.checking import numbers, one_of
 
 from .. import processes
-from ..modes import device_of
+from ..contexts import device_of
 from ..results import Settings, Shown
 from .diagnostics import diagnose as diagnostics_of
 from .radius import AdaptiveRho, Radius, checked_range

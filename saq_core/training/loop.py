@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 from landscape.checking import one_of
 
 from .. import files, processes
+from ..contexts import device_of, evaluation_mode, seeded
 from ..data import Data, ImageFiles, Split, evaluation_batches, mix, steps_per_epoch, training_batches
 from ..fpq import Features, Student, Teacher, distilled_layers, feature_noise, teacher_of
-from ..modes import device_of, evaluation_mode, seeded
 from ..quantization import check_latent
 from ..sharpness import SAM
 from .history import History
