@@ -38,9 +38,7 @@ def compute_surfaces(profile: Profile) -> landscape.Comparison:
     seeds = sorted(profile.seeds, key=lambda seed: found[seed][0] == found[seed][1])
     models = {"Uniform W3A3": [tuned(profile, BUDGET, seed) for seed in seeds]}
     models |= {name: [tuned(profile, found[seed][k], seed) for seed in seeds] for k, name in enumerate(names)}
-    result = landscape.compare(
-        models, profile.measured(models["ASGA"][0]), points=profile.points, rtol=profile.rtol or 0.05
-    )
+    result = profile.compared(models)
     bits = {name: ["".join(map(str, weight_bits(found[seed][k]))) for seed in seeds] for k, name in enumerate(names)}
     own = {"family": profile.family, "order": seeds, "policies": bits}
     return replace(result, about=result.about | own)
@@ -179,7 +177,7 @@ def compute_correlation(profile: Profile) -> xarray.Dataset:
 
     Ours: a layer's sharpness is its Hessian's mean trace per weight in the float network.
     """
-    return layers_of(profile, ("samq", "asga"), draws=1 if profile.changes else 3)
+    return layers_of(profile, ("samq", "asga"), draws=profile.effort(3, 1))
 
 
 def layers_of(profile: Profile, labels: tuple[str, ...], draws: int) -> xarray.Dataset:

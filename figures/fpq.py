@@ -264,7 +264,7 @@ def compute_traces(profile: Profile) -> xarray.Dataset:
     same for both. Of one network: the paper's second one, a MobileNetV2, is left out.
     """
     epochs = epochs_of(profile)
-    settings: dict[str, Any] = {"method": "hutchinson", "rtol": 0.05, "num_probes": 15}
+    settings: dict[str, Any] = {"method": "hutchinson", "rtol": 0.05, "num_probes": profile.effort(15, 2)}
 
     def both(model: nn.Module) -> dict[str, float]:
         data = profile.measured(model)

@@ -9,6 +9,7 @@ import numpy as np
 import xarray
 from torch import Tensor, nn
 
+import landscape
 import saq_core
 
 from .study import RUNS
@@ -76,6 +77,15 @@ class Profile:
         arrays = {name: (tuple(where)[: np.ndim(own)], np.asarray(own)) for name, own in columns.items()}
         return xarray.Dataset(arrays, {name: list(values) for name, values in where.items()}, self.about)
 
+    def effort(self, full: Any, least: Any) -> Any:
+        """Return how much of something a figure takes; in a test, whose networks are hardly trained, the `least`."""
+        return least if self.changes else full
+
+    def compared(self, models: dict[str, list[nn.Module]]) -> landscape.Comparison:
+        """Compare networks on the images that are measured, a test's within one radius."""
+        settings = {"points": self.points, "rtol": self.rtol or 0.05} | self.effort({}, {"radii": (0.01,)})
+        return landscape.compare(models, self.measured(next(iter(models.values()))[0]), **settings)
+
     @property
     def about(self) -> dict[str, Any]:
         """What a note under a figure says of the profile."""
@@ -96,7 +106,7 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", "digits-resnet8", (0, 1), 32, 3, (("epochs", 2),), SMALL.limit, 0.5),
+        Profile("smoke", "digits-resnet8", (0, 1), 8, 3, (("epochs", 2),), SMALL.limit, 0.5),
         Profile("cpu", "digits-resnet8", (0, 1, 2), 512, 25),
         Profile("gpu", "cifar10-resnet20", (0, 1, 2, 3, 4), 1024, 51),
     )

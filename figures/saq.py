@@ -21,16 +21,14 @@ BITS = ("W4A4", "W2A2")
 CASES = ("saq1", "saq2", "saq3")
 TRAINED = ("sgd", *CASES, "saq3-momentum")
 RADII = (0.005, 0.01, 0.02, 0.05, 0.1)
-ROUNDS = 15  # 3 in a test
+ROUNDS = 15
 
 
 def compute_surfaces(profile: Profile) -> landscape.Comparison:
     """Measure the float network and its 2-bit twins alike, over the seeds; draw those of the first."""
     rows = {"FP32": ("fp32", None), "W2A2 SGD": ("sgd", "W2A2"), "W2A2 SAQ": ("saq3", "W2A2")}
     models = {label: [profile.network(*row, seed) for seed in profile.seeds] for label, row in rows.items()}
-    return landscape.compare(
-        models, profile.measured(models["FP32"][0]), points=profile.points, rtol=profile.rtol or 0.05
-    )
+    return profile.compared(models)
 
 
 def compute_staircase(profile: Profile) -> xarray.Dataset:
@@ -62,7 +60,7 @@ def compute_radii(profile: Profile) -> xarray.Dataset:
 
     def rises(variant: str, bits: str, seed: int) -> np.ndarray:
         model = profile.network(variant, bits, seed)
-        found = landscape.worst_case_sharpness(model, profile.measured(model), radii=RADII, steps=5)
+        found = landscape.worst_case_sharpness(model, profile.measured(model), radii=RADII, steps=profile.effort(5, 1))
         return found.delta_loss.numpy()
 
     rise = [[[rises(v, bits, seed) for seed in profile.seeds] for v in variants] for bits in BITS]
@@ -131,10 +129,9 @@ def compute_curvature(profile: Profile) -> xarray.Dataset:
     def curvature(variant: str, bits: str, seed: int, space: str) -> tuple[float, float]:
         model = profile.network(variant, bits, seed)
         hessian = landscape.Hessian(model, profile.measured(model), space=space).filter_relative()
-        top = landscape.top_eigenvalues(hessian, k=1, tol=1e-2)
-        return landscape.trace(hessian, eigenvalues=top, rtol=profile.rtol or 0.03, num_probes=30).value, float(
-            top.values[0]
-        )
+        top = landscape.top_eigenvalues(hessian, k=1, tol=profile.effort(1e-2, 0.1))
+        settings = {"rtol": profile.rtol or 0.03, "num_probes": profile.effort(30, 2)}
+        return landscape.trace(hessian, eigenvalues=top, **settings).value, float(top.values[0])
 
     found = np.array(
         [[[[curvature(v, b, s, space) for space in spaces] for s in profile.seeds] for v in TRAINED] for b in BITS]
@@ -201,7 +198,7 @@ def compute_steps(profile: Profile) -> xarray.Dataset:
         saq_core.train(trained, profile.data, recipe)
         return clock() - began
 
-    rounds = range(3 if profile.changes else ROUNDS)
+    rounds = range(profile.effort(ROUNDS, 3))
     seconds(recipes["sgd"])  # the first run is slower
     spent = np.array([[seconds(recipe) for recipe in recipes.values()] for _ in rounds]).T
     memory = np.array([_peak(model, profile.data, recipe) for recipe in recipes.values()])

@@ -44,10 +44,12 @@ FPQ_ROWS = {
 }
 
 
-def compute_bops(_: Profile) -> xarray.Dataset:
+def compute_bops(profile: Profile) -> xarray.Dataset:
     """Count the bit operations of one image, first and last layer at 8 bits."""
     found = []
     for (name, classes, size, unit), printed in PRINTED.items():
+        if size > profile.effort(224, 32):
+            continue
         images, labels = torch.zeros(classes, 3, size, size), torch.arange(classes)
         model = saq_core.build_model(name, saq_core.Data(*[(images, labels)] * 3, classes))
         for bits, theirs in printed.items():

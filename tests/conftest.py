@@ -2,13 +2,14 @@
 
 import functools
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from saq_core import Recipe, build_model, load_data, train
 
-EARLY = ("test_explorer", "test_processes", "test_parallel", "test_perturbation")  # files of few tests, and long ones
+EARLY = ("test_processes", "test_parallel", "test_perturbation")  # files of few tests, and long ones
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -29,6 +30,19 @@ def load_digits(limit):
 def digits(request):
     """The digits, not to be changed; as many training images as the module's LIMIT says, or all."""
     return load_digits(getattr(request.module, "LIMIT", None))
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """Comparisons with few products: their eigenvalues to a tenth, their traces by two probes.
+
+    Hardly trained networks have no eigenvalue that stands out, and to a thousandth they take four times as many.
+    """
+    from landscape import comparison
+
+    for name, settings in (("lanczos", {"tol": 0.1}), ("hutchinson", {"num_probes": 2})):
+        steps = functools.partial(getattr(comparison, name).steps, **settings)
+        monkeypatch.setattr(comparison, name, SimpleNamespace(steps=steps))
 
 
 @pytest.fixture(scope="session")

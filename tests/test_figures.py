@@ -122,7 +122,7 @@ def runs(tmp_path_factory):
 
 @pytest.mark.alone
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_computed_and_drawn_anew_on_two_hundred_images(name, runs, tmp_path, monkeypatch):
+def test_every_figure_is_computed_and_drawn_anew_on_two_hundred_images(name, runs, tmp_path, monkeypatch, coarse):
     monkeypatch.setattr("figures.profiles.RUNS", runs)
     for file in make(FIGURES[name], SMOKE, tmp_path, anew=True):
         if file.suffix == ".png":

@@ -91,7 +91,7 @@ def test_the_first_seed_drawn_is_one_whose_searches_differ(monkeypatch):
         bits = MIXED if (label, seed) == ("asga", 1) else dict.fromkeys("abc", "W3A3")
         return saq_core.Policy(bits, 1, 1.0, "asga", 1.0)
 
-    def compare(models, data, points, rtol):
+    def compare(models, data, **settings):
         return landscape.Comparison({"models": models, "data": data}, {}, {}, {})
 
     monkeypatch.setattr(asga, "policy", policy)
