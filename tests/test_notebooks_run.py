@@ -21,6 +21,8 @@ SHORTER = {
     r"\bepochs=[\w *+]+": "epochs=1",
     r"\bpoints=(9|11|19)\b": "points=5",
     r"\brtol=0\.\d+": "rtol=0.5",
+    r"\bnum_probes=\d+": "num_probes=2",
+    r"\bsteps=\d+": "steps=1",
     r"\"(num_samples|num_probes)\": \d+": r'"\1": 2',
 }
 OWN = {
@@ -28,12 +30,14 @@ OWN = {
         "SEEDS, EPOCHS, SAMPLES = 2": "SEEDS, EPOCHS, SAMPLES = 1",
         "points=5": "points=3, radii=(0.05,), rtol=0.5",
     },
-    "02_hessian": {"k=10": "k=3", "num_probes=30": "num_probes=4"},
+    "02_hessian": {"k=10": "k=3"},
     "03_quantized_landscapes": {
+        r"60 \* SCALE": "6 * SCALE",
         '"W8A8", "W4A4", ': "",
         r"ladder\.trusted & \(ladder\.radii <= 0\.02\)": "ladder.radii <= 0.02",  # after one epoch no step is trusted
     },
     "04_saq": {r"\(0\.02, 0\.05, 0\.1, 0\.4\)": "(0.1, 0.4)", r"\[0\.02, 0\.05, 0\.1, 0\.4\], ": "[0.1, 0.4], "},
+    "05_fpq": {"EPOCHS, SEEDS, SAMPLES = 1, 2, 16": "EPOCHS, SEEDS, SAMPLES = 1, 1, 8"},
     "06_mixed_precision": {r"SAMQ\(epochs=1, warmup=1, candidates=8": "SAMQ(epochs=2, warmup=1, candidates=2"},
     "07_transformers": {", warmup=1": ""},
     "08_your_own_model": {
@@ -42,7 +46,7 @@ OWN = {
         r", (300|150)\)": ", 5)",
         r"92 \* SCALE": "32",
     },
-    "10_explorer": {"samples=64": "samples=16"},
+    "10_explorer": {"samples=64": "samples=8"},
     "09_scaling": {"EPOCHS, SAMPLES = 1, 16": "EPOCHS, SAMPLES = 4, 64", '"--points", "11"': '"--points", "5"'},
 }
 OWN["09_scaling"] |= {"^import subprocess$": "import forking as subprocess"}  # no interpreter is started anew
@@ -102,7 +106,7 @@ def kernel(monkeypatch, tmp_path, capsys, caplog):
 
 @pytest.mark.alone
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.ipynb")))
-def test_it_runs_from_top_to_bottom(name, kernel):
+def test_it_runs_from_top_to_bottom(name, kernel, coarse):
     names = kernel(shortened(name))
     if "explorer" in names:
         assert names["explorer"].outputs["message"].value == ""
