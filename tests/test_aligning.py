@@ -83,6 +83,8 @@ def tensors(model):
 @pytest.mark.parametrize("quantizer", ["lsq", "liq"])
 def test_a_mixture_is_the_mean_of_the_quantizers_of_all_candidates_over_the_softmax(digits, name, quantizer):
     model = build_model(name, digits)
+    if name == "vit":
+        model.encoder.layers = model.encoder.layers[:1]  # four alike
     space = Space.of(model, digits.input_shape, candidates=CANDIDATES)
     network, logits = relax(model, space, digits, quantizer=quantizer)
     everywhere = [space.bits(space.everywhere(k)) for k in range(4)]
@@ -477,7 +479,7 @@ def test_no_choice_that_costs_as_much_and_fits_is_more_probable(seed):
     choices = torch.tensor(list(itertools.product(range(4), repeat=6)))
     costs = space.bops(choices)
     logs = logits.double().log_softmax(1).expand(len(choices), -1, -1).gather(2, choices[..., None]).sum((1, 2))
-    for share in (0.0, 0.1, 0.4, 0.8, 1.0, 1.3):
+    for share in ((0.0, 0.4, 1.0), (0.1, 0.8, 1.3))[seed % 2]:
         budget = int(costs.min() + share * (costs.max() - costs.min()))
         found = derive(logits, space, budget, 0.02)
         own, fits = int(space.bops(found)), costs <= budget

@@ -87,9 +87,16 @@ WIDE = {  # what the thin ones are made of, as wide as people bring it
     "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), images, {}),
     "vision transformer, 5 M": (lambda: vision_transformer(4, 6, 256), images, {}),
 }
+SHORT = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 64, 1, 2], [6, 320, 1, 2]]  # with a shortcut and without
+
+
+def thin_mobilenet():
+    return torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.25, inverted_residual_setting=SHORT)
+
+
 NETWORKS = {
     "thin resnet18": (lambda: ThinResNet(num_classes=10), images, {}),
-    "thin mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.25), images, {}),
+    "thin mobilenet_v2": (thin_mobilenet, images, {}),
     "thin vision transformer": (vision_transformer, images, {}),
     "LSTM": (Recurrent, sequences, {}),
     "language model": (LanguageModel, text, {"objective": next_token}),

@@ -40,14 +40,17 @@ def combinations():
 
 
 def build(name, digits):
-    """Build a network, or one of the same modules with an eighth of ResNet-18's or a quarter of MobileNet's width."""
+    """Build a network, or one of the same modules with an eighth of ResNet-18's or a quarter of MobileNet's width.
+
+    Of the blocks of MobileNet the thin one has those of the first four widths, at most two of each.
+    """
     name, thin = name.removeprefix("thin "), name.startswith("thin ")
     if thin and name == "resnet18":
         torch.manual_seed(0)
         model = ThinResNet(num_classes=10)
         model.conv1, model.maxpool = torch.nn.Conv2d(1, 64, 3, 1, padding=1, bias=False), torch.nn.Identity()
         return model
-    narrow = tuple((wider, width // 4, count, stride) for wider, width, count, stride in models.INVERTED)
+    narrow = tuple((wider, width // 4, min(count, 2), stride) for wider, width, count, stride in models.INVERTED[:4])
     with mock.patch.object(models, "INVERTED", narrow if thin else models.INVERTED):
         return build_model(name, digits)
 

@@ -33,6 +33,7 @@ OWN = {
     "02_hessian": {"k=10": "k=3"},
     "03_quantized_landscapes": {
         r"60 \* SCALE": "6 * SCALE",
+        r"units=\"filter\", rtol=0\.5": 'units="filter", num_probes=2',
         '"W8A8", "W4A4", ': "",
         r"ladder\.trusted & \(ladder\.radii <= 0\.02\)": "ladder.radii <= 0.02",  # after one epoch no step is trusted
     },

@@ -191,7 +191,7 @@ def test_compiled_noise_keeps_type_gradient_and_layout(floating, digits):
     torch.library.opcheck(noise_module._noise_or_zeros, (x.detach(), torch.tensor(0.3), 0.0))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_second_pass_of_sam_sees_the_same_noise(floating, digits, compiled):
     """With ρ and lr of 0 nothing but the noise can make one output differ from another."""
     model = twin(floating, digits).train()

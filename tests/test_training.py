@@ -352,13 +352,11 @@ def test_bad_recipes_are_refused(setting, message):
         Recipe(**{"epochs": 1, "lr": 0.1, **setting})
 
 
-def test_quantized_residual_network_learns_the_digits():
+def test_quantized_residual_network_learns_the_digits(trained):
     data = load_data("digits", device="cpu")
-    model = build_model("resnet8", data)
-    train(model, data, Recipe(epochs=4, lr=0.1, batch_size=64))
-    twin = calibrate(quantize(model, "W2A2"), data)
+    twin = calibrate(quantize(trained, "W2A2"), data)
     train(twin, data, Recipe(epochs=4, lr=0.05, batch_size=64, sam=SAQ(0.05)))
-    assert evaluate(model, data.test).accuracy > 0.93 and evaluate(twin, data.test).accuracy > 0.9
+    assert evaluate(trained, data.test).accuracy > 0.93 and evaluate(twin, data.test).accuracy > 0.9
 
 
 def test_every_epoch_has_its_own_shuffle():
