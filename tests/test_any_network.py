@@ -150,7 +150,7 @@ def test_every_network_goes_through_every_call(name, call):
 
 
 @pytest.mark.parametrize("name", ["LSTM", "language model"])
-def test_they_can_be_compared(name):
+def test_they_can_be_compared(name, coarse):
     make, data, settings = NETWORKS[name]
     model = make()
     table = landscape.compare({"a": model, "b": shaken(model)}, data(), points=3, radii=(0.1,), **settings)
