@@ -77,6 +77,20 @@ def numbers(
             raise ValueError(f"{name} must be {rule}{extra}, got {value!r}")
 
 
+def seed_of(seed: Any) -> int:
+    """Return a seed as Python's own whole number; numpy's are taken.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> seed_of(3)
+        3
+    """
+    numbers(whole=True, at_least=-(2**63), seed=seed)
+    return int(seed)
+
+
 def _options(options: Any) -> tuple[Any, ...]:
     if options is type(None):
         return (None,)

@@ -160,23 +160,23 @@ class Comparison(Result):
         return _mean(self._measured(network, quantity))
 
     def _drawn(self) -> dict[str, Surface]:
-        return self.surfaces
+        return {str(name): surface for name, surface in self.surfaces.items()}
 
     def plot_lines(self, **options: Any) -> go.Figure:
         """Draw all curves in one interactive plot (plotly); options as `Line.plot`."""
         from .plotting import plot_together
 
-        return plot_together(self.lines, **options)
+        return plot_together({str(name): line for name, line in self.lines.items()}, **options)
 
     def draw_lines(self, ax: Axes | None = None, **options: Any) -> Figure:
         """Draw all curves for print; options as `Line.draw`."""
         from .plotting import draw_together
 
-        return draw_together(self.lines, ax, **options)
+        return draw_together({str(name): line for name, line in self.lines.items()}, ax, **options)
 
     def __repr__(self) -> str:
         quantities = len(next(iter(self.seeds.values()), [{}])[0])
-        return f"Comparison({', '.join(self.seeds)}: {quantities} quantities; {self._short()})"
+        return f"Comparison({', '.join(map(str, self.seeds))}: {quantities} quantities; {self._short()})"
 
     def __str__(self) -> str:
         return f"{self.table.to_string()}\n{self._caption()}"
@@ -246,30 +246,50 @@ def compare(
         grid(span, points)  # refuses now, not after all networks have been measured
     data = common_probe(groups) if data is None else probe_of(data)
     arguments = {"space": space, "loss": loss, "objective": objective}
+    functions = {name: [_looked_at(name, m, data, arguments) for m in group] for name, group in groups.items()}
     measured: dict[str, list[dict[str, dict[str, Any]]]] = {name: [] for name in groups}
     abouts: list[dict[str, Any]] = []
-    for name, model in progress([(n, model) for n, group in groups.items() for model in group], "networks"):
-        quantities, about = _measure(model, data, radii, rtol, seed, **arguments)
+    for name, function in progress([(n, part) for n, group in functions.items() for part in group], "networks"):
+        quantities, about = _measure(function, radii, rtol, seed)
         abouts.append(about)
         if len(groups[name]) > 1:  # differences are then paired by seed: parts would only fill the file
             quantities = {name: replace(part, parts=None, folds=None) for name, part in quantities.items()}
         measured[name].append({quantity: asdict(part) for quantity, part in quantities.items()})
-    picture: dict[str, Any] = arguments | {"span": span, "seed": seed}
-    firsts = {name: group[0] for name, group in groups.items() if points}
+    picture: dict[str, Any] = {"span": span, "seed": seed}
+    firsts = {name: group[0] for name, group in functions.items() if points}
     light = partial(replace, directions={})  # directions fill a file: the seed draws them again
-    lines = {name: light(line(model, data, points=2 * points + 1, **picture)) for name, model in firsts.items()}
-    surfaces = {name: light(surface(model, data, points=points, **picture)) for name, model in firsts.items()}
+    lines = {name: light(line(first, points=2 * points + 1, **picture)) for name, first in firsts.items()}
+    surfaces = {name: light(surface(first, points=points, **picture)) for name, first in firsts.items()}
     about = merge_about(abouts) | {"seed": seed, "seconds": elapsed()}
     return Comparison(about, measured, lines, surfaces)
 
 
+def _looked_at(name: Any, model: nn.Module | Objective, data: Any, arguments: Mapping[str, Any]) -> Objective:
+    """Return the objective of a network; what is wrong with one is said, with its name, before any is measured."""
+    try:
+        return objective_of(model, data, **arguments)
+    except ValueError as error:
+        raise ValueError(f"network {name!r}: {error}") from error
+
+
 def _measure(
-    model: nn.Module | Objective, data: Any, radii: Sequence[float], rtol: float, seed: int, **arguments: Any
+    function: Objective, radii: Sequence[float], rtol: float, seed: int
 ) -> tuple[dict[str, Measured], dict[str, Any]]:
-    function = objective_of(model, data, **arguments)
     hessian = Hessian(function)
     quantities = fit(function.centre)
-    quantities |= trace_and_top(hessian.filter_relative(), "filter", rtol, seed)
+    if not hessian.coordinates.norm() > 0:  # nothing has filters: no direction, no unit
+        names = ["trace_filter", "lambda1_filter", "lambda1_over_lambda5"]
+        names += [f"{kind}_{radius:g}" for kind in ("worst", "average") for radius in radii]
+        quantities |= dict.fromkeys(names, Measured(math.nan))
+    else:
+        quantities |= trace_and_top(hessian.filter_relative(), "filter", rtol, seed)
+        quantities |= _increases(function, radii, seed)
+    quantities |= trace_and_top(hessian, "raw", rtol, seed)
+    return quantities | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
+
+
+def _increases(function: Objective, radii: Sequence[float], seed: int) -> dict[str, Measured]:
+    quantities = {}
     worst = worst_case_sharpness(function, radii=radii)
     average = average_sharpness(function, radii=radii, seed=seed)
     for name, result in (("worst", worst), ("average", average)):
@@ -279,8 +299,7 @@ def _measure(
             folds = [rows.tolist(), result.data_weights.tolist()]
             error = join(float(over_draws), float(over_data))
             quantities[f"{name}_{radius:g}"] = Measured(float(increase), error, draws, folds=folds)
-    quantities |= trace_and_top(hessian, "raw", rtol, seed)
-    return quantities | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
+    return quantities
 
 
 def fit(here: Evaluation) -> dict[str, Measured]:
@@ -325,7 +344,7 @@ def trace_and_top(
         ),
     }
     if units == "filter":
-        ratio = first / last if len(top.values) == 5 else math.nan
+        ratio = first / last if len(top.values) == 5 and last else math.nan
         quantities["lambda1_over_lambda5"] = Measured(ratio, converged=bool(top.converged.all()))
     return quantities
 
@@ -386,8 +405,9 @@ def merge_about(abouts: list[dict[str, Any]]) -> dict[str, Any]:
     """Describe the networks together: the space and the kind of derivative of the most rounded one."""
     about = {key: value for key, value in abouts[0].items() if key != "weight_norm"}
     space = next((a["space"] for a in abouts if a["space"] != "float"), "float")
-    rounded = any(a["derivatives"] == "straight-through" for a in abouts)
-    return about | {"space": space, "derivatives": "straight-through" if rounded else "exact"}
+    labels = ("straight-through", "unverified", "not measured", "exact")
+    doubtful = min((a["derivatives"] for a in abouts), key=labels.index)
+    return about | {"space": space, "derivatives": doubtful}
 
 
 def quantity_label(quantity: str) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .results import Result
+from .files import is_sealed, unsealed
+from .results import Result, from_json
 from .surfaces import COMPUTED, FAILED, PENDING, Line, Surface
 
 # field → its name in files of version 0.1
 _FORMER = {"delta_loss": "rise", "data_delta_loss": "data_rises", "rounding_ratio": "misstep"}
+_PATIENCE = 20.0  # seconds for a file without a checksum
+_LARGEST = 1000  # times the file's size: what a compressed array may be
 _PENDING = -1.0  # what the scripts fill their arrays with before a point is measured
 
 
@@ -69,12 +75,17 @@ def load(path: str | Path) -> Any:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no result at {path}")
+    content = unsealed(path)
+    is_checked = is_sealed(path)
     try:
-        with h5py.File(path) as file:  # a damaged file is refused here: h5netcdf would complain when it is collected
+        with h5py.File(io.BytesIO(content)) as file:  # a damaged one is refused here: h5netcdf complains when collected
+            _check_contents(file, len(content))
             foreign = "xcoordinates" in file
         if foreign:
             return loss_landscape(path)
-        tree = xarray.open_datatree(path, engine="h5netcdf").load()
+        if not is_checked:
+            _check_readable(path)
+        tree = xarray.open_datatree(io.BytesIO(content), engine="h5netcdf").load()
         tree.close()
     except Exception as error:
         raise ValueError(f"{path} is not a readable netCDF file (cut short?): {error}") from error
@@ -86,10 +97,41 @@ def load(path: str | Path) -> Any:
         raise ValueError(f"{path} is damaged, or was written by another version: {error!r}") from error
 
 
+def _check_readable(path: Path) -> None:
+    """Raise if another process cannot read a file without a checksum: the HDF5 library may hang on a damaged one.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    code = "import xarray, sys; xarray.open_datatree(sys.argv[1], engine='h5netcdf').load()"
+    try:
+        subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=True, timeout=_PATIENCE)
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        raise ValueError(f"{path} is not a readable netCDF file (damaged, or cut short?)") from error
+
+
+def _check_contents(file: h5py.File, size: int) -> None:
+    """Raise if a file reaches for what is not in it, or claims arrays that cannot be.
+
+    Raises:
+        ValueError: links to other files, data sets that lie elsewhere, or larger than the file by far.
+    """
+    for name in file:
+        if isinstance(file.get(name, getlink=True), h5py.ExternalLink):
+            raise ValueError(f"{name} is a link to another file")
+        part = file[name]
+        if isinstance(part, h5py.Group):
+            _check_contents(part, size)
+        elif part.is_virtual or part.external:
+            raise ValueError(f"{name} lies in another file")
+        elif part.nbytes > _LARGEST * size:
+            raise ValueError(f"{name} claims {part.nbytes:,} bytes in a file of {size:,}")
+
+
 def _read(tree: Any) -> Any:
     kinds = {kind.__name__: kind for kind in _subclasses(Result)}
     kind = kinds[tree.attrs["result"]]
-    plain = json.loads(tree.attrs["fields"])
+    plain = from_json(json.loads(tree.attrs["fields"]))
     arrays: dict[str, Any] = {}
     for variable_name, variable in tree.data_vars.items():
         field_name, colon, key = variable_name.partition(":")

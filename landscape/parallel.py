@@ -81,6 +81,22 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def check_agreement(**values: Any) -> None:
+    """Raise if the processes were given different arguments: their shares would be mixed to one number.
+
+    Args:
+        values: argument=value, or what tells it from others.
+
+    Raises:
+        ValueError: with the first that differs, and its values.
+    """
+    seen = gather(values)
+    for name in values:
+        if any(other[name] != seen[0][name] for other in seen):
+            given = ", ".join(repr(other[name]) for other in seen)
+            raise ValueError(f"all processes must be given the same {name}, got {given}: pass one seed, drawn alike")
+
+
 def first_alone(function: Callable[[], Any]) -> Any:
     """Call the function in the first process, and in the others after it has returned there."""
     if rank() == 0:

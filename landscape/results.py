@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
+_PAIRS, _TUPLE = "pairs of key and value", "tuple"  # of what JSON has no form for
+_DOUBTFUL = ("straight-through", "unverified")
 _ROWS = 20  # of a table in a notebook
 
 
@@ -88,21 +90,30 @@ class Result:
     def _kind(self) -> str:
         """Say what a number means: its units, its space, and whether derivatives are straight-through."""
         parts = [f"{self.about[key]} {key}" for key in ("units", "space") if key in self.about]
-        return ", ".join(parts + ["straight-through"] * (self.about.get("derivatives") == "straight-through"))
+        return ", ".join(filter(None, [*parts, self._doubts()]))
+
+    def _doubts(self) -> str:
+        """Say what a reader must know: derivatives that are not exact, weights that do not vary."""
+        label, (varies, total) = self.about.get("derivatives"), self.about.get("varies", (0, 0))
+        few = f"{varies:,} of {total:,} weights vary" if varies < total else ""
+        return ", ".join(filter(None, [f"{label} derivatives" if label in _DOUBTFUL else "", few]))
 
     def save(self, path: str | Path) -> Path:
-        """Write the result to a netCDF file (readable by `landscape.load` and by xarray); return the path.
+        """Write the result to a netCDF file with a checksum (`landscape.load` and xarray read it); return the path.
 
         A name that ends in .csv gets the `frame` instead, which `load` cannot read back.
         """
         path = Path(path)
-        with atomic(path) as scratch:
-            if path.suffix == ".csv":
+        if path.suffix == ".csv":
+            with atomic(path) as scratch:
                 self.frame.to_csv(scratch, index=False)
-            else:
-                import xarray
+            return path
+        import xarray
 
-                xarray.DataTree.from_dict(self._groups()).to_netcdf(scratch, engine="h5netcdf")
+        # in memory first: the HDF5 library does not survive a full disk
+        content = xarray.DataTree.from_dict(self._groups()).to_netcdf(engine="h5netcdf")
+        with atomic(path, sealed=True) as scratch:
+            scratch.write_bytes(content)  # type: ignore[arg-type]
         return path
 
     @property
@@ -137,8 +148,7 @@ class Result:
     def _caption(self) -> str:
         """Say in a line what was measured."""
         units = f"{self.about['units']} units" if "units" in self.about else ""
-        through = "straight-through derivatives" * (self.about.get("derivatives") == "straight-through")
-        return " · ".join(filter(None, [type(self).__name__, caption({"": self}), units, through]))
+        return " · ".join(filter(None, [type(self).__name__, caption({"": self}), units, self._doubts()]))
 
     def _thumbnail(self) -> bytes | None:
         """Return a small PNG, if a picture says more than the table."""
@@ -168,10 +178,11 @@ class Result:
             elif isinstance(value, dict) and value and all(isinstance(part, Result) for part in value.values()):
                 for index, part in enumerate(value.values()):
                     groups |= {f"/{field.name}/{index}{'' if k == '/' else k}": v for k, v in part._groups().items()}
-                plain[field.name] = {"keys": list(value)}
+                plain[field.name] = {"keys": list(value)}  # any text may be a key, which no group's name may be
             else:
                 plain[field.name] = value
-        attributes = {"result": type(self).__name__, "fields": json.dumps(plain, default=lambda number: number.item())}
+        fields = json.dumps(as_json(plain), default=lambda number: number.item())
+        attributes = {"result": type(self).__name__, "fields": fields}
         return {"/": xarray.Dataset(variables, attrs=attributes)} | groups
 
     def _variable(self, name: str, value: Tensor | np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
@@ -181,6 +192,28 @@ class Result:
         array = value.numpy() if isinstance(value, Tensor) else value
         # a dimension is named by its length where it has no name of its own: one name, one length
         return self.dims.get(name) or tuple(f"length_{n}_{i}" for i, n in enumerate(array.shape)), array
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as JSON can hold it: mappings whose keys are no texts as pairs, tuples by name."""
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value):
+            return {key: as_json(part) for key, part in value.items()}
+        return {_PAIRS: [[as_json(key), as_json(part)] for key, part in value.items()]}
+    if isinstance(value, tuple):
+        return {_TUPLE: [as_json(part) for part in value]}
+    return [as_json(part) for part in value] if isinstance(value, list) else value
+
+
+def from_json(value: Any) -> Any:
+    """Undo `as_json`."""
+    if isinstance(value, dict):
+        if value.keys() == {_PAIRS}:
+            return {from_json(key): from_json(part) for key, part in value[_PAIRS]}
+        if value.keys() == {_TUPLE}:
+            return tuple(from_json(part) for part in value[_TUPLE])
+        return {key: from_json(part) for key, part in value.items()}
+    return [from_json(part) for part in value] if isinstance(value, list) else value
 
 
 def _is_point(value: Any) -> bool:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from landscape.checking import seed_of
+
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's weights; the CPU if it has none."""
@@ -18,7 +20,7 @@ def device_of(model: nn.Module) -> torch.device:
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Seed the global generators of the CPU and of one device inside the context; restore them, touch no other."""
     device = torch.device("cpu") if device is None else device
-    seed = int(seed)  # numpy's as well
+    seed = seed_of(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

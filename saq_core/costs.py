@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 
+from landscape.checking import numbers
+
 from .quantization import Bits, dequantize, find_layers, quantize
 from .results import Shown
 
@@ -150,6 +152,7 @@ def describe(
         >>> saq_core.describe(model, (3, 8, 8)).frame["macs"].tolist()
         [7776, 2880]
     """
+    numbers(whole=True, at_least=1, at_most=FLOAT_BITS, first_input_bits=first_input_bits)
     macs = _count(dequantize(model).eval().requires_grad_(), one_input(model, input_shape))
     modules = dict(model.named_modules())
     rows = [_row(name, modules.get(name), count) for name, count in macs.items()]

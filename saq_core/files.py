@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
 from pathlib import Path
@@ -11,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from landscape.files import atomic
+from landscape.files import atomic, unsealed
 
 FORMAT = "saq_core checkpoint 1"
 
 
 def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
     """Write tensors and primitives to `path`: a temporary file beside it, renamed when complete."""
-    with atomic(Path(path)) as temporary:
+    with atomic(Path(path), sealed=True) as temporary:
         torch.save({"format": FORMAT, "kind": kind, **content}, temporary)
 
 
@@ -27,12 +28,12 @@ def read(path: str | Path, kinds: str | tuple[str, ...], map_location: Any = "cp
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is cut short, is not one of ours, or is of another kind.
+        ValueError: If the file is damaged or cut short, is not one of ours, or is of another kind.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on a foreign file; the error below says it
-            content = torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(io.BytesIO(unsealed(path)), map_location=map_location, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, OSError) as error:
         if isinstance(error, OSError) and error.filename is not None:  # from opening; a cut archive's has no name
             raise

@@ -152,7 +152,7 @@ def probed(model, probe):
 
 def test_the_common_probe_is_the_default():
     models = {"a": probed(perceptron(), (X[:, 0, 0], Y)), "b": probed(perceptron(1), (X[:, 0, 0].clone(), Y.clone()))}
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # four features for five: the probe was used
+    with pytest.raises(ValueError, match="shapes cannot be multiplied"):  # four features for five: the probe was used
         compare(models, **QUICK)
     flat = X.flatten(1)[:, :5]
     models = {name: probed(model, (flat, Y)) for name, model in models.items()}

@@ -105,7 +105,7 @@ def test_radii_that_mean_nothing_are_refused(measure, radii):
 
 
 def test_too_few_draws_or_steps_are_refused():
-    with pytest.raises(ValueError, match="num_samples must be >= 2, for a standard error, got 1"):
+    with pytest.raises(ValueError, match="num_samples must be a whole number >= 2, for a standard error, got 1"):
         average_sharpness(convolutional(), RAGGED, num_samples=1)
     with pytest.raises(ValueError, match="steps must be >= 1, got 0"):
         worst_case_sharpness(convolutional(), RAGGED, steps=0)
@@ -311,7 +311,7 @@ def test_the_table_measures_what_is_asked_for():
         (worst_case_sharpness, {"m": 0}, "m must be >= 1, got 0"),
         (rounding_sharpness, {"bits": (1,)}, "bits must be 2 to 16, or 0 for the steps of a network that is quantized"),
         (rounding_sharpness, {"bits": (0,)}, "bits must be 2 to 16, or 0"),
-        (rounding_sharpness, {"num_samples": 1}, "num_samples must be >= 2"),
+        (rounding_sharpness, {"num_samples": 1}, "num_samples must be a whole number >= 2"),
         (sharpness, {"measures": ["flatness"]}, "measures must be a list of names out of worst case, filter"),
         (sharpness, {"measures": "average, filter"}, "measures must be a list of names"),
     ],

@@ -37,7 +37,6 @@ class Reiterable:
 Batch = collections.namedtuple("Batch", ["x", "y"])
 FORMS = {
     "tensors": (FLAT, Y),
-    "list of tensors": [FLAT, Y],
     "ragged list": PAIRS,
     "named tuples": [Batch(*pair) for pair in PAIRS],
     "re-iterable": Reiterable(),
@@ -154,7 +153,8 @@ BAD = [
     (iter(PAIRS), {}, TypeError, "can be read only once"),
     (zip(FLAT.split(3), Y.split(3), strict=True), {}, TypeError, "can be read only once"),
     (5, {}, TypeError, r"data must be \(x, y\), a list of batches or a DataLoader, got int"),
-    ({"x": FLAT}, {}, TypeError, "data must be .* got dict"),
+    ({"x": FLAT}, {}, ValueError, "first forward pass failed.*unexpected keyword"),
+    ([FLAT, Y], {}, ValueError, r"a list of two tensors: pass the tuple \(x, y\)"),
     ((FLAT, Y + 5), {}, ValueError, r"labels must lie in 0…2 for 3 outputs, got 5…7"),
     ((FLAT, Y - 1), {}, ValueError, r"labels must lie in 0…2 for 3 outputs, got -1…1"),
     ((FLAT * float("nan"), Y), {}, ValueError, "the loss of the model itself is nan"),

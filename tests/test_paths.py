@@ -86,6 +86,7 @@ def test_the_plane_through_three_checkpoints_holds_them_all():
     assert found.loss.tolist() == pytest.approx([own(m) for m in (first, second, mine)], rel=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:the end of the line has loss")  # of the model's statistics
 @pytest.mark.parametrize("batchnorm", ["fixed", "recomputed"])
 def test_a_checkpoint_keeps_its_own_buffers_and_the_plane_the_models(batchnorm):
     mine, other = convolutional(0).eval(), convolutional(1).eval()

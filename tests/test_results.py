@@ -87,7 +87,7 @@ def test_files_of_version_0_1_are_read(tmp_path):
 def test_a_file_cut_short_is_refused(share, tmp_path):
     path = trace(torch.eye(3)).save(tmp_path / "result.nc")
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match="is not a readable netCDF file"):
+    with pytest.raises(ValueError, match="is not a readable netCDF file|is damaged, or cut short"):
         load(path)
     gc.collect()
 
@@ -96,7 +96,7 @@ def test_damaged_contents_are_refused(tmp_path):
     path = line(perceptron(), (torch.ones(3, 5), torch.tensor([0, 1, 2])), points=3).save(tmp_path / "result.nc")
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'"about"', b'"abort"'))
-    with pytest.raises(ValueError, match="is not a readable netCDF file|is damaged, or was written by another version"):
+    with pytest.raises(ValueError, match="is not a readable netCDF file|is damaged"):
         load(path)
     gc.collect()
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checking import one_of
+from .. import parallel
+from ..checking import numbers, one_of, seed_of
 from ..linalg import (
     Density,
     Eigenpairs,
@@ -90,6 +91,8 @@ def trace(
     one_of("units", units, Units)
     one_of("engine", engine, Engine)
     one_of("method", method, Method)
+    seed = seed_of(seed)
+    parallel.check_agreement(seed=seed, rtol=rtol, atol=atol, method=method, num_probes=num_probes, units=units)
     settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "num_probes": num_probes, "seed": seed}
     if engine == "pyhessian":
         from .pyhessian import pyhessian_trace
@@ -160,6 +163,10 @@ def top_eigenvalues(
     elapsed = stopwatch()
     one_of("units", units, Units)
     one_of("engine", engine, Engine)
+    numbers(whole=True, at_least=1, k=k, max_products=max_products)
+    numbers(at_least=0, tol=tol)
+    seed = seed_of(seed)
+    parallel.check_agreement(seed=seed, k=k, which=which, units=units, tol=tol, max_products=max_products)
     if engine == "pyhessian":
         from .pyhessian import pyhessian_eigenvalues
 
@@ -220,6 +227,9 @@ def density(
     """
     elapsed = stopwatch()
     one_of("units", units, Units)
+    numbers(whole=True, at_least=0, k=k)
+    seed = seed_of(seed)
+    parallel.check_agreement(seed=seed, k=k, units=units, num_probes=num_probes, steps=steps)
     operator, about = operator_of(model, data, units, space, loss, objective, products=3 * k + num_probes * steps)
     k = min(k, operator.shape[0])
     pairs = lanczos(operator, k, max_basis=_room(operator, k), seed=seed) if k else None
@@ -268,6 +278,9 @@ def operator_of(
     """Build the operator that is asked for, and the description of its results; announce what takes long."""
     if isinstance(model, nn.Module | Objective):
         model = Hessian(model, data, space=space, loss=loss, objective=objective)
+    elif not isinstance(model, Operator | Tensor | np.ndarray):
+        kinds = "a network, a square symmetric matrix or an Operator"
+        raise TypeError(f"model must be {kinds}, got {type(model).__name__}")
     elif not all(given is None for given in (data, space, loss, objective)):
         raise ValueError("data, space, loss and objective belong to a network: an operator has its own")
     if isinstance(model, Hessian | Scaled):
@@ -280,10 +293,6 @@ def operator_of(
     if isinstance(model, Tensor):
         _check_symmetric(model)
         model = model if model.is_floating_point() else model.double()
-    if not isinstance(model, Operator):
-        raise TypeError(
-            f"model must be a network, a square symmetric matrix or an Operator, got {type(model).__name__}"
-        )
     return model, {"units": units, "shape": list(model.shape)}
 
 

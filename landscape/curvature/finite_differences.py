@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..checking import one_of
-from ..flatness import check_num_samples
+from ..flatness import check_draws
 from ..linalg import Eigenvalues
 from ..model import (
     BatchObjective,
@@ -208,7 +207,7 @@ def curvature_at_scale(
     """
     elapsed = stopwatch()
     units = _units(units, directions)
-    check_num_samples(num_samples)
+    check_draws(num_samples, seed)
     radius, all_radii = _all_radii(radius, radii, directions)
     settings: dict[str, Any] = {"space": space, "loss": loss, "objective": objective}
     hessian = Hessian(model, data, **settings) if derivatives else None
@@ -246,7 +245,7 @@ class _Vectors:
         moved = {name: w for name, w in centre.centre.items() if w.ndim > 1 or units == "raw"}
         if not centre.norm() > 0:
             raise ValueError("radius is relative to ‖w‖, the weights of two or more dimensions: here that is zero")
-        self._moved, self._num_samples, self._seed = moved, num_samples, seed
+        self._centre, self._moved, self._num_samples, self._seed = centre, moved, num_samples, seed
         self._scale = centre.filter_scale() if units == "filter" else None
         self._given: Point | None = None
         self.name = f"{num_samples} random directions"
@@ -265,7 +264,8 @@ class _Vectors:
             yield self._step(self._given)
             return
         for draw in range(self._num_samples):
-            yield self._step(dict(gaussian(self._moved, self._seed * 1_000_003 + draw)))
+            draws = gaussian(self._moved, self._seed * 1_000_003 + draw)
+            yield self._step({name: self._centre.masked(name, z) for name, z in draws})
 
     def _step(self, vector: Point) -> Point:
         length = _norm(vector)
@@ -309,19 +309,14 @@ def _form(hessian: Hessian, direction: Point) -> Tensor:
     return d.double() @ (hessian @ d).double()
 
 
-class _Rounded(nn.Module):
-    """The weights that a network computes with and the steps between their levels, as a function of live tensors."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self) -> dict[str, tuple[Tensor, Tensor]]:
-        return {
-            f"{name}.{leaf}".removeprefix("."): (value, levels)
-            for name, layer in quantized_layers(self.model).items()
-            for leaf, (value, _, levels) in layer.quantized_weights().items()
-        }
+def _rounded(function: Objective, displacement: Point | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the quantized weights at a displacement and their levels, by name."""
+    function.network.place(function.tensors(displacement))
+    return {
+        f"{name}.{leaf}".removeprefix("."): (value, levels)
+        for name, layer in quantized_layers(function.model).items()
+        for leaf, (value, _, levels) in layer.quantized_weights().items()
+    }
 
 
 @torch.no_grad()
@@ -329,11 +324,7 @@ def _rounding_ratio(function: Objective, step: Point) -> Tensor:
     """Return ‖Q(w+s) − Q(w) − s‖/‖s‖ over what is rounded in latent space; zero in the others, which see the step."""
     if function.coordinates.space != "latent":
         return torch.zeros((), dtype=torch.float64, device=function.device)
-    network = _Rounded(function.model)
-    before, after = (
-        functional_call(network, {f"model.{n}": w for n, w in function.tensors(displacement).items()}, ())
-        for displacement in (None, step)
-    )
+    before, after = (_rounded(function, displacement) for displacement in (None, step))
     moved = {name: after[name][0] - value for name, (value, _) in before.items() if name in step}
     masks = {name: before[name][1] != 0 for name in moved}
     wrong = {name: (seen - step[name]) * masks[name] for name, seen in moved.items()}

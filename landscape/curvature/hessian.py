@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Space, objective_of
+from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Space, objective_of, translated
 from .products import GaussNewtonGraph, HessianGraph, Probe, free_memory, probe
 
 if TYPE_CHECKING:
@@ -117,12 +117,15 @@ class Hessian(_Symmetric):
         self._mine = parallel.share(len(self._weights))
         if parallel.size() > 1 and not self.objective.same_order:
             raise ValueError("several processes need data in one order: pass (x, y) or a list of batches, not a loader")
-        with self.objective.measurement_mode(), torch.enable_grad():
+        told = translated("a product with the Hessian", self.objective.model)
+        with self.objective.measurement_mode(), told, torch.enable_grad():
             first = next(self.objective.batches())
-            self.probe: Probe = probe(lambda batch: self._build(0, batch), first, self.device)
+            self.objective.check_derivatives(2)
+            is_sure = self._inputs is None and self.objective.derivatives == "exact"
+            self.probe: Probe = probe(lambda batch: self._build(0, batch), first, self.device, is_sure)
 
     def __repr__(self) -> str:
-        where = f"{self.coordinates.space} space, {self.objective.samples:,} samples, {self.dtype}"
+        where = f"{self.coordinates.space} space, {self.objective.samples or 'unknown'} samples, {self.dtype}"
         return f"{type(self).__name__}({self.shape[0]:,} × {self.shape[0]:,}; raw units, {where}, {self.device})"
 
     @property

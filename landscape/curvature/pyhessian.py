@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checking import seed_of
 from ..model import Objective, Point
 
 
@@ -84,7 +85,7 @@ def _computation(function: Objective, units: str, seed: int) -> Iterator[Any]:
     nothing = torch.zeros(1)  # the batches are inside, so that ragged ones are weighted and the graph is kept
     with function.measurement_mode(), torch.enable_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*create_graph=True", category=UserWarning)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed_of(seed))
         try:
             cuda = function.device.type == "cuda"
             yield hessian(wrapped, lambda value, _: value, data=(nothing, nothing), cuda=cuda)

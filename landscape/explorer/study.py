@@ -270,7 +270,9 @@ class Study:
         return (*key, view.seed)  # products know fixed statistics alone
 
     def _state(self, name: str) -> int:
-        """Tell one state of a network's weights from another, without reading them."""
+        """Tell one state of a network's weights from another: also one written through ``.data``."""
         model = self.models[name]
-        tensors = [*model.parameters(), *model.buffers()]
-        return hash(tuple((tensor.data_ptr(), tensor._version) for tensor in tensors))
+        tensors = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+        sums = torch.stack([tensor.double().sum() for tensor in tensors])
+        shares = torch.stack([(tensor.double().flatten() ** 2).cumsum(0).sum() for tensor in tensors])
+        return hash((*sums.tolist(), *shares.tolist()))

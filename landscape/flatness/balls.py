@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import parallel
+from ..checking import numbers, seed_of
 from ..model import Coordinates, Objective, Point, filter_norms
 from ..progress import progress
 
@@ -53,7 +55,10 @@ def ball_of(centre: Coordinates, radii: Sequence[float], metric: str, relative: 
             raise ValueError(
                 'relative=False needs metric="plain" or "adaptive": in filters a radius is a share of ‖w_f‖'
             )
-        return Ball({name: filter_norms(w) for name, w in centre.centre.items() if w.ndim > 1}, True)
+        filters = {name: filter_norms(w) for name, w in centre.centre.items() if w.ndim > 1}
+        if not filters:
+            raise ValueError('metric="filter" needs weights of two or more dimensions, and none varies: use "adaptive"')
+        return Ball(filters, True)
     if metric == "plain":
         radius = torch.tensor(centre.norm() if relative else 1.0, dtype=torch.float64)
         return Ball(dict.fromkeys(centre.names, radius), False)
@@ -103,7 +108,7 @@ def mean_increases(
     return increases.mean(1), stderr, increases, by_sample.cpu(), here.weights.cpu()
 
 
-def check_num_samples(num_samples: int) -> None:
-    """Raise if there are fewer than two draws."""
-    if num_samples < 2:
-        raise ValueError(f"num_samples must be >= 2, for a standard error, got {num_samples}")
+def check_draws(num_samples: int, seed: int) -> None:
+    """Raise if there are fewer than two draws, a seed is none, or the processes were given different ones."""
+    numbers(whole=True, at_least=2, note="for a standard error", num_samples=num_samples)
+    parallel.check_agreement(seed=seed_of(seed), num_samples=num_samples)

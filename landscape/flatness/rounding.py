@@ -22,7 +22,7 @@ from ..model import (
 )
 from ..progress import stopwatch
 from ..results import Result, with_errors
-from .balls import check_num_samples, mean_increases
+from .balls import check_draws, mean_increases
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ def rounding_sharpness(
         torch.Size([2])
     """
     elapsed = stopwatch()
-    check_num_samples(num_samples)
+    check_draws(num_samples, seed)
     function = objective_of(model, data, loss=loss, objective=objective)
     network_steps = _network_steps(function.model)
     if network_steps and function.coordinates.space != "quantized":
@@ -130,7 +130,8 @@ def rounding_sharpness(
 
     def displacements(draw: int) -> Iterable[Point]:
         # the error function makes a Gaussian uniform, between −1 and 1
-        even = {name: torch.erf(z / 2**0.5) for name, z in gaussian(centre, seed * 1_000_003 + draw)}
+        draws = gaussian(centre, seed * 1_000_003 + draw)
+        even = {name: function.coordinates.masked(name, torch.erf(z / 2**0.5)) for name, z in draws}
         return ({name: step / 2 * even[name] for name, step in row.items()} for row in steps)
 
     mean, stderr, samples, by_sample, weights = mean_increases(function, len(bits), num_samples, displacements)

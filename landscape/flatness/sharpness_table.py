@@ -31,12 +31,12 @@ from ..model import (
     gaussian,
     objective_of,
     random_direction,
-    rows_of,
+    samples_of,
     stderr_of_mean,
 )
 from ..progress import progress, stopwatch
 from ..results import Result, with_errors
-from .balls import ball_of, check_num_samples, largest_increases, mean_increases
+from .balls import ball_of, check_draws, largest_increases, mean_increases
 from .rounding import RoundingSharpness, bits_label, rounding_sharpness
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def average_sharpness(
         torch.Size([1, 20])
     """
     elapsed = stopwatch()
-    check_num_samples(num_samples)
+    check_draws(num_samples, seed)
     function = objective_of(model, data, loss=loss, objective=objective, space=space)
     ball = ball_of(function.coordinates, radii, metric, relative)
 
@@ -146,8 +146,9 @@ def average_sharpness(
         if metric == "filter":
             direction = random_direction(function.coordinates, seed * 1_000_003 + draw)
         else:
-            parts = gaussian(function.coordinates.centre, seed * 1_000_003 + draw)
-            direction = {name: ball.scale[name] * z / function.coordinates.numel**0.5 for name, z in parts}
+            centre = function.coordinates
+            parts = gaussian(centre.centre, seed * 1_000_003 + draw)
+            direction = {n: centre.masked(n, ball.scale[n] * z / centre.numel**0.5) for n, z in parts}
         return ({n: radius * d for n, d in direction.items()} for radius in radii)
 
     increases = mean_increases(function, len(radii), num_samples, displacements)
@@ -216,7 +217,7 @@ def worst_case_sharpness(
     groups = [function] if m is None else _groups(function, m)
     ascents = [largest_increases(group, ball, radii, steps) for group in progress(groups, "worst-case sharpness")]
     largest = torch.stack([increase for increase, *_ in ascents], 1)  # (radii, groups)
-    shares = torch.tensor([group.samples for group in groups], dtype=torch.float64)
+    shares = torch.tensor([sum(group.batch_rows) for group in groups], dtype=torch.float64)
     shares /= shares.sum()
     of = "" if m is None else f", mean over {len(groups)} groups"
     about = function.about(measure=f"worst of {steps} ascent steps{of}", metric=metric, steps=steps, seconds=elapsed())
@@ -231,12 +232,15 @@ def _groups(function: Objective, m: int) -> list[Objective]:
     with function.measurement_mode():  # a loader that shuffles draws from the RNG
         batches = list(function.batches())
     for batch in batches:
-        if rows_of(batch) <= m:
+        rows = samples_of(batch)
+        if rows is not None and rows <= m:
             groups.append(batch)
         elif isinstance(batch, tuple | list) and all(isinstance(part, Tensor) for part in batch):
             groups += zip(*(part.split(m) for part in batch), strict=True)
         else:
-            raise ValueError(f"m = {m}, but a batch has {rows_of(batch)} rows and is no (x, y): pass smaller batches")
+            raise ValueError(
+                f"m = {m}, but a batch has {rows or 'unknown'} rows and is no (x, y): pass smaller batches"
+            )
     return [function.on(group) for group in groups]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..checking import numbers, one_of
+from ..checking import numbers, one_of, seed_of
 from ..progress import resumable
 from .operators import Operator, fold_products, fold_shares
 
@@ -102,7 +102,7 @@ def lanczos(
     numbers(whole=True, at_least=1, at_most=n, note="the size of the operator", k=k)
     numbers(whole=True, at_least=min(n, k + 2), optional=True, note="for k pairs and two more", max_basis=max_basis)
     end, room = _SCIPY.get(which, which), min(n, max(2 * k + 20, 80) if max_basis is None else max_basis)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     krylov = Krylov(operator, room)
     steps, keep = max(max_products, k), min((k + room) // 2, room - 2)
     scale = torch.finfo(torch.float64).tiny  # the largest |eigenvalue| seen

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checking import numbers
+from ..checking import numbers, seed_of
 from ..progress import progress
 from ..results import Result, with_error
 from .lanczos import Eigenpairs, Krylov, random_unit
@@ -116,7 +116,7 @@ def slq(
     known = torch.empty(0, n, dtype=torch.float64, device=operator.device)
     if pairs is not None:
         known, atoms = pairs.vectors.T[pairs.converged.to(known.device)].to(known), pairs.values[pairs.converged]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     nodes = torch.zeros(num_probes, min(steps, n - len(known)), dtype=torch.float64)
     weights = torch.zeros_like(nodes)
     for i in progress(range(num_probes), "density") if nodes.numel() else ():
@@ -137,7 +137,7 @@ def _smoothed(
     kernels = (torch.exp(-((grid[:, None] - row) / width).square() / 2) for row in nodes)
     curves = torch.stack([kernel @ row for kernel, row in zip(kernels, weights, strict=True)])
     curves /= width * math.sqrt(2 * math.pi)
-    draws = torch.randint(len(curves), (500, len(curves)), generator=torch.Generator().manual_seed(seed))
+    draws = torch.randint(len(curves), (500, len(curves)), generator=torch.Generator().manual_seed(seed_of(seed)))
     means = torch.stack([curves[draw].mean(0) for draw in draws])
     band = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
     band = band if len(curves) > 1 else band * math.nan

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checking import numbers
+from ..checking import numbers, seed_of
 from ..progress import resumable
 from ..results import Result, with_error
 from .operators import Operator, fold_products, fold_shares
@@ -156,7 +156,7 @@ def hutchinson(
         raise ValueError(f"blocks must add up to {operator.shape[0]}, got {sum(blocks.values())}")
     if blocks and basis is not None and images is None:
         raise ValueError("blocks with a basis need images=, the products of the operator with the basis")
-    generator, shares = torch.Generator().manual_seed(seed), fold_shares(operator)
+    generator, shares = torch.Generator().manual_seed(seed_of(seed)), fold_shares(operator)
     inside = torch.zeros(()) if basis is None or images is None else _sum_blocks(basis * images, blocks).sum(1)
     samples: list[Tensor] = []
     parts: list[Tensor] = []

@@ -1,6 +1,6 @@
 """A network, its data and its loss as one function of a displacement of its weights."""
 
-from .batches import FOLDS, probe_of, rows_of
+from .batches import FOLDS, probe_of, samples_of, target_of
 from .checks import BatchObjective
 from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian, quantized_layers
 from .directions import (
@@ -17,5 +17,8 @@ from .directions import (
     resolve_directions,
     stacked,
 )
+from .errors import translated
+from .evaluation import Evaluation, stderr_of_mean
+from .losses import Loss, Output
 from .network import BatchNorm, Precision
-from .objective import Evaluation, Loss, Objective, Output, objective_of, stderr_of_mean
+from .objective import Objective, objective_of

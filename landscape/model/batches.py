@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 # Elements of input per batch on a CPU: the activations of 64 CIFAR images stay in its caches, and a forward pass in
 # eight batches of 64 takes 0.4 of the time of one batch of 512.
@@ -15,23 +18,25 @@ _CPU_ELEMENTS = 200_000
 _ACCELERATOR_ROWS = 1024
 FOLDS = 16  # at most: parts of the data whose scatter tells the error over data
 # Where tensors are cut here, so many parts for the sake of folds: fewer of small images, whose batches cost time.
+NEEDS_TARGETS = "data=(x, y) needs as many targets as inputs and at least one"
+_TARGETS = ("labels", "label", "targets", "target", "y")  # in the batches that are no pairs
+_MOST_BATCHES = 10_000  # of data without a length
 _PARTS, _FEW_PARTS, _PART_ROWS, _PART_ELEMENTS = 10, 5, 32, 50_000
 
 
 def source(
-    model: nn.Module, data: Any, batch_size: int | None, device: torch.device, pair: Any = tuple | list
-) -> Iterable[Any]:
-    """Return the batches: as they come, or cut out of (x, y), a ``pair`` of tensors.
+    model: nn.Module, data: Any, device: torch.device, has_objective: bool = False
+) -> tuple[Iterable[Any], bool]:
+    """Return the batches as they come, and whether they are one pair of tensors, which may be cut into smaller ones.
 
     Args:
         model: carries the probe that is the default.
-        data: ``(x, y)``, batches, a DataLoader, or anything with a ``.probe`` (what `saq_core.train` takes).
-        batch_size: rows per batch, at most.
+        data: ``(x, y)``, one batch, batches, a DataLoader, or anything with a ``.probe`` (what `saq_core.train` takes).
         device: where the tensors of a pair are moved, once.
-        pair: the types that a pair may have.
+        has_objective: whether an objective takes the batches, whatever they are.
 
     Raises:
-        ValueError: no probe; a pair of unequal length, or empty.
+        ValueError: no probe; a list of two tensors; an empty pair.
         TypeError: data that can be read only once, or that are no batches.
     """
     data = probe_of(model if data is None else data)
@@ -43,12 +48,22 @@ def source(
         raise TypeError(
             "data can be read only once (a generator or iterator): pass (x, y), a list of batches or a DataLoader"
         )
-    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+    if isinstance(data, Mapping):
+        return [data], False
+    if not isinstance(data, Iterable) or isinstance(data, Tensor | np.ndarray | str | bytes):
         raise TypeError(f"data must be (x, y), a list of batches or a DataLoader, got {type(data).__name__}")
-    if isinstance(data, pair) and len(data) == 2 and all(isinstance(p, Tensor | np.ndarray) for p in data):
-        x, y = map(torch.as_tensor, data)
-        return _chunks(x, y, batch_size, device)
-    return data
+    if isinstance(data, list | tuple) and len(data) == 2:
+        tensors = [isinstance(part, Tensor | np.ndarray) for part in data]
+        if all(tensors) and isinstance(data, list) and not has_objective:
+            raise ValueError("data is a list of two tensors: pass the tuple (x, y), or [(x, y)] for a list of batches")
+        if all(tensors) and isinstance(data, tuple):
+            x, y = map(torch.as_tensor, data)
+            if 0 in (y.shape[:1] + x.shape[:1]):
+                raise ValueError(f"{NEEDS_TARGETS}, got {len(x)} and {len(y)}")
+            return [(x.to(device), y.to(device))], True  # moved once: a probe lives on the CPU, every pass reads it
+        if isinstance(data, tuple) and tensors[1]:
+            return [(data[0], torch.as_tensor(data[1]))], False
+    return data, False
 
 
 def probe_of(data: Any) -> Any:
@@ -56,34 +71,108 @@ def probe_of(data: Any) -> Any:
     return getattr(data, "probe", None if isinstance(data, nn.Module) else data)
 
 
-def _chunks(x: Tensor, y: Tensor, batch_size: int | None, device: torch.device) -> list[Any]:
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"data=(x, y) needs as many targets as inputs and at least one, got {len(x)} and {len(y)}")
-    most = max(1, _CPU_ELEMENTS // x[0].numel()) if device.type == "cpu" else _ACCELERATOR_ROWS
+def cut(x: Tensor, y: Tensor, batch_size: int | None) -> list[Any]:
+    """Cut a pair into batches that the caches hold, and into enough for an error over the data; of nearly equal size.
+
+    BatchNorm cannot be recomputed on a last batch of one.
+    """
+    most = max(1, _CPU_ELEMENTS // x[0].numel()) if x.device.type == "cpu" else _ACCELERATOR_ROWS
     folds = min(_PARTS, len(x) // _PART_ROWS, max(_FEW_PARTS, x.numel() // _PART_ELEMENTS))
     fewest = -(-len(x) // (batch_size or most))
-    x, y = x.to(device), y.to(device)  # moved once: a probe lives on the CPU, and every pass reads it
-    # of nearly equal size: BatchNorm cannot be recomputed on a last batch of one
     parts = fewest if batch_size else max(fewest, folds, 1)
     return list(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True))
 
 
-def moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Bring a batch to a device, its floating tensors to a dtype, whatever it is made of."""
+def spread(x: Tensor, y: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Return so many rows of a pair, from all over it."""
+    index = torch.linspace(0, len(y) - 1, min(rows, len(y)), device=y.device).long()
+    return x[index], y[index]
+
+
+def keeps_order(batches: Any) -> bool:
+    """Return whether every pass gives the same batches in the same order: a list, or a loader that does not shuffle."""
+    if isinstance(batches, list | tuple):
+        return True
+    plain = isinstance(batches, DataLoader) and type(batches.batch_sampler) is BatchSampler
+    return plain and isinstance(batches.sampler, SequentialSampler)
+
+
+def read_rows(batches: Iterable[Any]) -> list[int | None]:
+    """Return how many samples each batch has, None where nothing tells.
+
+    Raises:
+        ValueError: batches that never end.
+    """
+    known = len(batches) if isinstance(batches, Sized) and not _is_endless(batches) else None
+    rows: list[int | None] = []
+    for batch in batches:
+        rows.append(samples_of(batch))
+        if len(rows) > (_MOST_BATCHES if known is None else max(known, 1)):
+            length = "has no length" if known is None else f"says that it has {known}"
+            raise ValueError(
+                f"data has given {len(rows):,} batches and {length}: does it end? Pass a list of batches, or a loader "
+                "whose len() is right"
+            )
+    return rows
+
+
+def _is_endless(batches: Any) -> bool:
+    """Return whether a loader has a length only by name: that of an iterable data set is not known."""
+    try:
+        len(batches)
+    except (TypeError, NotImplementedError):
+        return True
+    return False
+
+
+def target_of(batch: Any) -> Any:
+    """Return the targets of a batch: the second of a pair, or what is called so; None without any."""
+    if isinstance(batch, list | tuple) and not isinstance(batch, PackedSequence):
+        return batch[1] if len(batch) == 2 else None
+    for name in _TARGETS:
+        found = batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)
+        if found is not None:
+            return found
+    return None
+
+
+def samples_of(batch: Any) -> int | None:
+    """Count the samples of a batch by its targets, or by itself where it is one tensor; None where nothing tells."""
+    target = batch if isinstance(batch, Tensor) else target_of(batch)
+    if isinstance(target, Tensor | np.ndarray):
+        return len(target) if target.ndim else 1
+    return None
+
+
+def with_values(batch: Mapping[str, Any], values: dict[str, Any]) -> Any:
+    """Return a mapping of the same kind with other values."""
+    if type(batch) is dict:
+        return values
+    other: Any = copy.copy(batch)
+    other.update(values)
+    return other
+
+
+def moved(batch: Any, device: torch.device, dtype: torch.dtype, dtypes: Collection[torch.dtype] = ()) -> Any:
+    """Bring a batch to a device, and its floating tensors to a dtype unless they have one of several.
+
+    What needs no change is handed on as the very same object, and what is no plain container moves itself.
+    """
     if isinstance(batch, Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None)
+        cast = batch.is_floating_point() and batch.dtype not in dtypes
+        batch = batch.clone() if batch.is_inference() else batch
+        return batch.to(device, dtype if cast else None)
     if isinstance(batch, Mapping):
-        return {key: moved(value, device, dtype) for key, value in batch.items()}
+        values = {key: moved(value, device, dtype, dtypes) for key, value in batch.items()}
+        if all(value is batch[key] for key, value in values.items()):
+            return batch
+        return with_values(batch, values)
+    if isinstance(batch, PackedSequence):
+        there: Any = batch.to(device)  # type: ignore[arg-type]
+        return there.to(dtype) if there.data.is_floating_point() and there.data.dtype not in dtypes else there
     if isinstance(batch, list | tuple):
-        parts = [moved(value, device, dtype) for value in batch]
+        parts = [moved(value, device, dtype, dtypes) for value in batch]
+        if all(a is b for a, b in zip(parts, batch, strict=True)):
+            return batch
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch
-
-
-def rows_of(batch: Any) -> int:
-    """Count the samples of a batch: the length of its first tensor."""
-    while not isinstance(batch, Tensor):
-        if not isinstance(batch, Mapping | list | tuple) or not batch:
-            return 1
-        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
-    return len(batch) if batch.ndim else 1
+    return batch.to(device) if hasattr(batch, "to") else batch

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .batches import rows_of
 from .coordinates import Point
 from .network import Network
 
 
-def recomputed_statistics(network: Network, tensors: Mapping[str, Tensor], batches: Iterable[Any]) -> Point:
+def recomputed_statistics(
+    network: Network, tensors: Mapping[str, Tensor], batches: Iterable[Any], batch_rows: Sequence[int]
+) -> Point:
     """Return BatchNorm's statistics at given tensors: the mean of the batches', weighted by size.
 
     Args:
         network: in measurement mode.
         tensors: the point, name → tensor in the model.
         batches: the data.
+        batch_rows: samples of each batch, its weight.
 
     Cost: one forward pass over the data.
     """
@@ -32,8 +34,7 @@ def recomputed_statistics(network: Network, tensors: Mapping[str, Tensor], batch
     momenta = [m.momentum for m in network.norms]
     seen = 0
     try:
-        for batch in batches:
-            rows = rows_of(batch)
+        for batch, rows in zip(batches, batch_rows, strict=True):
             seen += rows
             for module in network.norms:
                 module.training, module.momentum = True, rows / seen

@@ -1,26 +1,66 @@
-"""Validity checks: the format of batches and objectives, labels, and whether a loss repeats."""
+"""Validity checks: the format of batches and objectives, and whether a loss repeats and adds up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from .batches import target_of, with_values
+from .losses import BatchLoss
+from .network import Network
+
+Reduction = Literal["mean", "sum"]
+_TAKEN = ("loss", "accuracy", "stderr", "status")
 BatchObjective = Callable[[nn.Module, Any], tuple[Tensor, Any]]
 
 
-def pair(batch: Any) -> tuple[Any, Tensor]:
-    """Return inputs and targets of a batch.
+def check_functions(loss: Any, objective: Any, output: Any, metrics: Mapping[str, Any] | None) -> None:
+    """Raise if what is to be computed is said twice, is no function, or has a name that is taken.
 
     Raises:
-        TypeError: If it is something else.
+        ValueError: loss, output or metrics beside an objective; names of metrics that are taken.
+        TypeError: no function.
     """
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        what = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
-        raise TypeError(f"a batch must be (inputs, targets), got {what}: pass objective=, which may take any batch")
-    return batch[0], batch[1]
+    if objective is not None and (loss is not None or metrics or output is not None):
+        raise ValueError(
+            "objective(model, batch) computes its own loss from its own output: give loss, output and metrics, or "
+            "objective"
+        )
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics must be {{name: metric(output, target)}}, got {type(metrics).__name__}")
+    for name, function in {"loss": loss, "objective": objective, **(metrics or {})}.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function, got {function!r}")
+    if not (output is None or callable(output) or isinstance(output, str | int) and not isinstance(output, bool)):
+        raise TypeError(f"output must be a name, an index or a function of the output, got {output!r}")
+    if odd := [name for name in metrics or () if name in _TAKEN or "/" in name]:
+        raise ValueError(f"metrics must have names of their own, without a slash, got {odd[0]!r}")
+
+
+def call_of(model: nn.Module, batch: Any) -> Any:
+    """Return the network's output for a batch: a pair's inputs, a mapping's entries by name, or the batch itself.
+
+    Raises:
+        TypeError: a tuple or list that is no pair.
+    """
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
+        if len(batch) != 2:
+            raise TypeError(
+                f"a batch must be (inputs, targets), got {len(batch)} parts: pass objective=, which may take any batch"
+            )
+        return model(batch[0])
+    if isinstance(batch, Tensor) or target_of(batch) is None:
+        raise TypeError(
+            f"a batch must be (inputs, targets), got {type(batch).__name__}: pass objective=, which may take any batch"
+        )
+    return model(batch)
 
 
 def checked_objective(objective: BatchObjective) -> BatchObjective:
@@ -35,13 +75,6 @@ def checked_objective(objective: BatchObjective) -> BatchObjective:
     return call
 
 
-def check_labels(y: Tensor, classes: int) -> None:
-    """Raise if a label is outside [0, classes)."""
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels must lie in 0…{classes - 1} for {classes} outputs, got {low}…{high}")
-
-
 def check_repeats(loss: Callable[[], Tensor], dtype: torch.dtype, reason: Callable[[], str]) -> None:
     """Raise if a loss changes when it is computed again.
 
@@ -49,13 +82,154 @@ def check_repeats(loss: Callable[[], Tensor], dtype: torch.dtype, reason: Callab
         ValueError: with the reason.
     """
     once, again = loss().double(), loss().double()
-    # a shuffled loader adds up in another order, and some kernels do so every time
-    slack = min(1e3 * torch.finfo(dtype).eps, 1e-2)
-    if not torch.allclose(once, again, rtol=slack, atol=slack, equal_nan=True):
+    if not _close(once, again, dtype):
         raise ValueError(
             f"the loss changed when repeated ({float(once):.6g}, then {float(again):.6g}): {reason()}; "
             "the Hessian of a stochastic loss is not defined"
         )
+
+
+def check_same_function(loss: Callable[[bool], Tensor], dtype: torch.dtype) -> None:
+    """Raise if the loss with gradients on is another than with gradients off.
+
+    Raises:
+        ValueError: it is.
+    """
+    with warnings.catch_warnings():  # a loss that leaves PyTorch may warn of gradients that nobody asked for here
+        warnings.simplefilter("ignore")
+        try:
+            on = loss(True).double()
+        except RuntimeError:  # no gradients: only a derivative has to say so
+            return
+    off = loss(False).double()
+    if not _close(on, off, dtype) and _close(loss(False).double(), off, dtype):
+        raise ValueError(
+            f"the loss is {float(off):.6g} with gradients off and {float(on):.6g} with gradients on: the network "
+            "computes two functions (a fused path, or code that asks torch.is_grad_enabled()), and the derivatives of "
+            "one are not those of the other; switch the second path off"
+        )
+
+
+def _close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    # a shuffled loader adds up in another order, and some kernels do so every time
+    slack = min(1e3 * torch.finfo(dtype).eps, 1e-2)
+    return torch.allclose(a, b, rtol=slack, atol=slack, equal_nan=True)
+
+
+def check_reached(network: Network, loss: Callable[[Any], Tensor]) -> None:
+    """Raise if the network reads the weight of a quantized layer without calling the layer.
+
+    In quantized space its delta would then move nothing, and all curvature of it would be zero.
+
+    Raises:
+        ValueError: with the layers.
+
+    Cost: one gradient of a batch, in quantized space alone.
+    """
+    deltas = {name: other for name, other in network.coordinates.tensors.items() if name != other}
+    if not deltas:
+        return
+    centre = network.frozen | network.tensors()
+    leaves = {name: centre[name].detach().clone().requires_grad_() for pair in deltas.items() for name in pair}
+    with torch.enable_grad():
+        value = loss(network.tensors() | leaves)
+        if not value.requires_grad:
+            return
+        slopes = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True))
+    if bypassed := [name for name, delta in deltas.items() if slopes[delta] is None and slopes[name] is not None]:
+        raise ValueError(
+            f"the network reads {', '.join(bypassed[:3])} directly, without calling the quantized layer: nothing is "
+            "rounded there, and in quantized space it would not vary; leave it float "
+            "(saq_core.quantize(..., skip=[…])), or use space='latent'"
+        )
+
+
+def reduction_seen(objective: Any, batch: Any) -> str | None:
+    """Compare the loss of a batch with that of its parts; where the network cannot take parts, those of its output.
+
+    Args:
+        objective: an `Objective` that is being made.
+        batch: of two samples or more.
+
+    Returns:
+        See `reduction_of`.
+    """
+    own = objective.own_loss
+    with torch.set_grad_enabled(objective.needs_grad):
+        kind = reduction_of(lambda part: objective.loss(objective.tensors(), part), batch, objective.dtype)
+        if kind is None and own is not None:
+            pair = objective.part_of(objective.network.output(objective.tensors(), batch)), target_of(batch)
+            kind = reduction_of(lambda part: objective.loss_of_part(*part), pair, objective.dtype)
+            kind = kind if kind == "sum" else None  # parts of outputs say nothing of the network
+    return "sum" if kind is None and getattr(own, "reduction", "") == "sum" else kind
+
+
+def reduction_of(loss: Callable[[Any], BatchLoss], batch: Any, dtype: torch.dtype) -> str | None:
+    """Compare the loss of a batch with that of its parts.
+
+    The parts are of unequal size, and sorted by target, so that classes and ignored targets weigh differently in them.
+
+    Returns:
+        ``"samples"`` where samples do not depend on their company, ``"mean"`` or ``"sum"`` where the loss of the whole
+        is that of its parts', ``""`` where it is neither, None where the batch cannot be taken apart.
+
+    Cost: two forward passes of the batch.
+    """
+    whole, *parts = _pieces(batch) or (None,)
+    if whole is None:
+        return None
+    of_whole = loss(whole)
+    try:
+        first, second = (loss(part) for part in parts)
+    except Exception:  # the network, or its loss, takes no other number of samples
+        return None
+    slack = max(min(1e3 * torch.finfo(dtype).eps, 1e-2), 1e-8)
+    if of_whole.losses is not None:
+        each = torch.cat([part.losses for part in (first, second) if part.losses is not None])
+        if each.shape != of_whole.losses.shape:
+            return ""
+        apart = (each - of_whole.losses).abs() > slack * (1 + of_whole.losses.abs())
+        # a rounded activation may jump where sums differ by a rounding error
+        return "samples" if int(apart.sum()) <= max(1, len(each) // 50) else ""
+    weights = [float(part.weight) for part in (first, second)]
+    values = [float(part.mean) for part in (of_whole, first, second)]
+    mean = (weights[0] * values[1] + weights[1] * values[2]) / sum(weights)
+    close = [abs(value - values[0]) <= slack * abs(values[0]) for value in (mean, values[1] + values[2])]
+    return "mean" if close[0] else "sum" if close[1] else ""
+
+
+def _pieces(batch: Any) -> tuple[Any, Any, Any] | None:
+    """Return a batch sorted by its targets, and its first third and the rest; None where it cannot be indexed."""
+    target = target_of(batch)
+    if not isinstance(target, Tensor) or target.ndim == 0 or len(target) < 2:
+        return None
+    order = target.reshape(len(target), -1).double().mean(1).argsort(stable=True)
+    split = max(1, len(order) // 3)
+    pieces = [_taken(batch, rows, len(order)) for rows in (order, order[:split], order[split:])]
+    return None if any(piece is None for piece in pieces) else tuple(pieces)  # type: ignore[return-value]
+
+
+def some_rows(batch: Any, rows: int) -> Any:
+    """Return a batch of at most so many samples, from all over it; None where it cannot be indexed."""
+    target = target_of(batch)
+    if not isinstance(target, Tensor) or target.ndim == 0:
+        return None
+    index = torch.linspace(0, len(target) - 1, min(rows, len(target)), device=target.device).long()
+    return _taken(batch, index, len(target))
+
+
+def _taken(batch: Any, rows: Tensor, samples: int) -> Any:
+    """Return rows of everything in a batch; None where something has another length."""
+    if isinstance(batch, Tensor):
+        return batch[rows] if batch.ndim and len(batch) == samples else None
+    if isinstance(batch, Mapping):
+        parts = {key: _taken(value, rows, samples) for key, value in batch.items()}
+        return None if any(part is None for part in parts.values()) else with_values(batch, parts)
+    if isinstance(batch, list | tuple) and not isinstance(batch, PackedSequence):
+        items = [_taken(value, rows, samples) for value in batch]
+        made = type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+        return None if any(item is None for item in items) else made
+    return None
 
 
 def stochastic_module(model: nn.Module, run: Callable[[], Any]) -> str:

@@ -17,11 +17,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from ..checking import seed_of
 
 Point = dict[str, Tensor]
 Space = Literal["quantized", "latent"]
@@ -33,10 +35,13 @@ class Coordinates:
 
     Attributes:
         space: ``"quantized"`` or ``"latent"``; ``"float"`` where nothing is quantized and the two are the same.
-        straight_through: whether a derivative in this space passes through a rounding, whose slope is taken as one.
+        straight_through: whether quantizers of a known kind lie between what varies and the loss.
         centre: name → value that the network computes with (the rounded weight in quantized space).
         tensors: name → name of the tensor in the model that moves (the weight itself, or its layer's ``delta``).
         base: name → value of that tensor at the centre (the weight itself, or ``delta``).
+        masks: name → 1 where a weight varies and 0 where it does not: pruned entries, and the row of an embedding's
+            ``padding_idx``, which torch gives no gradient.
+        total: how many weights the model has, those that do not vary included.
     """
 
     space: str
@@ -44,6 +49,8 @@ class Coordinates:
     centre: Point
     tensors: dict[str, str]
     base: Point
+    masks: Point = field(default_factory=dict)
+    total: int = 0
 
     @property
     def numel(self) -> int:
@@ -82,9 +89,21 @@ class Coordinates:
         filter-normalised random direction. A filter is a slice along dimension 0.
         """
         return {
-            name: (filter_norms(w) / w[0].numel() ** 0.5).expand_as(w) if w.ndim > 1 else torch.zeros_like(w)
+            name: self.masked(name, (filter_norms(w) / w[0].numel() ** 0.5).expand_as(w))
+            if w.ndim > 1
+            else torch.zeros_like(w)
             for name, w in self.centre.items()
         }
+
+    def masked(self, name: str, part: Tensor) -> Tensor:
+        """Return part of a direction, zero where the weight does not vary."""
+        return part * self.masks[name] if name in self.masks else part
+
+    @property
+    def varies(self) -> list[int]:
+        """How many numbers vary, of how many weights."""
+        fixed = sum(int((mask == 0).sum()) for mask in self.masks.values())
+        return [self.numel - fixed, max(self.total, self.numel)]
 
 
 def coordinates(model: nn.Module, space: Space | None = None, layers: Sequence[str] | None = None) -> Coordinates:
@@ -105,6 +124,7 @@ def coordinates(model: nn.Module, space: Space | None = None, layers: Sequence[s
         raise ValueError(f"space must be one of {', '.join(get_args(Space))}, got {space!r}")
     rounded = quantized_layers(model)
     actual = (space or "quantized") if rounded else "float"
+    masks = dict(_masks(model))
     left_out = {id(p) for module in model.modules() if is_quantizer(module) for p in module.parameters()}
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     centre: Point = {}
@@ -126,7 +146,8 @@ def coordinates(model: nn.Module, space: Space | None = None, layers: Sequence[s
             centre[name], tensors[name] = (value + delta).detach(), _buffer_name(model, delta)
             base[name] = delta.detach().clone()
         else:
-            centre[name] = base[name] = parameter.detach().clone()
+            base[name] = parameter.detach().clone()
+            centre[name] = base[name] * masks[name] if name.endswith("_orig") and name in masks else base[name]
             tensors[name] = name
     missing = [layer for layer in layers or () if not any(_inside(name, layer) for name in centre)]
     if missing:
@@ -135,7 +156,22 @@ def coordinates(model: nn.Module, space: Space | None = None, layers: Sequence[s
         )
     if not centre:
         raise ValueError(_nothing_varies(model))
-    return Coordinates(actual, _passes_rounding(model, actual), centre, tensors, base)
+    total = sum(p.numel() for p in model.parameters() if p.is_floating_point() and id(p) not in left_out)
+    masks = {name: mask for name, mask in masks.items() if name in centre}
+    return Coordinates(actual, _passes_rounding(model, actual), centre, tensors, base, masks, total)
+
+
+def _masks(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights that do not vary everywhere, by name: 1 where they do."""
+    for prefix, module in model.named_modules():
+        start = f"{prefix}." if prefix else ""
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
+            mask = torch.ones_like(module.weight.detach())
+            mask[module.padding_idx] = 0
+            yield f"{start}weight", mask
+        for name, mask in module.named_buffers(recurse=False):  # torch.nn.utils.prune
+            if name.endswith("_mask") and name.removesuffix("mask") + "orig" in module._parameters:
+                yield f"{start}{name.removesuffix('mask')}orig", mask.detach().clone()
 
 
 def _inside(name: str, layer: str) -> bool:
@@ -164,6 +200,7 @@ def filter_norms(weight: Tensor) -> Tensor:
 
 def gaussian(point: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, Tensor]]:
     """Draw a standard Gaussian for each name: the same numbers for the same name, shape and seed, on every device."""
+    seed = seed_of(seed)
     for name, value in point.items():
         digest = hashlib.sha256(f"{seed}:{name}:{tuple(value.shape)}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

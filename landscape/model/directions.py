@@ -93,7 +93,10 @@ def random_direction(centre: Coordinates, seed: int, normalize: str = "filter") 
         raise ValueError(
             "no weight of two or more dimensions: random directions move nothing; pass directions yourself"
         )
-    return {name: _rescaled(name, draw, weights[name], normalize) for name, draw in gaussian(weights, seed)}
+    return {
+        name: _rescaled(name, centre.masked(name, draw), weights[name], normalize)
+        for name, draw in gaussian(weights, seed)
+    }
 
 
 def eigenvector(centre: Coordinates, eigenvalues: Any, index: int) -> Point:

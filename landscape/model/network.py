@@ -1,22 +1,27 @@
 """A network as a function of its tensors: names → output. It knows no data and no loss.
 
-The model is only ever called through `torch.func.functional_call` on other tensors: its own are not touched.
+The model is only ever called with other tensors in the places of its own, which are not touched. They stay there until
+the measurement ends (`torch.func.functional_call` takes them back when the forward pass returns, and a checkpointed
+network, which runs forward again in its backward pass, then takes its gradient at another point).
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .coordinates import Coordinates, Point, Space, coordinates
 from .folding import Folding
+from .measuring import Places, is_measured, measurement_mode
+from .substitutes import Seen, Substituted
 
 BatchNorm = Literal["fixed", "recomputed"]
 Precision = Literal["fp32", "bf16"]
@@ -52,48 +57,73 @@ class Network:
         self.coordinates: Coordinates = coordinates(self.model, space, layers)
         reference = next(iter(self.coordinates.centre.values()))
         self.device, self.dtype = reference.device, reference.dtype
+        self.dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         self.batchnorm, self.precision = batchnorm, precision
         self.norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.folded = bool(self.norms) and batchnorm == "fixed"
-        self._bound = _Bound(self.model, call)
+        self._call, self._places = call, Places(self.model)
         tensors = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
-        self._frozen = {f"model.{name}": tensor.detach().clone() for name, tensor in tensors}
-        self._changing: Point = {}  # buffers that the network changes while it runs, as they were
+        self.frozen: Point = {name: tensor.detach().clone() for name, tensor in tensors}
+        self.substitutes = False  # whether functions are written out that have no second derivative
+        self._changing: set[str] = set()  # tensors that the network writes to while it runs
         self._folded_weights = WeakIdKeyDictionary()
 
     def tensors(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the tensors that vary at centre + displacement, by their names in the model."""
         return self.coordinates.displaced(displacement or {})
 
+    def place(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put these tensors, and copies of the others as they were, in the places of the model's own."""
+        whole = self.frozen | dict(tensors)
+        self._places.put(whole | {name: whole[name].clone() for name in self._changing})
+
     def output(self, tensors: Mapping[str, Tensor], batch: Any) -> Any:
-        """Return the output for one batch with these tensors in place of the model's own."""
-        whole = self._frozen | {f"model.{name}": value for name, value in tensors.items()}
-        whole |= {name: tensor.clone() for name, tensor in self._changing.items()}
+        """Return the output for one batch with these tensors in place of the model's own, in measurement mode."""
+        if not is_measured(self.model):
+            with measurement_mode(self.model, copies=self.frozen):
+                return self.output(tensors, batch)
+        self.place(tensors)
         low = self.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+        written_out = Substituted() if self.substitutes else contextlib.nullcontext()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False), written_out:
             if not self.folded:
-                return functional_call(self._bound, whole, (batch,))
+                return self._call(self.model, batch)
             images_last = self.dtype != torch.float64 and self.device.type == "cpu"
             with Folding(images_last, self._folded_weights) as folding:
-                output = functional_call(self._bound, whole, (batch,))
+                output = self._call(self.model, batch)
             return folding.result(output)
 
-    def settle(self, loss: Callable[[Point], Tensor]) -> None:
-        """Find the buffers that the network changes while it runs, and whether BatchNorm can be folded.
+    def plain(self) -> Network:
+        """Return the same network in the model's own dtype, BatchNorm not folded; tensors are shared."""
+        other = copy.copy(self)
+        other.folded, other.precision = False, "fp32"
+        return other
+
+    def settle(self, loss: Callable[[Point], Tensor]) -> bool:
+        """Find out what the network does while it runs: tensors written to, functions to be written out, folding.
 
         Args:
             loss: the loss of one batch at given tensors.
 
+        Returns:
+            Whether the loss can be computed with gradients on alone, because it takes some itself.
+
         Cost: a forward pass and two gradients of the batch.
         """
         folded, self.folded = self.folded, False
-        versions = {name: tensor._version for name, tensor in self._frozen.items()}
-        with torch.no_grad():
-            loss(self.tensors())
-        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-        changed = [name for name, tensor in self._frozen.items() if tensor._version != versions[name]]
-        self._changing = {name: own[name.removeprefix("model.")].detach().clone() for name in changed}
+        frozen, self._changing = self.frozen, set()
+        tensors = {name: tensor.clone() for name, tensor in self.tensors().items()}
+        self.frozen = {name: tensor.clone() for name, tensor in frozen.items()}
+        try:
+            with Seen() as seen:
+                needs_grad = _needs_gradients(lambda: loss(tensors))
+            written = self.frozen | tensors
+        finally:
+            self.frozen = frozen
+        self.substitutes = seen.any
+        self._changing = {name for name, tensor in written.items() if tensor._version}
         self.folded = folded and self._folding_agrees(loss)
+        return needs_grad
 
     def _folding_agrees(self, loss: Callable[[Point], Tensor]) -> bool:
         """Return whether loss and gradient, a step from the centre, are the same when BatchNorm is folded."""
@@ -115,15 +145,18 @@ class Network:
         return folded is not None and _agree(plain, folded, max(1e-2, 8 * eps))
 
 
-class _Bound(nn.Module):
-    """A function of (model, batch) as a module, so that `functional_call` can swap the model's tensors."""
-
-    def __init__(self, model: nn.Module, call: Call) -> None:
-        super().__init__()
-        self.model, self.call = model, call
-
-    def forward(self, batch: Any) -> Any:
-        return self.call(self.model, batch)
+def _needs_gradients(loss: Callable[[], Tensor]) -> bool:
+    """Compute a loss without gradients, or with them where it takes some itself (of its inputs, say)."""
+    try:
+        with torch.no_grad():
+            loss()
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        with torch.enable_grad():
+            loss()
+        return True
+    return False
 
 
 def _loss_and_gradient(loss: Callable[[Point], Tensor], tensors: Mapping[str, Tensor]) -> list[Tensor] | None:

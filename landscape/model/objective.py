@@ -7,65 +7,47 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import numbers, one_of
-from .batches import moved, probe_of, rows_of, source
+from . import measuring
+from .batches import NEEDS_TARGETS, cut, keeps_order, moved, read_rows, samples_of, source, spread, target_of
 from .batchnorm import recomputed_statistics
-from .checks import BatchObjective, check_labels, check_repeats, checked_objective, pair, stochastic_module
+from .checks import (
+    BatchObjective,
+    Reduction,
+    call_of,
+    check_functions,
+    check_reached,
+    check_repeats,
+    check_same_function,
+    checked_objective,
+    reduction_seen,
+    stochastic_module,
+)
 from .coordinates import Point, Space
-from .measuring import measurement_mode
+from .derivatives import Verdict, verify
+from .errors import translated
+from .evaluation import Evaluation, merged
+from .losses import (
+    BatchLoss,
+    CrossEntropy,
+    Loss,
+    Output,
+    alignment_of,
+    batch_loss_carried,
+    check_default_fits,
+    loss_carried_by,
+    name_of,
+    part_of,
+    value_of,
+)
 from .network import BatchNorm, Network, Precision
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-Output = str | int | Callable[[Any], Any]
-
-
-class BatchLoss(NamedTuple):
-    """The loss of one batch: its mean and weight; losses, hits and metrics of its samples where they are known."""
-
-    mean: Tensor
-    weight: Any
-    losses: Tensor | None = None
-    hits: Tensor | None = None
-    metrics: tuple[Tensor, ...] = ()
-
-
-class Evaluation(NamedTuple):
-    """The function at one point, float64 on the model's device: nothing here waits for an accelerator.
-
-    ``losses`` and ``hits`` are those of the samples; where the loss gives a mean only, of the batches; empty where
-    their order is not always the same. ``weights`` belong to them and sum to one.
-    """
-
-    loss: Tensor
-    accuracy: Tensor
-    losses: Tensor
-    hits: Tensor
-    weights: Tensor
-    metrics: Tensor
-
-    def stderr(self, other: Evaluation | None = None, field: str = "losses") -> Tensor:
-        """Return the standard error over the data of the mean, or of the difference to another point, paired.
-
-        NaN with fewer than two samples (or batches) to tell it from.
-        """
-        values = getattr(self, field) if other is None else getattr(self, field) - getattr(other, field)
-        return stderr_of_mean(values, self.weights)
-
-
-def stderr_of_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Return the standard error of Σ weights·values, for independent values and weights that sum to one."""
-    if len(values) < 2:
-        return torch.full((), float("nan"), dtype=torch.float64, device=values.device)
-    deviations = weights * (values - (weights * values).sum())
-    return (deviations.square().sum() * len(values) / (len(values) - 1)).sqrt()
 
 
 class Objective:
@@ -78,9 +60,11 @@ class Objective:
         model: any network; evaluated in eval mode, in its own dtype, with TF32 off. Not touched.
         data: ``(x, y)`` tensors, a re-iterable of such batches (a list, a DataLoader), or anything with a ``.probe``;
             default ``model.probe``.
-        loss: ``loss(output, target)`` → mean or one value per sample; default cross-entropy.
+        loss: ``loss(output, target)`` → mean, sum or one value per sample; default cross-entropy, or the loss that the
+            network's own output carries where a batch holds its labels.
         objective: ``objective(model, batch) → (mean loss, weight)`` for anything else; then batches may be anything.
         output: which part of what the network returns the loss is given: a name, an index, or a function of it.
+            Default: all of it for a loss of your own, the logits for cross-entropy.
         metrics: name → ``metric(output, target)``, a mean or one value per sample, measured beside the loss.
         space, layers: which coordinates vary, see `landscape.model.coordinates`.
         batchnorm: ``"fixed"`` statistics, or ``"recomputed"`` by one pass over the data at every point.
@@ -134,48 +118,50 @@ class Objective:
         one_of("batchnorm", batchnorm, BatchNorm)
         one_of("precision", precision, Precision)
         numbers(whole=True, at_least=1, optional=True, batch_size=batch_size)
-        if objective is not None and (loss is not None or metrics or output is not None):
-            raise ValueError(
-                "objective(model, batch) computes its own loss from its own output: give loss, output and metrics, or "
-                "objective"
-            )
-        if odd := [name for name in metrics or () if name in ("loss", "accuracy", "stderr", "status") or "/" in name]:
-            raise ValueError(f"metrics must have names of their own, without a slash, got {odd[0]!r}")
+        check_functions(loss, objective, output, metrics)
         self.metrics = dict(metrics or {})
         self.has_output = objective is None
         self._loss, self._objective, self._output = loss, objective, output
-        measured = objective or loss or torch.nn.functional.cross_entropy
-        self.loss_name: str = getattr(measured, "__qualname__", type(measured).__name__)
+        self._cross_entropy = CrossEntropy.of(loss) if objective is None else None
+        self.own_loss = None if self._cross_entropy else loss
+        self.loss_name = name_of(objective or loss or torch.nn.functional.cross_entropy)
         self.batch_size = batch_size
-        call = checked_objective(objective) if objective else lambda model, batch: _part(model(pair(batch)[0]), output)
-        where: Any = {"space": space, "layers": layers, "batchnorm": batchnorm, "precision": precision}
-        self.network = Network(model, call, **where)
-        self.model, self.coordinates = self.network.model, self.network.coordinates
-        self.device, self.dtype = self.network.device, self.network.dtype
-        cut = tuple if objective else tuple | list  # with an objective a list is one of batches, whatever they are
-        self._batches = source(self.model, data, batch_size, self.device, cut)
-        self._as_given = self._batches is probe_of(self.model if data is None else data)
-        self._check_labels = validate and loss is None and objective is None
-        with self.measurement_mode(), torch.no_grad():
-            self._measure_centre()
+        self.reduction: Reduction = "sum" if self._cross_entropy and self._cross_entropy.is_sum else "mean"
+        self._factor, self.needs_grad = 1.0, False
+        self._own: str | None = None  # how the loss that outputs carry comes from their logits, once known
+        self._is_checking = validate
+        self.with_hits = True  # whether right answers are counted beside the loss
+        self._verdict: list[Verdict] = []  # of the derivatives, once they are asked for; shared by variants
+        self._validates = validate
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module or a landscape.Objective, got {type(model).__name__}")
+        mode = measuring.measurement_mode(model, measuring.generator_of(model if data is None else data))
+        with mode, translated("the first forward pass", model):
+            call = checked_objective(objective) if objective else call_of
+            self.network = Network(model, call, space=space, layers=layers, batchnorm=batchnorm, precision=precision)
+            self.model, self.coordinates = self.network.model, self.network.coordinates
+            self.device, self.dtype = self.network.device, self.network.dtype
+            self._batches, self._is_pair = source(self.model, data, self.device, objective is not None)
+            self._settle()
+            self._evaluate_centre()
             if validate:
                 self._validate()
-        self._check_labels = False
+        self._is_checking = False
 
     @property
-    def samples(self) -> int:
-        """The number of samples."""
-        return sum(self.batch_rows)
+    def samples(self) -> int | None:
+        """The number of samples; None where nothing tells."""
+        return sum(self.batch_rows) if self._knows_samples else None
 
     @property
     def same_order(self) -> bool:
         """Whether every pass sees the same samples in the same order."""
-        return isinstance(self._batches, list | tuple)
+        return keeps_order(self._batches)
 
     def batches(self) -> Iterator[Any]:
         """Yield the batches on the model's device, floating tensors in its dtype."""
         for batch in self._batches:
-            yield moved(batch, self.device, self.dtype)
+            yield moved(batch, self.device, self.dtype, self.network.dtypes)
 
     def tensors(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the tensors that vary at centre + displacement, in the order of the coordinates."""
@@ -188,32 +174,60 @@ class Objective:
 
     def loss_of(self, output: Any, batch: Any) -> BatchLoss:
         """Compute the loss of one batch from the network's output."""
-        x, y = pair(batch)
-        output = output.to(self.dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
-        classes = isinstance(output, Tensor) and output.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
-        classes = classes and output.shape[1] > 1
-        if self._check_labels and classes:  # before the loss: on CUDA it would abort
-            check_labels(y, output.shape[1])
-        target, rows = y.long() if classes else y, rows_of(x)
-        # one by one where that is plain; a mean leaves out targets that are to be ignored
-        default = functools.partial(torch.nn.functional.cross_entropy, reduction="none" if classes else "mean")
-        value = (self._loss or default)(output, target)
+        target = target_of(batch)
+        carried = loss_carried_by(output) if self._loss is None and self._output is None else None
+        if carried is None:
+            found = self.loss_of_part(self.part_of(output), target)
+        else:
+            self._own, self.loss_name = self._own or alignment_of(*carried, target), f"{type(output).__name__}.loss"
+            found = batch_loss_carried(*carried, target, self._own)
+        if self._factor == 1:
+            return found
+        return found._replace(
+            mean=self._factor * found.mean, losses=None if found.losses is None else self._factor * found.losses
+        )
+
+    def part_of(self, output: Any) -> Any:
+        """Return the part of the network's output that the loss is given, floating tensors in the model's dtype."""
+        part = part_of(output, self._output, self._loss is None)
+        return part.to(self.dtype) if isinstance(part, Tensor) and part.is_floating_point() else part
+
+    def loss_of_part(self, output: Any, target: Any) -> BatchLoss:
+        """Compute the loss of one batch from the part of the output that the loss is given."""
+        if self._is_checking and self._loss is None:
+            check_default_fits(output, target)
         metrics = tuple(metric(output, target).double().mean() for metric in self.metrics.values())
-        hits = output.argmax(1) == y if classes else None
-        return BatchLoss(value.mean(), rows, _by_sample(value, rows), hits, metrics)
+        if self._cross_entropy is not None:
+            return self._cross_entropy(output, target, with_hits=self.with_hits)._replace(metrics=metrics)
+        rows = (len(target) if target.ndim else 1) if isinstance(target, Tensor) else None
+        found = value_of(self._loss(output, target), rows)  # type: ignore[misc]
+        classes = isinstance(output, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
+        classes = classes and self.with_hits
+        if classes and output.ndim == 2 and output.shape[1] > 1 and target.ndim == 1 and len(output) == len(target):
+            counted = (target >= 0) & (target < output.shape[1])
+            found = found._replace(hits=(output.argmax(1) == target).to(counted), counted=counted)
+        mean = found.mean / found.weight if self.reduction == "sum" and found.losses is None else found.mean
+        return found._replace(mean=mean, metrics=metrics)
 
     def evaluate(self, displacement: Mapping[str, Tensor] | None = None) -> Evaluation:
         """Return loss, accuracy (NaN where there is none) and metrics at centre + displacement.
 
         Cost: one forward pass over the data; two where BatchNorm statistics are recomputed.
         """
-        with self.measurement_mode(), torch.no_grad():
-            return _merge(self._passes(self.tensors(displacement)), self.same_order)
+        with self.measurement_mode(), torch.set_grad_enabled(self.needs_grad):
+            return merged(self._passes(self.tensors(displacement)), self.same_order)
 
     def gradient(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
-        """Return the gradient of the mean loss at centre + displacement. Cost: one gradient over the data."""
+        """Return the gradient of the mean loss at centre + displacement.
+
+        Raises:
+            ValueError: it is not the derivative of the loss.
+
+        Cost: one gradient over the data; at the first call that of `check_derivatives`.
+        """
         total, weights = None, 0.0
-        with self.measurement_mode(), torch.enable_grad():
+        with self.measurement_mode(), translated("the gradient", self.model), torch.enable_grad():
+            self.check_derivatives(1)
             for batch in self.batches():
                 leaves = {k: v.detach().requires_grad_() for k, v in self.tensors(displacement).items()}
                 loss = self.loss(leaves, batch)
@@ -224,10 +238,32 @@ class Objective:
         assert total is not None
         return {name: part / weights for name, part in zip(self.coordinates.names, total, strict=True)}
 
+    def check_derivatives(self, order: int) -> None:
+        """Raise if a derivative up to this order is not what backward computes; measured once, at the first call.
+
+        Raises:
+            ValueError: with what differences of the loss, or of its gradient, say instead.
+
+        Cost: see `landscape.model.derivatives.verify`.
+        """
+        if not self._validates:
+            return
+        if not self._verdict:
+            with self.measurement_mode():
+                self._verdict.append(verify(self))
+        self._verdict[0].check(order)
+
+    @property
+    def derivatives(self) -> str:
+        """What the derivatives are: "exact", "straight-through", "unverified", or "not measured" so far."""
+        if self._verdict:
+            return self._verdict[0].label
+        return "straight-through" if self.coordinates.straight_through else "not measured"
+
     def on(self, batch: Any) -> Objective:
         """Return the same function on one batch alone; the two share all tensors."""
         other = copy.copy(self)
-        other._batches, other.batch_rows = [batch], [rows_of(batch)]
+        other._batches, other.batch_rows = [batch], [samples_of(batch) or 1]
         other._evaluate_centre()
         return other
 
@@ -249,20 +285,22 @@ class Objective:
         other._evaluate_centre()
         return other
 
-    def measurement_mode(self) -> AbstractContextManager[None]:
+    def measurement_mode(self) -> measuring.measurement_mode:
         """Hold the model as it is measured: see `landscape.model.measuring.measurement_mode`."""
-        generator = getattr(self._batches, "generator", None)
-        return measurement_mode(self.model, self.device, generator if isinstance(generator, torch.Generator) else None)
+        return measuring.measurement_mode(self.model, measuring.generator_of(self._batches), self.network.frozen)
 
     def about(self, **more: Any) -> dict[str, Any]:
         """Describe how a result came about."""
         network = self.network
-        kind = "straight-through" if self.coordinates.straight_through else "exact"
+        note = self._verdict[0].reason if self._verdict else ""
         return {
             "space": self.coordinates.space,
-            "derivatives": kind,
+            "derivatives": self.derivatives,
+            **({"derivatives_note": note} if note else {}),
+            "varies": self.coordinates.varies,
             **({"batchnorm": network.batchnorm, "batchnorm_folded": network.folded} if network.norms else {}),
-            "samples": self.samples,
+            "samples": self.samples or "unknown",
+            **({} if self.reduction == "mean" else {"reduction": self.reduction}),
             "centre_loss": float(f"{float(self.centre.loss):.6g}"),
             "dtype": str(self.dtype).removeprefix("torch."),
             "precision": network.precision,
@@ -272,42 +310,91 @@ class Objective:
         } | more
 
     def __repr__(self) -> str:
-        what, of = type(self.model).__name__, f"{self.coordinates.numel:,} coordinates, {self.coordinates.space} space"
-        return f"Objective({what}, {self.samples:,} samples, loss {float(self.centre.loss):.4g}; {of})"
+        what, n = type(self.model).__name__, self.coordinates.numel
+        samples = "samples unknown" if self.samples is None else f"{self.samples:,} samples"
+        where = f"{n:,} coordinates, {self.coordinates.space} space"
+        return f"Objective({what}, {samples}, loss {float(self.centre.loss):.4g}; {where})"
 
-    def _measure_centre(self) -> None:
-        self.batch_rows = [rows_of(batch) for batch in self._batches]
-        if not self.batch_rows or 0 in self.batch_rows:
-            rows = self.batch_rows
+    def _settle(self) -> None:
+        """Read the data once, find out what the network and the loss do, and cut a pair where that changes nothing."""
+        rows = read_rows(self._batches)
+        if not rows or 0 in rows:
             raise ValueError(f"data is empty, or one of its batches is: pass at least one sample in each, got {rows}")
-        first = next(self.batches())
-        self.network.settle(lambda tensors: self.loss(tensors, first).mean)
-        self._evaluate_centre()
+        x, y = next(iter(self._batches)) if self._is_pair else (torch.empty(0), torch.empty(()))
+        parts = cut(x, y, self.batch_size) if y.ndim and len(x) == len(y) else []
+        first = next(self.batches()) if len(parts) < 2 else moved(spread(x, y, max(8, len(parts[0][1]))), *self._where)
+        try:
+            self.needs_grad = self.network.settle(lambda tensors: self.loss(tensors, first).mean)
+        except Exception as error:
+            if not y.ndim or len(x) == len(y):
+                raise
+            raise ValueError(f"{NEEDS_TARGETS}, got {len(x)} and {len(y)}") from error
+        check_reached(self.network, lambda tensors: self.loss(tensors, first).mean)
+        kind = None
+        if self.has_output or self._is_pair:
+            several = next((batch for batch in self.batches() if (samples_of(batch) or 0) > 1), first)
+            kind = reduction_seen(self, first if len(parts) > 1 else several)
+        if kind == "sum":
+            self.reduction = "sum"
+        if kind in ("samples", "mean", "sum") and len(parts) > 1:
+            self._batches = parts
+            rows = [len(targets) for _, targets in parts]
+        elif self.batch_size and len(parts) > 1:
+            raise ValueError(
+                f"batch_size={self.batch_size} would change the loss, which of the whole is not the mean or the sum of "
+                "its parts' (a batch's samples interact, or its targets weigh differently): leave batch_size out"
+            )
+        self._knows_samples = None not in rows
+        self.batch_rows = [row or 1 for row in rows]
+
+    @property
+    def _where(self) -> tuple[Any, ...]:
+        return self.device, self.dtype, self.network.dtypes
 
     def _evaluate_centre(self) -> None:
-        with self.measurement_mode(), torch.no_grad():
+        self._factor = 1.0
+        with self.measurement_mode(), torch.set_grad_enabled(self.needs_grad):
             passes = self._passes(self.tensors())
         self.batch_weights = [float(part.weight) for part in passes]
-        self.centre = _merge(passes, self.same_order)
+        if not self._knows_samples and all(part.losses is not None for part in passes):
+            self._knows_samples, self.batch_rows = True, [len(part.losses) for part in passes]  # type: ignore[arg-type]
+        if not self._knows_samples and self._objective is None and len(passes) > 1:
+            raise ValueError(
+                "nothing tells how many samples each batch has: pass objective=(model, batch) → (mean loss, weight)"
+            )
+        if self.reduction == "sum":
+            self._factor = sum(self.batch_weights)
+            scale = functools.partial(torch.mul, torch.tensor(self._factor, device=self.device))
+            passes = [
+                part._replace(mean=scale(part.mean), losses=None if part.losses is None else scale(part.losses))
+                for part in passes
+            ]
+        self.centre = merged(passes, self.same_order)
 
     def _passes(self, tensors: Point) -> list[BatchLoss]:
         if self.network.batchnorm == "recomputed":
-            tensors = tensors | recomputed_statistics(self.network, tensors, self.batches())
+            tensors = tensors | recomputed_statistics(self.network, tensors, self.batches(), self.batch_rows)
         return [self.loss(tensors, batch) for batch in self.batches()]
 
     def _validate(self) -> None:
-        """Raise if the loss is not finite, changes when repeated, or is not that of the other processes."""
+        """Raise if the loss is not finite, changes when repeated or with gradients on, or from process to process."""
         first = next(self.batches())
 
-        def run() -> Tensor:
-            return self.loss(self.tensors(), first).mean
+        def run(with_gradients: bool = False) -> Tensor:
+            tensors = self.tensors()
+            if with_gradients:
+                tensors = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+            with torch.set_grad_enabled(with_gradients or self.needs_grad):
+                return self.loss(tensors, first).mean.detach()
 
+        check_same_function(run, self.dtype)
         check_repeats(run, self.dtype, lambda: stochastic_module(self.model, run))
-        if self._as_given:
+        if not self._is_pair:
             reason = "the data change from pass to pass (augmentation?)"
             # at the model's own statistics: those recomputed depend on which samples a shuffle puts into one batch
             losses = functools.partial(map, functools.partial(self.loss, self.tensors()))
-            check_repeats(lambda: _merge(list(losses(self.batches())), False).loss, self.dtype, lambda: reason)
+            with torch.set_grad_enabled(self.needs_grad):
+                check_repeats(lambda: merged(list(losses(self.batches())), False).loss, self.dtype, lambda: reason)
         loss = float(self.centre.loss)
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise ValueError(f"the loss of the model itself is {loss}: look at its weights and data before measuring")
@@ -332,42 +419,3 @@ def objective_of(model: nn.Module | Objective, data: Any = None, **arguments: An
             f"an objective has its own {', '.join(given)}: pass it to landscape.Objective, or a model here"
         )
     return model
-
-
-def _part(output: Any, which: Output | None) -> Any:
-    """Return the part of a network's output that the loss is given."""
-    if which is None:
-        return output
-    if callable(which):
-        return which(output)
-    if isinstance(which, int) or isinstance(output, Mapping):
-        return output[which]
-    return getattr(output, which)
-
-
-def _by_sample(value: Tensor, rows: int) -> Tensor | None:
-    """Return one loss per sample, averaged over its tokens or pixels; None where only a mean is known."""
-    return value.reshape(rows, -1).mean(1) if value.ndim and len(value) == rows else None
-
-
-def _merge(parts: list[BatchLoss], same_order: bool) -> Evaluation:
-    device = parts[0].mean.device
-    weights = torch.stack([torch.as_tensor(part.weight, dtype=torch.float64).to(device) for part in parts])
-    weights = weights / weights.sum()
-    nan = torch.full((), float("nan"), dtype=torch.float64, device=device)
-    means = torch.stack([part.mean.double() for part in parts])
-    right = torch.stack([nan if part.hits is None else part.hits.double().mean() for part in parts])
-    metrics = torch.stack([torch.stack([*part.metrics, nan]) for part in parts])[:, :-1]
-    units = [part.losses for part in parts]
-    losses, hits, shares = means, right, weights
-    if all(unit is not None for unit in units):
-        losses = torch.cat([unit.double() for unit in units if unit is not None])
-        hits = (
-            nan.expand_as(losses)
-            if parts[0].hits is None
-            else torch.cat([part.hits.double() for part in parts if part.hits is not None])
-        )
-        shares = torch.full_like(losses, 1 / len(losses))
-    if not same_order:
-        losses, hits, shares = losses[:0], hits[:0], shares[:0]
-    return Evaluation((means * weights).sum(), (right * weights).sum(), losses, hits, shares, weights @ metrics)

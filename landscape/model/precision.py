@@ -1,27 +1,39 @@
-"""TF32 and other reduced precision that PyTorch may use, switched off."""
+"""Switches of PyTorch that change what a network computes: TF32, autocast, fused attention."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
+Switch = tuple[Callable[[], Any], Callable[[Any], Any], Any]
 
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Switch TF32 off, and bfloat16 on a CPU: curvature in ten bits of mantissa is noise."""
+
+def switches_of(device: torch.device) -> Iterator[Switch]:
+    """Yield how to read and to write each switch, and its value for full precision and one function.
+
+    TF32, and bfloat16 on a CPU, are off: curvature in ten bits of mantissa is noise. Attention takes its math kernel,
+    the only one with a second derivative, and transformer layers not the fused path, which torch takes without
+    gradients alone, and which computes padded positions otherwise.
+    """
     backends: Any = torch.backends
     flags = [backends.cuda.matmul] + [getattr(backends.cudnn, part) for part in ("conv", "rnn")]
     flags += [getattr(backends.mkldnn, part) for part in ("matmul", "conv", "rnn")]
-    before = [flag.fp32_precision for flag in flags]
-    try:
-        for flag in flags:
-            flag.fp32_precision = "ieee"
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.fp32_precision = "none"  # what the parent says, where that was the value
-            if flag.fp32_precision != value:
-                flag.fp32_precision = value
+    for flag in flags:
+        yield partial(getattr, flag, "fp32_precision"), partial(_set_precision, flag), "ieee"
+    for kernel in ("flash", "mem_efficient", "cudnn", "math"):
+        read, write = getattr(backends.cuda, f"{kernel}_sdp_enabled"), getattr(backends.cuda, f"enable_{kernel}_sdp")
+        yield read, write, kernel == "math"
+    yield backends.mha.get_fastpath_enabled, backends.mha.set_fastpath_enabled, False
+    for kind in sorted({"cpu", device.type}):
+        if not torch.amp.is_autocast_available(kind):
+            continue
+        yield partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind), False
+
+
+def _set_precision(flag: Any, value: str) -> None:
+    flag.fp32_precision = "none"  # what the parent says, where that was the value
+    if flag.fp32_precision != value:
+        flag.fp32_precision = value

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..curvature import top_eigenvalues
@@ -52,10 +54,49 @@ def setup_axes(
     eigen = _eigenvectors(model, function, data, eigenvectors, seed, arguments) if eigenvectors else None
     steps, axes = resolve_directions(function, parts, normalize, seed, eigen)
     label = describe(axes) if plane is None else {k: plane.about[k] for k in ("directions", "axes") if k in plane.about}
+    label |= _end_points(function, [(p, s) for p, s in zip(parts, steps, strict=True) if isinstance(p, nn.Module)])
     drawn = any(isinstance(part, str) and part != "gradient" for part in parts)
     about = label | {"seed": seed if drawn else None}
     about |= {"loss": function.loss_name, "batch_size": function.batch_size, "plane": fingerprint(stacked(steps))}
     return function, steps, about | {"model": fingerprint(function.coordinates.centre)}
+
+
+def _end_points(function: Objective, ends: Sequence[tuple[nn.Module, Point]]) -> dict[str, Any]:
+    """Return the loss of each network at an end, its own and that of the picture; warn of state that is left out.
+
+    A line moves weights. Buffers of the other network (frozen statistics, say) stay those of the first; BatchNorm's
+    statistics as well, unless they are recomputed.
+    """
+    if not ends:
+        return {}
+    own = [float(function.of(other).variant(batchnorm="fixed").centre.loss) for other, _ in ends]
+    there = [float(function.evaluate(step).loss) for _, step in ends]
+    for (other, _), expected, shown in zip(ends, own, there, strict=True):
+        left_out = _left_out(function, other)
+        if left_out and not abs(shown - expected) <= 1e-3 * abs(expected):
+            names = ", ".join(left_out[:3]) + (" …" if len(left_out) > 3 else "")
+            warnings.warn(
+                f"the end of the line has loss {shown:.4g}, the network itself {expected:.4g}: a line moves "
+                f"weights, and buffers that differ stay those of the first ({names})",
+                stacklevel=5,
+            )
+    return {"end_losses": own, "end_losses_shown": there}
+
+
+def _left_out(function: Objective, other: nn.Module) -> list[str]:
+    """Name what differs between two networks and does not vary: buffers, and steps and clips of quantizers."""
+    network = function.network
+    recomputed = set()
+    if network.batchnorm == "recomputed":
+        recomputed = {id(buffer) for norm in network.norms for buffer in norm.buffers(recurse=False)}
+    theirs = dict(other.named_buffers()) | dict(other.named_parameters())
+    varied = {*function.coordinates.tensors, *function.coordinates.tensors.values()}
+    return [
+        name
+        for name, tensor in (*function.model.named_buffers(), *function.model.named_parameters())
+        if id(tensor) not in recomputed and name not in varied and tensor.is_floating_point()
+        if name in theirs and not torch.equal(tensor, theirs[name].to(tensor))
+    ]
 
 
 def _eigenvectors(

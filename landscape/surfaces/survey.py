@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import parallel
-from ..model import Evaluation, Objective, Point, combined
+from ..model import Evaluation, Objective, Point, combined, fingerprint, stacked
 from ..progress import progress
 from .tiles import Tiles
 
@@ -29,6 +29,7 @@ class Survey:
     """
 
     def __init__(self, function: Objective, steps: Sequence[Point], coordinates: Tensor) -> None:
+        parallel.check_agreement(directions=fingerprint(stacked(steps)), points=fingerprint({"": coordinates}))
         self.function, self.steps, self.coordinates = function, steps, coordinates
         width = len(COLUMNS) + len(function.metrics)
         self.values = torch.full((len(coordinates), width), float("nan"), dtype=torch.float64)

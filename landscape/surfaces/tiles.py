@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
 import math
-import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from .. import parallel
+from ..files import atomic, unsealed
 from ..model import Objective, fingerprint
 
 
@@ -39,39 +40,30 @@ class Tiles:
         manifest = self.path / "manifest.json"
         expected = json.loads(json.dumps(settings, default=lambda scalar: scalar.item()))  # of numpy's seeds, too
         if manifest.exists():
-            self._check(json.loads(manifest.read_text()), expected)
+            self._check(_manifest(manifest), expected)
             return
         if others := [file.name for file in self.path.iterdir() if not file.name.endswith(".part")]:
             raise ValueError(f"path must be a new folder or one of a surface, but {path} holds {others[0]!r}")
-        self._put("manifest.json", json.dumps(expected, indent=1).encode())
+        with atomic(manifest) as scratch:
+            scratch.write_text(json.dumps(expected, indent=1))
 
     def read(self, index: int, points: Tensor) -> tuple[Tensor, str] | None:
-        """Return a finished tile, or None: not there, or one of other points."""
+        """Return a finished tile, or None: not there, damaged, or one of other points."""
         file = self.path / f"tile_{index:05d}.npz"
         if not file.exists():
             return None
-        with np.load(file) as arrays:
-            if not np.array_equal(arrays["points"], points.numpy()):
-                return None
-            return torch.from_numpy(arrays["values"]), str(arrays["failure"])
+        try:
+            with np.load(io.BytesIO(unsealed(file))) as arrays:
+                if not np.array_equal(arrays["points"], points.numpy()) or len(arrays["values"]) != len(points):
+                    return None
+                return torch.from_numpy(arrays["values"]), str(arrays["failure"])
+        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
+            return None  # measured again
 
     def write(self, index: int, points: Tensor, values: Tensor, failure: str) -> None:
         """Keep a finished tile."""
-        scratch = self._scratch(name := f"tile_{index:05d}.npz")
-        with scratch.open("wb") as file:
+        with atomic(self.path / f"tile_{index:05d}.npz", sealed=True) as scratch, scratch.open("wb") as file:
             np.savez(file, points=points.numpy(), values=values.numpy(), failure=np.array(failure))
-            _to_disk(file)
-        scratch.replace(self.path / name)
-
-    def _put(self, name: str, content: bytes) -> None:
-        scratch = self._scratch(name)
-        with scratch.open("wb") as file:
-            file.write(content)
-            _to_disk(file)
-        scratch.replace(self.path / name)
-
-    def _scratch(self, name: str) -> Path:
-        return self.path / f"{name}.{os.getpid()}.part"  # two processes never write into one file
 
     def _check(self, there: dict[str, Any], expected: dict[str, Any]) -> None:
         for key in [*expected, *there]:
@@ -88,7 +80,9 @@ class Tiles:
 
 # Where a surface was begun; and ‖w‖, whose last digit depends on the number of threads: the weights tell models apart.
 # "axes" says the same as "directions", and folders begun by an earlier version do not have it.
-_NOT_ASKED = ("torch", "device", "weight_norm", "axes")
+# What is said of derivatives decides no number here.
+_NOT_ASKED = {"torch", "device", "weight_norm", "axes", "derivatives", "derivatives_note", "varies"}
+_NOT_ASKED |= {"end_losses", "end_losses_shown"}
 
 
 def open_tiles(
@@ -119,7 +113,11 @@ def _tensors(batch: Any) -> dict[str, Tensor]:
     }
 
 
-def _to_disk(file: Any) -> None:
-    file.flush()
-    with contextlib.suppress(OSError):  # some network drives cannot
-        os.fsync(file.fileno())
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete the folder, or choose another path") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (no mapping): delete the folder, or choose another path")
+    return content

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.checking import seed_of
+
 Source = tuple[np.ndarray, np.ndarray]  # images or the paths of their files, labels
 
 TEST_SEED = 1_797  # the digits come without a test split; this one never depends on the caller's seed
@@ -52,7 +54,7 @@ def _split_sizes(total: int, limit: int | None, val_fraction: float) -> tuple[in
 
 def balanced_order(y: Tensor, seed: int, *, proportional: bool = False) -> Tensor:
     """Return a random order of which every beginning holds the classes in (almost) equal numbers, or in those of y."""
-    mixed = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    mixed = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed_of(seed)))
     labels = y[mixed]
     by_class = torch.argsort(labels, stable=True)
     counts = torch.bincount(labels)

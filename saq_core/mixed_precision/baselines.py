@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape import trace
+from landscape.checking import seed_of
 
 from ..data import Data
 from ..quantization import QuantizerName, quantize
@@ -42,7 +43,7 @@ def at_random(space: Space, budget: float, seed: int, *, slack: float = SLACK, t
     """
     low = (1 - slack) * budget
     probabilities = _tilted(space, (low + budget) / 2)
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(seed_of(seed))
     drawn = torch.multinomial(probabilities, tries * len(space.groups), replacement=True, generator=random)
     choices = drawn.view(tries, -1)
     costs = space.bops(choices)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from landscape.checking import seed_of
+
 HIDDEN = 64
 INITIAL = 0.1  # all parameters start in ± this
 
@@ -25,7 +27,7 @@ class Controller(nn.Module):
     def __init__(self, decisions: int, candidates: int, *, seed: int = 0) -> None:
         super().__init__()
         self.decisions, self.candidates = decisions, candidates
-        self.random = torch.Generator().manual_seed(seed)
+        self.random = torch.Generator().manual_seed(seed_of(seed))
         with torch.random.fork_rng(devices=[]):
             self.cell = nn.LSTMCell(HIDDEN, HIDDEN)
             self.head = nn.Linear(HIDDEN, candidates)

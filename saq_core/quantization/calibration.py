@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from landscape.checking import one_of
 
 from ..contexts import device_of, evaluation_mode
 from .base import Method, Quantizer
+from .convert import leave_float
 
 
 @torch.no_grad()
@@ -21,13 +23,15 @@ def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: Method |
 
     Every quantizer passes the values through and records a sample of them, and their extremes; then each becomes
     unsigned if no value was negative (unless it was made with a sign), and sets its range by `method`. A quantizer that
-    no value reaches is left unchanged, with a warning. Every module's mode is restored; after an error the model is as
+    no value reaches is left unchanged, with a warning; so is, in full precision, a layer whose weight the network reads
+    without calling it. Every module's mode is restored; after an error the model is as
     before.
 
     Args:
         model: A network from `quantize`.
         data: Anything with a `.probe`, as `Data` has (un-augmented training images), a tensor of inputs, a tuple
-            (x, y), or an iterable (a list, a loader) of such batches. Floating inputs are cast to the model's dtype.
+            (x, y), or an iterable (a list, a loader) of such batches, or of mappings, which become arguments by name
+            (without their labels). Floating inputs are cast to the model's dtype.
         batches: Number of batches used, at most (128 samples each where the split is ours).
         method: "mse" (the range of least squared error), "minmax" (all values), "percentile" (99.99 % of the sample),
             or None: "minmax" for `MinMax`, "mse" for every other quantizer.
@@ -51,30 +55,78 @@ def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: Method |
         for quantizer in quantizers.values():
             quantizer.observe_()
         with evaluation_mode(model):
-            _run(model, data, batches)
+            first = _run(model, data, batches)
         missed = [name for name, q in quantizers.items() if q.observed() is None]  # all are checked before one is set
         for quantizer in quantizers.values():
             quantizer.finish_(method=method)
     finally:
         for quantizer in quantizers.values():
             quantizer.finish_(keep=False)  # without effect after a success
+    for name in bypassed_layers(model, first):
+        warnings.warn(
+            f"{name} stays in full precision: the network reads its weight directly, not through the layer",
+            stacklevel=3,
+        )
+        leave_float(model, name)
+        missed = [other for other in missed if not other.startswith(f"{name}.")]
     if missed:
         warnings.warn(f"calibration never reached {', '.join(missed)}: left as they were", stacklevel=3)
     return model
 
 
-def _run(model: nn.Module, data: Any, batches: int) -> None:
-    """Run the model on the batches."""
+def _run(model: nn.Module, data: Any, batches: int) -> Any:
+    """Run the model on the batches; return the first."""
     device = device_of(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    seen = 0
+    first = None
     for _, x in zip(range(batches), _inputs(data), strict=False):
-        if not x.isfinite().all():
+        x = tree_map_only(Tensor, lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype), x)
+        if not all(part.isfinite().all() for part in tree_leaves(x) if isinstance(part, Tensor)):
             raise ValueError("data must be finite, got NaN or infinity in the inputs: leave these samples out")
-        model(x.to(device, dtype if x.is_floating_point() else x.dtype))
-        seen += len(x)
-    if not seen:
+        call(model, x)
+        first = x if first is None else first
+    if first is None:
         raise ValueError("data must hold at least one sample, got none")
+    return first
+
+
+def call(model: nn.Module, x: Any) -> Any:
+    """Return the network's output for the inputs of a batch: those of a mapping by name."""
+    if not isinstance(x, Mapping):
+        return model(x)
+    try:
+        return model(**x)
+    except TypeError as error:
+        names = ", ".join(map(repr, x))
+        raise ValueError(f"a batch is a mapping, whose entries must be arguments of the model, got {names}") from error
+
+
+def bypassed_layers(model: nn.Module, x: Any) -> list[str]:
+    """Name the quantized layers whose weight the network reads without calling them: delta does not reach the output.
+
+    Args:
+        model: quantized and calibrated.
+        x: inputs of a batch; one forward and backward pass.
+    """
+    layers = {name: cast(Any, m) for name, m in model.named_modules() if hasattr(m, "quantized_weights")}
+    pairs = {name: [getattr(layer, layer.weight_name), layer.delta] for name, layer in layers.items()}
+    before = [(tensor, tensor.requires_grad) for pair in pairs.values() for tensor in pair]
+    with evaluation_mode(model), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            for tensor, _ in before:
+                tensor.requires_grad_(True)
+            outputs = [o for o in tree_leaves(call(model, x)) if isinstance(o, Tensor) and o.requires_grad]
+            sums = [output.double().sum() for output in outputs]
+            slopes = torch.autograd.grad(sums, [t for t, _ in before], allow_unused=True) if sums else ()
+        finally:
+            for tensor, requires_grad in before:
+                tensor.requires_grad_(requires_grad)
+    used = [slope is not None for slope in slopes]
+    return [name for name, weight, delta in zip(pairs, used[::2], used[1::2], strict=False) if weight and not delta]
+
+
+def _without_labels(batch: Any) -> Any:
+    return {k: v for k, v in batch.items() if k != "labels"} if isinstance(batch, Mapping) else batch
 
 
 def _inputs(data: Any) -> Iterator[Tensor]:
@@ -85,7 +137,7 @@ def _inputs(data: Any) -> Iterator[Tensor]:
         yield from data.split(128) if len(data) else ()
     elif isinstance(data, Iterable):
         for batch in data:
-            yield batch if isinstance(batch, Tensor) else batch[0]
+            yield _without_labels(batch) if isinstance(batch, Tensor | Mapping) else batch[0]
     else:
         rule = "data must be (x, y), an iterable of batches, or carry a .probe as Data does"
         raise ValueError(f"{rule}, got {type(data).__name__}")

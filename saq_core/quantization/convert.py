@@ -6,12 +6,13 @@ import copy
 import difflib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import is_parametrized
 
 from landscape.checking import one_of
 
@@ -51,6 +52,7 @@ def quantize(
     first_last_bits: int | None = 8,
     input_bits: int | None = None,
     per_channel: bool = False,
+    skip: Sequence[str] = (),
 ) -> nn.Module:
     """Return a copy of `model` whose convolutions, linear layers and attention quantize weights and inputs.
 
@@ -75,6 +77,7 @@ def quantize(
             registration; None treats them like the others. A dict that names them wins.
         input_bits: Bits of the first layer's input; None leaves it (images are 8-bit already).
         per_channel: One weight step per filter instead of one per layer.
+        skip: Names of layers that stay float.
 
     Raises:
         ValueError: If bits are malformed, a name is unknown, or the network is quantized already or has nothing to
@@ -99,8 +102,14 @@ def quantize(
         raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
     model = copy_model(model)
     layers, left_out = find_layers(model)
+    for name in skip:
+        if layers.pop(name, None) is None:
+            raise ValueError(f"skip must name layers that can be quantized, got {name!r}: there are {list(layers)[:5]}")
     if not layers:
-        raise ValueError("model must have an nn.Conv2d, nn.Linear or nn.MultiheadAttention to quantize, got none")
+        reasons = "".join(f"; {name or 'model'} ({reason})" for name, reason in list(left_out.items())[:3])
+        raise ValueError(
+            f"model must have an nn.Conv2d, nn.Linear or nn.MultiheadAttention to quantize, got none{reasons}"
+        )
     if left_out:
         reasons = ", ".join(f"{name or 'model'} ({reason})" for name, reason in left_out.items())
         warnings.warn(f"these layers stay in full precision: {reasons}", stacklevel=2)
@@ -118,14 +127,25 @@ def quantize(
         "first_last_bits": first_last_bits,
         "input_bits": input_bits,
         "per_channel": per_channel,
+        "skip": list(skip),
     }
     return model
+
+
+def leave_float(model: nn.Module, name: str) -> None:
+    """Take the quantization of one layer back, in place."""
+    _unswap(cast(Any, model.get_submodule(name)))
+    cast(Any, model).quantization["skip"] = [*model.quantization.get("skip", ()), name]  # type: ignore[union-attr, operator, misc]
 
 
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy that shares the probe and leaves the training history behind."""
     shared = [getattr(model, name) for name in ("probe", "history") if hasattr(model, name)]
-    result = copy.deepcopy(model, {id(value): value for value in shared})
+    memo: dict[int, Any] = {id(value): value for value in shared}
+    for module in model.modules():  # weights that a hook computed hang in a graph, which cannot be copied
+        made = [v for v in module.__dict__.values() if isinstance(v, torch.Tensor) and v.grad_fn is not None]
+        memo |= {id(tensor): tensor.detach().clone() for tensor in made}
+    result = copy.deepcopy(model, memo)
     for name in ("history", "recipe"):
         result.__dict__.pop(name, None)
     return result
@@ -157,12 +177,26 @@ def _refusal(module: nn.Module) -> str | None:
     if isinstance(module, nn.TransformerEncoderLayer):
         whole = "its fused evaluation reads the weights of all its layers"
         return f"{kind}: {whole}" if _refusal(module.self_attn) else None
+    if (how := _made_weight(module)) is not None:
+        return f"{kind}: {how}"
     if type(module) in SWAPS:
         reason = SWAPS[type(module)].refusal(module)
         return reason and f"{kind}: {reason}"
     # one row is a class token or a position embedding, which is added and multiplies nothing
     weights = any(p.ndim >= 2 and len(p) > 1 for p in module.parameters(recurse=False))
     return f"{kind}: there is no quantized form of it" if weights else None
+
+
+def _made_weight(module: nn.Module) -> str | None:
+    """Return what makes the weight of a layer from other tensors, and how to end that; None where nothing does."""
+    if is_parametrized(module):
+        by = ", ".join(sorted({type(p).__name__ for ps in module.parametrizations.values() for p in ps}))  # type: ignore[union-attr, operator]
+        return f"its weight is parametrized ({by}): call torch.nn.utils.parametrize.remove_parametrizations first"
+    if type(module) not in SWAPS or "weight" not in module.__dict__:
+        return None
+    if "weight_orig" in module._parameters and "weight_mask" in module._buffers:
+        return "its weight is pruned: call torch.nn.utils.prune.remove first"
+    return "a hook computes its weight (weight_norm, spectral_norm): remove it first"
 
 
 def _layer_bits(
@@ -195,6 +229,11 @@ def _swap(layer: Any, bits: list[tuple[int, int]], quantizer: QuantizerName, per
     layer.attach_(bits, quantizer, per_channel)
 
 
+def _unswap(layer: Any) -> None:
+    layer.detach_()
+    layer.__class__ = layer.__dict__.pop("float_type")
+
+
 @torch.no_grad()
 def dequantize(model: nn.Module, *, latent: bool = False) -> nn.Module:
     """Return a float copy whose weights are the values that the quantized network computes with, Q(w) + delta.
@@ -222,7 +261,6 @@ def dequantize(model: nn.Module, *, latent: bool = False) -> nn.Module:
         if not latent:  # a new one: whoever was tied to it keeps the float weight
             old = getattr(layer, layer.weight_name)
             setattr(layer, layer.weight_name, nn.Parameter(layer.used_weight(), requires_grad=old.requires_grad))
-        layer.detach_()
-        layer.__class__ = layer.__dict__.pop("float_type")
+        _unswap(layer)
     model.__dict__.pop("quantization", None)
     return model

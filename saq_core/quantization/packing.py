@@ -15,6 +15,7 @@ from .. import files
 from ..results import Shown
 from .base import Stored
 from .convert import SWAPS
+from .functional import check_bits
 
 KIND = "integers"  # of the file
 
@@ -200,7 +201,11 @@ def _pack(value: Tensor, step: Tensor, bits: int, label: str) -> dict[str, Any]:
 
 
 def _unpack(stored: dict[str, Any]) -> Tensor:
-    shape, bits = torch.Size(stored["shape"]), stored["bits"]
+    shape, bits, packed = torch.Size(stored["shape"]), check_bits(stored["bits"], "stored bits"), stored["integers"]
+    size = -(-shape.numel() * bits // 8)
+    if packed.dtype != torch.uint8 or packed.numel() != size:
+        got = f"{packed.numel()} of {packed.dtype}"
+        raise ValueError(f"packed weights must be {size} bytes for {tuple(shape)} at {bits} bits, got {got}")
     spread = np.unpackbits(stored["integers"].cpu().numpy(), count=shape.numel() * bits, bitorder="little")
     codes = torch.from_numpy(spread.reshape(-1, bits) @ (1 << np.arange(bits)))
     if "levels" in stored:

@@ -146,8 +146,8 @@ class SAM(Shown):
     Cost: two forward and backward passes per step, or what the policy says.
 
     Source: Foret et al. (2021) eq. 2-3; Kwon et al. (2021) for "adaptive" (eta on weights only, as released);
-    Liu et al. (2021) for the cases; Zhuang et al. (2022) for "gsam". Departures: BatchNorm statistics are updated in
-    one pass only (the authors' code updates them twice); clips are perturbed only where asked for.
+    Liu et al. (2021) for the cases; Zhuang et al. (2022) for "gsam". Departures: BatchNorm statistics, and all other
+    buffers, are updated in one pass only (the authors' code updates them twice); clips are perturbed where asked for.
 
     Example:
         >>> import torch, saq_core
@@ -191,6 +191,8 @@ class SAM(Shown):
         if (measured_at, applied_to) not in CASES.values():
             rule = 'applied_to must be "quantized" when measured_at is "quantized", got "latent"'
             raise ValueError(f"{rule}: rounding would undo a perturbation that was measured after it")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError("optimizer must make one step from one gradient: LBFGS calls the closure by itself")
         self.model, self.optimizer, self.no_sync = model, optimizer, no_sync
         self.rho, self.metric, self.combine, self.shrink = rho, metric, combine, shrink
         self.measured_at, self.applied_to, self.synchronised = measured_at, applied_to, synchronised
@@ -301,12 +303,12 @@ class SAM(Shown):
         return loss, plain
 
     def backward(self, closure: Callable[..., Any], *arguments: Any, local: bool = False, still: bool = False) -> Any:
-        """Call the closure; `local` leaves its gradients to this process, `still` leaves BatchNorm statistics alone."""
+        """Call the closure; `local` leaves its gradients to this process, `still` leaves all buffers as they were."""
         with ExitStack() as stack:
             if local:
                 stack.enter_context(self.no_sync())
             if still:
-                stack.enter_context(restored(_statistics(self.model)))
+                stack.enter_context(restored(_buffers(self.model)))
             return closure(*arguments)
 
     def gradient(self) -> Point:
@@ -400,7 +402,6 @@ def _replay(state: tuple[Tensor, Tensor | None, torch.device]) -> None:
         torch.cuda.set_rng_state(state[1], state[2])
 
 
-def _statistics(model: nn.Module) -> list[Tensor]:
-    """Return the buffers that a forward pass in training mode updates."""
-    norms = (m for m in model.modules() if getattr(m, "running_mean", None) is not None)
-    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+def _buffers(model: nn.Module) -> list[Tensor]:
+    """Return the buffers that a forward pass may write to: all but the deltas of quantized weights."""
+    return [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] != "delta"]

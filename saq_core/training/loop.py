@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from landscape.checking import one_of
+from landscape.parallel import check_agreement
 
 from .. import files, processes
 from ..contexts import device_of, evaluation_mode, seeded
@@ -120,7 +122,7 @@ def train(
 
     Raises:
         RuntimeError: If activations are not calibrated.
-        FloatingPointError: At the end of the epoch in which a loss was NaN or infinite.
+        FloatingPointError: At the end of the epoch in which a loss, or the network itself, became NaN or infinite.
         ValueError: If `data` is no `Data`, if the processes cannot share a batch, if the checkpoint belongs to another
             recipe or network or lacks the snapshots asked for, or if there is a teacher but no distillation.
 
@@ -140,6 +142,7 @@ def train(
         raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}: make it with {remedy}")
     if teacher is not None and not (recipe.fpq and recipe.fpq.distill):
         raise ValueError("recipe must have fpq=FPQ(distill=True) for a teacher, got one that distills nothing")
+    _check_agreement(model, data, recipe)
     probe, data = data.probe, data.to(device_of(model))
     with ExitStack() as stack:
         stack.callback(model.eval)
@@ -162,6 +165,16 @@ def train(
                 history.write_lines(log)
             processes.wait()
     return history
+
+
+def _check_agreement(model: nn.Module, data: Data, recipe: Recipe) -> None:
+    """Raise if the processes train other recipes, networks or data: their gradients would be averaged all the same."""
+    if processes.size() == 1:
+        return
+    state = (tensor.double().sum() for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor))
+    pairs = [part for part in (data.train, data.val) if isinstance(part, tuple)]
+    labels = [(len(y), float(y.double().sum())) for _, y in pairs]
+    check_agreement(recipe=repr(recipe), model=f"{float(sum(state)):.10g}", data=labels)
 
 
 class _Run:
@@ -202,6 +215,9 @@ class _Run:
             raise FloatingPointError(f"training loss is {float(steps[at])} {where}: try an lr below {self.recipe.lr}")
         history.steps = torch.cat([history.steps, steps])
         validation = evaluate(self.model, self.data.val)
+        if not math.isfinite(validation.loss):
+            where = f"after epoch {epoch + 1}: its last step destroyed the network"
+            raise FloatingPointError(f"validation loss is {validation.loss} {where}; try an lr below {self.recipe.lr}")
         diagnostics = self.optimizer.diagnostics if isinstance(self.optimizer, SAM) else {}
         return {
             "epoch": epoch + 1,

@@ -1,0 +1,349 @@
+"""Whether derivatives are what they are called: measured on a few samples, in float64, by central differences.
+
+The directional derivative of the loss is compared with what the gradient says, along two directions, and that of the
+gradient with a product. Agreement at any step is agreement: nothing fakes it. Disagreement has to be the same at two
+steps, because a kink (ReLU) between two points disagrees as well, but goes away with the step. What the network rounds
+is seen in one forward pass that follows everything computed from the varied tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .checks import some_rows
+
+Label = Literal["exact", "straight-through", "unverified", "not measured"]
+Point = list[Tensor]
+_ROWS = 8
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_ROUNDING = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "frac", "floor_divide"}
+_ROUNDING |= {"int", "long", "short", "char", "byte"}
+_COMPARING = {"gt", "ge", "lt", "le", "eq", "ne", "argmax", "argmin", "bucketize", "searchsorted", "greater", "less"}
+_COMPARING |= {f"__{name}__" for name in ("gt", "ge", "lt", "le", "eq", "ne")}
+_CHOOSING = {"where", "masked_fill"}  # branches that are followed themselves: a kink, no stair
+_STEPS = {1: (1e-6, 1e-7, 1e-5, 1e-8), 2: (1e-7, 1e-8, 1e-9, 1e-6)}  # relative to the weights, in this order
+_TOLERANCE = 1e-5
+
+
+class Verdict(NamedTuple):
+    """What differences say.
+
+    Attributes:
+        label: what a result calls its derivatives.
+        reason: what was seen, in words.
+        wrong: the order of the derivative that is none, 0 where both are.
+    """
+
+    label: Label
+    reason: str = ""
+    wrong: int = 0
+
+    def check(self, order: int) -> None:
+        """Raise if a derivative up to this order is wrong.
+
+        Raises:
+            ValueError: with what differences say instead.
+        """
+        if 0 < self.wrong <= order:
+            raise ValueError(
+                f"{self.reason}. The backward pass of some operation is not its derivative (a hand-written "
+                "autograd.Function, a hook, detach); replace it, or measure what needs no such derivative"
+            )
+
+
+class _Test(NamedTuple):
+    outcome: Literal["ok", "fails", "weak", "unknown"]
+    measured: float = 0.0
+    claimed: float = 0.0
+
+
+def verify(objective: Any) -> Verdict:
+    """Compare gradient and product of an `Objective` with differences, on a few samples of its first batch.
+
+    Cost: six forward passes, three gradients and a product of eight samples in float64; up to three times as many where
+    they disagree.
+    """
+    whole = next(iter(objective.batches()))
+    few = some_rows(whole, _ROWS)
+    if few is not None:
+        try:
+            verdict = _verified(objective, few)
+            if verdict.label != "unverified":
+                return verdict
+        except Exception:  # the network takes no eight samples
+            pass
+    return _verified(objective, whole)
+
+
+def _verified(objective: Any, batch: Any) -> Verdict:
+    reasons = []
+    for wide in (True, False):
+        function = _Function(objective, batch, wide)
+        try:
+            watch, loss, leaves, gradient = function.watched()
+        except Exception as error:
+            if not wide:
+                raise
+            reasons.append(f"not in float64: {error}")
+            continue
+        verdict = _judged(function, watch, loss, leaves, gradient, reasons)
+        if verdict.wrong == 1:  # the network itself may stand on a kink: units at exactly zero
+            function.step_aside()
+            verdict = _judged(function, *function.watched(), reasons)
+        return verdict
+    raise AssertionError
+
+
+def _judged(
+    function: _Function, watch: _Watch, loss: Tensor, leaves: Point, gradient: Point, reasons: list[str]
+) -> Verdict:
+    """Turn the differences into a label."""
+    rounded = dict(watch.rounded)
+    through = f"rounds what varies ({_counted(rounded)}): derivatives are those of the straight-through estimator"
+    if not function.is_wide:  # differences in float32 tell too little: roundings can be seen all the same
+        seen = rounded or watch.steps
+        return Verdict("straight-through", through) if rounded else Verdict("unverified", "; ".join([*reasons, *seen]))
+    random, along = function.directions(gradient)
+    first = _worst([_first(function, float(loss), gradient, d) for d in (random, along) if d is not None])
+    if first.outcome == "fails" and not rounded and watch.steps:
+        through = f"decides by what varies ({_counted(watch.steps)}): derivatives know nothing of the steps"
+        rounded = dict(watch.steps)
+    if rounded and first.outcome != "ok":
+        return Verdict("straight-through", through)
+    if first.outcome == "fails":
+        return Verdict("unverified", _gap("the gradient of the loss is not its derivative", first), 1)
+    try:
+        product = function.product(gradient, leaves, random)
+    except (RuntimeError, NotImplementedError):
+        return Verdict("exact", "of the first order; a second derivative is missing")
+    second = _second(function, gradient, product, random)
+    if rounded:
+        right = second.outcome in ("ok", "weak")
+        return (
+            Verdict("exact", f"rounds on the way ({_counted(rounded)})")
+            if right
+            else Verdict("straight-through", through)
+        )
+    if second.outcome == "fails":
+        return Verdict("unverified", _gap("the derivative of the gradient is not what a product says", second), 2)
+    if "unknown" in (first.outcome, second.outcome):
+        return Verdict("unverified", _gap("differences could not decide (many kinks?)", second))
+    return Verdict("exact")
+
+
+class _Function:
+    """The loss of a batch as a function of a list of tensors, in float64 where it is wide."""
+
+    def __init__(self, objective: Any, batch: Any, is_wide: bool) -> None:
+        self.objective, self.is_wide = copy.copy(objective), is_wide
+        self.objective.with_hits, self.objective.metrics = False, {}  # which decide, and move nothing
+        self.network = objective.network.plain()
+        base = objective.tensors()
+        self.names, self.batch = list(base), tree_map(self._cast, batch) if is_wide else batch
+        self.rest = {name: self._cast(tensor) for name, tensor in self.network.frozen.items() if name not in base}
+        self.point = [self._cast(tensor) for tensor in base.values()]
+        self.masks = objective.coordinates.masks
+
+    def __call__(self, point: Sequence[Tensor]) -> Tensor:
+        tensors = self.rest | dict(zip(self.names, point, strict=True))
+        with self._width():
+            output = self.network.output(tensors, self.batch)
+            return self.objective.loss_of(output, self.batch).mean if self.objective.has_output else output[0]
+
+    def step_aside(self) -> None:
+        """Move the point a little, at random: the check is of the code, not of a place."""
+        random, _ = self.directions([torch.zeros_like(tensor) for tensor in self.point])
+        self.point = self._moved(random, 1e-3)
+
+    def watched(self) -> tuple[_Watch, Tensor, Point, Point]:
+        """Return what is rounded on the way, the loss, the leaves and the gradient with its graph."""
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in self.point]
+        with torch.enable_grad():
+            with _Watch(leaves) as watch:
+                loss = self(leaves)
+            return watch, loss.detach(), leaves, self._derivative(loss, leaves)
+
+    def difference(self, direction: Point, step: float) -> Point:
+        """Return (f(step) - f(-step)) / 2 step along a direction."""
+        ends = []
+        for sign in (1, -1):
+            with torch.set_grad_enabled(self.objective.needs_grad):
+                ends.append(self(self._moved(direction, sign * step)).detach().double())
+        return [(ends[0] - ends[1]) / (2 * step)]
+
+    def gradient_difference(self, direction: Point, step: float) -> Point:
+        """Return the same of the gradient."""
+        ends = []
+        for sign in (1, -1):
+            leaves = [tensor.detach().requires_grad_() for tensor in self._moved(direction, sign * step)]
+            with torch.enable_grad():
+                ends.append(self._derivative(self(leaves), leaves, graph=False))
+        return [(a - b) / (2 * step) for a, b in zip(*ends, strict=True)]
+
+    def product(self, gradient: Point, leaves: Point, direction: Point) -> Point:
+        """Return the Hessian times a direction."""
+        curved = [(g, d) for g, d in zip(gradient, direction, strict=True) if g.requires_grad]
+        if not curved:
+            return [torch.zeros_like(leaf) for leaf in leaves]
+        self.network.place(self.rest | dict(zip(self.names, leaves, strict=True)))
+        outputs, vectors = zip(*curved, strict=True)
+        with self._width():
+            return list(torch.autograd.grad(outputs, leaves, vectors, materialize_grads=True))
+
+    def directions(self, gradient: Point) -> tuple[Point, Point | None]:
+        """Return a random direction, of each tensor's own size, and one along the gradient, of the same length."""
+        generator = torch.Generator().manual_seed(0)
+        sizes = [tensor.square().mean().sqrt().clamp_min(1e-2) for tensor in self.point]
+        draws = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in self.point]
+        random = [size * draw * self.masks.get(n, 1) for size, draw, n in zip(sizes, draws, self.names, strict=True)]
+        along = [g.detach() * size**2 for g, size in zip(gradient, sizes, strict=True)]
+        length = _norm(along)
+        return random, [part * (_norm(random) / length) for part in along] if length > 0 else None
+
+    def _moved(self, direction: Point, step: float) -> Point:
+        return [tensor + step * part for tensor, part in zip(self.point, direction, strict=True)]
+
+    def _derivative(self, loss: Tensor, leaves: Point, graph: bool = True) -> Point:
+        with self._width():  # a checkpointed network runs again
+            return list(torch.autograd.grad(loss, leaves, create_graph=graph, materialize_grads=True))
+
+    def _width(self) -> contextlib.AbstractContextManager[Any]:
+        return _Wide() if self.is_wide else contextlib.nullcontext()
+
+    def _cast(self, value: Any) -> Any:
+        is_narrow = self.is_wide and isinstance(value, Tensor) and value.dtype in _NARROW
+        return value.double() if is_narrow else value
+
+
+class _Wide(TorchFunctionMode):
+    """Everything narrower than float64 that meets the network, or that it asks for, becomes float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = Tensor.double if func in (Tensor.float, Tensor.half, Tensor.bfloat16) else func
+        args, kwargs = tree_map(_widened, (tuple(args), kwargs or {}))
+        return func(*args, **kwargs)
+
+
+class _Watch(TorchFunctionMode):
+    """Follows what is computed from some tensors; counts the functions that round it, or decide by it.
+
+    Attributes:
+        rounded: function → how often it rounded.
+        steps: function → how often a comparison, or an index, became a number.
+    """
+
+    def __init__(self, leaves: Point) -> None:
+        super().__init__()
+        self.rounded: Counter[str] = Counter()
+        self.steps: Counter[str] = Counter()
+        self._followed, self._decided = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        for leaf in leaves:
+            self._followed[leaf] = True
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = str(getattr(func, "__name__", func))
+        if name in ("__get__", "__set__", "size", "dim", "numel", "stride", "is_floating_point", "backward"):
+            return func(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        is_followed = any(tensor in self._followed for tensor in tensors)
+        is_decided = any(tensor in self._decided for tensor in tensors)
+        output = func(*args, **kwargs)
+        if not (is_followed or is_decided):
+            return output
+        results = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        base = name if name.startswith("__") else name.rstrip("_")
+        if is_decided:
+            for result in results:
+                if not result.is_floating_point():
+                    self._decided[result] = True
+                elif not (base in _CHOOSING and is_followed):
+                    self.steps[base] += 1
+        if is_followed and (tensors[0].is_floating_point() and self._rounds(base, kwargs, tensors[0], results)):
+            self.rounded[base] += 1
+        if base in _COMPARING:
+            for result in results:
+                self._decided[result] = True
+        elif is_followed:
+            for tensor in (*results, *tensors[: name.endswith("_") and not name.startswith("__")]):
+                self._followed[tensor] = True
+        return output
+
+    @staticmethod
+    def _rounds(name: str, arguments: Mapping[str, Any], source: Tensor, results: Sequence[Tensor]) -> bool:
+        if name in _ROUNDING or "quant" in name or (name in ("div", "divide") and arguments.get("rounding_mode")):
+            return True
+        casts = name in ("to", "type", "type_as") and bool(results) and not results[0].is_floating_point()
+        return casts and results[0].dtype != torch.bool
+
+
+def _first(function: _Function, loss: float, gradient: Point, direction: Point) -> _Test:
+    claimed = [torch.tensor(_dot(gradient, direction), dtype=torch.float64)]
+    return _compared(1, lambda step: function.difference(direction, step), claimed, abs(loss))
+
+
+def _second(function: _Function, gradient: Point, product: Point, direction: Point) -> _Test:
+    return _compared(2, lambda step: function.gradient_difference(direction, step), product, _norm(gradient))
+
+
+def _compared(order: int, central: Callable[[float], Point], claimed: Point, scale: float) -> _Test:
+    """Compare central differences with what is claimed."""
+    noise = 20 * torch.finfo(torch.float64).eps * scale
+    tries: list[tuple[Point, float, float, bool]] = []
+    for step in _STEPS[order]:
+        here = central(step)
+        gap, size = _distance(here, claimed), max(_norm(here), _norm(claimed))
+        if gap <= _TOLERANCE * size + noise / step and size > 10 * noise / step:
+            return _Test("ok")
+        error = _distance(here, central(2 * step)) + noise / step
+        if gap <= _TOLERANCE * size + 3 * error and size > 30 * error:
+            return _Test("ok")
+        is_far = gap > 10 * error + 5 * _TOLERANCE * size
+        if is_far and tries and tries[-1][3] and _distance(here, tries[-1][0]) < 0.2 * gap:
+            return _Test("fails", _norm(here), _norm(claimed))
+        tries.append((here, gap, error, is_far))
+    here, gap, error, _ = min(tries, key=lambda attempt: attempt[2])
+    return _Test("weak" if gap <= 3 * error else "unknown", _norm(here), _norm(claimed))
+
+
+def _worst(tests: Sequence[_Test]) -> _Test:
+    """Return the test that says most: a failure, then doubt; no signal only where no direction has one."""
+    order = ("fails", "unknown", "ok", "weak")
+    return min(tests, key=lambda test: order.index(test.outcome))
+
+
+def _gap(what: str, test: _Test) -> str:
+    return f"{what}: {test.measured:.4g} by differences, {test.claimed:.4g} by backward"
+
+
+def _counted(names: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} × {count}" for name, count in names.items())
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value in _NARROW else value
+    return value.double() if isinstance(value, Tensor) and value.dtype in _NARROW else value
+
+
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    return float(sum((p.detach().double() * q.detach().double()).sum() for p, q in zip(a, b, strict=True)))
+
+
+def _norm(point: Sequence[Tensor]) -> float:
+    return math.sqrt(_dot(point, point))
+
+
+def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    return _norm([p.detach() - q.detach() for p, q in zip(a, b, strict=True)])

@@ -1,0 +1,121 @@
+"""PyTorch's errors from inside a network, told again: which module, why, and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import re
+from collections.abc import Iterator
+from types import TracebackType
+
+import torch
+from torch import nn
+
+_KINDS = (
+    RuntimeError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+)
+# what PyTorch says → why, and what to do
+_REASONS = (
+    (
+        r"derivative for '?(?:aten::)?_?(?P<op>\w+?)(?:_backward|_double_backward)*'? is not implemented",
+        "PyTorch has no second derivative of {op}: put plain operations in its place, or measure what needs no second "
+        "derivative (surfaces, sharpness)",
+    ),
+    (
+        r"(use_reentrant|[Cc]heckpointing is not compatible)",
+        "torch.utils.checkpoint with use_reentrant=True hands out no derivatives here: pass use_reentrant=False, or "
+        "switch checkpointing off",
+    ),
+    (
+        r"(aot_autograd|torch\.compile).*double backward",
+        "a compiled part has no second derivative: measure the network before it is compiled",
+    ),
+    (
+        r"cudnn RNN backward|_cudnn_rnn_backward",
+        "cuDNN's recurrent layers have no such derivative: wrap the call in torch.backends.cudnn.flags(enabled=False)",
+    ),
+    (
+        r"differentiated twice|once_differentiable",
+        "an autograd.Function is marked once_differentiable: it has no second derivative",
+    ),
+    (
+        r"Inference tensors",
+        "a tensor was made under torch.inference_mode(), which keeps no derivatives: clone it, or use torch.no_grad()",
+    ),
+    (
+        r"not appear to have been used|does not require grad|does not have a grad_fn",
+        "the loss depends on nothing that varies: is it computed from the model's output, without detach or .data?",
+    ),
+    (r"[Ss]parse", "sparse tensors are not supported here: pass sparse=False, or a dense tensor"),
+    (
+        r"Expected more than 1 value per channel",
+        "BatchNorm has no statistics of a single sample: pass a loader with drop_last=True, or another batch size",
+    ),
+    (r"SyncBatchNorm expected input tensor to be on GPU", "SyncBatchNorm works on GPUs alone: use batchnorm='fixed'"),
+    (r"meta tensor|[Uu]ninitialized", "weights are not there yet (meta or lazy): run the network once, or load them"),
+    (
+        r"(mat1 and mat2|should be the same|same dtype|expected scalar type|dtype)",
+        "data and weights do not fit in dtype or shape: call the network yourself on a batch of these data first",
+    ),
+    (
+        r"(shape|size|dimension|must match|Expected .*D|invalid for input)",
+        "data and network, or output and targets, do not fit in shape: call both yourself on a batch of these data",
+    ),
+)
+
+
+@contextlib.contextmanager
+def translated(what: str, model: nn.Module) -> Iterator[None]:
+    """Tell an error of PyTorch again, with the module in which it happened; errors raised on purpose pass.
+
+    Args:
+        what: was being done.
+        model: whose modules may be named.
+
+    Raises:
+        ValueError: with the module, the reason and what to do; the original is its cause.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _KINDS as error:
+        frames = _frames(error.__traceback__)
+        if not frames or _is_on_purpose(frames[-1]):
+            raise
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        found = next(((match, advice) for pattern, advice in _REASONS if (match := re.search(pattern, said))), None)
+        why = found[1].format(**found[0].groupdict()) if found else "call the network yourself on a batch of these data"
+        raise ValueError(f"{what} failed{_where(frames, model)}: {why} (PyTorch said: {said})") from error
+
+
+def _frames(trace: TracebackType | None) -> list[TracebackType]:
+    frames = []
+    while trace is not None:
+        frames.append(trace)
+        trace = trace.tb_next
+    return frames
+
+
+def _is_on_purpose(frame: TracebackType) -> bool:
+    """Return whether code that is not PyTorch's raised the error by a statement of its own."""
+    path = frame.tb_frame.f_code.co_filename.replace("\\", "/")
+    line = linecache.getline(path, frame.tb_lineno).strip()
+    return "/torch/" not in path and line.startswith("raise")
+
+
+def _where(frames: list[TracebackType], model: nn.Module) -> str:
+    """Return the innermost module at work, by its name in the model."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for frame in reversed(frames):
+        module = frame.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and names.get(id(module)):
+            return f" in {names[id(module)]} ({type(module).__name__})"
+    return ""
