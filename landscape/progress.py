@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -23,15 +24,23 @@ def progress(iterable: Iterable, description: str, total: int | None = None) -> 
     if _showing:
         yield from iterable
         return
-    from tqdm.auto import tqdm
-
     _showing = True
     try:
         # tqdm's bars for notebooks do not ask for its own switch
         off = "TQDM_DISABLE" in os.environ
-        yield from tqdm(iterable, description, total=total, delay=2, leave=False, disable=off)
+        yield from _bar()(iterable, description, total=total, delay=2, leave=False, disable=off)
     finally:
         _showing = False
+
+
+@functools.cache
+def _bar() -> type:
+    """Return tqdm's bar without its lock, which an interrupt can leave taken: other threads would wait forever."""
+    from tqdm.auto import tqdm
+
+    lock = contextlib.nullcontext()
+    vars(lock).update(acquire=lambda: True, release=lambda: None)
+    return type("Bar", (tqdm,), {"_lock": lock, "monitor_interval": 0})
 
 
 class Resumable(Protocol[P, T_co]):

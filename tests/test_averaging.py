@@ -310,6 +310,47 @@ def test_a_loader_that_does_not_shuffle_tells_the_error_over_data():
     assert not landscape.trace(perceptron(), shuffled).stderr_data > 0
 
 
+@pytest.mark.parametrize("shifted", [False, True])
+def test_the_gauss_newton_matrix_is_that_of_the_loss_that_outputs_carry(shifted):
+    model = seeded(partial(Language, shifted))
+    tokens, labels = TOKENS[:, :4].repeat(1, 2)[:, :7], LABELS[:, :4].repeat(1, 2)[:, :7]  # as many tokens as classes
+    batch = {"input_ids": tokens, "labels": labels}
+    ggn = landscape.GGN(model, [batch])
+    vector = torch.randn(ggn.shape[0], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = dict(model.named_parameters())
+    point = dict(zip(weights, vector.split([w.numel() for w in weights.values()]), strict=True))
+    moves = {name: point[name].view_as(weight) for name, weight in weights.items()}
+
+    def logits(values):
+        return torch.func.functional_call(model, values, (tokens,)).logits
+
+    def loss(values):
+        aligned = (values[:, :-1], labels[:, 1:]) if shifted else (values, labels)
+        return F.cross_entropy(aligned[0].flatten(0, 1), aligned[1].flatten())
+
+    centre = {name: weight.detach() for name, weight in weights.items()}
+    output, pushed = torch.func.jvp(logits, (centre,), (moves,))
+    _, bent = torch.func.jvp(torch.func.grad(loss), (output,), (pushed,))
+    (expected,) = torch.func.vjp(logits, centre)[1](bent)
+    torch.testing.assert_close(ggn @ vector, torch.cat([part.flatten() for part in expected.values()]))
+
+
+def test_groups_of_samples_weigh_by_their_targets():
+    model = perceptron()
+    for loss in (None, CE(WEIGHT), CE(reduction="sum")):
+        groups = [(X[start : start + 6], IGNORED[start : start + 6]) for start in range(0, 24, 6)]
+        kept = [(x, y) for x, y in groups if (y >= 0).any()]
+        found = landscape.worst_case_sharpness(model, kept, loss=loss, radii=(0.05,), steps=2, m=6)
+        singles = [landscape.worst_case_sharpness(model, pair, loss=loss, radii=(0.05,), steps=2) for pair in kept]
+        increases = torch.stack([one.delta_loss[0] for one in singles])
+        if loss is not None and loss.reduction == "sum":
+            assert found.delta_loss[0].item() == pytest.approx(increases.sum().item())
+            continue
+        weights = [(loss.weight[y[y >= 0]].sum() if loss is not None else (y >= 0).sum()).item() for _, y in kept]
+        expected = (increases * torch.tensor(weights)).sum() / sum(weights)
+        assert found.delta_loss[0].item() == pytest.approx(expected.item())
+
+
 def test_outputs_of_a_dataclass_take_a_loss_of_ones_own():
     model = seeded(Language)
     batch = {"input_ids": TOKENS, "labels": TOKENS}

@@ -7,7 +7,6 @@ import time
 
 import pytest
 import torch
-import tqdm
 from networks import convolutional, quantized
 from strangers import SERIES, TOKENS, Merging, Recurrent, Tied, Twice, Watching, X, Y, perceptron, seeded
 from torch import nn
@@ -143,6 +142,28 @@ def test_an_interrupt_at_any_moment_leaves_everything_whole(count):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_an_interrupt_that_is_caught_on_the_way_is_delivered_all_the_same():
+    model = seeded(Twice)
+    before, calls = record(model), []
+
+    def ring(number, frame):
+        raise Alarm
+
+    def loss(output, target):
+        calls.append(1)
+        if len(calls) == 40:  # at a point of the surface, where errors become gaps
+            signal.raise_signal(signal.SIGALRM)
+        return F.cross_entropy(output, target)
+
+    handler = signal.signal(signal.SIGALRM, ring)
+    try:
+        with pytest.raises(Alarm):
+            landscape.surface(model, (X, Y), points=9, loss=loss)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert len(calls) == 40 and record(model) == before
+
+
 def test_an_interrupt_in_the_middle_of_putting_back_waits_until_all_is_whole():
     model = seeded(Twice)
     before = record(model)
@@ -180,7 +201,6 @@ def test_an_error_inside_a_loss_leaves_everything_whole(name, error):
 
 
 def test_threads_take_turns():
-    tqdm.tqdm.set_lock(threading.RLock())  # an interrupt may leave tqdm's own lock with this thread
     models = [seeded(Twice), seeded(Twice)]
     expected, before, flags = [], [record(model) for model in models], switches()
     for call in CALLS.values():
@@ -223,7 +243,7 @@ def test_a_thread_that_waits_can_be_interrupted():
 def test_buffers_of_any_kind_move_once_in_a_step_of_sam():
     def trained(steps):
         torch.manual_seed(0)
-        model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 5)), Watching_(), nn.Linear(5, 3)).double()
+        model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 5)), Counting(), nn.Linear(5, 3)).double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         sam = saq_core.SAM(model, optimizer, rho=0.5) if steps == "sam" else optimizer
 
@@ -240,7 +260,7 @@ def test_buffers_of_any_kind_move_once_in_a_step_of_sam():
     torch.testing.assert_close(perturbed, plain, rtol=0, atol=0)
 
 
-class Watching_(nn.Module):
+class Counting(nn.Module):
     """Counts its calls in a buffer."""
 
     def __init__(self):

@@ -311,7 +311,7 @@ def _form(hessian: Hessian, direction: Point) -> Tensor:
 
 def _rounded(function: Objective, displacement: Point | None) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the quantized weights at a displacement and their levels, by name."""
-    function.network.place(function.tensors(displacement))
+    function.network.swap_in(function.tensors(displacement))
     return {
         f"{name}.{leaf}".removeprefix("."): (value, levels)
         for name, layer in quantized_layers(function.model).items()

@@ -117,12 +117,12 @@ class Hessian(_Symmetric):
         self._mine = parallel.share(len(self._weights))
         if parallel.size() > 1 and not self.objective.same_order:
             raise ValueError("several processes need data in one order: pass (x, y) or a list of batches, not a loader")
-        told = translated("a product with the Hessian", self.objective.model)
-        with self.objective.measurement_mode(), told, torch.enable_grad():
+        explained = translated("a product with the Hessian", self.objective.model)
+        with self.objective.measurement_mode(), explained, torch.enable_grad():
             first = next(self.objective.batches())
             self.objective.check_derivatives(2)
-            is_sure = self._inputs is None and self.objective.derivatives == "exact"
-            self.probe: Probe = probe(lambda batch: self._build(0, batch), first, self.device, is_sure)
+            is_verified = self._inputs is None and self.objective.derivatives == "exact"
+            self.probe: Probe = probe(lambda batch: self._build(0, batch), first, self.device, is_verified)
 
     def __repr__(self) -> str:
         where = f"{self.coordinates.space} space, {self.objective.samples or 'unknown'} samples, {self.dtype}"

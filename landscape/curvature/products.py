@@ -32,7 +32,7 @@ class HessianGraph:
 
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · H_batch · v, in the shapes of the leaves."""
-        self.network.place(self.tensors)  # a checkpointed network runs again
+        self.network.swap_in(self.tensors)  # a checkpointed network runs again
         return _derivative(self.gradient, self.leaves, vectors)
 
 
@@ -57,7 +57,7 @@ class GaussNewtonGraph:
 
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · G_batch · v, in the shapes of the leaves."""
-        self.network.place(self.tensors)
+        self.network.swap_in(self.tensors)
         (pushed,) = _derivative(self.pulled, [self.dual], vectors)
         (bent,) = _derivative([self.slope], [self.point], [pushed])
         return torch.autograd.grad(self.output, self.leaves, bent, retain_graph=True, materialize_grads=True)
@@ -82,11 +82,11 @@ class Probe:
 
 
 def probe(
-    build: Callable[[Any], HessianGraph | GaussNewtonGraph], batch: Any, device: torch.device, is_sure: bool = False
+    build: Callable[[Any], HessianGraph | GaussNewtonGraph], batch: Any, device: torch.device, is_verified: bool = False
 ) -> Probe:
     """Build one batch's graph, count what it holds, time a product, and refuse one that is not symmetric.
 
-    ``is_sure`` says that differences in float64 have told already that the derivatives are right.
+    ``is_verified`` says that differences in float64 have shown the derivatives to be right.
 
     Raises:
         ValueError: uᵀ(A v) and vᵀ(A u) differ.
@@ -114,7 +114,7 @@ def probe(
     between = now()
     av = graph.product(v)
     product = now() - between
-    if not is_sure:
+    if not is_verified:
         _check_symmetric(u, v, au, av)
     rows = samples_of(batch) or 1
     return Probe((built - start) / rows, product / rows, sum(storages.values()) / rows)

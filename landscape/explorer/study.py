@@ -22,6 +22,7 @@ from ..model import (
     Objective,
     Point,
     describe,
+    fingerprint,
     probe_of,
     quantized_layers,
     resolve_directions,
@@ -269,10 +270,7 @@ class Study:
             return (*key, view.batchnorm, view.directions, *towards, *map(self._state, towards), view.seed)
         return (*key, view.seed)  # products know fixed statistics alone
 
-    def _state(self, name: str) -> int:
+    def _state(self, name: str) -> str:
         """Tell one state of a network's weights from another: also one written through ``.data``."""
         model = self.models[name]
-        tensors = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
-        sums = torch.stack([tensor.double().sum() for tensor in tensors])
-        shares = torch.stack([(tensor.double().flatten() ** 2).cumsum(0).sum() for tensor in tensors])
-        return hash((*sums.tolist(), *shares.tolist()))
+        return fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))

@@ -217,7 +217,7 @@ def worst_case_sharpness(
     groups = [function] if m is None else _groups(function, m)
     ascents = [largest_increases(group, ball, radii, steps) for group in progress(groups, "worst-case sharpness")]
     largest = torch.stack([increase for increase, *_ in ascents], 1)  # (radii, groups)
-    shares = torch.tensor([sum(group.batch_rows) for group in groups], dtype=torch.float64)
+    shares = torch.tensor([sum(group.batch_weights) for group in groups], dtype=torch.float64)
     shares /= shares.sum()
     of = "" if m is None else f", mean over {len(groups)} groups"
     about = function.about(measure=f"worst of {steps} ascent steps{of}", metric=metric, steps=steps, seconds=elapsed())

@@ -1,6 +1,6 @@
 """A network, its data and its loss as one function of a displacement of its weights."""
 
-from .batches import FOLDS, probe_of, samples_of, target_of
+from .batches import FOLDS, probe_of, samples_of
 from .checks import BatchObjective
 from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian, quantized_layers
 from .directions import (

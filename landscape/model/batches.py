@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,10 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 _CPU_ELEMENTS = 200_000
 _ACCELERATOR_ROWS = 1024
 FOLDS = 16  # at most: parts of the data whose scatter tells the error over data
-# Where tensors are cut here, so many parts for the sake of folds: fewer of small images, whose batches cost time.
 NEEDS_TARGETS = "data=(x, y) needs as many targets as inputs and at least one"
 _TARGETS = ("labels", "label", "targets", "target", "y")  # in the batches that are no pairs
 _MOST_BATCHES = 10_000  # of data without a length
+# Where tensors are cut here, so many parts for the sake of folds: fewer of small images, whose batches cost time.
 _PARTS, _FEW_PARTS, _PART_ROWS, _PART_ELEMENTS = 10, 5, 32, 50_000
 
 
@@ -103,7 +103,7 @@ def read_rows(batches: Iterable[Any]) -> list[int | None]:
     Raises:
         ValueError: batches that never end.
     """
-    known = len(batches) if isinstance(batches, Sized) and not _is_endless(batches) else None
+    known = _length_of(batches)
     rows: list[int | None] = []
     for batch in batches:
         rows.append(samples_of(batch))
@@ -116,13 +116,12 @@ def read_rows(batches: Iterable[Any]) -> list[int | None]:
     return rows
 
 
-def _is_endless(batches: Any) -> bool:
-    """Return whether a loader has a length only by name: that of an iterable data set is not known."""
+def _length_of(batches: Any) -> int | None:
+    """Return how many batches there are said to be; a loader of an iterable data set does not know."""
     try:
-        len(batches)
+        return len(batches)
     except (TypeError, NotImplementedError):
-        return True
-    return False
+        return None
 
 
 def target_of(batch: Any) -> Any:
@@ -130,9 +129,9 @@ def target_of(batch: Any) -> Any:
     if isinstance(batch, list | tuple) and not isinstance(batch, PackedSequence):
         return batch[1] if len(batch) == 2 else None
     for name in _TARGETS:
-        found = batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)
-        if found is not None:
-            return found
+        target = batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)
+        if target is not None:
+            return target
     return None
 
 

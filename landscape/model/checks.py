@@ -154,14 +154,14 @@ def reduction_seen(objective: Any, batch: Any) -> str | None:
     Returns:
         See `reduction_of`.
     """
-    own = objective.own_loss
+    custom = objective.custom_loss
     with torch.set_grad_enabled(objective.needs_grad):
         kind = reduction_of(lambda part: objective.loss(objective.tensors(), part), batch, objective.dtype)
-        if kind is None and own is not None:
+        if kind is None and custom is not None:
             pair = objective.part_of(objective.network.output(objective.tensors(), batch)), target_of(batch)
             kind = reduction_of(lambda part: objective.loss_of_part(*part), pair, objective.dtype)
             kind = kind if kind == "sum" else None  # parts of outputs say nothing of the network
-    return "sum" if kind is None and getattr(own, "reduction", "") == "sum" else kind
+    return "sum" if kind is None and getattr(custom, "reduction", "") == "sum" else kind
 
 
 def reduction_of(loss: Callable[[Any], BatchLoss], batch: Any, dtype: torch.dtype) -> str | None:

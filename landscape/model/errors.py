@@ -1,4 +1,4 @@
-"""PyTorch's errors from inside a network, told again: which module, why, and what to do."""
+"""PyTorch's errors from inside a network, explained: which module, why, and what to do."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _REASONS = (
 
 @contextlib.contextmanager
 def translated(what: str, model: nn.Module) -> Iterator[None]:
-    """Tell an error of PyTorch again, with the module in which it happened; errors raised on purpose pass.
+    """Explain an error of PyTorch, with the module in which it happened; errors raised on purpose pass.
 
     Args:
         what: was being done.
@@ -90,10 +90,11 @@ def translated(what: str, model: nn.Module) -> Iterator[None]:
         frames = _frames(error.__traceback__)
         if not frames or _is_on_purpose(frames[-1]):
             raise
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        found = next(((match, advice) for pattern, advice in _REASONS if (match := re.search(pattern, said))), None)
-        why = found[1].format(**found[0].groupdict()) if found else "call the network yourself on a batch of these data"
-        raise ValueError(f"{what} failed{_where(frames, model)}: {why} (PyTorch said: {said})") from error
+        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        matches = ((re.search(pattern, message), advice) for pattern, advice in _REASONS)
+        known = (advice.format(**match.groupdict()) for match, advice in matches if match)
+        why = next(known, "call the network yourself on a batch of these data")
+        raise ValueError(f"{what} failed{_where(frames, model)}: {why} (PyTorch said: {message})") from error
 
 
 def _frames(trace: TracebackType | None) -> list[TracebackType]:

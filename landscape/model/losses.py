@@ -37,9 +37,15 @@ class BatchLoss(NamedTuple):
     counted: Tensor | None = None
     metrics: tuple[Tensor, ...] = ()
 
+    def scaled(self, factor: float) -> BatchLoss:
+        """Return the loss times a factor."""
+        return self._replace(mean=factor * self.mean, losses=None if self.losses is None else factor * self.losses)
+
 
 class CrossEntropy:
     """Cross-entropy and negative log-likelihood, target by target: ignored ones count nowhere, classes by weight.
+
+    Values per sample (``reduction="none"``) are averaged as PyTorch's own mean averages them.
 
     Args:
         loss: None for the default, ``nn.CrossEntropyLoss``, ``nn.NLLLoss``, or a function of them (with its arguments
@@ -94,9 +100,18 @@ def loss_carried_by(output: Any) -> tuple[Tensor, Any] | None:
     return (loss, get("logits", None)) if isinstance(loss, Tensor) else None
 
 
-def batch_loss_carried(loss: Tensor, logits: Any, target: Any, alignment: str) -> BatchLoss:
-    """Return the loss that an output carries, over the targets that count where it is known how it comes about."""
+def batch_loss_carried(loss: Tensor | None, logits: Any, target: Any, alignment: str) -> BatchLoss:
+    """Return the loss that an output carries, over the targets that count where it is known how it comes about.
+
+    Raises:
+        ValueError: there are logits alone, and it is not known.
+    """
     if alignment == "unknown":
+        if loss is None:
+            raise ValueError(
+                "the network computes its loss itself, and not as the cross-entropy of its logits: pass loss=loss("
+                "output, target), and output= for the part that it is given"
+            )
         return value_of(loss, len(target) if isinstance(target, Tensor) and target.ndim else None)
     return CrossEntropy.by_token(logits, target, alignment == "shifted")
 
@@ -112,8 +127,10 @@ def alignment_of(loss: Tensor, logits: Any, labels: Any) -> str:
     for name in ("aligned", "shifted"):
         if name == "shifted" and labels.ndim < 2:
             continue
-        found = CrossEntropy.by_token(logits.detach(), labels, name == "shifted").mean
-        if torch.allclose(found.double(), loss.detach().double(), rtol=1e-3 if loss.dtype != torch.float64 else 1e-7):
+        computed = CrossEntropy.by_token(logits.detach(), labels, name == "shifted").mean
+        if torch.allclose(
+            computed.double(), loss.detach().double(), rtol=1e-3 if loss.dtype != torch.float64 else 1e-7
+        ):
             return name
     return "unknown"
 

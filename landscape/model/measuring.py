@@ -44,7 +44,8 @@ class measurement_mode:  # noqa: N801 - a context, written as one
     Raises:
         RuntimeError: under ``torch.inference_mode()``, whose tensors have no derivatives.
 
-    Cost: two comparisons of all tensors (2 ms for ResNet-20), and a copy of them where ``copies`` has none.
+    Cost: two comparisons of all tensors and of every module's attributes (on one CPU core 0.3 ms for a small MLP, 24 ms
+    for ResNet-18), and a copy of the tensors where ``copies`` has none.
     """
 
     def __init__(
@@ -60,8 +61,7 @@ class measurement_mode:  # noqa: N801 - a context, written as one
         self._handlers: dict[int, Any] = {}
         self._pending: list[int] = []
         self._locked = self._is_inner = False
-        self._interruption: BaseException | None = None
-        self._is_interrupted = False
+        self.interruption: BaseException | None = None  # what a signal's handler raised inside
         self._functions = self.thread = 0
 
     def __enter__(self) -> measurement_mode:
@@ -107,24 +107,19 @@ class measurement_mode:  # noqa: N801 - a context, written as one
         pending, self._pending = self._pending, []
         for number in pending:
             signal.raise_signal(number)
-        while error is not None and error.__context__ is not None and self._interruption is not None:
-            error = error.__context__
-            if error is self._interruption:  # contexts that it cut short stumbled over themselves on the way
-                raise error
-
-    def resume(self) -> None:
-        """Set the state anew, if a signal's handler raised an error that was caught inside of the mode."""
-        if self._is_interrupted:
-            self._is_interrupted = False
-            self._settle()
+        if self.interruption is not None and error is not self.interruption:
+            # caught on the way, or replaced where contexts that it cut short stumbled over themselves
+            raise self.interruption
 
     def _settle(self) -> None:
         assert self._record is not None
         for _, put, value in self._all_switches():
             if value is not None:
                 put(value)
+        functions = (f for module in self.model.modules() for f in (module.train, module.eval))
+        is_own = any(getattr(f, "__func__", None) not in (nn.Module.train, nn.Module.eval) for f in functions)
         self.model.eval()
-        if self._record.tensors_changed():
+        if is_own and self._record.tensors_changed():
             self._record.put_back()
             for module in self.model.modules():
                 module.training = False
@@ -171,13 +166,13 @@ class measurement_mode:  # noqa: N801 - a context, written as one
         try:
             self._handlers[number](number, frame)
         except BaseException as error:
-            self._interruption, self._is_interrupted = error, True
+            self.interruption = error
             self._put_back()
             raise
 
 
-class Places:
-    """Where the tensors of a model are held: every entry of every module, also of one registered twice or tied."""
+class TensorSwap:
+    """Every entry that holds a tensor of a model, also of a module registered twice and of tied tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         tensors = dict(_named_tensors(model))
@@ -190,8 +185,8 @@ class Places:
             if tensor is not None
         ]
 
-    def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put tensors in their places; they stay until `measurement_mode` ends, also while gradients are taken.
+    def __call__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors in by name; they stay until `measurement_mode` ends, also while gradients are taken.
 
         A backward pass may run parts of the network again (checkpointing), and has to find the same tensors.
         """
@@ -211,10 +206,10 @@ class _Record:
             for container in (module.__dict__, *inside):
                 self.containers.append((container, _contents(container)))
         equal = {id(tensor): copies[name] for name, tensor in _named_tensors(model) if name in copies}
-        found = {id(v): v for _, contents in self.containers for v in _values(contents) if isinstance(v, Tensor)}
-        leaves = [tensor for tensor in found.values() if tensor.is_leaf]
+        held = {id(v): v for _, contents in self.containers for v in _values(contents) if isinstance(v, Tensor)}
+        leaves = [tensor for tensor in held.values() if tensor.is_leaf]
         self.leaves = [(tensor, tensor.grad, tensor.requires_grad) for tensor in leaves]
-        comparable = [tensor for tensor in found.values() if _has_bits(tensor)]
+        comparable = [tensor for tensor in held.values() if _has_bits(tensor)]
         candidates = [(tensor, equal[id(tensor)]) for tensor in comparable if id(tensor) in equal]
         stale = {id(tensor) for tensor, _ in _differing(candidates)}
         kept = {id(tensor): copy for tensor, copy in candidates if id(tensor) not in stale}
@@ -248,11 +243,16 @@ class _Record:
 
 
 def is_measured(model: nn.Module) -> bool:
-    """Return whether a model is in `measurement_mode`, set anew if an error of a signal's handler was caught."""
+    """Return whether this thread holds a model in `measurement_mode`.
+
+    Raises:
+        BaseException: what a signal's handler raised, if it was caught meanwhile: the model is no longer held.
+    """
     mode = _active.get(id(model))
     if mode is None or mode.thread != threading.get_ident():
         return False
-    mode.resume()
+    if mode.interruption is not None:
+        raise mode.interruption
     return True
 
 
@@ -331,7 +331,8 @@ def _new_lock() -> None:
 _CONTAINERS = (dict, OrderedDict, defaultdict, list)
 _active: dict[int, measurement_mode] = {}  # the models that are being measured
 _lock = threading.RLock()
-os.register_at_fork(after_in_child=_new_lock)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 _UNINTERRUPTIBLE = {
     function.__code__
     for function in (
@@ -340,6 +341,6 @@ _UNINTERRUPTIBLE = {
         measurement_mode._on_signal,
         measurement_mode._put_back,
         measurement_mode._settle,
-        Places.put,
+        TensorSwap.__call__,
     )
 }

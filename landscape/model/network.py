@@ -1,6 +1,6 @@
 """A network as a function of its tensors: names → output. It knows no data and no loss.
 
-The model is only ever called with other tensors in the places of its own, which are not touched. They stay there until
+The model is only ever called with other tensors where its own are, which are not touched. They stay there until
 the measurement ends (`torch.func.functional_call` takes them back when the forward pass returns, and a checkpointed
 network, which runs forward again in its backward pass, then takes its gradient at another point).
 """
@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .coordinates import Coordinates, Point, Space, coordinates
 from .folding import Folding
-from .measuring import Places, is_measured, measurement_mode
+from .measuring import TensorSwap, is_measured, measurement_mode
 from .substitutes import Seen, Substituted
 
 BatchNorm = Literal["fixed", "recomputed"]
@@ -61,7 +61,7 @@ class Network:
         self.batchnorm, self.precision = batchnorm, precision
         self.norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.folded = bool(self.norms) and batchnorm == "fixed"
-        self._call, self._places = call, Places(self.model)
+        self._call, self._swap = call, TensorSwap(self.model)
         tensors = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
         self.frozen: Point = {name: tensor.detach().clone() for name, tensor in tensors}
         self.substitutes = False  # whether functions are written out that have no second derivative
@@ -72,17 +72,17 @@ class Network:
         """Return the tensors that vary at centre + displacement, by their names in the model."""
         return self.coordinates.displaced(displacement or {})
 
-    def place(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put these tensors, and copies of the others as they were, in the places of the model's own."""
+    def swap_in(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put these tensors, and copies of the others as they were, where the model's own are."""
         whole = self.frozen | dict(tensors)
-        self._places.put(whole | {name: whole[name].clone() for name in self._changing})
+        self._swap(whole | {name: whole[name].clone() for name in self._changing})
 
     def output(self, tensors: Mapping[str, Tensor], batch: Any) -> Any:
         """Return the output for one batch with these tensors in place of the model's own, in measurement mode."""
         if not is_measured(self.model):
             with measurement_mode(self.model, copies=self.frozen):
                 return self.output(tensors, batch)
-        self.place(tensors)
+        self.swap_in(tensors)
         low = self.precision == "bf16"
         written_out = Substituted() if self.substitutes else contextlib.nullcontext()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False), written_out:

@@ -58,7 +58,8 @@ class Objective:
 
     Args:
         model: any network; evaluated in eval mode, in its own dtype, with TF32 off. Not touched.
-        data: ``(x, y)`` tensors, a re-iterable of such batches (a list, a DataLoader), or anything with a ``.probe``;
+        data: ``(x, y)`` tensors, a re-iterable of batches (a list, a DataLoader) that are pairs, mappings
+            (``model(**batch)``) or objects with their targets as ``.y`` or ``.labels``, or anything with a ``.probe``;
             default ``model.probe``.
         loss: ``loss(output, target)`` → mean, sum or one value per sample; default cross-entropy, or the loss that the
             network's own output carries where a batch holds its labels.
@@ -69,8 +70,9 @@ class Objective:
         space, layers: which coordinates vary, see `landscape.model.coordinates`.
         batchnorm: ``"fixed"`` statistics, or ``"recomputed"`` by one pass over the data at every point.
         precision: ``"fp32"`` (the model's own dtype), or ``"bf16"`` for forward passes under autocast.
-        batch_size: rows per batch, at most, where ``data`` is ``(x, y)``; default 200,000 input elements on a CPU
-            and 1,024 rows on an accelerator, but five to ten batches where each has 32 rows.
+        batch_size: rows per batch, at most, where ``data`` is ``(x, y)`` and the loss is that of its parts; default
+            200,000 input elements on a CPU and 1,024 rows on an accelerator, but five to ten batches where each has 32
+            rows.
         validate: whether to check that the loss is finite and repeats, and that all processes measure the same.
 
     Attributes:
@@ -78,6 +80,7 @@ class Objective:
         coordinates: what varies, and where it stands.
         centre: the `Evaluation` of the model itself.
         loss_name: what the loss is called.
+        reduction: ``"mean"``, or ``"sum"`` where the loss of the whole is the sum of its parts'.
         batch_rows, batch_weights: samples and weight of each batch.
 
     Raises:
@@ -85,8 +88,8 @@ class Objective:
             finite, or one that changes when repeated.
         TypeError: data that can be read only once, batches that are no pairs where no objective is given.
 
-    Cost: one forward pass over the data (two with recomputed statistics), three of one batch, and two gradients of one
-    batch where BatchNorm may be folded; two passes more where the data are not ``(x, y)``.
+    Cost: one forward pass over the data (two with recomputed statistics), six of one batch, one gradient of it in
+    quantized space, and two where BatchNorm may be folded; two passes more where the data are not ``(x, y)``.
 
     Example:
         >>> import torch, landscape
@@ -123,12 +126,12 @@ class Objective:
         self.has_output = objective is None
         self._loss, self._objective, self._output = loss, objective, output
         self._cross_entropy = CrossEntropy.of(loss) if objective is None else None
-        self.own_loss = None if self._cross_entropy else loss
+        self.custom_loss = None if self._cross_entropy else loss
         self.loss_name = name_of(objective or loss or torch.nn.functional.cross_entropy)
         self.batch_size = batch_size
         self.reduction: Reduction = "sum" if self._cross_entropy and self._cross_entropy.is_sum else "mean"
         self._factor, self.needs_grad = 1.0, False
-        self._own: str | None = None  # how the loss that outputs carry comes from their logits, once known
+        self._alignment: str | None = None  # how the loss that outputs carry comes from their logits, once known
         self._is_checking = validate
         self.with_hits = True  # whether right answers are counted beside the loss
         self._verdict: list[Verdict] = []  # of the derivatives, once they are asked for; shared by variants
@@ -176,16 +179,15 @@ class Objective:
         """Compute the loss of one batch from the network's output."""
         target = target_of(batch)
         carried = loss_carried_by(output) if self._loss is None and self._output is None else None
-        if carried is None:
-            found = self.loss_of_part(self.part_of(output), target)
+        if carried is not None:
+            self._alignment = self._alignment or alignment_of(*carried, target)
+            self.loss_name = f"{type(output).__name__}.loss"
+            result = batch_loss_carried(*carried, target, self._alignment)
+        elif self._alignment is not None:  # the logits alone, of the Gauss-Newton matrix
+            result = batch_loss_carried(None, output, target, self._alignment)
         else:
-            self._own, self.loss_name = self._own or alignment_of(*carried, target), f"{type(output).__name__}.loss"
-            found = batch_loss_carried(*carried, target, self._own)
-        if self._factor == 1:
-            return found
-        return found._replace(
-            mean=self._factor * found.mean, losses=None if found.losses is None else self._factor * found.losses
-        )
+            result = self.loss_of_part(self.part_of(output), target)
+        return result if self._factor == 1 else result.scaled(self._factor)
 
     def part_of(self, output: Any) -> Any:
         """Return the part of the network's output that the loss is given, floating tensors in the model's dtype."""
@@ -200,14 +202,14 @@ class Objective:
         if self._cross_entropy is not None:
             return self._cross_entropy(output, target, with_hits=self.with_hits)._replace(metrics=metrics)
         rows = (len(target) if target.ndim else 1) if isinstance(target, Tensor) else None
-        found = value_of(self._loss(output, target), rows)  # type: ignore[misc]
+        result = value_of(self._loss(output, target), rows)  # type: ignore[misc]
         classes = isinstance(output, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
         classes = classes and self.with_hits
         if classes and output.ndim == 2 and output.shape[1] > 1 and target.ndim == 1 and len(output) == len(target):
             counted = (target >= 0) & (target < output.shape[1])
-            found = found._replace(hits=(output.argmax(1) == target).to(counted), counted=counted)
-        mean = found.mean / found.weight if self.reduction == "sum" and found.losses is None else found.mean
-        return found._replace(mean=mean, metrics=metrics)
+            result = result._replace(hits=(output.argmax(1) == target).to(counted), counted=counted)
+        mean = result.mean / result.weight if self.reduction == "sum" and result.losses is None else result.mean
+        return result._replace(mean=mean, metrics=metrics)
 
     def evaluate(self, displacement: Mapping[str, Tensor] | None = None) -> Evaluation:
         """Return loss, accuracy (NaN where there is none) and metrics at centre + displacement.
@@ -261,10 +263,13 @@ class Objective:
         return "straight-through" if self.coordinates.straight_through else "not measured"
 
     def on(self, batch: Any) -> Objective:
-        """Return the same function on one batch alone; the two share all tensors."""
+        """Return the same function on one batch alone; tensors are shared.
+
+        Where the loss is a sum, that of the batch is scaled to the whole: the weighted mean over batches is the whole.
+        """
         other = copy.copy(self)
         other._batches, other.batch_rows = [batch], [samples_of(batch) or 1]
-        other._evaluate_centre()
+        other._evaluate_centre(self._factor)
         return other
 
     def of(self, model: nn.Module) -> Objective:
@@ -351,7 +356,7 @@ class Objective:
     def _where(self) -> tuple[Any, ...]:
         return self.device, self.dtype, self.network.dtypes
 
-    def _evaluate_centre(self) -> None:
+    def _evaluate_centre(self, factor: float | None = None) -> None:
         self._factor = 1.0
         with self.measurement_mode(), torch.set_grad_enabled(self.needs_grad):
             passes = self._passes(self.tensors())
@@ -363,12 +368,8 @@ class Objective:
                 "nothing tells how many samples each batch has: pass objective=(model, batch) → (mean loss, weight)"
             )
         if self.reduction == "sum":
-            self._factor = sum(self.batch_weights)
-            scale = functools.partial(torch.mul, torch.tensor(self._factor, device=self.device))
-            passes = [
-                part._replace(mean=scale(part.mean), losses=None if part.losses is None else scale(part.losses))
-                for part in passes
-            ]
+            self._factor = factor or sum(self.batch_weights)
+            passes = [part.scaled(self._factor) for part in passes]
         self.centre = merged(passes, self.same_order)
 
     def _passes(self, tensors: Point) -> list[BatchLoss]:

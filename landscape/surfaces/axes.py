@@ -89,6 +89,7 @@ def _left_out(function: Objective, other: nn.Module) -> list[str]:
     recomputed = set()
     if network.batchnorm == "recomputed":
         recomputed = {id(buffer) for norm in network.norms for buffer in norm.buffers(recurse=False)}
+    other = getattr(other, "_orig_mod", other)
     theirs = dict(other.named_buffers()) | dict(other.named_parameters())
     varied = {*function.coordinates.tensors, *function.coordinates.tensors.values()}
     return [

@@ -106,8 +106,9 @@ def bypassed_layers(model: nn.Module, x: Any) -> list[str]:
 
     Args:
         model: quantized and calibrated.
-        x: inputs of a batch; one forward and backward pass.
+        x: inputs of a batch; one forward and backward pass of its first sample.
     """
+    x = tree_map_only(Tensor, lambda tensor: tensor[:1], x)
     layers = {name: cast(Any, m) for name, m in model.named_modules() if hasattr(m, "quantized_weights")}
     pairs = {name: [getattr(layer, layer.weight_name), layer.delta] for name, layer in layers.items()}
     before = [(tensor, tensor.requires_grad) for pair in pairs.values() for tensor in pair]
