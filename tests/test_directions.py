@@ -65,14 +65,14 @@ def test_a_zero_filter_gets_a_zero_direction(normalize):
 
 def test_the_step_to_another_network():
     mine, other = convolutional(0), convolutional(1)
-    step = direction_to(coordinates(mine), other)
+    step = direction_to(coordinates(mine), coordinates(other))
     assert list(step) == [name for name, _ in mine.named_parameters()]
     torch.testing.assert_close(step["1.bias"] + mine[1].bias, other[1].bias)
     small, large = quantized("W2A32"), quantized("W4A32")
-    step = direction_to(coordinates(small), large)
+    step = direction_to(coordinates(small), coordinates(large))
     torch.testing.assert_close(step["3.weight"] + small[3].used_weight(), large[3].used_weight())
-    assert not direction_to(coordinates(small, "latent"), large)["3.weight"].any()
-    step = direction_to(coordinates(mine), small)
+    assert not direction_to(coordinates(small, "latent"), coordinates(large, "latent"))["3.weight"].any()
+    step = direction_to(coordinates(mine), coordinates(small))
     torch.testing.assert_close(step["3.weight"] + mine[3].weight, small[3].used_weight())
 
 
@@ -81,7 +81,7 @@ def test_directions_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="normalize must be one of filter, layer, none, got 'weight'"):
         random_direction(centre, 0, "weight")
     with pytest.raises(ValueError, match="no line between networks of different weights"):
-        direction_to(centre, convolutional())
+        direction_to(centre, coordinates(convolutional()))
     with pytest.raises(
         ValueError, match="the direction moves 'other', which does not vary here; what varies: .'0.weight'"
     ):

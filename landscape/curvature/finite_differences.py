@@ -24,7 +24,6 @@ from ..model import (
     checked_direction,
     gaussian,
     objective_of,
-    quantized_layers,
     stderr_of_mean,
 )
 from ..progress import progress, stopwatch
@@ -309,24 +308,14 @@ def _form(hessian: Hessian, direction: Point) -> Tensor:
     return d.double() @ (hessian @ d).double()
 
 
-def _rounded(function: Objective, displacement: Point | None) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the quantized weights at a displacement and their levels, by name."""
-    function.network.swap_in(function.tensors(displacement))
-    return {
-        f"{name}.{leaf}".removeprefix("."): (value, levels)
-        for name, layer in quantized_layers(function.model).items()
-        for leaf, (value, _, levels) in layer.quantized_weights().items()
-    }
-
-
 @torch.no_grad()
 def _rounding_ratio(function: Objective, step: Point) -> Tensor:
     """Return ‖Q(w+s) − Q(w) − s‖/‖s‖ over what is rounded in latent space; zero in the others, which see the step."""
     if function.coordinates.space != "latent":
         return torch.zeros((), dtype=torch.float64, device=function.device)
-    before, after = (_rounded(function, displacement) for displacement in (None, step))
-    moved = {name: after[name][0] - value for name, (value, _) in before.items() if name in step}
-    masks = {name: before[name][1] != 0 for name in moved}
+    before, after = (function.rounded_at(displacement) for displacement in (None, step))
+    moved = {name: after[name].value - weight.value for name, weight in before.items() if name in step}
+    masks = {name: before[name].step != 0 for name in moved}
     wrong = {name: (seen - step[name]) * masks[name] for name, seen in moved.items()}
     rounded = {name: step[name] * mask for name, mask in masks.items()}
     share = _norm(wrong) / _norm(rounded).clamp_min(torch.finfo(torch.float64).tiny)

@@ -23,6 +23,7 @@ from ..model import (
     Point,
     describe,
     fingerprint,
+    is_plain,
     probe_of,
     quantized_layers,
     resolve_directions,
@@ -96,7 +97,7 @@ class Study:
         self.own_data = data is not None
         tensors = isinstance(self.data, tuple | list) and all(isinstance(part, Tensor) for part in self.data)
         self.rows = len(self.data[0]) if tensors and objective is None else None
-        self.rounded = {name: bool(quantized_layers(model)) for name, model in models.items()}
+        self.rounded = {name: self._is_rounded(model) for name, model in models.items()}
         self.errors: dict[str, str] = {}
         self.version = 0
         self._functions: dict[Any, tuple[Objective, Evaluation]] = {}
@@ -104,6 +105,11 @@ class Study:
         self._planes: dict[Any, Plane] = {}
         self._numbers: dict[Any, dict[str, Measured]] = {}
         self._underway: dict[Any, Generator[None, None, Any]] = {}
+
+    def _is_rounded(self, model: nn.Module) -> bool:
+        if is_plain(model) or quantized_layers(model):
+            return not is_plain(model)
+        return bool(Objective(model, self._data(8), **self.settings, validate=False).rounded)
 
     def shown(self, view: View) -> dict[str, Surface]:
         """Return the finest whole grid of each panel that is measured; computes nothing."""

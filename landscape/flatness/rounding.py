@@ -17,7 +17,6 @@ from ..model import (
     Point,
     gaussian,
     objective_of,
-    quantized_layers,
     stderr_of_mean,
 )
 from ..progress import stopwatch
@@ -117,10 +116,13 @@ def rounding_sharpness(
     elapsed = stopwatch()
     check_draws(num_samples, seed)
     function = objective_of(model, data, loss=loss, objective=objective)
-    network_steps = _network_steps(function.model)
+    network_steps = {name: weight.step for name, weight in function.rounded.items()}
     if network_steps and function.coordinates.space != "quantized":
         raise ValueError("rounding_sharpness starts from the rounded weights: pass an objective in space='quantized'")
-    bits = list(bits if bits is not None else (0,) if network_steps else (8, 4, 3, 2))
+    unknown = [name for name, step in network_steps.items() if step.isnan().any()]
+    bits = list(bits if bits is not None else (0,) if network_steps and not unknown else (8, 4, 3, 2))
+    if unknown and 0 in bits:
+        raise ValueError(f"bits=0: the step of {unknown[0]} is not known; pass bits of 2 to 16")
     if not bits or not all(2 <= b <= 16 or b == 0 and network_steps for b in bits):
         raise ValueError(f"bits must be 2 to 16, or 0 for the steps of a network that is quantized, got {bits}")
     centre = {name: w for name, w in function.coordinates.centre.items() if w.ndim > 1}
@@ -148,14 +150,6 @@ def bits_label(bits: int) -> str:
     return f"to {bits} bits" if bits else "at its own steps"
 
 
-def _network_steps(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        f"{name}.{leaf}".removeprefix("."): step
-        for name, layer in quantized_layers(model).items()
-        for leaf, (_, _, step) in layer.quantized_weights().items()
-    }
-
-
 def _best_steps(weights: Point, bits: int) -> Point:
     """Return for each tensor the step of least squared error, among clips of 0.02 to 1 times its largest weight."""
     top = 2 ** (bits - 1) - 1
@@ -175,11 +169,10 @@ def _at_levels(w: Tensor, step: Tensor, bits: int) -> Tensor:
 
 def _rounded(function: Objective, here: Evaluation, bits: int, steps: Point) -> tuple[Tensor, Tensor]:
     """Return the loss increase that rounding the weights causes, and its standard error over the data."""
-    centre = function.coordinates.centre
     if bits:
+        centre = function.coordinates.centre
         there = function.evaluate({name: _at_levels(centre[name], s, bits) - centre[name] for name, s in steps.items()})
         return there.loss - here.loss, there.stderr(here)
     before = {name: function.model.get_parameter(name).detach() for name in steps}
-    delta = {name: function.coordinates.base[name] for name in steps}
-    there = function.evaluate({name: w + delta[name] - centre[name] for name, w in before.items()})
+    there = function.evaluate({name: w - function.rounded[name].quantized for name, w in before.items()})
     return here.loss - there.loss, here.stderr(there)

@@ -1,8 +1,9 @@
 """A network, its data and its loss as one function of a displacement of its weights."""
 
+from .adapters import is_plain, quantized_layers
 from .batches import FOLDS, probe_of, samples_of
 from .checks import BatchObjective
-from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian, quantized_layers
+from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian
 from .directions import (
     NAMES,
     NORMALIZATIONS,

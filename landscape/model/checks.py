@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves
 
+from .. import parallel
+from .adapters import RoundedWeight
 from .batches import target_of, with_values
+from .evaluation import merged
 from .losses import BatchLoss
 from .network import Network
 
@@ -114,6 +119,63 @@ def _close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
     # a shuffled loader adds up in another order, and some kernels do so every time
     slack = min(1e3 * torch.finfo(dtype).eps, 1e-2)
     return torch.allclose(a, b, rtol=slack, atol=slack, equal_nan=True)
+
+
+def check_integers(network: Network, rounded: Mapping[str, RoundedWeight], batch: Any) -> None:
+    """Raise if a network with integer weights is another one at their dequantized values.
+
+    Raises:
+        ValueError: it is; its inputs are quantized while it runs.
+
+    Cost: two forward passes of a batch, where weights are integers.
+    """
+    integers = [name for name, weight in rounded.items() if weight.moves == name]
+    if not integers:
+        return
+    with torch.no_grad():
+        network.swap_in_copies({})
+        theirs = tree_leaves(network.call(network.model, batch))
+        measured = tree_leaves(network.output(network.tensors(), batch))
+    slack = min(1e3 * torch.finfo(network.dtype).eps, 4 * torch.finfo(network.dtype).eps + 1e-4)
+    for a, b in zip(theirs, measured, strict=True):
+        if isinstance(a, Tensor) and a.is_floating_point() and (a - b).abs().max() > slack * a.abs().max():
+            raise ValueError(
+                f"{integers[0]} holds integers, and with their dequantized values the network gives other outputs (its "
+                "inputs are quantized while it runs): measure the fake-quantized network that it was converted from"
+            )
+
+
+def check_objective(objective: Any) -> None:
+    """Raise if the loss is not finite, changes when repeated or with gradients on, or from process to process.
+
+    Raises:
+        ValueError: it does.
+    """
+    first = next(objective.batches())
+
+    def run(with_gradients: bool = False) -> Tensor:
+        tensors = objective.tensors()
+        if with_gradients:
+            tensors = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+        with torch.set_grad_enabled(with_gradients or objective.needs_grad):
+            return objective.loss(tensors, first).mean.detach()
+
+    check_same_function(run, objective.dtype)
+    check_repeats(run, objective.dtype, lambda: stochastic_module(objective.model, run))
+    if not objective.is_pair:
+        reason = "the data change from pass to pass (augmentation?)"
+        # at the model's own statistics: those recomputed depend on which samples a shuffle puts into one batch
+        losses = partial(map, partial(objective.loss, objective.tensors()))
+        with torch.set_grad_enabled(objective.needs_grad):
+            check_repeats(
+                lambda: merged(list(losses(objective.batches())), False).loss, objective.dtype, lambda: reason
+            )
+    loss = float(objective.centre.loss)
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise ValueError(f"the loss of the model itself is {loss}: look at its weights and data before measuring")
+    seen = parallel.gather((f"{loss:.5g}", objective.batch_rows))
+    if any(other != seen[0] for other in seen):
+        raise ValueError(f"the processes measure different networks or data (losses {[s[0] for s in seen]}): seed them")
 
 
 def check_reached(network: Network, loss: Callable[[Any], Tensor]) -> None:

@@ -6,24 +6,23 @@ A point, a displacement or a direction is a ``dict[str, Tensor]`` keyed by the w
 * *latent*: the float weights that the optimizer moves; the network rounds them, so a surface over them is a staircase;
 * *quantized*: the weights as the forward pass uses them, ``Q(w) + delta``; what varies is ``delta``.
 
-A layer takes part in the second by offering ``quantized_weights() -> {"weight": (Q, delta, step)}``, where ``delta`` is
-one of its buffers and is added to ``Q`` in its forward pass; the module that makes ``Q`` is a child whose name ends in
-``weight_quantizer``. A module with ``is_quantizer = True`` keeps its parameters
-(steps, clips, offsets) out of the coordinates: they are never varied.
+`landscape.model.adapters` says which weights are known to be rounded. A module with ``is_quantizer = True`` keeps its
+parameters (steps, clips, offsets) out of the coordinates: they are never varied. So does a module that is seen to round
+a weight.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..checking import seed_of
+from .adapters import RoundedWeight, rounded_weights
 
 Point = dict[str, Tensor]
 Space = Literal["quantized", "latent"]
@@ -106,45 +105,51 @@ class Coordinates:
         return [self.numel - fixed, max(self.total, self.numel)]
 
 
-def coordinates(model: nn.Module, space: Space | None = None, layers: Sequence[str] | None = None) -> Coordinates:
+def coordinates(
+    model: nn.Module,
+    space: Space | None = None,
+    layers: Sequence[str] | None = None,
+    rounded: Mapping[str, RoundedWeight] | None = None,
+) -> Coordinates:
     """Collect every trainable floating parameter of the float network, quantizers' own parameters left out.
 
     Args:
         model: any network.
         space: ``"quantized"`` (the default where something is quantized) or ``"latent"``.
         layers: names of modules or weights; nothing outside them varies. Default: everything.
+        rounded: what is known to be rounded; default what layers and tensors tell.
 
     Raises:
         ValueError: unknown space; nothing trainable, or nothing by a name given; a quantized weight that several
-            layers share.
+            layers share; integer weights that would be left out.
     """
     if isinstance(layers, str):
         raise TypeError(f"layers must be a list of names, got the string {layers!r}: write [{layers!r}]")
     if space not in (None, *get_args(Space)):
         raise ValueError(f"space must be one of {', '.join(get_args(Space))}, got {space!r}")
-    rounded = quantized_layers(model)
+    rounded = rounded_weights(model) if rounded is None else rounded
     actual = (space or "quantized") if rounded else "float"
     masks = dict(_masks(model))
+    inside = tuple(f"{weight.moves[:-2]}." for weight in rounded.values() if weight.output is not None)
     left_out = {id(p) for module in model.modules() if is_quantizer(module) for p in module.parameters()}
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    left_out |= {id(p) for n, p in model.named_parameters() if inside and n.startswith(inside) and n not in rounded}
+    _check_whole(model, rounded, actual, layers)
     centre: Point = {}
     tensors: dict[str, str] = {}
     base: Point = {}
     for name, parameter in model.named_parameters():
         if parameter.is_complex() and parameter.requires_grad:
             raise ValueError(f"{name} is complex: only real weights can vary; freeze it with requires_grad_(False)")
-        if id(parameter) in left_out or not (parameter.requires_grad and parameter.is_floating_point()):
+        weight = rounded.get(name) if actual == "quantized" else None
+        is_integer = weight is not None and weight.moves == name
+        if id(parameter) in left_out or not (parameter.requires_grad and parameter.is_floating_point() or is_integer):
             continue
         if layers is not None and not any(_inside(name, layer) for layer in layers):
             continue
-        owner, _, leaf = name.rpartition(".")
-        quantized = rounded[owner].quantized_weights() if actual == "quantized" and owner in rounded else {}
-        if quantized and uses[id(parameter)] > 1:
-            raise ValueError(f"{name} is shared by several layers, each with its own rounding: use space='latent'")
-        if leaf in quantized:
-            value, delta, _ = quantized[leaf]
-            centre[name], tensors[name] = (value + delta).detach(), _buffer_name(model, delta)
-            base[name] = delta.detach().clone()
+        if weight is not None:
+            if _is_shared(model, name, parameter):
+                raise ValueError(f"{name} is shared by several layers, each with its own rounding: use space='latent'")
+            centre[name], tensors[name], base[name] = weight.value, weight.moves, weight.base
         else:
             base[name] = parameter.detach().clone()
             centre[name] = base[name] * masks[name] if name.endswith("_orig") and name in masks else base[name]
@@ -158,7 +163,8 @@ def coordinates(model: nn.Module, space: Space | None = None, layers: Sequence[s
         raise ValueError(_nothing_varies(model))
     total = sum(p.numel() for p in model.parameters() if p.is_floating_point() and id(p) not in left_out)
     masks = {name: mask for name, mask in masks.items() if name in centre}
-    return Coordinates(actual, _passes_rounding(model, actual), centre, tensors, base, masks, total)
+    through = _passes_rounding(model, actual) or actual == "latent"
+    return Coordinates(actual, through, centre, tensors, base, masks, total)
 
 
 def _masks(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -183,11 +189,6 @@ def _few(model: nn.Module) -> str:
     return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
 
 
-def quantized_layers(model: nn.Module) -> dict[str, Any]:
-    """Find the layers that offer ``quantized_weights()``, by name."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "quantized_weights")}
-
-
 def is_quantizer(module: nn.Module) -> bool:
     """Tell whether a module rounds, and its parameters (step, clip, offset) are therefore never varied."""
     return bool(getattr(module, "is_quantizer", False))
@@ -208,11 +209,31 @@ def gaussian(point: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, Tens
         yield name, draw.to(value)
 
 
-def _buffer_name(model: nn.Module, buffer: Tensor) -> str:
-    for name, candidate in model.named_buffers():
-        if candidate is buffer:
-            return name
-    raise TypeError("quantized_weights() must return the layer's own buffer as delta: got a tensor that is no buffer")
+def _is_shared(model: nn.Module, name: str, parameter: Tensor) -> bool:
+    """Return whether a weight is also used outside of its layer, whose own parts may hold it as well."""
+    owner = name.rpartition(".")[0]
+    names = [other for other, p in model.named_parameters(remove_duplicate=False) if p is parameter and other != name]
+    return any(not _inside(other, owner) for other in names if owner)
+
+
+def _check_whole(
+    model: nn.Module, rounded: Mapping[str, RoundedWeight], space: str, layers: Sequence[str] | None
+) -> None:
+    """Raise if weights are integers that cannot vary, while others would."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    packed = [name for name, module in model.named_modules() if hasattr(module, "_packed_params")]  # torch.ao
+    packed += [
+        name
+        for name, tensor in tensors.items()
+        if "weight" in name and tensor.ndim > 1 and not tensor.is_floating_point() and not tensor.is_complex()
+    ]
+    if space != "quantized":
+        packed += [name for name, weight in rounded.items() if weight.moves == name]
+    if packed and layers is None and any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"{packed[0]} holds integer weights, which cannot vary in {space} space, and the rest alone is not the "
+            "network: measure the fake-quantized network that it was converted from, or name what varies, layers=[…]"
+        )
 
 
 def _passes_rounding(model: nn.Module, space: str) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -19,20 +18,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils._pytree import tree_map
 
 from .checks import some_rows
+from .watching import Watch
 
 Label = Literal["exact", "straight-through", "unverified", "not measured"]
 Point = list[Tensor]
 _ROWS = 8
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
-_ROUNDING = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "frac", "floor_divide"}
-_ROUNDING |= {"int", "long", "short", "char", "byte"}
-_COMPARING = {"gt", "ge", "lt", "le", "eq", "ne", "argmax", "argmin", "bucketize", "searchsorted", "greater", "less"}
-_COMPARING |= {f"__{name}__" for name in ("gt", "ge", "lt", "le", "eq", "ne")}
-_CHOOSING = {"where", "masked_fill"}  # branches that are followed themselves: a kink, no stair
 _STEPS = {1: (1e-6, 1e-7, 1e-5, 1e-8), 2: (1e-7, 1e-8, 1e-9, 1e-6)}  # relative to the weights, in this order
 _TOLERANCE = 1e-5
 
@@ -107,7 +101,7 @@ def _verified(objective: Any, batch: Any) -> Verdict:
 
 
 def _judged(
-    function: _Function, watch: _Watch, loss: Tensor, leaves: Point, gradient: Point, reasons: list[str]
+    function: _Function, watch: Watch, loss: Tensor, leaves: Point, gradient: Point, reasons: list[str]
 ) -> Verdict:
     """Turn the differences into a label."""
     rounded = dict(watch.rounded)
@@ -164,11 +158,11 @@ class _Function:
         random, _ = self.directions([torch.zeros_like(tensor) for tensor in self.point])
         self.point = self._moved(random, 1e-3)
 
-    def watched(self) -> tuple[_Watch, Tensor, Point, Point]:
+    def watched(self) -> tuple[Watch, Tensor, Point, Point]:
         """Return what is rounded on the way, the loss, the leaves and the gradient with its graph."""
         leaves = [tensor.detach().clone().requires_grad_() for tensor in self.point]
         with torch.enable_grad():
-            with _Watch(leaves) as watch:
+            with Watch(leaves) as watch:
                 loss = self(leaves)
             return watch, loss.detach(), leaves, self._derivative(loss, leaves)
 
@@ -231,59 +225,6 @@ class _Wide(TorchFunctionMode):
         func = Tensor.double if func in (Tensor.float, Tensor.half, Tensor.bfloat16) else func
         args, kwargs = tree_map(_widened, (tuple(args), kwargs or {}))
         return func(*args, **kwargs)
-
-
-class _Watch(TorchFunctionMode):
-    """Follows what is computed from some tensors; counts the functions that round it, or decide by it.
-
-    Attributes:
-        rounded: function → how often it rounded.
-        steps: function → how often a comparison, or an index, became a number.
-    """
-
-    def __init__(self, leaves: Point) -> None:
-        super().__init__()
-        self.rounded: Counter[str] = Counter()
-        self.steps: Counter[str] = Counter()
-        self._followed, self._decided = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
-        for leaf in leaves:
-            self._followed[leaf] = True
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = str(getattr(func, "__name__", func))
-        if name in ("__get__", "__set__", "size", "dim", "numel", "stride", "is_floating_point", "backward"):
-            return func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        is_followed = any(tensor in self._followed for tensor in tensors)
-        is_decided = any(tensor in self._decided for tensor in tensors)
-        output = func(*args, **kwargs)
-        if not (is_followed or is_decided):
-            return output
-        results = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        base = name if name.startswith("__") else name.rstrip("_")
-        if is_decided:
-            for result in results:
-                if not result.is_floating_point():
-                    self._decided[result] = True
-                elif not (base in _CHOOSING and is_followed):
-                    self.steps[base] += 1
-        if is_followed and (tensors[0].is_floating_point() and self._rounds(base, kwargs, tensors[0], results)):
-            self.rounded[base] += 1
-        if base in _COMPARING:
-            for result in results:
-                self._decided[result] = True
-        elif is_followed:
-            for tensor in (*results, *tensors[: name.endswith("_") and not name.startswith("__")]):
-                self._followed[tensor] = True
-        return output
-
-    @staticmethod
-    def _rounds(name: str, arguments: Mapping[str, Any], source: Tensor, results: Sequence[Tensor]) -> bool:
-        if name in _ROUNDING or "quant" in name or (name in ("div", "divide") and arguments.get("rounding_mode")):
-            return True
-        casts = name in ("to", "type", "type_as") and bool(results) and not results[0].is_floating_point()
-        return casts and results[0].dtype != torch.bool
 
 
 def _first(function: _Function, loss: float, gradient: Point, direction: Point, steps: int) -> _Test:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .coordinates import Coordinates, Point, coordinates, filter_norms, gaussian
+from .coordinates import Coordinates, Point, filter_norms, gaussian
 from .objective import Objective
 
 NAMES = ("random", "gradient", "eigenvectors")
@@ -59,7 +59,7 @@ def resolve_directions(
             label = {"kind": "eigenvector", "index": next_vector}
         elif isinstance(part, nn.Module):
             _check_frozen(function, part)
-            step, label = direction_to(function.coordinates, part), {"kind": "network"}
+            step, label = direction_to(function.coordinates, function.coordinates_of(part)), {"kind": "network"}
         else:
             step, label = checked_direction(function.coordinates, part), {"kind": "given"}
         steps.append(step)
@@ -120,15 +120,13 @@ def eigenvector(centre: Coordinates, eigenvalues: Any, index: int) -> Point:
     return {name: scale[name] * part for name, part in vector.items()}
 
 
-def direction_to(centre: Coordinates, other: nn.Module) -> Point:
+def direction_to(centre: Coordinates, there: Coordinates) -> Point:
     """Return the step from one network to another of the same architecture, over all that varies.
 
     Raises:
         ValueError: the two networks' weights differ in name or shape, or weights that do not vary in value.
     """
-    other = getattr(other, "_orig_mod", other)
-    space: Any = None if centre.space == "float" else centre.space
-    target = coordinates(other, space).centre
+    target = there.centre
     expected = {name: w.shape for name, w in centre.centre.items()}
     theirs = {name: w.shape for name, w in target.items()}
     if expected != theirs:

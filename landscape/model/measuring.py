@@ -111,6 +111,11 @@ class measurement_mode:  # noqa: N801 - a context, written as one
             # caught on the way, or replaced where contexts that it cut short stumbled over themselves
             raise self.interruption
 
+    def restart(self) -> None:
+        """Put back what has been changed so far, and go on measuring."""
+        self._put_back()
+        self._settle()
+
     def _settle(self) -> None:
         assert self._record is not None
         for _, put, value in self._all_switches():
@@ -172,9 +177,15 @@ class measurement_mode:  # noqa: N801 - a context, written as one
 
 
 class TensorSwap:
-    """Every entry that holds a tensor of a model, also of a module registered twice and of tied tensors."""
+    """Every entry that holds a tensor of a model, also of a module registered twice and of tied tensors.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: the network.
+        outputs: "<module>()" → what that module returns; a tensor of this name is returned in its place, or as the
+            first of a tuple.
+    """
+
+    def __init__(self, model: nn.Module, outputs: Mapping[str, Any] | None = None) -> None:
         tensors = dict(_named_tensors(model))
         names = {id(tensor): name for name, tensor in reversed(tensors.items())}  # the first name of a tied tensor
         self._entries = [
@@ -183,6 +194,10 @@ class TensorSwap:
             for entries in (module._parameters, module._buffers)
             for key, tensor in entries.items()
             if tensor is not None
+        ]
+        self._outputs = [
+            (model.get_submodule(name.removesuffix("()")).__dict__, name, output if type(output) is tuple else None)
+            for name, output in (outputs or {}).items()
         ]
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -193,6 +208,13 @@ class TensorSwap:
         for entries, key, name in self._entries:
             if name in tensors:
                 entries[key] = tensors[name]  # type: ignore[assignment]
+        for attributes, name, output in self._outputs:
+            if name in tensors:
+                attributes["forward"] = partial(_returned, tensors[name], output)
+
+
+def _returned(tensor: Tensor, output: tuple[Any, ...] | None, *_: Any, **__: Any) -> Any:
+    return tensor if output is None else (tensor, *output[1:])
 
 
 class _Record:
@@ -341,6 +363,7 @@ _UNINTERRUPTIBLE = {
         measurement_mode._on_signal,
         measurement_mode._put_back,
         measurement_mode._settle,
+        measurement_mode.restart,
         TensorSwap.__call__,
     )
 }

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .adapters import RoundedWeight
 from .coordinates import Coordinates, Point, Space, coordinates
 from .folding import Folding
 from .measuring import TensorSwap, is_measured, measurement_mode
@@ -37,6 +38,7 @@ class Network:
         space, layers: see `coordinates`.
         batchnorm: ``"fixed"`` statistics, or ``"recomputed"`` ones: see `landscape.model.batchnorm`.
         precision: ``"fp32"`` (the model's own dtype), or ``"bf16"`` for autocast.
+        rounded: see `coordinates`.
 
     Attributes:
         coordinates: what varies.
@@ -52,16 +54,18 @@ class Network:
         layers: Sequence[str] | None = None,
         batchnorm: BatchNorm = "fixed",
         precision: Precision = "fp32",
+        rounded: Mapping[str, RoundedWeight] | None = None,
     ) -> None:
         self.model: nn.Module = getattr(model, "_orig_mod", model)
-        self.coordinates: Coordinates = coordinates(self.model, space, layers)
+        self.coordinates: Coordinates = coordinates(self.model, space, layers, rounded)
         reference = next(iter(self.coordinates.centre.values()))
         self.device, self.dtype = reference.device, reference.dtype
         self.dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         self.batchnorm, self.precision = batchnorm, precision
         self.norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.folded = bool(self.norms) and batchnorm == "fixed"
-        self._call, self._swap = call, TensorSwap(self.model)
+        outputs = {weight.moves: weight.output for weight in (rounded or {}).values() if weight.output is not None}
+        self.call, self._swap = call, TensorSwap(self.model, outputs)
         tensors = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
         self.frozen: Point = {name: tensor.detach().clone() for name, tensor in tensors}
         self.substitutes = False  # whether functions are written out that have no second derivative
@@ -77,6 +81,10 @@ class Network:
         whole = self.frozen | dict(tensors)
         self._swap(whole | {name: whole[name].clone() for name in self._changing})
 
+    def swap_in_copies(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put these tensors and all others in as copies: what the network does while it runs is not known yet."""
+        self._swap({name: tensor.clone() for name, tensor in (self.frozen | dict(tensors)).items()})
+
     def output(self, tensors: Mapping[str, Tensor], batch: Any) -> Any:
         """Return the output for one batch with these tensors in place of the model's own, in measurement mode."""
         if not is_measured(self.model):
@@ -87,10 +95,10 @@ class Network:
         written_out = Substituted() if self.substitutes else contextlib.nullcontext()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False), written_out:
             if not self.folded:
-                return self._call(self.model, batch)
+                return self.call(self.model, batch)
             images_last = self.dtype != torch.float64 and self.device.type == "cpu"
             with Folding(images_last, self._folded_weights) as folding:
-                output = self._call(self.model, batch)
+                output = self.call(self.model, batch)
             return folding.result(output)
 
     def plain(self) -> Network:
@@ -112,22 +120,27 @@ class Network:
         """
         folded, self.folded = self.folded, False
         frozen, self._changing = self.frozen, set()
-        tensors = {name: tensor.clone() for name, tensor in self.tensors().items()}
+        tensors = self._beside_the_centre()  # where an observer of weights sees others than it has seen
         self.frozen = {name: tensor.clone() for name, tensor in frozen.items()}
+        before = frozen | {name: tensor.clone() for name, tensor in tensors.items()}
         try:
             with Seen() as seen:
                 needs_grad = _needs_gradients(lambda: loss(tensors))
-            written = self.frozen | tensors
+            after = self.frozen | tensors
         finally:
             self.frozen = frozen
         self.substitutes = seen.any
-        self._changing = {name for name, tensor in written.items() if tensor._version}
+        # some kernels write without a word
+        self._changing = {n for n, t in after.items() if t._version or not torch.equal(t, before[n])}
         self.folded = folded and self._folding_agrees(loss)
         return needs_grad
 
+    def _beside_the_centre(self) -> Point:
+        return {name: 1.01 * value + 1e-3 for name, value in self.tensors().items()}
+
     def _folding_agrees(self, loss: Callable[[Point], Tensor]) -> bool:
         """Return whether loss and gradient, a step from the centre, are the same when BatchNorm is folded."""
-        there = {name: 1.01 * value + 1e-3 for name, value in self.tensors().items()}
+        there = self._beside_the_centre()
         plain = _loss_and_gradient(loss, there)
         if plain is None:
             with torch.no_grad():

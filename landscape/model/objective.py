@@ -6,16 +6,16 @@ f(d) = Σ_b weight_b · loss(network at centre + d, batch b) / Σ_b weight_b, wi
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import parallel
 from ..checking import numbers, one_of
 from . import measuring
+from .adapters import RoundedWeight, rounded_in_use, rounded_weights
 from .batches import NEEDS_TARGETS, cut, keeps_order, moved, read_rows, samples_of, source, spread, target_of
 from .batchnorm import recomputed_statistics
 from .checks import (
@@ -23,14 +23,13 @@ from .checks import (
     Reduction,
     call_of,
     check_functions,
+    check_integers,
+    check_objective,
     check_reached,
-    check_repeats,
-    check_same_function,
     checked_objective,
     reduction_seen,
-    stochastic_module,
 )
-from .coordinates import Point, Space
+from .coordinates import Coordinates, Point, Space, coordinates
 from .derivatives import Verdict, verify
 from .errors import translated
 from .evaluation import Evaluation, merged
@@ -80,6 +79,7 @@ class Objective:
         coordinates: what varies, and where it stands.
         centre: the `Evaluation` of the model itself.
         loss_name: what the loss is called.
+        rounded: the weights that are known to be rounded, by name.
         reduction: ``"mean"``, or ``"sum"`` where the loss of the whole is the sum of its parts'.
         batch_rows, batch_weights: samples and weight of each batch.
 
@@ -139,16 +139,25 @@ class Objective:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module or a landscape.Objective, got {type(model).__name__}")
         mode = measuring.measurement_mode(model, measuring.generator_of(model if data is None else data))
-        with mode, translated("the first forward pass", model):
+        with mode as held, translated("the first forward pass", model):
             call = checked_objective(objective) if objective else call_of
-            self.network = Network(model, call, space=space, layers=layers, batchnorm=batchnorm, precision=precision)
-            self.model, self.coordinates = self.network.model, self.network.coordinates
-            self.device, self.dtype = self.network.device, self.network.dtype
-            self._batches, self._is_pair = source(self.model, data, self.device, objective is not None)
-            self._settle()
+            network = partial(Network, model, call, layers=layers, batchnorm=batchnorm, precision=precision)
+            self.rounded = rounded_weights(getattr(model, "_orig_mod", model))
+            self.network = network(space=space, rounded=self.rounded)
+            self.model, self.device, self.dtype = self.network.model, self.network.device, self.network.dtype
+            self._batches, self.is_pair = source(self.model, data, self.device, objective is not None)
+            rows, parts, first = self._read()
+            check_integers(self.network, self.rounded, first)
+            in_use = self._rounded_in_use({}, first)
+            held.restart()
+            if in_use:
+                self.rounded |= in_use
+                self.network = network(space=space, rounded=self.rounded)
+            self.coordinates = self.network.coordinates
+            self._settle(rows, parts, first)
             self._evaluate_centre()
             if validate:
-                self._validate()
+                check_objective(self)
         self._is_checking = False
 
     @property
@@ -280,6 +289,29 @@ class Objective:
         where: Any = {"space": space, "batchnorm": network.batchnorm, "precision": network.precision}
         return Objective(model, self._batches, metrics=self.metrics or None, validate=False, **loss, **where)
 
+    def coordinates_of(self, model: nn.Module) -> Coordinates:
+        """Return the coordinates of another network of this architecture."""
+        model = getattr(model, "_orig_mod", model)
+        space: Any = None if self.coordinates.space == "float" else self.coordinates.space
+        return self.of(model).coordinates if self._is_adapted else coordinates(model, space)
+
+    @property
+    def _is_adapted(self) -> bool:
+        return any(weight.output is not None for weight in self.rounded.values())
+
+    def rounded_at(self, displacement: Mapping[str, Tensor] | None) -> dict[str, RoundedWeight]:
+        """Return the weights that the network rounds at centre + displacement, in latent space."""
+        tensors = self.tensors(displacement)
+        with self.measurement_mode():
+            in_use = self._rounded_in_use(tensors, next(self.batches())) if self._is_adapted else {}
+            self.network.swap_in(tensors)
+            return rounded_weights(self.model) | in_use
+
+    def _rounded_in_use(self, tensors: Mapping[str, Tensor], batch: Any) -> dict[str, RoundedWeight]:
+        self.network.swap_in_copies(tensors)
+        run = partial(self.network.call, self.model, batch)
+        return rounded_in_use(self.model, run, self.network.coordinates.names)
+
     def variant(self, **settings: Any) -> Objective:
         """Return the same function with another precision or batchnorm, or ``folded=False``; tensors are shared."""
         other = copy.copy(self)
@@ -320,23 +352,28 @@ class Objective:
         where = f"{n:,} coordinates, {self.coordinates.space} space"
         return f"Objective({what}, {samples}, loss {float(self.centre.loss):.4g}; {where})"
 
-    def _settle(self) -> None:
-        """Read the data once, find out what the network and the loss do, and cut a pair where that changes nothing."""
+    def _read(self) -> tuple[list[int | None], list[Any], Any]:
+        """Read the data once: the samples of each batch, the parts that a pair may be cut into, and a small batch."""
         rows = read_rows(self._batches)
         if not rows or 0 in rows:
             raise ValueError(f"data is empty, or one of its batches is: pass at least one sample in each, got {rows}")
-        x, y = next(iter(self._batches)) if self._is_pair else (torch.empty(0), torch.empty(()))
+        x, y = next(iter(self._batches)) if self.is_pair else (torch.empty(0), torch.empty(()))
         parts = cut(x, y, self.batch_size) if y.ndim and len(x) == len(y) else []
         first = next(self.batches()) if len(parts) < 2 else moved(spread(x, y, max(8, len(parts[0][1]))), *self._where)
+        return rows, parts, first
+
+    def _settle(self, rows: list[int | None], parts: list[Any], first: Any) -> None:
+        """Find out what the network and the loss do, and cut a pair where that changes nothing."""
         try:
             self.needs_grad = self.network.settle(lambda tensors: self.loss(tensors, first).mean)
         except Exception as error:
+            x, y = first if self.is_pair else (torch.empty(0), torch.empty(()))
             if not y.ndim or len(x) == len(y):
                 raise
             raise ValueError(f"{NEEDS_TARGETS}, got {len(x)} and {len(y)}") from error
         check_reached(self.network, lambda tensors: self.loss(tensors, first).mean)
         kind = None
-        if self.has_output or self._is_pair:
+        if self.has_output or self.is_pair:
             several = next((batch for batch in self.batches() if (samples_of(batch) or 0) > 1), first)
             kind = reduction_seen(self, first if len(parts) > 1 else several)
         if kind == "sum":
@@ -376,34 +413,6 @@ class Objective:
         if self.network.batchnorm == "recomputed":
             tensors = tensors | recomputed_statistics(self.network, tensors, self.batches(), self.batch_rows)
         return [self.loss(tensors, batch) for batch in self.batches()]
-
-    def _validate(self) -> None:
-        """Raise if the loss is not finite, changes when repeated or with gradients on, or from process to process."""
-        first = next(self.batches())
-
-        def run(with_gradients: bool = False) -> Tensor:
-            tensors = self.tensors()
-            if with_gradients:
-                tensors = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
-            with torch.set_grad_enabled(with_gradients or self.needs_grad):
-                return self.loss(tensors, first).mean.detach()
-
-        check_same_function(run, self.dtype)
-        check_repeats(run, self.dtype, lambda: stochastic_module(self.model, run))
-        if not self._is_pair:
-            reason = "the data change from pass to pass (augmentation?)"
-            # at the model's own statistics: those recomputed depend on which samples a shuffle puts into one batch
-            losses = functools.partial(map, functools.partial(self.loss, self.tensors()))
-            with torch.set_grad_enabled(self.needs_grad):
-                check_repeats(lambda: merged(list(losses(self.batches())), False).loss, self.dtype, lambda: reason)
-        loss = float(self.centre.loss)
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise ValueError(f"the loss of the model itself is {loss}: look at its weights and data before measuring")
-        seen = parallel.gather((f"{loss:.5g}", self.batch_rows))
-        if any(other != seen[0] for other in seen):
-            raise ValueError(
-                f"the processes measure different networks or data (losses {[s[0] for s in seen]}): seed them"
-            )
 
 
 def objective_of(model: nn.Module | Objective, data: Any = None, **arguments: Any) -> Objective:

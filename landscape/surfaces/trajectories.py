@@ -165,8 +165,9 @@ def trajectory(
     differences, losses = [], []
     for checkpoint in progress(checkpoints, "checkpoints"):
         network = _network(twin, function.model, checkpoint)
-        differences.append(direction_to(function.coordinates, network))
-        losses.append(function.of(network).centre.loss)
+        there = function.of(network)
+        differences.append(direction_to(function.coordinates, there.coordinates))
+        losses.append(there.centre.loss)
     if surface is None:
         steps, shares = principal_directions(differences)
         explained, axes = shares[:2], describe([{"kind": "principal component", "index": i} for i in (1, 2)])
