@@ -49,7 +49,7 @@ class GaussNewtonGraph:
         if not output.requires_grad:
             raise ValueError("the output depends on nothing that varies")
         self.output, self.point = output, output.detach().requires_grad_()
-        loss = objective.loss_of(self.point, batch)
+        loss = objective.loss_of(self.point, batch, is_part=True)
         self.weight = float(loss.weight)
         (self.slope,) = torch.autograd.grad(loss.mean * self.weight, self.point, create_graph=True)
         self.dual = torch.zeros_like(output, requires_grad=True)

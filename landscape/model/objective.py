@@ -175,8 +175,8 @@ class Objective:
         output = self.network.output(tensors, batch)
         return self.loss_of(output, batch) if self.has_output else BatchLoss(*output)
 
-    def loss_of(self, output: Any, batch: Any) -> BatchLoss:
-        """Compute the loss of one batch from the network's output."""
+    def loss_of(self, output: Any, batch: Any, is_part: bool = False) -> BatchLoss:
+        """Compute the loss of one batch from the network's output, or from the part of it that the loss is given."""
         target = target_of(batch)
         carried = loss_carried_by(output) if self._loss is None and self._output is None else None
         if carried is not None:
@@ -186,7 +186,7 @@ class Objective:
         elif self._alignment is not None:  # the logits alone, of the Gauss-Newton matrix
             result = batch_loss_carried(None, output, target, self._alignment)
         else:
-            result = self.loss_of_part(self.part_of(output), target)
+            result = self.loss_of_part(output if is_part else self.part_of(output), target)
         return result if self._factor == 1 else result.scaled(self._factor)
 
     def part_of(self, output: Any) -> Any:
