@@ -9,19 +9,23 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
 
 import pytest
 import torch
 from states import assert_same, state
 from zoo import ZOO
 from zoo_calls import CALLS, Asked, Truth
+from zoo_odd import ODD
+
+ALL = ZOO | ODD
 
 IN_ROTATION = 4  # calls that each network meets in the normal tests
 
 
 @functools.lru_cache(2)
 def truth_of(name):
-    return Truth(ZOO[name])
+    return Truth(ALL[name])
 
 
 def objects(model):
@@ -29,9 +33,17 @@ def objects(model):
     entries = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
     return [
         [id(module), *(sorted((k, id(v)) for k, v in vars(module).items()))]
-        + [[(key, id(value)) for key, value in vars(module)[entry].items()] for entry in entries]
+        + [[(key, id(value)) for key, value in getattr(module, entry).items()] for entry in entries]
         for module in model.modules()
     ]
+
+
+def entries(data):
+    """The tensors of data that are handed over as tensors."""
+    parts = list(data.values()) if isinstance(data, Mapping) else data
+    if isinstance(parts, torch.Tensor):
+        return parts.clone()
+    return list(map(entries, parts)) if isinstance(parts, list | tuple) else []
 
 
 def is_own(error):
@@ -43,10 +55,10 @@ def is_own(error):
 
 def outcome(name, called):
     """Return what a call does with a network: "right", "refused", "wrong", "changed" or "foreign", and the reason."""
-    case, (function, needs) = ZOO[name], CALLS[called]
+    case, (function, needs) = ALL[name], CALLS[called]
     truth = truth_of(name)
     model = case.make()
-    before = state(model), objects(model)
+    before = state(model), objects(model), entries(case.data)
     steps = function(Asked(case, model), truth)
     error = None
     try:
@@ -54,9 +66,9 @@ def outcome(name, called):
     except Exception as raised:
         error = raised
     try:
-        assert_same(before, (state(model), objects(model)))
+        assert_same(before, (state(model), objects(model), entries(case.data)))
     except AssertionError:
-        return "changed", "the network or a global switch is another than before"
+        return "changed", "the network, its data or a global switch are others than before"
     if error is not None:
         return ("refused" if is_own(error) else "foreign"), f"{type(error).__name__}: {error}"
     if needs & case.refused:
@@ -69,7 +81,7 @@ def outcome(name, called):
 
 
 def expected(name, called):
-    return "refused" if CALLS[called][1] & ZOO[name].refused else "right"
+    return "refused" if CALLS[called][1] & ALL[name].refused else "right"
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +95,9 @@ OLD = pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarn
 
 
 @OLD
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", ALL)
 def test_each_network_is_measured_right_or_refused_by_calls_in_rotation(name):
-    first = IN_ROTATION * list(ZOO).index(name)
+    first = IN_ROTATION * list(ALL).index(name)
     for index in range(first, first + IN_ROTATION):
         called = list(CALLS)[index % len(CALLS)]
         found, reason = outcome(name, called)
@@ -94,7 +106,7 @@ def test_each_network_is_measured_right_or_refused_by_calls_in_rotation(name):
 
 @OLD
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", ALL)
 def test_each_network_is_measured_right_or_refused_by_every_call(name):
     for called in CALLS:
         found, reason = outcome(name, called)
@@ -102,14 +114,14 @@ def test_each_network_is_measured_right_or_refused_by_every_call(name):
 
 
 def test_the_zoo_is_large_and_nine_tenths_of_it_can_be_measured():
-    pairs = [(name, called) for name in ZOO for called in CALLS]
-    assert len(ZOO) >= 60 and sum(expected(*pair) == "right" for pair in pairs) >= 0.9 * len(pairs)
+    pairs = [(name, called) for name in ALL for called in CALLS]
+    assert len(ALL) >= 60 and sum(expected(*pair) == "right" for pair in pairs) >= 0.9 * len(pairs)
 
 
 def main(parts):
     """Print what each call does with each network, and how often what happens."""
     warnings.simplefilter("ignore")
-    names = [name for name in ZOO if not parts or any(part in name for part in parts)]
+    names = [name for name in ALL if not parts or any(part in name for part in parts)]
     counts, reasons = collections.Counter(), collections.defaultdict(list)
     for name in names:
         start, row = time.process_time(), {}

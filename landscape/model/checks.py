@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .batches import target_of, with_values
+from .batches import mapped, target_of, with_values
 from .losses import BatchLoss
 from .network import Network
 
@@ -73,6 +73,30 @@ def checked_objective(objective: BatchObjective) -> BatchObjective:
         return result
 
     return call
+
+
+class Sparing:
+    """Calls a network that writes into its batches on copies of them; until `settle`, any network.
+
+    Args:
+        call: ``call(model, batch)`` → output.
+    """
+
+    def __init__(self, call: Callable[[nn.Module, Any], Any]) -> None:
+        self._call, self._copies, self._writes = call, True, False
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        """Return the output for a batch, which is left as it is."""
+        if not self._copies:
+            return self._call(model, batch)
+        copies: dict[int, Tensor] = {}
+        output = self._call(model, mapped(batch, lambda tensor: copies.setdefault(id(tensor), tensor.clone())))
+        self._writes |= any(copy._version for copy in copies.values())
+        return output
+
+    def settle(self) -> None:
+        """Copy no more where nothing was written so far."""
+        self._copies = self._writes
 
 
 def check_repeats(loss: Callable[[], Tensor], dtype: torch.dtype, reason: Callable[[], str]) -> None:

@@ -21,6 +21,7 @@ from .batchnorm import recomputed_statistics
 from .checks import (
     BatchObjective,
     Reduction,
+    Sparing,
     call_of,
     check_functions,
     check_reached,
@@ -140,8 +141,10 @@ class Objective:
             raise TypeError(f"model must be a torch.nn.Module or a landscape.Objective, got {type(model).__name__}")
         mode = measuring.measurement_mode(model, measuring.generator_of(model if data is None else data))
         with mode, translated("the first forward pass", model):
-            call = checked_objective(objective) if objective else call_of
-            self.network = Network(model, call, space=space, layers=layers, batchnorm=batchnorm, precision=precision)
+            self._call = Sparing(checked_objective(objective) if objective else call_of)
+            self.network = Network(
+                model, self._call, space=space, layers=layers, batchnorm=batchnorm, precision=precision
+            )
             self.model, self.coordinates = self.network.model, self.network.coordinates
             self.device, self.dtype = self.network.device, self.network.dtype
             self._batches, self._is_pair = source(self.model, data, self.device, objective is not None)
@@ -334,6 +337,7 @@ class Objective:
             if not y.ndim or len(x) == len(y):
                 raise
             raise ValueError(f"{NEEDS_TARGETS}, got {len(x)} and {len(y)}") from error
+        self._call.settle()
         check_reached(self.network, lambda tensors: self.loss(tensors, first).mean)
         kind = None
         if self.has_output or self._is_pair:
