@@ -218,3 +218,18 @@ def truth(model, loss, vector=None):
             torch.backends.mha.set_fastpath_enabled(fast)
     product = torch.cat([image.reshape(-1) for image in images]) if form.requires_grad else torch.zeros_like(gradient)
     return value.item(), gradient.detach(), product.detach()
+
+
+def gauss_newton(model, output, loss, vector):
+    """Return Jᵀ·∇²loss·J·v, the Jacobian of the outputs built row by row and the loss's Hessian dense."""
+    function, weights = plain_loss(model, output)
+    with sdpa_kernel(SDPBackend.MATH):
+        values = function()
+        rows = [
+            torch.cat([part.to_dense().reshape(-1) for part in parts])
+            for value in values.flatten()
+            for parts in [torch.autograd.grad(value, weights, retain_graph=True, materialize_grads=True)]
+        ]
+    jacobian = torch.stack(rows)
+    bent = torch.autograd.functional.hessian(loss, values.detach()).reshape(len(rows), -1)
+    return jacobian.T @ (bent @ (jacobian @ vector))

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from ..model import Objective, Point, samples_of
 
@@ -49,7 +51,7 @@ class GaussNewtonGraph:
         if not output.requires_grad:
             raise ValueError("the output depends on nothing that varies")
         self.output, self.point = output, output.detach().requires_grad_()
-        loss = objective.loss_of(self.point, batch)
+        loss = objective.loss_of(self.point, batch, is_part=True)
         self.weight = float(loss.weight)
         (self.slope,) = torch.autograd.grad(loss.mean * self.weight, self.point, create_graph=True)
         self.dual = torch.zeros_like(output, requires_grad=True)
@@ -103,8 +105,14 @@ def probe(
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        build(batch)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            build(batch)
+    except RuntimeError as error:  # torch.func inside of the network takes no such hooks
+        if "saved tensor hooks" not in str(error):
+            raise
+        with _Results(lambda tensor: storages.update({tensor.data_ptr(): tensor.nbytes})):
+            build(batch)
     start = now()
     graph = build(batch)
     built = now()
@@ -118,6 +126,20 @@ def probe(
         _check_symmetric(u, v, au, av)
     rows = samples_of(batch) or 1
     return Probe((built - start) / rows, product / rows, sum(storages.values()) / rows)
+
+
+class _Results(TorchDispatchMode):
+    """Shows a function all that is computed: what a graph holds at most."""
+
+    def __init__(self, show: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.show = show
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute, and show."""
+        output = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.show, output)
+        return output
 
 
 def _check_symmetric(u: Tensors, v: Tensors, au: Tensors, av: Tensors) -> None:

@@ -47,9 +47,8 @@ class Plane:
 
     def measure(self, alpha: float, beta: float) -> None:
         """Measure one point. Cost: a forward pass over the data (two with recomputed statistics)."""
-        values, failure = evaluate_points(
-            self.function, self.steps, torch.tensor([[alpha, beta]]).double(), self.centre
-        )
+        point = torch.tensor([[alpha, beta]], dtype=torch.float64)
+        values, failure = evaluate_points(self.function, self.steps, point, self.centre)
         self.rows[point_key(alpha, beta)] = values[0]
         if failure:
             self.about.setdefault("first_failure", failure)

@@ -21,5 +21,6 @@ from .directions import (
 from .errors import translated
 from .evaluation import Evaluation, stderr_of_mean
 from .losses import Loss, Output
+from .measuring import copied
 from .network import BatchNorm, Precision
 from .objective import Objective, objective_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -157,21 +157,30 @@ def moved(batch: Any, device: torch.device, dtype: torch.dtype, dtypes: Collecti
 
     What needs no change is handed on as the very same object, and what is no plain container moves itself.
     """
+
+    def change(tensor: Tensor) -> Tensor:
+        cast = tensor.is_floating_point() and tensor.dtype not in dtypes
+        tensor = tensor.clone() if tensor.is_inference() else tensor
+        return tensor.to(device, dtype if cast else None)
+
+    def other(part: Any) -> Any:
+        there = part.to(device) if hasattr(part, "to") else part
+        is_packed = isinstance(part, PackedSequence) and part.data.is_floating_point()
+        return there.to(dtype) if is_packed and part.data.dtype not in dtypes else there
+
+    return mapped(batch, change, other)
+
+
+def mapped(batch: Any, change: Callable[[Tensor], Tensor], other: Callable[[Any], Any] = lambda part: part) -> Any:
+    """Return a batch with its tensors changed, and what is no plain container by another function."""
     if isinstance(batch, Tensor):
-        cast = batch.is_floating_point() and batch.dtype not in dtypes
-        batch = batch.clone() if batch.is_inference() else batch
-        return batch.to(device, dtype if cast else None)
+        return change(batch)
     if isinstance(batch, Mapping):
-        values = {key: moved(value, device, dtype, dtypes) for key, value in batch.items()}
-        if all(value is batch[key] for key, value in values.items()):
-            return batch
-        return with_values(batch, values)
-    if isinstance(batch, PackedSequence):
-        there: Any = batch.to(device)  # type: ignore[arg-type]
-        return there.to(dtype) if there.data.is_floating_point() and there.data.dtype not in dtypes else there
-    if isinstance(batch, list | tuple):
-        parts = [moved(value, device, dtype, dtypes) for value in batch]
+        values = {key: mapped(value, change, other) for key, value in batch.items()}
+        return batch if all(value is batch[key] for key, value in values.items()) else with_values(batch, values)
+    if isinstance(batch, list | tuple) and not isinstance(batch, PackedSequence):
+        parts = [mapped(value, change, other) for value in batch]
         if all(a is b for a, b in zip(parts, batch, strict=True)):
             return batch
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch.to(device) if hasattr(batch, "to") else batch
+    return other(batch)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from .. import parallel
 from .adapters import RoundedWeight
-from .batches import target_of, with_values
+from .batches import mapped, target_of, with_values
 from .evaluation import merged
 from .losses import BatchLoss
 from .network import Network
@@ -78,6 +78,30 @@ def checked_objective(objective: BatchObjective) -> BatchObjective:
         return result
 
     return call
+
+
+class Sparing:
+    """Calls a network that writes into its batches on copies of them; until `settle`, any network.
+
+    Args:
+        call: ``call(model, batch)`` → output.
+    """
+
+    def __init__(self, call: Callable[[nn.Module, Any], Any]) -> None:
+        self._call, self._copies, self._writes = call, True, False
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        """Return the output for a batch, which is left as it is."""
+        if not self._copies:
+            return self._call(model, batch)
+        copies: dict[int, Tensor] = {}
+        output = self._call(model, mapped(batch, lambda tensor: copies.setdefault(id(tensor), tensor.clone())))
+        self._writes |= any(copy._version for copy in copies.values())
+        return output
+
+    def settle(self) -> None:
+        """Copy no more where nothing was written so far."""
+        self._copies = self._writes
 
 
 def check_repeats(loss: Callable[[], Tensor], dtype: torch.dtype, reason: Callable[[], str]) -> None:
@@ -254,7 +278,7 @@ def reduction_of(loss: Callable[[Any], BatchLoss], batch: Any, dtype: torch.dtyp
         # a rounded activation may jump where sums differ by a rounding error
         return "samples" if int(apart.sum()) <= max(1, len(each) // 50) else ""
     weights = [float(part.weight) for part in (first, second)]
-    values = [float(part.mean) for part in (of_whole, first, second)]
+    values = [float(part.mean.detach()) for part in (of_whole, first, second)]
     mean = (weights[0] * values[1] + weights[1] * values[2]) / sum(weights)
     close = [abs(value - values[0]) <= slack * abs(values[0]) for value in (mean, values[1] + values[2])]
     return "mean" if close[0] else "sum" if close[1] else ""

@@ -12,6 +12,7 @@ import signal
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -276,6 +277,18 @@ def is_measured(model: nn.Module) -> bool:
     if mode.interruption is not None:
         raise mode.interruption
     return True
+
+
+def copied(model: nn.Module, shared: Sequence[Any] = ()) -> nn.Module:
+    """Return a deep copy of a model that shares some objects with it.
+
+    Weights that a hook computed (pruning, weight_norm) hang in a graph, which cannot be copied: their values are.
+    """
+    memo: dict[int, Any] = {id(value): value for value in shared}
+    for module in model.modules():
+        made = [v for v in module.__dict__.values() if isinstance(v, Tensor) and v.grad_fn is not None]
+        memo |= {id(tensor): tensor.detach().clone() for tensor in made}
+    return deepcopy(model, memo)
 
 
 def generator_of(data: Any) -> torch.Generator | None:

@@ -21,6 +21,7 @@ from .batchnorm import recomputed_statistics
 from .checks import (
     BatchObjective,
     Reduction,
+    Sparing,
     call_of,
     check_functions,
     check_integers,
@@ -140,8 +141,8 @@ class Objective:
             raise TypeError(f"model must be a torch.nn.Module or a landscape.Objective, got {type(model).__name__}")
         mode = measuring.measurement_mode(model, measuring.generator_of(model if data is None else data))
         with mode as held, translated("the first forward pass", model):
-            call = checked_objective(objective) if objective else call_of
-            network = partial(Network, model, call, layers=layers, batchnorm=batchnorm, precision=precision)
+            self._call = Sparing(checked_objective(objective) if objective else call_of)
+            network = partial(Network, model, self._call, layers=layers, batchnorm=batchnorm, precision=precision)
             self.rounded = rounded_weights(getattr(model, "_orig_mod", model))
             self.network = network(space=space, rounded=self.rounded)
             self.model, self.device, self.dtype = self.network.model, self.network.device, self.network.dtype
@@ -184,8 +185,8 @@ class Objective:
         output = self.network.output(tensors, batch)
         return self.loss_of(output, batch) if self.has_output else BatchLoss(*output)
 
-    def loss_of(self, output: Any, batch: Any) -> BatchLoss:
-        """Compute the loss of one batch from the network's output."""
+    def loss_of(self, output: Any, batch: Any, is_part: bool = False) -> BatchLoss:
+        """Compute the loss of one batch from the network's output, or from the part of it that the loss is given."""
         target = target_of(batch)
         carried = loss_carried_by(output) if self._loss is None and self._output is None else None
         if carried is not None:
@@ -195,7 +196,7 @@ class Objective:
         elif self._alignment is not None:  # the logits alone, of the Gauss-Newton matrix
             result = batch_loss_carried(None, output, target, self._alignment)
         else:
-            result = self.loss_of_part(self.part_of(output), target)
+            result = self.loss_of_part(output if is_part else self.part_of(output), target)
         return result if self._factor == 1 else result.scaled(self._factor)
 
     def part_of(self, output: Any) -> Any:
@@ -371,6 +372,7 @@ class Objective:
             if not y.ndim or len(x) == len(y):
                 raise
             raise ValueError(f"{NEEDS_TARGETS}, got {len(x)} and {len(y)}") from error
+        self._call.settle()
         check_reached(self.network, lambda tensors: self.loss(tensors, first).mean)
         kind = None
         if self.has_output or self.is_pair:

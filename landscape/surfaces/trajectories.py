@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from ..model import (
     Point,
     Space,
     combined,
+    copied,
     direction_to,
     fingerprint,
     objective_of,
@@ -161,7 +161,7 @@ def trajectory(
     if not isinstance(model, Objective):
         batchnorm = batchnorm or "recomputed"
     function = objective_of(model, data, loss=loss, objective=objective, space=space, batchnorm=batchnorm)
-    twin = copy.deepcopy(function.model)
+    twin = copied(function.model)
     differences, losses = [], []
     for checkpoint in progress(checkpoints, "checkpoints"):
         network = _network(twin, function.model, checkpoint)

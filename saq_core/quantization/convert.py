@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import re
 import warnings
@@ -15,6 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
 from landscape.checking import one_of
+from landscape.model.measuring import copied
 
 from .attention import QMultiheadAttention
 from .base import check_latent
@@ -141,11 +141,7 @@ def leave_float(model: nn.Module, name: str) -> None:
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy that shares the probe and leaves the training history behind."""
     shared = [getattr(model, name) for name in ("probe", "history") if hasattr(model, name)]
-    memo: dict[int, Any] = {id(value): value for value in shared}
-    for module in model.modules():  # weights that a hook computed hang in a graph, which cannot be copied
-        made = [v for v in module.__dict__.values() if isinstance(v, torch.Tensor) and v.grad_fn is not None]
-        memo |= {id(tensor): tensor.detach().clone() for tensor in made}
-    result = copy.deepcopy(model, memo)
+    result = copied(model, shared)
     for name in ("history", "recipe"):
         result.__dict__.pop(name, None)
     return result
