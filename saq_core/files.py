@@ -68,6 +68,15 @@ def storable(value: Any) -> Any:
     return repr(value)
 
 
+def check_same_settings(path: str | Path, stored: dict[str, Any], expected: dict[str, Any], what: str) -> None:
+    """Raise unless a checkpoint was written under the same settings; `what` they are of."""
+    changed = {name: stored.get(name) for name in expected | stored if stored.get(name) != expected.get(name)}
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        shown = f"{dict(list(changed.items())[:3])}{more}"
+        raise ValueError(f"checkpoint {path} must come from the same {what}, got other {shown}: delete it or set these")
+
+
 def check_same_network(model: nn.Module, state: dict[str, Any], path: str | Path) -> None:
     """Raise, before anything is changed, if the stored state does not fit the model."""
     expected = model.state_dict()

@@ -118,6 +118,7 @@ class Objective:
         batch_size: int | None = None,
         validate: bool = True,
     ) -> None:
+        parallel.check_agreement(**locals())
         one_of("batchnorm", batchnorm, BatchNorm)
         one_of("precision", precision, Precision)
         numbers(whole=True, at_least=1, optional=True, batch_size=batch_size)
@@ -399,11 +400,10 @@ class Objective:
         loss = float(self.centre.loss)
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise ValueError(f"the loss of the model itself is {loss}: look at its weights and data before measuring")
-        seen = parallel.gather((f"{loss:.5g}", self.batch_rows))
-        if any(other != seen[0] for other in seen):
-            raise ValueError(
-                f"the processes measure different networks or data (losses {[s[0] for s in seen]}): seed them"
-            )
+        if parallel.size() > 1:  # what a loader makes, and what functions compute: neither can be told from outside
+            values = [f"{float(value):.5g}" for value in (self.centre.loss, *self.centre.metrics)]
+            batches = [] if self._is_pair else [parallel.marks({"": batch}) for batch in self._batches]
+            parallel.check_agreement(data=batches, loss=values, weights=self.batch_weights)
 
 
 def objective_of(model: nn.Module | Objective, data: Any = None, **arguments: Any) -> Objective:

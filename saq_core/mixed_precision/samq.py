@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import processes
 from ..contexts import device_of, evaluation_mode
 from ..data import Batch, Data, ImageFiles, Split, balanced_order, evaluation_batches, steps_per_epoch, training_batches
 from ..quantization import QuantizerName
 from ..results import Settings
 from ..sharpness import SAQ, Metric
 from ..training import Evaluation, Recipe, base_optimizer, evaluate
+from .checkpoint import Checkpoint
 from .controller import Controller, Reinforce
 from .space import MILLION, Space
 from .switchable import Switchable
@@ -138,6 +138,11 @@ class Search:
             memory=settings.memory,
         )
 
+    def epoch(self, epoch: int) -> dict[str, float]:
+        """Train the weights for an epoch, and after the warm-up the controller; return the means of both."""
+        means = self.weight_epoch(epoch)
+        return means | (self.controller_epoch() if epoch >= self.settings.warmup else {})
+
     def weight_epoch(self, epoch: int) -> dict[str, float]:
         """Train the weights on their half for an epoch: SAQ, bits drawn anew per batch, the same in both passes."""
         self.network.model.train()
@@ -235,20 +240,28 @@ class Search:
 
 
 def samq(
-    model: nn.Module, data: Data, space: Space, budget: float, *, settings: SAMQ, seed: int, quantizer: QuantizerName
+    model: nn.Module,
+    data: Data,
+    space: Space,
+    budget: float,
+    *,
+    settings: SAMQ,
+    seed: int,
+    quantizer: QuantizerName,
+    checkpoint: Checkpoint,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return the choice of least sharpness and the history: see `search`."""
     run = Search(model, data, space, budget, settings, seed, quantizer)
-    epochs = []
-    for epoch in processes.bar(range(settings.epochs), "searching"):
-        losses = run.weight_epoch(epoch)
-        epochs.append(losses | (run.controller_epoch() if epoch >= settings.warmup else {}))
-    compared: list[dict[str, Any]] = []
+    state = {"network": run.network.model, "sam": run.sam, "controller": run.controller, "reinforce": run.reinforce}
+    epochs = checkpoint.rows("epochs", settings.epochs, run.epoch, **state)
     choices = run.derive()
-    for choice in choices:
-        delta_loss, flat = run.sharpness(choice)
-        row: dict[str, Any] = {"bits": space.bits(choice), "bops": int(space.bops(choice))}
-        compared.append(row | {"sharpness": delta_loss, "loss": flat.loss, "accuracy": flat.accuracy})
+
+    def compare(k: int) -> dict[str, Any]:
+        delta_loss, flat = run.sharpness(choices[k])
+        row: dict[str, Any] = {"bits": space.bits(choices[k]), "bops": int(space.bops(choices[k]))}
+        return row | {"sharpness": delta_loss, "loss": flat.loss, "accuracy": flat.accuracy}
+
+    compared = checkpoint.rows("compared", len(choices), compare)
     best = min(range(len(compared)), key=[row["sharpness"] for row in compared].__getitem__)
     return choices[best], {"epochs": epochs, "compared": compared, "settings": asdict(settings)}
 

@@ -136,19 +136,20 @@ def train(
         >>> len(history.steps), model.probe[0].shape
         (2, torch.Size([64, 1, 8, 8]))
     """
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    check_agreement(**locals())  # else gradients of different trainings would be averaged
     one_of("snapshots", snapshots, Snapshots)
     if not isinstance(data, Data):
         remedy = "Data(train=(x, y), val=…, test=…, num_classes=…)"
         raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}: make it with {remedy}")
     if teacher is not None and not (recipe.fpq and recipe.fpq.distill):
         raise ValueError("recipe must have fpq=FPQ(distill=True) for a teacher, got one that distills nothing")
-    _check_agreement(model, data, recipe)
     probe, data = data.probe, data.to(device_of(model))
     with ExitStack() as stack:
         stack.callback(model.eval)
         run = _Run(model, data, recipe, teacher, stack)
         history = History()
-        if checkpoint is not None and Path(checkpoint).exists():
+        if checkpoint is not None and checkpoint.exists():
             history = _resume(checkpoint, run, snapshots)
         cast(Any, model).probe, cast(Any, model).recipe, cast(Any, model).history = probe, recipe, history
         for epoch in processes.bar(range(len(history.epochs), recipe.epochs), "training"):
@@ -165,16 +166,6 @@ def train(
                 history.write_lines(log)
             processes.wait()
     return history
-
-
-def _check_agreement(model: nn.Module, data: Data, recipe: Recipe) -> None:
-    """Raise if the processes train other recipes, networks or data: their gradients would be averaged all the same."""
-    if processes.size() == 1:
-        return
-    state = (tensor.double().sum() for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor))
-    pairs = [part for part in (data.train, data.val) if isinstance(part, tuple)]
-    labels = [(len(y), float(y.double().sum())) for _, y in pairs]
-    check_agreement(recipe=repr(recipe), model=f"{float(sum(state)):.10g}", data=labels)
 
 
 class _Run:
@@ -355,12 +346,7 @@ def _store(path: str | Path, run: _Run, history: History) -> None:
 def _resume(path: str | Path, run: _Run, snapshots: str | None) -> History:
     model, recipe = run.model, run.recipe
     content = files.read(path, "training", run.device)
-    stored = asdict(Recipe.from_dict(content["recipe"]))
-    changed = {k: stored[k] for k, v in asdict(recipe).items() if stored[k] != v}
-    if changed:
-        raise ValueError(
-            f"checkpoint {path} must come from the same recipe, got other {changed}: delete it or set these"
-        )
+    files.check_same_settings(path, asdict(Recipe.from_dict(content["recipe"])), asdict(recipe), "recipe")
     history = History.from_state(content["history"])
     count, epochs = len(history.snapshots), len(history.epochs)
     if snapshots and count != epochs:
