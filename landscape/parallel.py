@@ -104,7 +104,7 @@ def check_agreement(**values: Any) -> None:
         return
     seen = gather(marks({name: value for name, value in values.items() if name not in _OWN}))
     for name in dict.fromkeys(name for other in seen for name in other):
-        given = [other.get(name, "nothing") for other in seen]
+        given = [other.get(name, "absent") for other in seen]
         if len(set(given)) > 1:
             raise ValueError(
                 f"all processes must be given the same {name}, got {', '.join(given)}: seed what is drawn, or read it "

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..contexts import device_of, evaluation_mode
+from landscape.model.measuring import measurement_mode
+
+from ..contexts import device_of
 from ..data import Batch, Data, ImageFiles, Split, balanced_order, evaluation_batches, steps_per_epoch, training_batches
 from ..quantization import QuantizerName
 from ..results import Settings
@@ -173,7 +175,7 @@ class Search:
         The host waits for the loss of every batch: the next draw depends on it.
         """
         rows = []
-        with evaluation_mode(self.network.model):
+        with measurement_mode(self.network.model):
             for x, y in evaluation_batches(self.held_out, self.settings.batch_size, self.device):
                 choice, log_probability, entropy = self.controller()
                 self.network.choose_(choice[0])
@@ -211,7 +213,7 @@ class Search:
         self.network.choose_(choice)
         model, size = self.network.model, self.settings.batch_size
         flat = evaluate(model, self.held_out, batch_size=size)
-        with evaluation_mode(model):
+        with measurement_mode(model):
             batches = evaluation_batches(self.held_out, size, self.device)
             with self.sam.at_perturbed(partial(self.backward, batches, len(self.held_out[1]))):
                 return evaluate(model, self.held_out, batch_size=size).loss - flat.loss, flat

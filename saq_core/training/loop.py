@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from landscape.checking import one_of
+from landscape.model.measuring import measurement_mode
 from landscape.parallel import check_agreement
 
 from .. import files, processes
-from ..contexts import device_of, evaluation_mode, seeded
+from ..contexts import device_of, seeded
 from ..data import Data, ImageFiles, Split, evaluation_batches, mix, steps_per_epoch, training_batches
 from ..fpq import Features, Student, Teacher, distilled_layers, feature_noise, teacher_of
 from ..quantization import check_latent
@@ -42,7 +43,6 @@ class Evaluation(NamedTuple):
     accuracy_stderr: float
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, split: Split, *, batch_size: int = 128) -> Evaluation:
     """Return mean cross-entropy and accuracy of `model` on a split, in evaluation mode.
 
@@ -65,15 +65,21 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 128) -> Evalua
         >>> 0 <= result.accuracy <= 1 and result.loss > 0
         True
     """
+    check_agreement(**locals())
     parts = split if isinstance(split, tuple | list) else (split,)
     if len(parts) != 2 or not isinstance(parts[0], Tensor | ImageFiles) or not isinstance(parts[1], Tensor):
         got = ", ".join(type(part).__name__ for part in parts)
         raise ValueError(f"split must be two tensors (x, y), got {got}: pass data.test or data.val")
     if len(split[1]) < processes.size():
         raise ValueError(f"split must hold at least one sample per process, got {len(split[1])}")
+    return _evaluated(model, split, batch_size)
+
+
+@torch.no_grad()
+def _evaluated(model: nn.Module, split: Split, batch_size: int = 128) -> Evaluation:
     device = device_of(model)
     outputs, labels = [], []
-    with evaluation_mode(model):
+    with measurement_mode(model):
         share = {"rank": processes.rank(), "world_size": processes.size()}
         for x, y in evaluation_batches(split, batch_size, device, **share):
             outputs.append(model(x))
@@ -205,7 +211,7 @@ class _Run:
             where = f"at step {at + 1} of epoch {epoch + 1}"
             raise FloatingPointError(f"training loss is {float(steps[at])} {where}: try an lr below {self.recipe.lr}")
         history.steps = torch.cat([history.steps, steps])
-        validation = evaluate(self.model, self.data.val)
+        validation = _evaluated(self.model, self.data.val)
         if not math.isfinite(validation.loss):
             where = f"after epoch {epoch + 1}: its last step destroyed the network"
             raise FloatingPointError(f"validation loss is {validation.loss} {where}; try an lr below {self.recipe.lr}")
