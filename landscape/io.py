@@ -88,6 +88,8 @@ def load(path: str | Path) -> Any:
         tree.close()
     except Exception as error:
         raise ValueError(f"{path} is not a readable netCDF file (cut short?): {error}") from error
+    if "sealed" in tree.attrs and not is_sealed(path):
+        raise ValueError(f"{path} is damaged: its checksum is gone")
     if "result" not in tree.attrs:
         raise ValueError(f"{path} holds no landscape result")
     try:

@@ -206,8 +206,12 @@ def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: 
     recipe, stem = experiment.recipe, f"{experiment.name}-{seed}"
     file, record = out / f"{stem}.pt", out / f"{stem}.json"
     settings = json.loads(json.dumps(asdict(experiment)))
-    known = json.loads(record.read_text()) if record.exists() else settings
-    expected, stored = _compared(settings), _compared(known)
+    expected = stored = _compared(settings)
+    if record.exists():
+        try:
+            stored = _compared(json.loads(record.read_text()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{record} is damaged ({error}): pass another out, or delete it") from error
     other = {name: stored[name] for name in expected if stored[name] != expected[name]}
     if other:
         raise ValueError(f"{record} must hold this run's settings, got other {other}: pass another out, or delete it")
