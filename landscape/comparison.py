@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from . import parallel
 from .curvature import Hessian, Scaled, eigenvalues_of
 from .flatness import RADII, average_sharpness, worst_case_sharpness
 from .linalg import fold_stderr, hutchinson, lanczos, mean_and_stderr
@@ -237,6 +238,7 @@ def compare(
         >>> value, stderr = comparison.value('first', 'trace_filter')
         >>> difference, its_stderr = comparison.difference('second', 'first', 'loss')
     """
+    parallel.check_agreement(**locals())
     elapsed = stopwatch()
     if not isinstance(models, Mapping):
         raise TypeError(f"models must be {{name: network or list of networks}}, got {type(models).__name__}")

@@ -88,6 +88,9 @@ def load(path: str | Path) -> Any:
         tree.close()
     except Exception as error:
         raise ValueError(f"{path} is not a readable netCDF file (cut short?): {error}") from error
+    if "sealed" in tree.attrs and not is_sealed(path):
+        reason = "it is damaged, or another program wrote it anew (then delete its attribute 'sealed')"
+        raise ValueError(f"{path} has lost its checksum: {reason}")
     if "result" not in tree.attrs:
         raise ValueError(f"{path} holds no landscape result")
     try:

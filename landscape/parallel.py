@@ -6,14 +6,22 @@ surface), each takes its share and the sums of all go to all. Without torchrun e
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as distributed
-from torch import Tensor
+from torch import Tensor, nn
+
+_OWN = ("self", "__class__", "watch", "on_epoch", "log", "device", "memory")  # what each process may have for itself
+_SHOWN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 
 
 def start() -> torch.device:
@@ -85,26 +93,94 @@ def check_agreement(**values: Any) -> None:
     """Raise if the processes were given different arguments: their shares would be mixed to one number.
 
     Args:
-        values: argument=value, or what tells it from others.
+        values: argument=value; at a function's very beginning ``**locals()`` are all of its arguments.
 
     Raises:
-        ValueError: with the first that differs, and its values.
+        ValueError: with the first that differs, or the first part of it (``model.0.weight``), and what it is in each.
+
+    Cost: nothing in one process; in several a hash of all tensors in the values.
     """
-    seen = gather(values)
-    for name in values:
-        if any(other[name] != seen[0][name] for other in seen):
-            given = ", ".join(repr(other[name]) for other in seen)
-            raise ValueError(f"all processes must be given the same {name}, got {given}: pass one seed, drawn alike")
+    if not _together():
+        return
+    seen = gather(marks({name: value for name, value in values.items() if name not in _OWN}))
+    for name in dict.fromkeys(name for other in seen for name in other):
+        given = [other.get(name, "absent") for other in seen]
+        if len(set(given)) > 1:
+            raise ValueError(
+                f"all processes must be given the same {name}, got {', '.join(given)}: seed what is drawn, or read it "
+                "from one file, in all of them alike"
+            )
+
+
+def marks(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return what tells values from others, by name: hashes of tensors and files, names of functions, texts.
+
+    Networks, mappings, lists and dataclasses are taken apart. Batches that a loader makes are not looked at.
+
+    Example:
+        >>> marks({"seed": 0, "layers": ["fc", "conv"]})
+        {'seed': '0', 'layers': 'list', 'layers.0': "'fc'", 'layers.1': "'conv'"}
+    """
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        parts = _parts(value)
+        found[name] = _mark(value) if parts is None else type(value).__name__
+        found |= marks({f"{name}.{key}".strip("."): part for key, part in (parts or {}).items()})
+    return found
+
+
+def _parts(value: Any) -> dict[Any, Any] | None:
+    """Return what something consists of, None if it is one."""
+    if isinstance(value, nn.Module):
+        kinds = {name: type(module).__name__ for name, module in value.named_modules()}
+        settings = {
+            f"{name}.{key}".strip("."): setting
+            for name, module in value.named_modules()
+            for key, setting in vars(module).items()
+            if isinstance(setting, bool | int | float | str | tuple) and key != "training"
+        }
+        return kinds | settings | dict(value.named_parameters()) | dict(value.named_buffers())
+    if isinstance(value, functools.partial):
+        return {"function": value.func, "arguments": value.args, **value.keywords}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {key: part for key, part in vars(value).items() if key != "about"}
+    if isinstance(value, list | tuple):
+        return dict(enumerate(value))
+    return dict(value) if isinstance(value, Mapping) else None
+
+
+def _mark(value: Any) -> str:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, _SHOWN):
+        return repr(value)
+    if isinstance(value, Path):
+        return f"{value} {_hash(value.read_bytes()) if value.is_file() else ''}".strip()
+    if isinstance(value, Tensor):
+        kind = f"{'frozen ' * (isinstance(value, nn.Parameter) and not value.requires_grad)}{value.dtype}"
+        has_bits = type(value) in (Tensor, nn.Parameter, nn.Buffer) and value.layout is torch.strided
+        if has_bits and not value.is_meta and not value.is_quantized:
+            kind += f" {_hash(value.detach().cpu().resolve_conj().contiguous().flatten().view(torch.uint8).numpy())}"
+        return f"{kind} {tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        content = repr(value.tolist()).encode() if value.dtype.hasobject else np.ascontiguousarray(value)
+        return f"{value.dtype} {_hash(content)} {value.shape}"
+    return str(getattr(value, "__qualname__", type(value).__name__))
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def first_alone(function: Callable[[], Any]) -> Any:
-    """Call the function in the first process, and in the others after it has returned there."""
-    if rank() == 0:
-        result = function()
+    """Call the function in the first process, and in the others after it has ended there."""
+    if rank() > 0:
         gather(None)
-        return result
-    gather(None)
-    return function()
+        return function()
+    try:
+        return function()
+    finally:  # also after an error, which the others then meet themselves
+        gather(None)
 
 
 def _together() -> bool:

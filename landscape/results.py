@@ -111,7 +111,9 @@ class Result:
         import xarray
 
         # in memory first: the HDF5 library does not survive a full disk
-        content = xarray.DataTree.from_dict(self._groups()).to_netcdf(engine="h5netcdf")
+        tree = xarray.DataTree.from_dict(self._groups())
+        tree.attrs["sealed"] = 1
+        content = tree.to_netcdf(engine="h5netcdf")
         with atomic(path, sealed=True) as scratch:
             scratch.write_bytes(content)  # type: ignore[arg-type]
         return path

@@ -1,4 +1,4 @@
-"""The device of a network, seeded random state, and evaluation mode."""
+"""The device of a network, and seeded random state."""
 
 from __future__ import annotations
 
@@ -29,15 +29,3 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
         elif device.type == "mps":
             torch.mps.manual_seed(seed)
         yield
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode inside the context; restore the mode of every module."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import files
 from .contexts import seeded
 from .data import Data
 
@@ -254,7 +254,7 @@ def _read_weights(name: str, weights: str | Path | Mapping[str, Any]) -> Mapping
         if str(weights) not in named:
             raise ValueError(f"weights must be a file, a state dict or one of {sorted(named)}, got {str(weights)!r}")
         return named[str(weights)].get_state_dict(progress=False, check_hash=True)
-    content = torch.load(weights, map_location="cpu", weights_only=True)
+    content = files.read_any(weights)
     inner = (content[key] for key in ("state", "state_dict", "model") if isinstance(content.get(key), Mapping))
     return next(inner, content)
 

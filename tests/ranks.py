@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 import warnings
 from contextlib import contextmanager
 
@@ -9,8 +10,8 @@ import torch
 from torch import multiprocessing
 
 
-def launched(function, *arguments, count=2):
-    """Call the function in so many processes of their own; one that fails or is killed is an error here.
+def launched(function, *arguments, count=2, patience=600):
+    """Call the function in so many processes of their own; one that fails, is killed or waits too long is an error.
 
     Where CUDA is in use, which no fork survives, they are started anew: the function must be one of a module then.
     """
@@ -19,7 +20,13 @@ def launched(function, *arguments, count=2):
         port = free.getsockname()[1]
     given = (function, arguments, count, port)
     with _unwarned():
-        multiprocessing.start_processes(_ranked, given, nprocs=count, start_method=_method())
+        group = multiprocessing.start_processes(_ranked, given, nprocs=count, start_method=_method(), join=False)
+    end = time.monotonic() + patience
+    while not group.join(timeout=1):
+        if time.monotonic() > end:
+            for process in group.processes:
+                process.kill()
+            raise TimeoutError(f"processes still ran after {patience} s")
 
 
 def forked(function, *arguments):

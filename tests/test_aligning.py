@@ -24,6 +24,7 @@ from saq_core.mixed_precision.asga import (
     multiplications,
     relax,
 )
+from saq_core.mixed_precision.checkpoint import Checkpoint
 from saq_core.mixed_precision.space import Space
 from saq_core.models import make
 from saq_core.sharpness.radius import AdaptiveRho
@@ -70,6 +71,10 @@ def small():
 def aligned(**settings):
     model, data, space = small()
     return Alignment(model, data, space, ASGA(**{**QUICK, **settings}), 0)
+
+
+def of(seed):
+    return {"seed": seed, "quantizer": "lsq", "checkpoint": Checkpoint(None, {"seed": seed}, torch.device("cpu"))}
 
 
 def tensors(model):
@@ -506,7 +511,7 @@ def test_the_derived_policys_costs_are_those_counted_by_hand(digits):
     budget = cost(model, digits.input_shape, bits=3).bops
     settings = ASGA(epochs=1, batch_size=30, lr=0.02)
     with torch.random.fork_rng(devices=[]):
-        choice, details = asga(model, digits, space, budget, settings=settings, seed=0, quantizer="lsq")
+        choice, details = asga(model, digits, space, budget, settings=settings, **of(0))
     bits = space.bits(choice)
     assert set(bits.values()) <= {"W2A2", "W3A3", "W4A4", "W5A5"}
     macs, sizes = {}, {}
@@ -546,7 +551,7 @@ def test_it_learns_logs_and_repeats_itself_and_leaves_model_and_data_alone(digit
     for seed in (1, 1, 2):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            found.append(asga(model, digits, space, budget, settings=settings, seed=seed, quantizer="lsq"))
+            found.append(asga(model, digits, space, budget, settings=settings, **of(seed)))
     assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1] != found[2][1]
     rows = found[0][1]["epochs"]
     assert [row["epoch"] for row in rows] == [1, 2, 3] and rows[-1]["loss"] < rows[0]["loss"]

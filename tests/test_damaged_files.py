@@ -58,17 +58,36 @@ def test_damage_is_noticed_before_anything_is_read(write, read, count, tmp_path)
             continue
         path.write_bytes(broken)
         if len(broken) < len(content) or broken[-73:] != content[-73:]:
-            continue  # without its end a file counts as one of 0.1, see below
+            continue  # without its end a file is first taken for one of 0.1: see below, and test_five_hundred_files
         with pytest.raises(ValueError, match="is damaged: its checksum"):
             read(path)
         told.append(trial)
     assert len(told) > count / 5
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_classes": 10**9}, "names a network of .* weights, but holds"),
+        ({"name": "vit_b_16", "input_shape": [3, 64, 64]}, "names a network of .* weights, but holds"),
+        ({"name": "no such network"}, "names no network that can be built"),
+        ({"input_shape": "abc"}, "names no network that can be built"),
+    ],
+)
+def test_an_architecture_that_the_weights_do_not_justify_is_not_built(change, words, tmp_path):
+    path = write_network(tmp_path / "model.pt")
+    content = saq_core.files.read(path, "model")
+    saq_core.files.write(path, "model", content | {"architecture": content["architecture"] | change})
+    with pytest.raises(ValueError, match=words):
+        saq_core.load(path)
+
+
 def test_a_file_without_a_checksum_is_read_by_another_process_first(tmp_path):
     path = write_result(tmp_path / "line.nc")
-    content = files.unsealed(path)
-    path.write_bytes(content)
+    path.write_bytes(files.unsealed(path))
+    with h5py.File(path, "r+") as file:
+        del file.attrs["sealed"]
+    content = path.read_bytes()
     assert not files.is_sealed(path) and len(landscape.load(path).alphas) == 3
     for cut in (10, len(content) // 2, len(content) - 9):
         path.write_bytes(content[:cut])

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from saq_core import ASGA, SAMQ, Data, Policy, build_model, calibrate, cost, load, load_data, quantize, save, search
 from saq_core.data.image_files import ImageFiles
 from saq_core.mixed_precision.baselines import _tilted, at_random, by_hessian, solve
+from saq_core.mixed_precision.checkpoint import Checkpoint
 from saq_core.mixed_precision.controller import Controller, Reinforce
 from saq_core.mixed_precision.samq import Search, distinct, halves
 from saq_core.mixed_precision.space import Space
@@ -276,7 +277,7 @@ def test_the_rise_is_the_layers_mean_trace_times_its_squared_error():
     split = networks.X, networks.Y
     data = Data(split, split, split, num_classes=3)
     space = Space.of(model, data.input_shape)
-    found = by_hessian(space, model, data, 1e9, 0, "minmax")[1]
+    found = by_hessian(space, model, data, 1e9, 0, "minmax", Checkpoint(None, {"seed": 0}, torch.device("cpu")))[1]
     assert list(found["rises"]) == ["3"]
     names = networks.varied(model)
     hessian = networks.dense_hessian(model.eval(), networks.classification, names)

@@ -79,6 +79,10 @@ def test_files_of_version_0_1_are_read(tmp_path):
     tree = xarray.open_datatree(result.save(tmp_path / "new.nc"), engine="h5netcdf").load()
     tree.close()
     old = tree.to_dataset().rename({"delta_loss": "rise", "data_delta_loss": "data_rises"})
+    with pytest.raises(ValueError, match="has lost its checksum: .*another program wrote it anew"):
+        tree.to_netcdf(tmp_path / "anew.nc", engine="h5netcdf")
+        load(tmp_path / "anew.nc")
+    del old.attrs["sealed"]
     xarray.DataTree(old).to_netcdf(tmp_path / "old.nc", engine="h5netcdf")
     assert same(result, load(tmp_path / "old.nc"))
 

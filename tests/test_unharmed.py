@@ -98,6 +98,29 @@ def test_adapters_that_eval_merges_are_measured_as_they_are():
     assert not model.merged and model.training
 
 
+@pytest.mark.parametrize("name", TILE)
+def test_evaluation_and_calibration_leave_the_same_as_well(name):
+    make, x = TILE[name]
+    model = make()
+    before, flags = record(model), switches()
+    found = saq_core.evaluate(model, (x, Y))
+    assert found.loss == pytest.approx(float(Objective(model, (x, Y)).centre.loss), rel=1e-10)
+    assert record(model) == before and switches() == flags
+    if name != "W4A4":  # whose ranges it sets
+        saq_core.calibrate(model, x)
+        assert record(model) == before and switches() == flags
+
+
+def test_calibration_sets_its_ranges_and_undoes_what_eval_does():
+    layers = nn.Linear(6, 6).double(), nn.ReLU(), seeded(Merging), nn.Linear(3, 6).double(), seeded(Watching)
+    with pytest.warns(match="2 .*full precision|full precision: .*2"):
+        model = saq_core.quantize(nn.Sequential(*layers).train(), "W4A4", skip=["4.body"], first_last_bits=None)
+    before = [record(model[k]) for k in (2, 4)]
+    saq_core.calibrate(model, X)
+    assert [record(model[k]) for k in (2, 4)] == before and model.training and not model[2].merged
+    assert model[0].input_quantizer.signed and model[3].input_quantizer.step_size(X) > 0
+
+
 class Alarm(Exception):
     pass
 

@@ -93,7 +93,7 @@ def no_group_is_left():
 
 OLD = pytest.mark.filterwarnings(
     "ignore:.*weight_norm. is deprecated:FutureWarning",
-    "ignore:None of the inputs have requires_grad:UserWarning",  # re-entrant checkpoints, where no gradient is asked for
+    "ignore:None of the inputs have requires_grad:UserWarning",  # re-entrant checkpoints
 )
 
 

@@ -87,12 +87,12 @@ def trace(
         >>> abs(trace.value - sum(value for value, stderr in trace.layers.values())) < 1e-6
         True
     """
+    parallel.check_agreement(**locals())
     elapsed = stopwatch()
     one_of("units", units, Units)
     one_of("engine", engine, Engine)
     one_of("method", method, Method)
     seed = seed_of(seed)
-    parallel.check_agreement(seed=seed, rtol=rtol, atol=atol, method=method, num_probes=num_probes, units=units)
     settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "num_probes": num_probes, "seed": seed}
     if engine == "pyhessian":
         from .pyhessian import pyhessian_trace
@@ -160,13 +160,13 @@ def top_eigenvalues(
         >>> top.values.shape, top.vector(0)['0.weight'].shape
         (torch.Size([2]), torch.Size([4, 3]))
     """
+    parallel.check_agreement(**locals())
     elapsed = stopwatch()
     one_of("units", units, Units)
     one_of("engine", engine, Engine)
     numbers(whole=True, at_least=1, k=k, max_products=max_products)
     numbers(at_least=0, tol=tol)
     seed = seed_of(seed)
-    parallel.check_agreement(seed=seed, k=k, which=which, units=units, tol=tol, max_products=max_products)
     if engine == "pyhessian":
         from .pyhessian import pyhessian_eigenvalues
 
@@ -225,11 +225,11 @@ def density(
         >>> density.grid.shape, len(density.atoms)
         (torch.Size([1000]), 2)
     """
+    parallel.check_agreement(**locals())
     elapsed = stopwatch()
     one_of("units", units, Units)
     numbers(whole=True, at_least=0, k=k)
     seed = seed_of(seed)
-    parallel.check_agreement(seed=seed, k=k, units=units, num_probes=num_probes, steps=steps)
     operator, about = operator_of(model, data, units, space, loss, objective, products=3 * k + num_probes * steps)
     k = min(k, operator.shape[0])
     pairs = lanczos(operator, k, max_basis=_room(operator, k), seed=seed) if k else None

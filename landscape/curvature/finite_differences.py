@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from ..checking import one_of
 from ..flatness import check_draws
 from ..linalg import Eigenvalues
@@ -204,6 +205,7 @@ def curvature_at_scale(
         >>> found.radius, found.is_random
         (0.02, True)
     """
+    parallel.check_agreement(**locals())
     elapsed = stopwatch()
     units = _units(units, directions)
     check_draws(num_samples, seed)

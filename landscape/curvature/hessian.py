@@ -99,6 +99,7 @@ class Hessian(_Symmetric):
         objective: BatchObjective | None = None,
         memory: float | None = None,
     ) -> None:
+        parallel.check_agreement(**locals())
         arguments = {"space": space, "layers": layers, "loss": loss, "objective": objective}
         self.objective = objective_of(model, data, **arguments)
         network = self.objective.network

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import parallel
 from ..checking import numbers, seed_of
 from ..model import Coordinates, Objective, Point, filter_norms
 from ..progress import progress
@@ -109,6 +108,6 @@ def mean_increases(
 
 
 def check_draws(num_samples: int, seed: int) -> None:
-    """Raise if there are fewer than two draws, a seed is none, or the processes were given different ones."""
+    """Raise if there are fewer than two draws, or a seed is none."""
     numbers(whole=True, at_least=2, note="for a standard error", num_samples=num_samples)
-    parallel.check_agreement(seed=seed_of(seed), num_samples=num_samples)
+    seed_of(seed)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from ..model import (
     BatchObjective,
     Evaluation,
@@ -113,6 +114,7 @@ def rounding_sharpness(
         >>> landscape.rounding_sharpness(model, data, bits=(8, 2)).delta_loss.shape
         torch.Size([2])
     """
+    parallel.check_agreement(**locals())
     elapsed = stopwatch()
     check_draws(num_samples, seed)
     function = objective_of(model, data, loss=loss, objective=objective)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from ..model import (
     BatchObjective,
     Loss,
@@ -137,6 +138,7 @@ def average_sharpness(
         >>> landscape.average_sharpness(model, data, radii=(0.1,)).samples.shape
         torch.Size([1, 20])
     """
+    parallel.check_agreement(**locals())
     elapsed = stopwatch()
     check_draws(num_samples, seed)
     function = objective_of(model, data, loss=loss, objective=objective, space=space)
@@ -205,6 +207,7 @@ def worst_case_sharpness(
         >>> bool(landscape.worst_case_sharpness(model, data, radii=(0.1,)).delta_loss > 0)
         True
     """
+    parallel.check_agreement(**locals())
     elapsed = stopwatch()
     if steps < 1:
         raise ValueError(f"steps must be >= 1, got {steps}")
@@ -360,6 +363,7 @@ def sharpness(
         >>> table.frame[['measure', 'setting']].values.tolist()
         [['average, filter', 'r = 0.05']]
     """
+    parallel.check_agreement(**locals())
     elapsed = stopwatch()
     chosen = measures if isinstance(measures, Mapping) else {name: {} for name in measures or MEASURES}
     unknown = [name for name in chosen if name not in MEASURES]

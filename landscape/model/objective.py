@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from ..checking import numbers, one_of
 from . import measuring
 from .adapters import RoundedWeight, rounded_in_use, rounded_weights
@@ -119,6 +120,7 @@ class Objective:
         batch_size: int | None = None,
         validate: bool = True,
     ) -> None:
+        parallel.check_agreement(**locals())
         one_of("batchnorm", batchnorm, BatchNorm)
         one_of("precision", precision, Precision)
         numbers(whole=True, at_least=1, optional=True, batch_size=batch_size)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from ..model import BatchNorm, BatchObjective, Loss, Objective, Space, objective_of
 from ..results import Result
 from .grids import Line, line
@@ -81,6 +82,7 @@ def batchnorm_check(
         >>> check.fixed.shape, bool((check.fixed != check.recomputed).all())
         (torch.Size([5]), True)
     """
+    parallel.check_agreement(**locals())
     function = objective_of(model, data, space=space, loss=loss, objective=objective)
     fixed, fresh = (
         line(function.variant(batchnorm=policy), points=5, span=span, seed=seed) for policy in get_args(BatchNorm)

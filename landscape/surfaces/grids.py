@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from ..model import BatchNorm, BatchObjective, Loss, Objective, Point, Precision, Space, stacked
 from ..plotting import thumbnail
 from ..progress import stopwatch
@@ -202,6 +203,7 @@ def line(
         >>> line.alphas.tolist(), line.centre
         ([-0.5, -0.25, 0.0, 0.25, 0.5], 2)
     """
+    parallel.check_agreement(**locals())
     elapsed = stopwatch()
     alphas = grid(span, points)
     arguments: dict[str, Any] = {
@@ -280,6 +282,7 @@ def surface(
         >>> surface.loss.shape, surface.centre
         (torch.Size([3, 5]), (1, 2))
     """
+    parallel.check_agreement(**locals())
     elapsed = stopwatch()
     alphas, betas = _axes(span, points)
     if not 0 < tolerance < 1:

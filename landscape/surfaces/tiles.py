@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from .. import parallel
-from ..files import atomic, unsealed
+from ..files import atomic, is_sealed, unsealed
 from ..model import Objective, fingerprint
 
 
@@ -50,7 +50,7 @@ class Tiles:
     def read(self, index: int, points: Tensor) -> tuple[Tensor, str] | None:
         """Return a finished tile, or None: not there, damaged, or one of other points."""
         file = self.path / f"tile_{index:05d}.npz"
-        if not file.exists():
+        if not file.exists() or not is_sealed(file):
             return None
         try:
             with np.load(io.BytesIO(unsealed(file))) as arrays:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from ..model import (
     BatchNorm,
     BatchObjective,
@@ -153,6 +154,7 @@ def trajectory(
         >>> path.coordinates.shape
         torch.Size([4, 2])
     """
+    parallel.check_agreement(**locals())
     elapsed = stopwatch()
     if not checkpoints:
         raise ValueError("checkpoints must hold at least one network or state dict, got none")

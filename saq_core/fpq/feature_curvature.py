@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 import landscape
 from landscape.checking import numbers
+from landscape.model.measuring import measurement_mode
 
-from ..contexts import device_of, evaluation_mode, seeded
+from ..contexts import device_of, seeded
 from ..results import Shown
 from .noise import attach, noisy_inputs, uniform_noise
 
@@ -192,7 +193,7 @@ def _measured(
         return torch.stack(losses).sum() / sum(len(y) for _, y in batches)
 
     device = device_of(model)
-    with evaluation_mode(model):
+    with measurement_mode(model):
         plain, increases = loss(), []
         handles = [attach(model.get_submodule(path), leaf, partial(noise, width)) for path, leaf, width in tensors]
         try:

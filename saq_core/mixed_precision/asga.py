@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import processes
 from ..contexts import device_of
 from ..costs import describe
 from ..data import Data, steps_per_epoch, training_batches
@@ -21,6 +20,7 @@ from ..results import Settings
 from ..sharpness import SAM, SAQ, TINY, Case, Stepper, checked_range, common_grads, dot, norm
 from ..training import Recipe, base_optimizer
 from .baselines import solve
+from .checkpoint import Checkpoint
 from .space import Space
 from .switchable import QuantizerSwitch, Switchable
 
@@ -363,11 +363,20 @@ class Alignment:
 
 
 def asga(
-    model: nn.Module, data: Data, space: Space, budget: float, *, settings: ASGA, seed: int, quantizer: QuantizerName
+    model: nn.Module,
+    data: Data,
+    space: Space,
+    budget: float,
+    *,
+    settings: ASGA,
+    seed: int,
+    quantizer: QuantizerName,
+    checkpoint: Checkpoint,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return the choice that the search derived and its history: see `search`."""
     run = Alignment(model, data, space, settings, seed, quantizer)
-    epochs = [run.epoch(epoch) for epoch in processes.bar(range(settings.epochs), "searching")]
+    state = {"network": run.model, "logits": nn.ParameterList([run.logits]), "optimizer": run.sam or run.optimizer}
+    epochs = checkpoint.rows("epochs", settings.epochs, run.epoch, **state)
     logits = run.logits.detach().cpu()
     probable = logits.argmax(1)
     stored = asdict(settings) | {"rho_range": settings.rho_range and list(settings.rho_range)}  # as JSON has it

@@ -14,6 +14,7 @@ from landscape.checking import seed_of
 
 from ..data import Data
 from ..quantization import QuantizerName, quantize
+from .checkpoint import Checkpoint
 from .space import MILLION, Space
 
 SLACK = 0.02  # a random policy costs at most this share less than the budget
@@ -71,7 +72,13 @@ def _tilted(space: Space, target: float) -> Tensor:
 
 
 def by_hessian(
-    space: Space, model: nn.Module, data: Data, budget: float, seed: int, quantizer: QuantizerName
+    space: Space,
+    model: nn.Module,
+    data: Data,
+    budget: float,
+    seed: int,
+    quantizer: QuantizerName,
+    checkpoint: Checkpoint,
 ) -> tuple[Tensor, Any]:
     """Return the choice of least ``Σ mean trace(H_layer) · ‖Q_b(w) - w‖²`` within the budget, and the traces.
 
@@ -82,13 +89,18 @@ def by_hessian(
     Source: Dong et al., HAWQ-V2 (2020), eq. 8. Departures: exact, as an integer programme, where they pick from a
     Pareto front; a trace whose estimate is negative counts as 0.
     """
-    estimates = trace(model, data.probe, per_layer=True, rtol=TRACE_RTOL, seed=seed).layers
+
+    def traces(_: int) -> dict[str, float]:
+        estimates = trace(model, data.probe, per_layer=True, rtol=TRACE_RTOL, seed=seed).layers
+        return {name: value for name, (value, _) in estimates.items()}
+
+    (estimates,) = checkpoint.rows("traces", 1, traces)
     errors = _errors(space, model, quantizer)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     frozen = sorted(set(errors) - set(estimates))
     if frozen:
         raise ValueError(f"model must have trainable weights for method='hessian', got frozen {frozen}")
-    mean = {name: max(estimates[name][0], 0.0) / sizes[name] for name in errors}
+    mean = {name: max(estimates[name], 0.0) / sizes[name] for name in errors}
     owners = {name: leader for leader, group in space.groups.items() for name in group}
     sensitivity = torch.zeros_like(space.table, dtype=torch.float64)
     rows = {leader: k for k, leader in enumerate(space.groups)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,14 @@ class Controller(nn.Module):
             self.embedding = nn.Embedding(candidates, HIDDEN)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -INITIAL, INITIAL, generator=self.random)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the state of the draws, which a state dict must carry beside the tensors."""
+        return self.random.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Load the state of the draws."""
+        self.random.set_state(state)
 
     def forward(self, n: int = 1, choices: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Draw n choices; return them (n, decisions), their log-probabilities (n,) and entropies (n,).
@@ -80,6 +90,15 @@ class Reinforce:
         self.controller, self.entropy_weight, self.memory = controller, entropy_weight, memory
         self.optimizer = torch.optim.Adam(controller.parameters(), lr=lr, betas=(0.5, 0.999), weight_decay=weight_decay)
         self.baseline: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed search needs, beside the controller."""
+        return {"optimizer": self.optimizer.state_dict(), "baseline": self.baseline}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.baseline = state["baseline"]
 
     def loss(self, log_probability: Tensor, entropy: Tensor, cost: Tensor) -> Tensor:
         """Return the surrogate loss, the mean over choices; all arguments (n,)."""

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import processes
-from ..contexts import device_of, evaluation_mode
+from landscape.model.measuring import measurement_mode
+
+from ..contexts import device_of
 from ..data import Batch, Data, ImageFiles, Split, balanced_order, evaluation_batches, steps_per_epoch, training_batches
 from ..quantization import QuantizerName
 from ..results import Settings
 from ..sharpness import SAQ, Metric
 from ..training import Evaluation, Recipe, base_optimizer, evaluate
+from .checkpoint import Checkpoint
 from .controller import Controller, Reinforce
 from .space import MILLION, Space
 from .switchable import Switchable
@@ -138,6 +140,11 @@ class Search:
             memory=settings.memory,
         )
 
+    def epoch(self, epoch: int) -> dict[str, float]:
+        """Train the weights for an epoch, and after the warm-up the controller; return the means of both."""
+        means = self.weight_epoch(epoch)
+        return means | (self.controller_epoch() if epoch >= self.settings.warmup else {})
+
     def weight_epoch(self, epoch: int) -> dict[str, float]:
         """Train the weights on their half for an epoch: SAQ, bits drawn anew per batch, the same in both passes."""
         self.network.model.train()
@@ -168,7 +175,7 @@ class Search:
         The host waits for the loss of every batch: the next draw depends on it.
         """
         rows = []
-        with evaluation_mode(self.network.model):
+        with measurement_mode(self.network.model):
             for x, y in evaluation_batches(self.held_out, self.settings.batch_size, self.device):
                 choice, log_probability, entropy = self.controller()
                 self.network.choose_(choice[0])
@@ -206,7 +213,7 @@ class Search:
         self.network.choose_(choice)
         model, size = self.network.model, self.settings.batch_size
         flat = evaluate(model, self.held_out, batch_size=size)
-        with evaluation_mode(model):
+        with measurement_mode(model):
             batches = evaluation_batches(self.held_out, size, self.device)
             with self.sam.at_perturbed(partial(self.backward, batches, len(self.held_out[1]))):
                 return evaluate(model, self.held_out, batch_size=size).loss - flat.loss, flat
@@ -235,20 +242,28 @@ class Search:
 
 
 def samq(
-    model: nn.Module, data: Data, space: Space, budget: float, *, settings: SAMQ, seed: int, quantizer: QuantizerName
+    model: nn.Module,
+    data: Data,
+    space: Space,
+    budget: float,
+    *,
+    settings: SAMQ,
+    seed: int,
+    quantizer: QuantizerName,
+    checkpoint: Checkpoint,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return the choice of least sharpness and the history: see `search`."""
     run = Search(model, data, space, budget, settings, seed, quantizer)
-    epochs = []
-    for epoch in processes.bar(range(settings.epochs), "searching"):
-        losses = run.weight_epoch(epoch)
-        epochs.append(losses | (run.controller_epoch() if epoch >= settings.warmup else {}))
-    compared: list[dict[str, Any]] = []
+    state = {"network": run.network.model, "sam": run.sam, "controller": run.controller, "reinforce": run.reinforce}
+    epochs = checkpoint.rows("epochs", settings.epochs, run.epoch, **state)
     choices = run.derive()
-    for choice in choices:
-        delta_loss, flat = run.sharpness(choice)
-        row: dict[str, Any] = {"bits": space.bits(choice), "bops": int(space.bops(choice))}
-        compared.append(row | {"sharpness": delta_loss, "loss": flat.loss, "accuracy": flat.accuracy})
+
+    def compare(k: int) -> dict[str, Any]:
+        delta_loss, flat = run.sharpness(choices[k])
+        row: dict[str, Any] = {"bits": space.bits(choices[k]), "bops": int(space.bops(choices[k]))}
+        return row | {"sharpness": delta_loss, "loss": flat.loss, "accuracy": flat.accuracy}
+
+    compared = checkpoint.rows("compared", len(choices), compare)
     best = min(range(len(compared)), key=[row["sharpness"] for row in compared].__getitem__)
     return choices[best], {"epochs": epochs, "compared": compared, "settings": asdict(settings)}
 

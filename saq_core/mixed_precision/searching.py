@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from ..data import Data
 from ..quantization import QuantizerName
 from .asga import ASGA, asga
 from .baselines import at_random, by_hessian, uniform
+from .checkpoint import Checkpoint
 from .samq import SAMQ, samq
 from .space import Policy, Space
 
@@ -37,6 +38,7 @@ def search(
     quantizer: QuantizerName = "lsq",
     settings: SAMQ | ASGA | None = None,
     first_input_bits: int = 8,
+    checkpoint: str | Path | None = None,
 ) -> Policy:
     """Search bits per layer within a budget of bit operations: ``quantize(model, bits=search(…).bits)``.
 
@@ -59,11 +61,13 @@ def search(
         quantizer: See `quantize`; pass the one that the policy is for.
         settings: A `SAMQ` or an `ASGA`, for the method of that name; None = its defaults, 100 and 25 epochs.
         first_input_bits: See `cost`.
+        checkpoint: File that is written after every epoch, every configuration compared, and the traces; if it exists,
+            the search goes on from it, to the policy of an uninterrupted one (on a CPU in float32).
 
     Raises:
         ValueError: If no bits fit into the budget (the error names the least possible), or none that were drawn; if the
-            method or quantizer is unknown, the network quantized already, `settings` of another method, or the budget
-            not finite.
+            method or quantizer is unknown, the network quantized already, `settings` of another method, the budget
+            not finite, or the checkpoint that of a search with other arguments.
 
     Cost: a few forward passes of one input; "hessian": 30 to 120 Hessian-vector products of the probe and 80
     quantizations of each weight per candidate; "samq": per epoch two forward and backward passes over one half of the
@@ -83,9 +87,10 @@ def search(
         >>> set(policy.bits.values()), policy.bops == budget
         ({'W4A4'}, True)
     """
-    start = time.perf_counter()
+    arguments = {name: value for name, value in locals().items() if name != "checkpoint"}
     _check(model, data, budget, method, quantizer, settings)
     device = device_of(model)
+    kept = Checkpoint(checkpoint, arguments, device)
     cuda = device.type == "cuda"
     with seeded(seed, device):
         if cuda:
@@ -100,14 +105,14 @@ def search(
         elif method == "random":
             choice = at_random(space, room, seed)
         elif method == "hessian":
-            choice, details = by_hessian(space, model, data, room, seed, quantizer)
+            choice, details = by_hessian(space, model, data, room, seed, quantizer, kept)
         else:
             run = samq if method == "samq" else asga
             options: dict[str, Any] = {"settings": settings or SETTINGS[method](), "seed": seed, "quantizer": quantizer}
-            choice, details = run(model, data, space, room, **options)
+            choice, details = run(model, data, space, room, **options, checkpoint=kept)
     peak = torch.cuda.max_memory_allocated(device) if cuda else None
-    bops, seconds = int(space.bops(choice)), time.perf_counter() - start
-    return Policy(space.bits(choice), bops, seconds, method, float(budget), int(seed), peak, details)
+    bops = int(space.bops(choice))
+    return Policy(space.bits(choice), bops, kept.seconds, method, float(budget), int(seed), peak, details)
 
 
 def _check(

@@ -47,7 +47,7 @@ class Quantizer(nn.Module):
             raise ValueError(f"signed must be True for weights with {type(self).__name__}, got {signed}")
         self.bits, self.activation, self.shape = bits, activation, tuple(shape)
         self.sign_from_data = signed is None
-        self._observed: list[Tensor] | None = None
+        self.records: list[Tensor] | None = None
         if signed is not None:
             self._set_signed(signed)
         self._add_state()
@@ -98,7 +98,7 @@ class Quantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized x; while observing, record x and return it unchanged."""
-        if self._observed is not None:
+        if self.records is not None:
             self._observe(x.detach())
             return x
         if self.signed is None:
@@ -162,20 +162,20 @@ class Quantizer(nn.Module):
 
     def observe_(self) -> None:
         """Pass values through unchanged from now on, and record a sample of them."""
-        self._observed = []
+        self.records = []
 
     def _observe(self, x: Tensor) -> None:
-        assert self._observed is not None
+        assert self.records is not None
         flat = x.flatten()
-        chosen = torch.randint(flat.numel(), (SAMPLE,), generator=torch.Generator().manual_seed(len(self._observed)))
+        chosen = torch.randint(flat.numel(), (SAMPLE,), generator=torch.Generator().manual_seed(len(self.records)))
         values = flat if flat.numel() <= SAMPLE else flat[chosen.to(flat.device)]
-        self._observed.append(torch.cat([values, flat.amin()[None], flat.amax()[None]]))
+        self.records.append(torch.cat([values, flat.amin()[None], flat.amax()[None]]))
 
     def observed(self) -> Tensor | None:
         """Return the recorded values, None if there are none; raise if they cannot be quantized."""
-        if not self._observed:
+        if not self.records:
             return None
-        values = torch.cat(self._observed)
+        values = torch.cat(self.records)
         if not values.isfinite().all():
             raise ValueError("activations must be finite to calibrate on, got NaN or infinity: check data and weights")
         self._check_signed(self._sign_of(values))
@@ -187,9 +187,9 @@ class Quantizer(nn.Module):
     def finish_(self, *, keep: bool = True, method: Method | None = None) -> None:
         """Stop observing; with `keep`, set sign and range from the recorded values, if there are any."""
         try:
-            values, batches = self.observed() if keep else None, self._observed or []
+            values, batches = self.observed() if keep else None, self.records or []
         finally:
-            self._observed = None
+            self.records = None
         if values is not None:
             self._set_signed(self._sign_of(values))
             if method == "percentile":  # the extremes that stand beside every sample would shift it

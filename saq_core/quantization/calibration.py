@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from landscape.checking import one_of
+from landscape.model.measuring import measurement_mode
 
-from ..contexts import device_of, evaluation_mode
+from ..contexts import device_of
 from .base import Method, Quantizer
 from .convert import leave_float
 
@@ -52,10 +53,13 @@ def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: Method |
     one_of("method", method, Method | None)
     quantizers = {n: m for n, m in model.named_modules() if isinstance(m, Quantizer) and m.activation}
     try:
-        for quantizer in quantizers.values():
-            quantizer.observe_()
-        with evaluation_mode(model):
+        with measurement_mode(model):  # which takes back what its forward passes leave, so the records as well
+            for quantizer in quantizers.values():
+                quantizer.observe_()
             first = _run(model, data, batches)
+            records = [quantizer.records for quantizer in quantizers.values()]
+        for quantizer, seen in zip(quantizers.values(), records, strict=True):
+            quantizer.records = seen
         missed = [name for name, q in quantizers.items() if q.observed() is None]  # all are checked before one is set
         for quantizer in quantizers.values():
             quantizer.finish_(method=method)
@@ -111,17 +115,11 @@ def bypassed_layers(model: nn.Module, x: Any) -> list[str]:
     x = tree_map_only(Tensor, lambda tensor: tensor[:1], x)
     layers = {name: cast(Any, m) for name, m in model.named_modules() if hasattr(m, "quantized_weights")}
     pairs = {name: [getattr(layer, layer.weight_name), layer.delta] for name, layer in layers.items()}
-    before = [(tensor, tensor.requires_grad) for pair in pairs.values() for tensor in pair]
-    with evaluation_mode(model), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        try:
-            for tensor, _ in before:
-                tensor.requires_grad_(True)
-            outputs = [o for o in tree_leaves(call(model, x)) if isinstance(o, Tensor) and o.requires_grad]
-            sums = [output.double().sum() for output in outputs]
-            slopes = torch.autograd.grad(sums, [t for t, _ in before], allow_unused=True) if sums else ()
-        finally:
-            for tensor, requires_grad in before:
-                tensor.requires_grad_(requires_grad)
+    with measurement_mode(model), torch.enable_grad():
+        tensors = [tensor.requires_grad_() for pair in pairs.values() for tensor in pair]
+        outputs = [o for o in tree_leaves(call(model, x)) if isinstance(o, Tensor) and o.requires_grad]
+        sums = [output.double().sum() for output in outputs]
+        slopes = torch.autograd.grad(sums, tensors, allow_unused=True) if sums and tensors else ()
     used = [slope is not None for slope in slopes]
     return [name for name, weight, delta in zip(pairs, used[::2], used[1::2], strict=False) if weight and not delta]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -92,10 +93,24 @@ def load(path: str | Path, model: nn.Module | None = None, *, map_location: Any 
     return network.to(map_location).eval()
 
 
+def _check_size(content: dict[str, Any], path: str | Path) -> None:
+    """Raise if a file names a network of more weights than it holds, before memory for them is taken."""
+    try:
+        with torch.device("meta"):
+            named = sum(parameter.numel() for parameter in make(content["architecture"]).parameters())
+    except Exception as error:  # whatever a network without sense raises
+        raise ValueError(f"{path} names no network that can be built: {error}") from error
+    held = sum(value.numel() for value in content["state"].values() if isinstance(value, torch.Tensor))
+    held += sum(math.prod(stored["shape"]) for stored in content.get("packed", {}).values())
+    if named > held:
+        raise ValueError(f"{path} names a network of {named:,} weights, but holds {held:,}")
+
+
 def _instance(content: dict[str, Any], model: nn.Module | None, path: str | Path) -> nn.Module:
     if model is not None:
         network = copy_model(model)
     elif content["architecture"] is not None:
+        _check_size(content, path)
         network = make(content["architecture"])
     else:
         raise ValueError(f"model must be given for {path}, got None: its network is not one of build_model's")

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from landscape.parallel import check_agreement
+
 from .. import files, processes
 from ..data import Data, DataName, load_data
 from ..fpq import FPQ
@@ -187,6 +189,7 @@ def reproduce(
         ...     model = saq_core.reproduce(small, out=out, device="cpu")  # doctest: +ELLIPSIS
         small-0: test accuracy 0... ± 0.0...
     """
+    check_agreement(**locals())
     chosen = find_experiment(experiment) if isinstance(experiment, str) else experiment
     data = load_data(chosen.data, root, limit=chosen.limit, device=device, download=download)
     return _trained(chosen, data, seed, Path(out), changes)
@@ -203,11 +206,16 @@ def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: 
     recipe, stem = experiment.recipe, f"{experiment.name}-{seed}"
     file, record = out / f"{stem}.pt", out / f"{stem}.json"
     settings = json.loads(json.dumps(asdict(experiment)))
-    known = json.loads(record.read_text()) if record.exists() else settings
-    expected, stored = _compared(settings), _compared(known)
+    expected = stored = _compared(settings)
+    if record.exists():
+        try:
+            stored = _compared(json.loads(record.read_text()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{record} is damaged ({error}): pass another out, or delete it") from error
     other = {name: stored[name] for name in expected if stored[name] != expected[name]}
     if other:
         raise ValueError(f"{record} must hold this run's settings, got other {other}: pass another out, or delete it")
+    check_agreement(**{file.name: file.exists()})
     if file.exists():
         return load(file, map_location=data.train[0].device)
     if experiment.start is None:
@@ -221,7 +229,6 @@ def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: 
     if experiment.bits is not None:
         options: Any = {"quantizer": experiment.quantizer, "per_channel": experiment.per_channel}
         model = calibrate(quantize(model, experiment.bits, **options), data)
-    processes.wait()  # until all have looked
     if processes.rank() == 0:
         files.write_text(record, json.dumps(settings, indent=1) + "\n")
     history = train(model, data, recipe, checkpoint=out / f"{stem}.training.pt", log=out / f"{stem}.jsonl")

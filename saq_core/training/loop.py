@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from landscape.checking import one_of
+from landscape.model.measuring import measurement_mode
 from landscape.parallel import check_agreement
 
 from .. import files, processes
-from ..contexts import device_of, evaluation_mode, seeded
+from ..contexts import device_of, seeded
 from ..data import Data, ImageFiles, Split, evaluation_batches, mix, steps_per_epoch, training_batches
 from ..fpq import Features, Student, Teacher, distilled_layers, feature_noise, teacher_of
 from ..quantization import check_latent
@@ -42,7 +43,6 @@ class Evaluation(NamedTuple):
     accuracy_stderr: float
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, split: Split, *, batch_size: int = 128) -> Evaluation:
     """Return mean cross-entropy and accuracy of `model` on a split, in evaluation mode.
 
@@ -65,15 +65,21 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 128) -> Evalua
         >>> 0 <= result.accuracy <= 1 and result.loss > 0
         True
     """
+    check_agreement(**locals())
     parts = split if isinstance(split, tuple | list) else (split,)
     if len(parts) != 2 or not isinstance(parts[0], Tensor | ImageFiles) or not isinstance(parts[1], Tensor):
         got = ", ".join(type(part).__name__ for part in parts)
         raise ValueError(f"split must be two tensors (x, y), got {got}: pass data.test or data.val")
     if len(split[1]) < processes.size():
         raise ValueError(f"split must hold at least one sample per process, got {len(split[1])}")
+    return _evaluated(model, split, batch_size)
+
+
+@torch.no_grad()
+def _evaluated(model: nn.Module, split: Split, batch_size: int = 128) -> Evaluation:
     device = device_of(model)
     outputs, labels = [], []
-    with evaluation_mode(model):
+    with measurement_mode(model):
         share = {"rank": processes.rank(), "world_size": processes.size()}
         for x, y in evaluation_batches(split, batch_size, device, **share):
             outputs.append(model(x))
@@ -136,19 +142,20 @@ def train(
         >>> len(history.steps), model.probe[0].shape
         (2, torch.Size([64, 1, 8, 8]))
     """
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    check_agreement(**locals())  # else gradients of different trainings would be averaged
     one_of("snapshots", snapshots, Snapshots)
     if not isinstance(data, Data):
         remedy = "Data(train=(x, y), val=…, test=…, num_classes=…)"
         raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}: make it with {remedy}")
     if teacher is not None and not (recipe.fpq and recipe.fpq.distill):
         raise ValueError("recipe must have fpq=FPQ(distill=True) for a teacher, got one that distills nothing")
-    _check_agreement(model, data, recipe)
     probe, data = data.probe, data.to(device_of(model))
     with ExitStack() as stack:
         stack.callback(model.eval)
         run = _Run(model, data, recipe, teacher, stack)
         history = History()
-        if checkpoint is not None and Path(checkpoint).exists():
+        if checkpoint is not None and checkpoint.exists():
             history = _resume(checkpoint, run, snapshots)
         cast(Any, model).probe, cast(Any, model).recipe, cast(Any, model).history = probe, recipe, history
         for epoch in processes.bar(range(len(history.epochs), recipe.epochs), "training"):
@@ -165,16 +172,6 @@ def train(
                 history.write_lines(log)
             processes.wait()
     return history
-
-
-def _check_agreement(model: nn.Module, data: Data, recipe: Recipe) -> None:
-    """Raise if the processes train other recipes, networks or data: their gradients would be averaged all the same."""
-    if processes.size() == 1:
-        return
-    state = (tensor.double().sum() for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor))
-    pairs = [part for part in (data.train, data.val) if isinstance(part, tuple)]
-    labels = [(len(y), float(y.double().sum())) for _, y in pairs]
-    check_agreement(recipe=repr(recipe), model=f"{float(sum(state)):.10g}", data=labels)
 
 
 class _Run:
@@ -214,7 +211,7 @@ class _Run:
             where = f"at step {at + 1} of epoch {epoch + 1}"
             raise FloatingPointError(f"training loss is {float(steps[at])} {where}: try an lr below {self.recipe.lr}")
         history.steps = torch.cat([history.steps, steps])
-        validation = evaluate(self.model, self.data.val)
+        validation = _evaluated(self.model, self.data.val)
         if not math.isfinite(validation.loss):
             where = f"after epoch {epoch + 1}: its last step destroyed the network"
             raise FloatingPointError(f"validation loss is {validation.loss} {where}; try an lr below {self.recipe.lr}")
@@ -355,12 +352,7 @@ def _store(path: str | Path, run: _Run, history: History) -> None:
 def _resume(path: str | Path, run: _Run, snapshots: str | None) -> History:
     model, recipe = run.model, run.recipe
     content = files.read(path, "training", run.device)
-    stored = asdict(Recipe.from_dict(content["recipe"]))
-    changed = {k: stored[k] for k, v in asdict(recipe).items() if stored[k] != v}
-    if changed:
-        raise ValueError(
-            f"checkpoint {path} must come from the same recipe, got other {changed}: delete it or set these"
-        )
+    files.check_same_settings(path, asdict(Recipe.from_dict(content["recipe"])), asdict(recipe), "recipe")
     history = History.from_state(content["history"])
     count, epochs = len(history.snapshots), len(history.epochs)
     if snapshots and count != epochs:
