@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
-from zoo import CE, REAL, SMALL, ByName, Case, Tagger, case, linear, sequential, with_loss, with_objective
+from zoo import CE, REAL, SMALL, ByName, Case, Lookup, Tagger, case, linear, sequential, with_loss, with_objective
 
 SCENES = SMALL[:6]
 MASKS = torch.where(SCENES[:, 0] > 1, 255, (SCENES[:, 1] > 0).long())
@@ -213,6 +213,33 @@ class InPlace(nn.Module):
         h.clamp_(min=-1).mul_(2)
         h[:, 0] += 1
         return self.last(F.relu(h, inplace=True))
+
+
+class Fusing(nn.Module):
+    """Two branches that eval() fuses into one layer, and train() takes apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.head = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if not mode:
+            with torch.no_grad():
+                self.fused = nn.Linear(6, 4).to(self.one.weight)
+                self.fused.weight.copy_(self.one.weight + self.other.weight)
+                self.fused.bias.copy_(self.one.bias + self.other.bias)
+            del self.one, self.other
+        return self
+
+    def forward(self, x):
+        h = self.one(x) + self.other(x) if "one" in self._modules else self.fused(x)
+        return self.head(torch.tanh(h))
+
+
+def fusing():
+    torch.manual_seed(0)
+    return Fusing().double()
 
 
 class Spoiling(nn.Module):
@@ -421,6 +448,10 @@ ODD = {
     "single samples, kept in a batch": case(perceptron, data=[(X[i : i + 1], Y[i : i + 1]) for i in range(24)]),
     "norms alone": case(one_dimensional, refused={"directions"}),
     "drawn anew in every pass": case(perceptron, data=LOADER(sampler=SAMPLER), refused=EVERYTHING),
+    "branches that eval() fuses": case(fusing, mode="train"),
+    "embedding with max_norm": case(
+        lambda: seeded(partial(Lookup, max_norm=0.8)), TOKENS, refused={"gradients", "products"}
+    ),
     "overwrites its input": spoiling(partial(Spoiling, lambda x: x.mul_(0.5))),
     "normalises its input in place": spoiling(partial(Spoiling, lambda x: x.sub_(x.mean(1, keepdim=True)).div_(2))),
     "activates its input in place": spoiling(partial(Spoiling, lambda x: F.relu_(x)), [(X.clone(), Y)]),

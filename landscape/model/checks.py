@@ -216,7 +216,7 @@ def reduction_of(loss: Callable[[Any], BatchLoss], batch: Any, dtype: torch.dtyp
         # a rounded activation may jump where sums differ by a rounding error
         return "samples" if int(apart.sum()) <= max(1, len(each) // 50) else ""
     weights = [float(part.weight) for part in (first, second)]
-    values = [float(part.mean) for part in (of_whole, first, second)]
+    values = [float(part.mean.detach()) for part in (of_whole, first, second)]
     mean = (weights[0] * values[1] + weights[1] * values[2]) / sum(weights)
     close = [abs(value - values[0]) <= slack * abs(values[0]) for value in (mean, values[1] + values[2])]
     return "mean" if close[0] else "sum" if close[1] else ""

@@ -217,13 +217,13 @@ class _Record:
         self.bits = [(t, kept[id(t)] if id(t) in kept else t.detach().clone()) for t in comparable]
 
     def tensors_changed(self) -> bool:
-        """Return whether any tensor was exchanged, added, taken away or written to."""
+        """Return whether any tensor or module was exchanged, added, taken away, or any tensor written to."""
         for container, before in self.containers:
             now = _contents(container)
             keys = now.keys() | before.keys() if isinstance(before, dict) else range(max(len(now), len(before)))
             for key in keys:
                 pair = _at(now, key), _at(before, key)
-                if pair[0] is not pair[1] and any(isinstance(value, Tensor) for value in pair):
+                if pair[0] is not pair[1] and any(isinstance(value, Tensor | nn.Module) for value in pair):
                     return True
         return bool(_differing(self.bits))
 
