@@ -112,6 +112,12 @@ class measurement_mode:  # noqa: N801 - a context, written as one
             # caught on the way, or replaced where contexts that it cut short stumbled over themselves
             raise self.interruption
 
+    def renew(self) -> None:
+        """Undo what the model keeps of the passes so far: made in float64, say, it fits no others."""
+        assert self._record is not None
+        self._record.put_back()
+        self._settle()
+
     def _settle(self) -> None:
         assert self._record is not None
         for _, put, value in self._all_switches():
@@ -353,6 +359,7 @@ _UNINTERRUPTIBLE = {
         measurement_mode.__exit__,
         measurement_mode._on_signal,
         measurement_mode._put_back,
+        measurement_mode.renew,
         measurement_mode._settle,
         TensorSwap.__call__,
     )

@@ -254,8 +254,9 @@ class Objective:
         if not self._validates:
             return
         if not self._verdict:
-            with self.measurement_mode():
+            with self.measurement_mode() as mode:
                 self._verdict.append(verify(self))
+                mode.renew()
         self._verdict[0].check(order)
 
     @property
