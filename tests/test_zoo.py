@@ -102,6 +102,7 @@ WARNINGS = (
     ".*weight_norm. is deprecated:FutureWarning",
     "None of the inputs have requires_grad=True",
     "The .grad attribute of a Tensor",  # which the compiler looks at
+    "`torch.jit.script` is deprecated",  # which torch.func.hessian loads
 )
 
 
