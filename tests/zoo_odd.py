@@ -11,7 +11,21 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
-from zoo import CE, REAL, SMALL, ByName, Case, Tagger, case, linear, sequential, with_loss, with_objective
+from zoo import (
+    CE,
+    REAL,
+    SMALL,
+    ByName,
+    Case,
+    Lookup,
+    Tagger,
+    case,
+    linear,
+    parts,
+    sequential,
+    with_loss,
+    with_objective,
+)
 
 SCENES = SMALL[:6]
 MASKS = torch.where(SCENES[:, 0] > 1, 255, (SCENES[:, 1] > 0).long())
@@ -215,6 +229,70 @@ class InPlace(nn.Module):
         return self.last(F.relu(h, inplace=True))
 
 
+class Positions(nn.Module):
+    """Makes what it adds to its input once, in the dtype of the first input that it meets."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.cache = nn.Linear(6, 3), None
+
+    def forward(self, x):
+        if self.cache is None:
+            self.cache = torch.arange(6).to(x.dtype).sin()
+        return self.body(torch.tanh(x) * self.cache)
+
+
+class Buffered(nn.Module):
+    """The same by a buffer that its forward pass registers."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 3)
+
+    def forward(self, x):
+        if "cache" not in self._buffers:
+            self.register_buffer("cache", torch.arange(6).to(x.dtype).sin(), persistent=False)
+        return self.body(torch.tanh(x) * self.cache)
+
+
+class Adaptive(nn.Module):
+    """Computes its own loss by an adaptive softmax, and returns no logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.softmax = nn.Embedding(7, 4), nn.AdaptiveLogSoftmaxWithLoss(4, 7, [3], div_value=2.0)
+
+    def forward(self, tokens, labels):
+        return self.softmax(torch.tanh(self.table(tokens)).mean(1), labels)
+
+
+class Fusing(nn.Module):
+    """Two branches that eval() fuses into one layer, and train() takes apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.head = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if not mode:
+            with torch.no_grad():
+                self.fused = nn.Linear(6, 4).to(self.one.weight)
+                self.fused.weight.copy_(self.one.weight + self.other.weight)
+                self.fused.bias.copy_(self.one.bias + self.other.bias)
+            del self.one, self.other
+        return self
+
+    def forward(self, x):
+        h = self.one(x) + self.other(x) if "one" in self._modules else self.fused(x)
+        return self.head(torch.tanh(h))
+
+
+def fusing():
+    torch.manual_seed(0)
+    return Fusing().double()
+
+
 class Spoiling(nn.Module):
     """Overwrites its own input."""
 
@@ -323,6 +401,11 @@ def quietly(make):
         return make()
 
 
+def dynamic():
+    model = perceptron().float()
+    return quietly(lambda: torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8))
+
+
 def graph_module():
     return torch.fx.symbolic_trace(perceptron())
 
@@ -421,6 +504,31 @@ ODD = {
     "single samples, kept in a batch": case(perceptron, data=[(X[i : i + 1], Y[i : i + 1]) for i in range(24)]),
     "norms alone": case(one_dimensional, refused={"directions"}),
     "drawn anew in every pass": case(perceptron, data=LOADER(sampler=SAMPLER), refused=EVERYTHING),
+    "positions cached": case(lambda: seeded(Positions).float(), X.float(), rtol=1e-5),
+    "positions in a buffer": case(lambda: seeded(Buffered).float(), X.float(), rtol=1e-5),
+    "adaptive softmax": Case(
+        lambda: seeded(Adaptive),
+        [{"tokens": TOKENS[rows], "labels": TOKENS[rows, 0]} for rows in (slice(9), slice(9, None))],
+        lambda model: model(TOKENS, TOKENS[:, 0]).loss,
+        refused=frozenset(NO_GAUSS_NEWTON),
+    ),
+    "a mean of one element, in batches": case(
+        perceptron, data=parts(), settings={"loss": lambda o, y: F.cross_entropy(o, y)[None]}
+    ),
+    "texts beside the tensors": with_objective(
+        perceptron,
+        [{"x": X[rows], "y": Y[rows], "names": ["a", "b"]} for rows in (slice(7), slice(7, None))],
+        lambda model, batch: (F.cross_entropy(model(batch["x"]), batch["y"]), len(batch["y"])),
+        lambda model: F.cross_entropy(model(X), Y),
+    ),
+    "weights of float32 in the loss": with_loss(
+        perceptron, nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 3.0])), y=(REAL > 0).double()
+    ),
+    "dynamic int8": case(dynamic, X.float(), refused=EVERYTHING),
+    "branches that eval() fuses": case(fusing, mode="train"),
+    "embedding with max_norm": case(
+        lambda: seeded(partial(Lookup, max_norm=0.8)), TOKENS, refused={"gradients", "products"}
+    ),
     "overwrites its input": spoiling(partial(Spoiling, lambda x: x.mul_(0.5))),
     "normalises its input in place": spoiling(partial(Spoiling, lambda x: x.sub_(x.mean(1, keepdim=True)).div_(2))),
     "activates its input in place": spoiling(partial(Spoiling, lambda x: F.relu_(x)), [(X.clone(), Y)]),

@@ -27,6 +27,7 @@ from ..model import (
     probe_of,
     quantized_layers,
     resolve_directions,
+    translated,
 )
 from ..surfaces import COLUMNS, COMPUTED, FAILED, Line, Surface, evaluate_points
 from .views import View, point_key, refinements, rows
@@ -278,4 +279,5 @@ class Study:
     def _state(self, name: str) -> str:
         """Tell one state of a network's weights from another: also one written through ``.data``."""
         model = self.models[name]
-        return fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))
+        with translated("a look at the weights", model):
+            return fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))

@@ -59,7 +59,10 @@ _REASONS = (
         "BatchNorm has no statistics of a single sample: pass a loader with drop_last=True, or another batch size",
     ),
     (r"SyncBatchNorm expected input tensor to be on GPU", "SyncBatchNorm works on GPUs alone: use batchnorm='fixed'"),
-    (r"meta tensor|[Uu]ninitialized", "weights are not there yet (meta or lazy): run the network once, or load them"),
+    (
+        r"meta tensor|'meta'|[Uu]ninitialized",
+        "weights are not there yet (meta or lazy): run the network once, or load them",
+    ),
     (
         r"(mat1 and mat2|should be the same|same dtype|expected scalar type|dtype)",
         "data and weights do not fit in dtype or shape: call the network yourself on a batch of these data first",

@@ -148,10 +148,10 @@ def value_of(value: Any, samples: int | None) -> BatchLoss:
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"loss(output, target) must return a tensor, got {type(value).__name__}")
-    if value.ndim and (len(value) == samples or (samples is None and value.ndim == 1)):
+    if value.ndim and (len(value) == samples or (samples is None and value.ndim == 1 and len(value) > 1)):
         each = value.reshape(len(value), -1).mean(1)
         return BatchLoss(each.mean(), len(each), each)
-    return BatchLoss(value.mean(), (value.numel() if value.ndim else samples) or 1)
+    return BatchLoss(value.mean(), (value.numel() if value.numel() > 1 else samples) or 1)
 
 
 def part_of(output: Any, which: Output | None, default: bool) -> Any:

@@ -112,9 +112,10 @@ class measurement_mode:  # noqa: N801 - a context, written as one
             # caught on the way, or replaced where contexts that it cut short stumbled over themselves
             raise self.interruption
 
-    def restart(self) -> None:
-        """Put back what has been changed so far, and go on measuring."""
-        self._put_back()
+    def renew(self) -> None:
+        """Undo what the model keeps of the passes so far: made in float64, say, it fits no others."""
+        assert self._record is not None
+        self._record.put_back()
         self._settle()
 
     def _settle(self) -> None:
@@ -239,13 +240,13 @@ class _Record:
         self.bits = [(t, kept[id(t)] if id(t) in kept else t.detach().clone()) for t in comparable]
 
     def tensors_changed(self) -> bool:
-        """Return whether any tensor was exchanged, added, taken away or written to."""
+        """Return whether any tensor or module was exchanged, added, taken away, or any tensor written to."""
         for container, before in self.containers:
             now = _contents(container)
             keys = now.keys() | before.keys() if isinstance(before, dict) else range(max(len(now), len(before)))
             for key in keys:
                 pair = _at(now, key), _at(before, key)
-                if pair[0] is not pair[1] and any(isinstance(value, Tensor) for value in pair):
+                if pair[0] is not pair[1] and any(isinstance(value, Tensor | nn.Module) for value in pair):
                     return True
         return bool(_differing(self.bits))
 
@@ -375,8 +376,8 @@ _UNINTERRUPTIBLE = {
         measurement_mode.__exit__,
         measurement_mode._on_signal,
         measurement_mode._put_back,
+        measurement_mode.renew,
         measurement_mode._settle,
-        measurement_mode.restart,
         TensorSwap.__call__,
     )
 }

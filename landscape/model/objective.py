@@ -152,7 +152,7 @@ class Objective:
             rows, parts, first = self._read()
             check_integers(self.network, self.rounded, first)
             in_use = self._rounded_in_use({}, first)
-            held.restart()
+            held.renew()
             if in_use:
                 self.rounded |= in_use
                 self.network = network(space=space, rounded=self.rounded)
@@ -263,8 +263,9 @@ class Objective:
         if not self._validates:
             return
         if not self._verdict:
-            with self.measurement_mode():
+            with self.measurement_mode() as mode:
                 self._verdict.append(verify(self))
+                mode.renew()
         self._verdict[0].check(order)
 
     @property
