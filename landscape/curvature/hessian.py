@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
+from ..checking import checked, numbers
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Space, objective_of, translated
 from .products import GaussNewtonGraph, HessianGraph, Probe, free_memory, probe
 
@@ -108,6 +109,7 @@ class Hessian(_Symmetric):
                 f"{network.batchnorm!r} and {network.precision!r}"
             )
         # the least of all processes: they must take the same steps
+        numbers(at_least=0, finite=False, optional=True, memory=memory)
         self.memory = min(parallel.gather(free_memory(self.device) / 2 if memory is None else memory))
         self.products = 0
         self._inputs = None if at is None else _Inputs(self.objective, at)
@@ -150,6 +152,7 @@ class Hessian(_Symmetric):
             total[rows] += image
         return (parallel.sum_(total) / sum(self._weights)).to(self.dtype).reshape(vectors.shape)
 
+    @checked
     def by_fold(self, vectors: Tensor) -> Tensor:
         """Return A_f v for each fold f of the data, (folds, n) or (folds, n, k): their weighted mean is A v."""
         weights = self.fold_weights * sum(self._weights)
@@ -166,6 +169,7 @@ class Hessian(_Symmetric):
         sums.index_add_(0, torch.tensor(self._folds()), torch.tensor(self._weights, dtype=torch.float64))
         return (sums / sums.sum()).to(self.device)
 
+    @checked
     def scaled(self, d: Tensor | Mapping[str, Tensor]) -> Scaled:
         """Return D·A·D for a diagonal D, given as a vector of shape (n,) or as a point."""
         return Scaled(self, d if isinstance(d, Tensor) else self.coordinates.flatten(d))
@@ -176,8 +180,10 @@ class Hessian(_Symmetric):
             raise ValueError("a layer's input has no filters: use units='raw' with at=")
         return Scaled(self, self.coordinates.flatten(self.coordinates.filter_scale()), "filter")
 
+    @checked
     def estimate(self, products: int) -> dict[str, float]:
         """Return the seconds, and the bytes of graphs, that this many products in a row take in a process."""
+        numbers(whole=True, at_least=0, products=products)
         samples, share = sum(self.objective.batch_rows[index] for index in self._mine), self._share_kept()
         built = 1 + (products - 1) * (1 - share)
         seconds = samples * (built * self.probe.build_seconds + products * self.probe.product_seconds)

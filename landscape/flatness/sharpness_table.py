@@ -14,6 +14,7 @@ absent and sometimes negative (Andriushchenko et al. 2023, arXiv 2302.07011). Co
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -370,6 +371,8 @@ def sharpness(
     rows: list[dict[str, Any]] = []
     for name, more in progress(chosen.items(), "sharpness"):
         measure, settings, source = MEASURES[name]
+        if strange := [key for key in more if key not in inspect.signature(measure).parameters]:
+            raise ValueError(f"measures must have settings of {measure.__name__}, got {strange[0]!r} for {name!r}")
         settings = settings | dict(more)
         seeded = {} if measure is worst_case_sharpness else {"seed": seed}
         anew = not isinstance(model, Objective) and {"m", "space"} & settings.keys()  # other batches, or coordinates

@@ -198,7 +198,7 @@ class Objective:
         """Compute the loss of one batch from the part of the output that the loss is given."""
         if self._is_checking and self._loss is None:
             check_default_fits(output, target)
-        metrics = tuple(metric(output, target).double().mean() for metric in self.metrics.values())
+        metrics = tuple(value_of(f(output, target), None, name).mean.double() for name, f in self.metrics.items())
         if self._cross_entropy is not None:
             return self._cross_entropy(output, target, with_hits=self.with_hits)._replace(metrics=metrics)
         rows = (len(target) if target.ndim else 1) if isinstance(target, Tensor) else None

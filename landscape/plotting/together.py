@@ -41,13 +41,7 @@ def plot_together(results: Results, *, value: str = "loss", scale: Scale = "auto
         >>> landscape.plot_together(lines, scale="log").layout.yaxis.type
         'log'
     """
-    if _are_lines(results):
-        from .lines import plot_lines
-
-        return plot_lines(results, value=value, scale=scale, **options)
-    from .surfaces import plot_surfaces
-
-    return plot_surfaces(results, value=value, scale=scale, **options)  # type: ignore[arg-type]
+    return _drawing("plot", results)(results, value=value, scale=scale, **options)
 
 
 def draw_together(
@@ -74,13 +68,7 @@ def draw_together(
         >>> landscape.draw_together({"linear": surface}).axes[0].get_title()
         'linear'
     """
-    if _are_lines(results):
-        from .lines import draw_lines
-
-        return draw_lines(results, ax, value=value, scale=scale, **options)
-    from .surfaces import draw_surfaces
-
-    return draw_surfaces(results, ax, value=value, scale=scale, **options)  # type: ignore[arg-type]
+    return _drawing("draw", results)(results, ax, value=value, scale=scale, **options)
 
 
 def paper_style() -> AbstractContextManager[None]:
@@ -126,9 +114,11 @@ def thumbnail(draw: Callable[[Axes], Any]) -> bytes:
     return paper.thumbnail(draw)
 
 
-def _are_lines(results: Mapping[str, Any]) -> bool:
+def _drawing(how: Any, results: Mapping[str, Any]) -> Any:
+    from . import drawing_function
+
     planes = {hasattr(result, "betas") for result in results.values()}
     if len(planes) > 1 or not all(hasattr(result, "alphas") for result in results.values()):
         kinds = sorted({type(result).__name__ for result in results.values()})
         raise TypeError(f"results must be all lines or all surfaces, got {', '.join(kinds)}")
-    return planes == {False}
+    return drawing_function("surfaces.surfaces" if True in planes else "lines.lines", how)

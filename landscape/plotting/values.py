@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
+
+from ..checking import one_of
 
 Scale = Literal["auto", "linear", "log"]
 Kind = Literal["contour", "3d"]
@@ -15,6 +17,7 @@ LABELS = {"loss": "Loss", "accuracy": "Accuracy", "stderr": "Standard error"}  #
 _GAPS = ("not yet measured", "", "interpolated, without a standard error", "failed (NaN, infinite or an error)")
 
 
+@runtime_checkable
 class LineLike(Protocol):
     """Values at the points of a line."""
 
@@ -36,6 +39,7 @@ class LineLike(Protocol):
     def centre(self) -> Any: ...  # noqa: D102
 
 
+@runtime_checkable
 class SurfaceLike(LineLike, Protocol):
     """Values at the points of a plane."""
 
@@ -58,19 +62,13 @@ def is_log(scale: Scale, arrays: Iterable[np.ndarray], value: str = "loss") -> b
     Raises:
         ValueError: an unknown scale, the logarithm of an accuracy.
     """
-    check_option("scale", scale, Scale)
+    one_of("scale", scale, Scale)
     if scale == "log" and value == "accuracy":
         raise ValueError('scale must be "auto" or "linear" for value="accuracy", which runs from 0 to 1, got "log"')
     if scale != "auto" or value not in ("loss", "stderr"):
         return scale == "log"
     finite = finite_of(arrays)
     return bool(finite.size and 0 < WIDE * finite.min() < finite.max())
-
-
-def check_option(name: str, value: Any, options: Any) -> None:
-    """Raise if a value is none of those that a ``Literal`` lists."""
-    if value not in (known := get_args(options)):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
 def check(results: Mapping[str, LineLike] | Mapping[str, SurfaceLike], value: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checking import numbers
 from ..model import BatchNorm, BatchObjective, Loss, Objective, Point, Precision, Space, stacked
 from ..plotting import thumbnail
 from ..progress import stopwatch
@@ -34,6 +35,8 @@ class Directed:
 
     def direction(self, axis: int = 0) -> Point:
         """Give the direction of an axis, name → tensor."""
+        count = len(next(iter(self.directions.values()), ()))
+        numbers(whole=True, at_least=-count, below=count, axis=axis)
         return {name: stack[axis] for name, stack in self.directions.items()}
 
 
@@ -282,8 +285,7 @@ def surface(
     """
     elapsed = stopwatch()
     alphas, betas = _axes(span, points)
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be > 0 and < 1, a share of the range of the log-loss, got {tolerance}")
+    numbers(above=0, below=1, note="a share of the range of the log-loss", tolerance=tolerance)
     arguments: dict[str, Any] = {
         "loss": loss,
         "objective": objective,
@@ -311,7 +313,6 @@ def surface(
 
 def grid(span: Span, points: int) -> Tensor:
     """Return the steps −span…span, the middle one exactly zero; or those between two ends, zero exactly zero."""
-    points = int(points) if isinstance(points, np.integer) else points
     if isinstance(span, tuple | list):
         if len(span) != 2 or not -float("inf") < span[0] < span[1] < float("inf"):
             raise ValueError(f"span must be a number > 0 or two finite ends, the lower one first, got {span}")

@@ -14,8 +14,6 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
-from landscape.checking import one_of
-
 from .attention import QMultiheadAttention
 from .base import check_latent
 from .functional import check_bits
@@ -41,7 +39,7 @@ def parse_bits(bits: str | int, name: str = "bits") -> tuple[int, int]:
         if match is None:
             raise ValueError(f'{name} must look like "W4A4" or be a whole number, got {bits!r}')
         return check_bits(int(match[1]), name), check_bits(int(match[2]), name)
-    return check_bits(bits, name), bits
+    return (check_bits(bits, name),) * 2
 
 
 def quantize(
@@ -97,7 +95,6 @@ def quantize(
           (input_quantizer): LSQ(bits=2, signed=None)
         )
     """
-    one_of("quantizer", quantizer, QuantizerName)
     if any(hasattr(module, "quantized_weights") for module in model.modules()):
         raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
     model = copy_model(model)
