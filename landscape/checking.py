@@ -12,7 +12,7 @@ import reprlib
 import sys
 import types
 from collections import ChainMap
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
@@ -31,7 +31,7 @@ _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     float: (lambda value: isinstance(value, Real) and not isinstance(value, bool), "a number"),
     str: (lambda value: isinstance(value, str), "a text"),
     type(None): (lambda value: value is None, "None"),
-    Path: (lambda value: isinstance(value, str | os.PathLike) and "\0" not in str(value), "a path"),
+    Path: (lambda value: isinstance(value, os.PathLike | str) and value != "" and "\0" not in str(value), "a path"),
     torch.device: (lambda value: _is_device(value), "a device that is there"),
     nn.Module: (lambda value: isinstance(value, nn.Module), "a network (nn.Module)"),
 }
@@ -231,7 +231,7 @@ def one_of(name: str, value: Any, options: Any) -> None:
         ValueError: units must be one of 'raw', 'filter', got 'layer'
     """
     allowed = _options(options)
-    if not isinstance(value, Hashable) or value not in set(allowed):
+    if not isinstance(value, str | Real | None) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 

@@ -145,7 +145,11 @@ def number(valid: int | float, fits: typing.Callable[[float], bool], whole: bool
     odd += [Odd("zero array", np.array(valid), "may", valid), Odd("0-d tensor", torch.tensor(valid), "may", valid)]
     odd += no(true=True, false=False, numpy_true=np.bool_(True), text=str(valid), one_array=np.array([valid] * 2))
     odd += no(nan_tensor=torch.tensor(math.nan), numpy_inf=np.float64("inf"), numpy_negative=np.int64(-3))
-    odd = [o for o in odd if o.label != "numpy_negative" or not fits(-3)]
+    odd = [
+        o
+        for o in odd
+        if not (o.label == "numpy_negative" and fits(-3)) and not (o.label == "numpy_inf" and fits(math.inf))
+    ]
     taken = {"three", "minus one", "true", "0-d tensor", "fraction", "nan"}
     return odd + junk(*taken, "none")
 
@@ -261,12 +265,15 @@ FITS: dict[str, typing.Callable[[float], bool]] = {
     **dict.fromkeys(("num_samples", "num_probes", "samples"), at_least(2)),
     **dict.fromkeys(("image_size", "limit", "candidates", "tries", "num_classes"), at_least(1)),
     **dict.fromkeys(("rtol", "atol", "tol", "margin", "lr", "momentum", "weight_decay", "rho", "lam"), at_least(0)),
-    **dict.fromkeys(("warmup", "padding", "workers", "weight", "shrink", "slack", "beta", "step"), at_least(0)),
-    **dict.fromkeys(("radius", "span", "clip_norm", "lr_alpha", "generator_lr"), above(0)),
+    **dict.fromkeys(
+        ("warmup", "padding", "workers", "weight", "shrink", "slack", "lr_alpha", "beta", "step"), at_least(0)
+    ),
+    **dict.fromkeys(("radius", "span", "clip_norm", "generator_lr"), above(0)),
     **dict.fromkeys(("bits", "first_last_bits", "input_bits", "first_input_bits"), within(1, 32)),
     **dict.fromkeys(("tolerance", "level", "val_fraction", "share"), above(0, 1)),
     **dict.fromkeys(("p",), within(0, 1)),
     "seed": SEED,
+    "feature_noise_penalty.num_samples": lambda n: n == 0 or 2 <= n < math.inf,
     "Recipe.seed": at_least(0),
     "reproduce.seed": at_least(0),
     "points": lambda n: n >= 3 and n % 2 == 1,
@@ -322,7 +329,9 @@ def own(valid: Any, hint: Any, key: str, seeded: random.Random) -> list[Odd]:
     if kind is torch.Tensor:
         return tensors()
     if get_origin(kind) in (dict, list, tuple):
-        taken = {dict: ("dict", "empty dict"), list: ("list", "empty list"), tuple: ("tuple",)}[get_origin(kind)]
+        taken = {dict: ("dict", "empty dict"), list: ("list", "empty list", "empty tensor"), tuple: ("tuple",)}[
+            get_origin(kind)
+        ]
         return junk("none", *taken, *(("empty tuple",) if taken == ("tuple",) else ()))
     raise LookupError(f"nothing odd is known for {key}: {hint}")
 
@@ -696,7 +705,9 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
     call, _, name = key.rpartition(".")
     files = {"load.path": True, "load (saq_core).path": True}
     if name in PATHS:
-        return path(str(valid), files.get(key, False)) if valid is not None else path("x", False)
+        kept = ("name_too_long", "below_a_file", "device_folder")  # which only matter once something is written there
+        odd = path(str(valid), files.get(key, False))
+        return [o for o in odd if o.label not in kept] if valid is None or call == "explore" else odd
     if key in ("Data.train", "Data.val", "Data.test", "evaluate.split"):
         odd = no(fewer=(IMAGES, Y[:5]), none=(IMAGES[:0], Y[:0]), above=(IMAGES, Y + 7), negative=(IMAGES, Y - 1))
         odd += no(one=(IMAGES,), three=(IMAGES, Y, Y), labels_none=(IMAGES, None), swapped=(Y, IMAGES), alone=IMAGES)
@@ -867,7 +878,8 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
     return special_saq(key, call, name, valid, seeded)
 
 
-FORWARD = {"line", "surface", "plot_line", "plot_surface", "rounding_sharpness", "average_sharpness", "batchnorm_check"}
+FORWARD = {"sharpness", "line", "surface", "rounding_sharpness", "average_sharpness", "batchnorm_check"}
+FORWARD |= {"plot_sharpness", "plot_line", "plot_surface"}
 FORWARD |= {"trajectory", "explore", "Objective", "Hessian", "GGN", "curvature_at_scale", "plot_curvature_at_scale"}
 
 
@@ -882,7 +894,7 @@ def special_saq(key: str, call: str, name: str, valid: Any, seeded: random.Rando
         odd += no(inside={"0": "x"}, none_inside={"0": None}, true_inside={"3": True}) + [
             Odd("numpy", np.int64(4), "like", 4)
         ]
-        return odd + junk("none", "three")
+        return odd + junk("none", "three", "empty dict")
     if key == "Experiment.bits":
         return no(word="nonsense", mapping={"a": 3.5}) + junk("none")
     if name == "bits" and call in ("LSQ", "LSQPlus", "AsymmetricLSQ", "PACT", "DoReFa", "LIQ", "MinMax"):
@@ -951,7 +963,7 @@ def special_saq(key: str, call: str, name: str, valid: Any, seeded: random.Rando
         )
     if name == "weights" and call == "build_model":
         return no(missing="missing.pt", mapping={"nonsense": torch.ones(3)}, numbers={"a": 3}) + junk("none")
-    if name == "snapshots":
+    if key == "train.snapshots":
         return no(unknown="nonsense", empty="", steps="step") + junk("none")
     if name in ("name", "network", "start", "experiment") and call in (
         "build_model",
@@ -959,7 +971,7 @@ def special_saq(key: str, call: str, name: str, valid: Any, seeded: random.Rando
         "Experiment",
         "reproduce",
     ):
-        free = key == "Experiment.name"
+        free = key in ("Experiment.name", "Experiment.network", "Experiment.start")  # looked up when it is trained
         return texts() if free else [*no(unknown="nonsense", empty=""), *texts()]
     if key == "feature_noise_penalty.steps":
         return no(unknown={"nonsense": 0.1}, nan={"3": math.nan}, negative={"3": -1.0}, text={"3": "a"}) + junk(
@@ -971,11 +983,15 @@ def special_saq(key: str, call: str, name: str, valid: Any, seeded: random.Rando
         )
         return odd + no(whole=[torch.ones(4, 3).long()], empty_inside=[torch.empty(0)]) + junk()
     if name == "fill":
-        return no(nan=(math.nan,), text=("a",), many=(0.0, 0.0, 0.0)) + junk()
+        return no(nan=(math.nan,), text=("a",), true=(True,)) + junk("list", "array")
     if name in ("limit", "image_size", "workers") and valid is None:
         return [o for o in number(1, FITS[name], True, seeded) if o.verdict == "no"]
     if name == "limit":
         return number(64, within(15, 1293), True, seeded)
+    if key == "Policy.method":
+        return texts()
+    if key in ("History.epochs", "RoundingSharpness.bits"):
+        return junk("none", "empty list", "list", "tensor", "empty tensor", "array", "0-d tensor")
     if key in ("Policy.bits", "Policy.details"):
         return junk("none", "dict", "empty dict")
     if key in ("History.epochs", "History.snapshots"):
@@ -985,14 +1001,14 @@ def special_saq(key: str, call: str, name: str, valid: Any, seeded: random.Rando
 
 ALSO = {  # what an argument may be called instead, in a message
     "model": "network|module|weights|matrix|operator|layers|data and weights|labels",
-    "models": "model|network",
+    "models": "model|network|networks",
     "data": "batch|batches|targets|labels|inputs|samples|probe|loss of the model",
     "split": "labels",
     "loss": "output|default loss|losses",
     "objective": "loss|weight of the batch",
     "layers": "weights|layer",
     "checkpoints": "checkpoint|weights|model",
-    "directions": "direction|network",
+    "directions": "direction|network|networks|model",
     "results": "value",
     "metrics": "metric|mine",
     "measures": "radii",

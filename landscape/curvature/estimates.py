@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..checking import numbers, one_of, seed_of
+from ..checking import numbers, seed_of
 from ..linalg import (
     Density,
     Eigenpairs,
@@ -88,9 +88,6 @@ def trace(
         True
     """
     elapsed = stopwatch()
-    one_of("units", units, Units)
-    one_of("engine", engine, Engine)
-    one_of("method", method, Method)
     seed = seed_of(seed)
     parallel.check_agreement(seed=seed, rtol=rtol, atol=atol, method=method, num_probes=num_probes, units=units)
     settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "num_probes": num_probes, "seed": seed}
@@ -161,8 +158,6 @@ def top_eigenvalues(
         (torch.Size([2]), torch.Size([4, 3]))
     """
     elapsed = stopwatch()
-    one_of("units", units, Units)
-    one_of("engine", engine, Engine)
     numbers(whole=True, at_least=1, k=k, max_products=max_products)
     numbers(at_least=0, tol=tol)
     seed = seed_of(seed)
@@ -226,8 +221,8 @@ def density(
         (torch.Size([1000]), 2)
     """
     elapsed = stopwatch()
-    one_of("units", units, Units)
     numbers(whole=True, at_least=0, k=k)
+    numbers(whole=True, at_least=1, num_probes=num_probes, steps=steps)
     seed = seed_of(seed)
     parallel.check_agreement(seed=seed, k=k, units=units, num_probes=num_probes, steps=steps)
     operator, about = operator_of(model, data, units, space, loss, objective, products=3 * k + num_probes * steps)

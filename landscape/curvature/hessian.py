@@ -172,6 +172,8 @@ class Hessian(_Symmetric):
     @checked
     def scaled(self, d: Tensor | Mapping[str, Tensor]) -> Scaled:
         """Return D·A·D for a diagonal D, given as a vector of shape (n,) or as a point."""
+        if not isinstance(d, Tensor) and (missing := [name for name in self.coordinates.names if name not in d]):
+            raise ValueError(f"d must have a tensor for each weight that varies, got none for {missing[0]!r}")
         return Scaled(self, d if isinstance(d, Tensor) else self.coordinates.flatten(d))
 
     def filter_relative(self) -> Scaled:
@@ -306,8 +308,9 @@ class Scaled(_Symmetric):
     """D·A·D for a diagonal D, itself an operator."""
 
     def __init__(self, operator: Hessian, d: Tensor, units: str = "scaled") -> None:
-        if d.shape != operator.shape[:1]:
-            raise ValueError(f"d must have shape ({operator.shape[0]},), got {tuple(d.shape)}")
+        if d.shape != operator.shape[:1] or not d.isfinite().all():
+            got = f"one of {tuple(d.shape)}" if d.isfinite().all() else "NaN or infinity"
+            raise ValueError(f"d must hold finite numbers of shape ({operator.shape[0]},), got {got}")
         self.operator, self.d, self.units = operator, d, units
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
         self.coordinates, self.memory, self.estimate = operator.coordinates, operator.memory, operator.estimate

@@ -371,10 +371,11 @@ def sharpness(
     rows: list[dict[str, Any]] = []
     for name, more in progress(chosen.items(), "sharpness"):
         measure, settings, source = MEASURES[name]
-        if strange := [key for key in more if key not in inspect.signature(measure).parameters]:
+        known = inspect.signature(measure).parameters
+        if strange := [key for key in more if key not in known]:
             raise ValueError(f"measures must have settings of {measure.__name__}, got {strange[0]!r} for {name!r}")
         settings = settings | dict(more)
-        seeded = {} if measure is worst_case_sharpness else {"seed": seed}
+        seeded = {"seed": seed} if "seed" in known else {}
         anew = not isinstance(model, Objective) and {"m", "space"} & settings.keys()  # other batches, or coordinates
         result = measure(model, **arguments, **seeded | settings) if anew else measure(function, **seeded | settings)
         rows += [{"measure": name} | row | {"source": source} for row in _rows(result, settings)]

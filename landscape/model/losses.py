@@ -159,7 +159,11 @@ def part_of(output: Any, which: Output | None, default: bool) -> Any:
     if which is not None:
         if callable(which):
             return which(output)
-        return output[which] if isinstance(which, int) or isinstance(output, Mapping) else getattr(output, which)
+        try:
+            return output[which] if isinstance(which, int) or isinstance(output, Mapping) else getattr(output, which)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            got = type(output).__name__
+            raise ValueError(f"output must be part of what the network returns, a {got}, got {which!r}") from error
     if not default or isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping) and "logits" in output:

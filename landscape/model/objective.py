@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..checking import numbers, one_of
+from ..checking import numbers
 from . import measuring
 from .batches import NEEDS_TARGETS, cut, keeps_order, moved, read_rows, samples_of, source, spread, target_of
 from .batchnorm import recomputed_statistics
@@ -118,8 +118,6 @@ class Objective:
         batch_size: int | None = None,
         validate: bool = True,
     ) -> None:
-        one_of("batchnorm", batchnorm, BatchNorm)
-        one_of("precision", precision, Precision)
         numbers(whole=True, at_least=1, optional=True, batch_size=batch_size)
         check_functions(loss, objective, output, metrics)
         self.metrics = dict(metrics or {})

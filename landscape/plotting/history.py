@@ -142,9 +142,11 @@ def _curves(history: Any) -> tuple[list[tuple[str, str, str, np.ndarray, np.ndar
                         continue
                     values = np.array([np.nan if v is None else v for v in columns[prefix + panel]], dtype=float)
                     epochs = np.array(columns["epoch"] if "epoch" in columns else range(1, len(values) + 1), float)
+                    if len(epochs) != len(values):
+                        raise ValueError(f"{len(epochs)} epochs, {len(values)} values")
                     if np.isfinite(values + epochs).any():
                         curves.append((name, panel, kind, epochs, values))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"history must be columns of numbers of one length, or name → columns: {error}") from error
     if not curves:
         raise ValueError(

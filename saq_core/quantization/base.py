@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from landscape.checking import checked, numbers, one_of
+from landscape.checking import checked, numbers
 
 from .functional import check_bits
 
@@ -124,7 +124,6 @@ class Quantizer(nn.Module):
 
         Cost: for "mse" 80 quantizations of x, 240 with two ends; else a sort at most.
         """
-        one_of("method", method, Method | None)
         _check_values(x)
         if self.dynamic and not self.activation:
             return

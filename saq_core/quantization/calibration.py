@@ -137,7 +137,7 @@ def _inputs(data: Any) -> Iterator[Tensor]:
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         data = data[0]
     if isinstance(data, Tensor):
-        yield from data.split(128) if len(data) else ()
+        yield from data.split(128) if data.ndim and len(data) else ()
     elif isinstance(data, Iterable):
         for batch in data:
             whole = isinstance(batch, Tensor | Mapping)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from landscape.checking import numbers, one_of
+from landscape.checking import numbers
 
 from .. import processes
 from ..contexts import device_of
@@ -184,10 +184,6 @@ class SAM(Shown):
         if not callable(rho):
             numbers(at_least=0, rho=rho)
         numbers(at_least=0, shrink=shrink)
-        one_of("metric", metric, Metric)
-        one_of("combine", combine, Combination)
-        one_of("measured_at", measured_at, Weights)
-        one_of("applied_to", applied_to, Weights)
         if (measured_at, applied_to) not in CASES.values():
             rule = 'applied_to must be "quantized" when measured_at is "quantized", got "latent"'
             raise ValueError(f"{rule}: rounding would undo a perturbation that was measured after it")

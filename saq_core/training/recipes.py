@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from landscape.checking import numbers
+
 from ..fpq import FPQ
 from ..results import Settings
 from ..sharpness import SAQ
@@ -87,6 +89,8 @@ class Recipe(Settings):
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0 over all epochs."""
+        numbers(whole=True, at_least=0, step=step)
+        numbers(whole=True, at_least=1, steps_per_epoch=steps_per_epoch)
         done = step / (self.epochs * steps_per_epoch)
         shape = {
             "constant": 1.0,
