@@ -37,6 +37,10 @@ _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+class ArgumentError(TypeError, ValueError):
+    """An argument is of another type than its annotation says; whoever expects a ValueError catches it as well."""
+
+
 def check_public(package: Any) -> None:
     """Check, from now on, the arguments of everything that a package names in its ``__all__``.
 
@@ -75,7 +79,7 @@ def checked(function: F, owner: type | None = None) -> F:
         1.5
         >>> half("3")
         Traceback (most recent call last):
-        ValueError: number must be a number, got '3'
+        landscape.checking.ArgumentError: number must be a number, got '3'
     """
     signature, inner = inspect.signature(function), inspect.unwrap(function)
 
@@ -111,8 +115,7 @@ def argument(name: str, value: Any, hint: Any, *, nan: bool = False) -> Any:
         nan: whether a number may be NaN.
 
     Raises:
-        ValueError: it is none, where only numbers or options are.
-        TypeError: it is none, elsewhere.
+        ArgumentError: it is of another type.
 
     Example:
         >>> import numpy as np
@@ -120,7 +123,7 @@ def argument(name: str, value: Any, hint: Any, *, nan: bool = False) -> Any:
         [0.1, 0.2]
         >>> argument("radii", 0.1, Sequence[float])
         Traceback (most recent call last):
-        TypeError: radii must be a list, each a number, got 0.1
+        landscape.checking.ArgumentError: radii must be a list (each a number), got 0.1
     """
     try:
         value = _fitted(value, hint)
@@ -128,13 +131,10 @@ def argument(name: str, value: Any, hint: Any, *, nan: bool = False) -> Any:
             raise TypeError(value)
         return value
     except TypeError:
-        parts = set(_parts(hint))
-        if all(get_origin(part) is Literal for part in parts - {type(None)}):
+        if all(get_origin(part) is Literal for part in {*_parts(hint)} - {type(None)}):
             one_of(name, value, hint)
-        of_numbers = parts <= {int, float, bool, type(None)}
-        raised = ValueError if of_numbers else TypeError
         shown = " ".join(reprlib.repr(value).split())
-        raise raised(f"{name} must be {_described(hint)}, got {shown}") from None
+        raise ArgumentError(f"{name} must be {_described(hint)}, got {shown}") from None
 
 
 def _fitted(value: Any, hint: Any) -> Any:
@@ -148,20 +148,22 @@ def _fitted(value: Any, hint: Any) -> Any:
     elif origin is Literal:
         if any(type(value) is type(option) and value == option for option in parts):
             return value
-    elif origin is tuple:
-        several = len(parts) == 2 and parts[1] is ...
-        if isinstance(value, tuple | list) and (several or len(value) == len(parts)):
-            return tuple(map(_fitted, value, parts[:1] * len(value) if several else parts))
-    elif origin in (Sequence, list):
+    elif origin in (Sequence, list, tuple):
         rows = value.tolist() if isinstance(value, np.ndarray | Tensor) and value.ndim == 1 else value
         if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
-            items = [_fitted(row, parts[0]) for row in rows]
-            return rows if all(a is b for a, b in zip(items, rows, strict=True)) else items
+            several = origin is not tuple or parts[1:] == (...,)
+            hints = parts[:1] * len(rows) if several else parts
+            if len(hints) == len(rows):
+                items = tuple(map(_fitted, rows, hints))
+                same = all(a is b for a, b in zip(items, rows, strict=True))
+                return items if origin is tuple else rows if same else list(items)
     elif origin in (Mapping, dict):
         if isinstance(value, origin):
             made = {_fitted(key, parts[0]): _fitted(part, parts[1]) for key, part in value.items()}
             return value if all(part is value[key] for key, part in made.items()) else made
     elif hint in _KINDS:
+        number = hint in (bool, int, float) and isinstance(value, np.ndarray | Tensor) and value.ndim == 0
+        value = value.item() if number else value
         if _KINDS[hint][0](value):
             return value
     elif _takes(value, parts[0]) if origin is Callable else not isinstance(hint, type) or isinstance(value, hint):
@@ -207,9 +209,9 @@ def _described(hint: Any) -> str:
     if origin is tuple:
         return f"a tuple ({', '.join('…' if part is ... else _described(part) for part in parts)})"
     if origin in (Sequence, list):
-        return f"a list, each {_described(parts[0])}"
+        return f"a list (each {_described(parts[0])})"
     if origin in (Mapping, dict):
-        return f"a mapping, each value {_described(parts[1])}"
+        return "a mapping" if parts[1] is Any else f"a mapping (each value {_described(parts[1])})"
     return _KINDS[hint][1] if hint in _KINDS else f"a {hint.__module__.partition('.')[0]}.{hint.__name__}"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 _MARK = b"\nsha256:"  # behind the content, where readers of netCDF and of zip archives do not look
 _DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPERM)
-_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT)
+_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _LENGTH = len(_MARK) + 64
 
 

@@ -156,7 +156,7 @@ def number(valid: int | float, fits: typing.Callable[[float], bool], whole: bool
 
 def flag(value: bool) -> list[Odd]:
     odd = [Odd("numpy", np.bool_(value), "like", value)]
-    odd += no(text="no", empty="", one=1, zero=0, half=0.5, tensor_of_bool=torch.tensor(True))
+    odd += no(text="no", empty="", one=1, zero=0, half=0.5, tensors=torch.tensor([True, False]))
     return odd + junk("true", "none")
 
 
@@ -266,9 +266,10 @@ FITS: dict[str, typing.Callable[[float], bool]] = {
     **dict.fromkeys(("image_size", "limit", "candidates", "tries", "num_classes"), at_least(1)),
     **dict.fromkeys(("rtol", "atol", "tol", "margin", "lr", "momentum", "weight_decay", "rho", "lam"), at_least(0)),
     **dict.fromkeys(
-        ("warmup", "padding", "workers", "weight", "shrink", "slack", "lr_alpha", "beta", "step"), at_least(0)
+        ("warmup", "padding", "workers", "weight", "generator_lr", "shrink", "slack", "lr_alpha", "beta", "step"),
+        at_least(0),
     ),
-    **dict.fromkeys(("radius", "span", "clip_norm", "generator_lr"), above(0)),
+    **dict.fromkeys(("radius", "span", "clip_norm"), above(0)),
     **dict.fromkeys(("bits", "first_last_bits", "input_bits", "first_input_bits"), within(1, 32)),
     **dict.fromkeys(("tolerance", "level", "val_fraction", "share"), above(0, 1)),
     **dict.fromkeys(("p",), within(0, 1)),
@@ -329,10 +330,8 @@ def own(valid: Any, hint: Any, key: str, seeded: random.Random) -> list[Odd]:
     if kind is torch.Tensor:
         return tensors()
     if get_origin(kind) in (dict, list, tuple):
-        taken = {dict: ("dict", "empty dict"), list: ("list", "empty list", "empty tensor"), tuple: ("tuple",)}[
-            get_origin(kind)
-        ]
-        return junk("none", *taken, *(("empty tuple",) if taken == ("tuple",) else ()))
+        taken = {dict: ("dict", "empty dict"), list: ("list", "empty list", "empty tensor"), tuple: ("tuple",)}
+        return junk("none", *taken[get_origin(kind)])
     raise LookupError(f"nothing odd is known for {key}: {hint}")
 
 
@@ -800,7 +799,7 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
     if name == "radius" and call not in RESULTS:
         return number(0.01, above(0), False, seeded)
     if name in ("normalize", "metric", "units", "method", "engine", "which", "quantity", "value", "kind", "scale") and (
-        isinstance(valid, str) and call not in RESULTS
+        isinstance(valid, str) and call not in {*RESULTS, "Policy"}
     ):
         free = name == "quantity" and "layers" in call
         return (
@@ -865,7 +864,7 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
     if name == "at":
         return no(unknown="nonsense", bytes=b"0") + junk("none", "text")
     if name == "vectors" and call == "Hessian.by_fold":
-        return no(short=torch.ones(3, 2), array=np.ones((43, 2)), whole=torch.ones(43, 2).long()) + junk("none")
+        return no(short=torch.ones(3, 2), array=np.ones((43, 2))) + junk("none")
     if name == "d":
         return no(
             short=torch.ones(3),
@@ -896,7 +895,7 @@ def special_saq(key: str, call: str, name: str, valid: Any, seeded: random.Rando
         ]
         return odd + junk("none", "three", "empty dict")
     if key == "Experiment.bits":
-        return no(word="nonsense", mapping={"a": 3.5}) + junk("none")
+        return no(word="nonsense", mapping={"a": 3.5}) + junk("none", "empty dict")
     if name == "bits" and call in ("LSQ", "LSQPlus", "AsymmetricLSQ", "PACT", "DoReFa", "LIQ", "MinMax"):
         return number(4, within(1 if call in ("LIQ", "DoReFa") else 2, 31), True, seeded)
     if name == "bits" and call.endswith("for_weight"):
@@ -981,7 +980,7 @@ def special_saq(key: str, call: str, name: str, valid: Any, seeded: random.Rando
         odd = no(
             none=[None], numbers=[3], more=[torch.ones(4, 3)] * 2, wide=[torch.ones(4, 5)], tensor=torch.ones(4, 3)
         )
-        return odd + no(whole=[torch.ones(4, 3).long()], empty_inside=[torch.empty(0)]) + junk()
+        return odd + no(empty_inside=[torch.empty(0)]) + junk()
     if name == "fill":
         return no(nan=(math.nan,), text=("a",), true=(True,)) + junk("list", "array")
     if name in ("limit", "image_size", "workers") and valid is None:
@@ -995,7 +994,7 @@ def special_saq(key: str, call: str, name: str, valid: Any, seeded: random.Rando
     if key in ("Policy.bits", "Policy.details"):
         return junk("none", "dict", "empty dict")
     if key in ("History.epochs", "History.snapshots"):
-        return junk("none", "empty list", "list")
+        return junk("none", "empty list", "list", "empty tensor")
     return None
 
 

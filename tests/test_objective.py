@@ -161,7 +161,7 @@ BAD = [
     ((FLAT, Y), {"loss": lambda o, y: o.mean() / 0}, ValueError, "the loss of the model itself is -?inf"),
     ((FLAT, Y), {"objective": moody}, ValueError, "the loss changed when repeated"),
     ((FLAT, Y), {"loss": mse_loss, "objective": moody}, ValueError, "give loss, output and metrics, or objective"),
-    ((FLAT, Y), {"space": "weights"}, ValueError, "space must be one of quantized, latent, got 'weights'"),
+    ((FLAT, Y), {"space": "weights"}, ValueError, "space must be one of 'quantized', 'latent', None, got 'weights'"),
 ]
 
 
@@ -172,7 +172,7 @@ def test_bad_input_is_refused_in_words(data, settings, error, message):
 
 
 def test_unknown_batchnorm_policies_are_refused():
-    with pytest.raises(ValueError, match="batchnorm must be one of 'fixed', 'recomputed', got 'train'"):
+    with pytest.raises(ValueError, match="batchnorm must be one of 'fixed', 'recomputed', None, got 'train'"):
         Objective(perceptron(), PAIRS, batchnorm="train")
 
 

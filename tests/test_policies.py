@@ -245,7 +245,7 @@ def test_policies_can_be_objects_and_have_defaults():
 
 
 def test_bad_settings_of_the_family_are_refused():
-    with pytest.raises(ValueError, match=r"perturbed must name kinds .*got \('clips',\)"):
+    with pytest.raises(ValueError, match=r"perturbed must be .*'weight', 'bias', .*got \('clips',\)"):
         SAQ(perturbed=("clips",))
     with pytest.raises(ValueError, match=r"combine must be one of 'perturbed', 'mean', 'gsam', got 'sum'"):
         SAQ(combine="sum")

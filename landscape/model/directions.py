@@ -154,7 +154,7 @@ def checked_direction(centre: Coordinates, direction: Point) -> Point:
             have = tuple(centre.centre[name].shape)
             raise ValueError(f"the direction of {name!r} must have shape {have}, got {tuple(step.shape)}")
     if not all(step.isfinite().all() for step in direction.values()) or not any(map(torch.any, direction.values())):
-        raise ValueError("directions must be finite and move something, got NaN, infinity or zeros alone")
+        raise ValueError("directions must move the network: the direction given is zero, or holds NaN or infinity")
     return {name: step.detach().to(centre.centre[name]) for name, step in direction.items()}
 
 

@@ -10,11 +10,10 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..checking import one_of
 from . import interactive, paper
 from .captions import caption, quantity
 from .style import COLOURS, DOUBTFUL, HIGHLIGHT
-from .values import WIDE, Scale, finite_of, is_log
+from .values import WIDE, Scale, check_option, finite_of, is_log
 
 _BY = {"Radius": "radius", "Weights rounded to": "rounding", "": "measure"}
 _RADIUS = "Length of the step ε, in norms of the weights"
@@ -191,7 +190,7 @@ def draw_curvature(
 
 def _curvature(curvature: Any, scale: Scale) -> tuple[Any, ...]:
     """Return radii, values, errors, which are trusted, the derivative, the limits of the picture, and notes."""
-    one_of("scale", scale, Scale)
+    check_option("scale", scale, Scale)
     unit = curvature.numel if curvature.is_random else 1
     radii, trusted = curvature.radii.numpy(), curvature.trusted.numpy()
     values, errors = unit * curvature.curvature.numpy(), unit * curvature.error.numpy()

@@ -10,13 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..checking import one_of
 from . import interactive, paper
 from .captions import caption, quantity
 from .layers import draw_layers, plot_layers
 from .levels import asinh_ticks
 from .style import COLOURS, DOUBTFUL, HIGHLIGHT
-from .values import Scale, is_log
+from .values import Scale, check_option, is_log
 
 _COLOUR = COLOURS[0]
 _NOTHING = 1e-6  # of the largest trace: a deflated estimate leaves rounding errors in blocks of zeros
@@ -278,7 +277,7 @@ def _curves(density: Any) -> tuple[Any, ...]:
 
 
 def _is_log_density(scale: Scale) -> bool:
-    one_of("scale", scale, Scale)
+    check_option("scale", scale, Scale)
     return scale != "linear"
 
 

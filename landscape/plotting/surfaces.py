@@ -13,13 +13,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
-from ..checking import one_of
 from . import interactive, paper
 from .captions import axis_label, caption, label, notes, short, units, wrapped
 from .contours import add_maps, draw_map, level_lines, map_panels, panel_title
 from .levels import Levels, check_levels, shared_levels
 from .style import HIGHLIGHT, at, columns
-from .values import Kind, Scale, SurfaceLike, columns_of, limits, missing
+from .values import Kind, Scale, SurfaceLike, check_option, columns_of, limits, missing
 
 
 def plot_surfaces(
@@ -42,7 +41,7 @@ def plot_surfaces(
         levels: of the contours, increasing; default twelve at even distances of the heights.
         title: replaces the default one.
     """
-    one_of("kind", kind, Kind)
+    check_option("kind", kind, Kind)
     values, log = columns_of(surfaces, value, scale)
     heights = {name: np.log10(array) if log else array for name, array in values.items()}
     low, high = limits(heights.values(), value)
@@ -95,7 +94,7 @@ def draw_surfaces(
     Raises:
         ValueError: ``ax`` for several surfaces, or flat axes for ``kind="3d"``.
     """
-    one_of("kind", kind, Kind)
+    check_option("kind", kind, Kind)
     values, log = columns_of(surfaces, value, scale)
     if ax is not None and len(surfaces) > 1:
         raise ValueError(f"ax must be None for several surfaces, which get panels of their own; got {len(surfaces)}")

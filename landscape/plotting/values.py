@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from torch import Tensor
-
-from ..checking import one_of
 
 Scale = Literal["auto", "linear", "log"]
 Kind = Literal["contour", "3d"]
@@ -62,13 +60,19 @@ def is_log(scale: Scale, arrays: Iterable[np.ndarray], value: str = "loss") -> b
     Raises:
         ValueError: an unknown scale, the logarithm of an accuracy.
     """
-    one_of("scale", scale, Scale)
+    check_option("scale", scale, Scale)
     if scale == "log" and value == "accuracy":
         raise ValueError('scale must be "auto" or "linear" for value="accuracy", which runs from 0 to 1, got "log"')
     if scale != "auto" or value not in ("loss", "stderr"):
         return scale == "log"
     finite = finite_of(arrays)
     return bool(finite.size and 0 < WIDE * finite.min() < finite.max())
+
+
+def check_option(name: str, value: Any, options: Any) -> None:
+    """Raise if a value is none of those that a ``Literal`` lists."""
+    if not isinstance(value, str) or value not in get_args(options):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(options)))}, got {value!r}")
 
 
 def check(results: Mapping[str, LineLike] | Mapping[str, SurfaceLike], value: str) -> None:

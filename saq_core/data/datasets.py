@@ -80,7 +80,7 @@ class Data:
             raise ValueError(f"padding must be 0 for image files, which have crops of their own, got {self.padding}")
         if (self.padding or self.flip) and len(self.train[0].shape) != 4:
             raise ValueError(f"padding and flip need images (n, c, h, w), got inputs of shape {self.train[0].shape}")
-        if self.padding and len(self.fill) not in (1, self.train[0].shape[1]):
+        if len(self.fill) not in (1, *self.train[0].shape[1:2]):
             raise ValueError(f"fill must hold one value, or one for each channel, got {self.fill}")
 
     def __repr__(self) -> str:
