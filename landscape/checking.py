@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable[..., Any])
+_UNIONS = (Union, types.UnionType)
 _FOREIGN = {"Axes": "matplotlib.axes", "Figure": "matplotlib.figure"}  # imported by whoever has one
 # what an annotation means → what fits, and how a message calls it
 _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
@@ -84,7 +85,7 @@ def checked(function: F, owner: type | None = None) -> F:
     signature, inner = inspect.signature(function), inspect.unwrap(function)
 
     @functools.cache
-    def hint(name: str) -> Any:
+    def hint(name: str, imported: int) -> Any:
         annotation = signature.parameters[name].annotation
         # nothing is one of theirs before they are imported
         loaded = {k: getattr(sys.modules.get(m), k, type(k, (), {"__module__": m})) for k, m in _FOREIGN.items()}
@@ -94,12 +95,18 @@ def checked(function: F, owner: type | None = None) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # which names itself in Python's own error
+        imported = sum(module in sys.modules for module in _FOREIGN.values())
         for name, value in bound.arguments.items():
             parameter = signature.parameters[name]
-            several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            if not (value is parameter.default or several):
-                bound.arguments[name] = argument(name, value, hint(name), nan=function.__name__ == "__init__")
+            if value is not parameter.default and parameter.kind not in (
+                parameter.VAR_POSITIONAL,
+                parameter.VAR_KEYWORD,
+            ):
+                bound.arguments[name] = argument(name, value, hint(name, imported), nan=function.__name__ == "__init__")
         return function(*bound.args, **bound.kwargs)
 
     return cast(F, call)
@@ -141,7 +148,7 @@ def _fitted(value: Any, hint: Any) -> Any:
     """Return a value as its annotation has it; raise TypeError where it does not fit."""
     origin, parts = get_origin(hint), get_args(hint)
     value = value.item() if isinstance(value, np.generic) else value
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         for part in _parts(hint):
             with contextlib.suppress(TypeError):
                 return _fitted(value, part)
@@ -173,8 +180,8 @@ def _fitted(value: Any, hint: Any) -> Any:
 
 def _parts(hint: Any) -> list[Any]:
     """Return what a union is made of; texts that name a path or a device are none of their own."""
-    parts = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
-    return [part for part in parts if part is not str] if {Path, torch.device} & {*parts} else parts
+    parts = list(get_args(hint)) if get_origin(hint) in _UNIONS else [hint]
+    return [part for part in parts if part is not str] if Path in parts or torch.device in parts else parts
 
 
 def _takes(function: Any, arguments: Any) -> bool:
@@ -200,7 +207,7 @@ def _is_device(value: Any) -> bool:
 def _described(hint: Any) -> str:
     """Return in words what fits an annotation."""
     origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         return " or ".join(map(_described, _parts(hint)))
     if origin is Literal:
         return f"one of {', '.join(map(repr, parts))}"

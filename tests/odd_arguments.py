@@ -1217,15 +1217,15 @@ def fresh(value: Any, folder: pathlib.Path) -> Any:
     return value
 
 
-def prepare(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the calls, each of which works as it stands."""
+def prepare(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
+    """Return the calls, each of which works as it stands, which may be verified."""
     import matplotlib
 
     matplotlib.use("agg")
     calls = made_calls(folder)
     sam, arguments = calls["SAM"]
     arguments["optimizer"] = torch.optim.SGD(arguments["model"].parameters(), lr=0.1)
-    for name, (called, given) in calls.items():
+    for name, (called, given) in calls.items() if verify else ():
         _, error = attempt(called, {k: fresh(v, folder) for k, v in given.items()})
         if error is not None:
             raise RuntimeError(f"the valid call of {name} failed") from error
@@ -1243,7 +1243,7 @@ def run(sample: int | None = None, seed: int = 0, only: str = "") -> list[Outcom
 
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         folder = pathlib.Path(place)
-        calls = prepare(folder)
+        calls = prepare(folder, verify=sample is None)
         before = untouched(calls)
         outcomes = []
         for number_, (call, name, odd) in enumerate(trials(calls, seed, only)[:sample]):

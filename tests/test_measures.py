@@ -315,7 +315,7 @@ def test_the_table_measures_what_is_asked_for():
         (
             sharpness,
             {"measures": ["flatness"]},
-            "measures must be a list .each a text. or a mapping out of worst case, filter",
+            "measures must be a list of names out of worst case, filter",
         ),
         (sharpness, {"measures": "average, filter"}, "measures must be a list .each a text. or a mapping"),
     ],

@@ -251,7 +251,7 @@ def test_bad_settings_of_the_family_are_refused():
         SAQ(combine="sum")
     with pytest.raises(ValueError, match="rho must be within rho_range, got 0.5 for 0.01 … 0.1"):
         SAQ(0.5, rho_range=(0.01, 0.1))
-    with pytest.raises(ValueError, match="rho must be a number here, got a function"):
+    with pytest.raises(ValueError, match="rho must be a number, got AdaptiveRho"):
         SAQ(AdaptiveRho())
 
 

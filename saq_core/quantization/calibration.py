@@ -66,12 +66,12 @@ def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: Method |
     for name in bypassed_layers(model, first):
         warnings.warn(
             f"{name} stays in full precision: the network reads its weight directly, not through the layer",
-            stacklevel=3,
+            stacklevel=4,
         )
         leave_float(model, name)
         missed = [other for other in missed if not other.startswith(f"{name}.")]
     if missed:
-        warnings.warn(f"calibration never reached {', '.join(missed)}: left as they were", stacklevel=3)
+        warnings.warn(f"calibration never reached {', '.join(missed)}: left as they were", stacklevel=4)
     return model
 
 

@@ -109,7 +109,7 @@ def quantize(
         )
     if left_out:
         reasons = ", ".join(f"{name or 'model'} ({reason})" for name, reason in left_out.items())
-        warnings.warn(f"these layers stay in full precision: {reasons}", stacklevel=2)
+        warnings.warn(f"these layers stay in full precision: {reasons}", stacklevel=3)
     names = {name: [f"{name}{part}" for part in SWAPS[type(layer)].parts] for name, layer in layers.items()}
     plan = _layer_bits([part for parts in names.values() for part in parts], bits, first_last_bits, input_bits)
     for name, layer in layers.items():

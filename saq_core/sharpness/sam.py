@@ -70,8 +70,6 @@ class SAQ(Settings):
     synchronised: bool = False
 
     def __post_init__(self) -> None:
-        if callable(self.rho):
-            raise ValueError("rho must be a number here, got a function: pass rho_range, or use SAM itself")
         self._check(rho=">= 0")
         object.__setattr__(self, "perturbed", _checked_kinds(self.perturbed))
         object.__setattr__(self, "rho_range", checked_range(self.rho, self.rho_range))
