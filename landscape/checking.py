@@ -26,7 +26,6 @@ _UNIONS = (Union, types.UnionType)
 _FOREIGN = {"Axes": "matplotlib.axes", "Figure": "matplotlib.figure"}  # imported by whoever has one
 # what an annotation means → what fits, and how a message calls it
 _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
-    Any: (lambda value: True, "anything"),
     bool: (lambda value: isinstance(value, bool), "True or False"),
     int: (lambda value: isinstance(value, Integral) and not isinstance(value, bool), "a whole number"),
     float: (lambda value: isinstance(value, Real) and not isinstance(value, bool), "a number"),
@@ -168,6 +167,8 @@ def _fitted(value: Any, hint: Any) -> Any:
         if isinstance(value, origin):
             made = {_fitted(key, parts[0]): _fitted(part, parts[1]) for key, part in value.items()}
             return value if all(part is value[key] for key, part in made.items()) else made
+    elif hint is Any:
+        return value
     elif hint in _KINDS:
         number = hint in (bool, int, float) and isinstance(value, np.ndarray | Tensor) and value.ndim == 0
         value = value.item() if number else value
@@ -185,16 +186,11 @@ def _parts(hint: Any) -> list[Any]:
 
 
 def _takes(function: Any, arguments: Any) -> bool:
-    """Return whether something can be called with as many arguments, as far as it says."""
-    if not callable(function) or arguments is ...:
-        return callable(function)
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError:
-        return False
-    except ValueError:  # some built-in functions do not say
-        return True
-    return True
+    """Return whether something can be called; raise TypeError where it says that it takes other arguments."""
+    if callable(function) and arguments is not ...:
+        with contextlib.suppress(ValueError):  # some built-in functions do not say
+            inspect.signature(function).bind(*arguments)
+    return callable(function)
 
 
 def _is_device(value: Any) -> bool:

@@ -238,8 +238,6 @@ def compare(
         >>> difference, its_stderr = comparison.difference('second', 'first', 'loss')
     """
     elapsed = stopwatch()
-    if not isinstance(models, Mapping):
-        raise TypeError(f"models must be {{name: network or list of networks}}, got {type(models).__name__}")
     groups = {name: [m] if isinstance(m, nn.Module | Objective) else list(m) for name, m in models.items()}
     check_models(groups)
     if points:

@@ -142,7 +142,10 @@ def number(valid: int | float, fits: typing.Callable[[float], bool], whole: bool
     odd = [Odd(f"{n!r}", n, "no") for n in plain if not (isinstance(n, int) or not whole) or not fits(n)]
     kinds = [np.int64, np.int32, np.int16] if whole else [np.float64, np.float32]
     odd += [Odd(f"{kind.__name__}", kind(valid), "like", kind(valid).item()) for kind in kinds]
-    odd += [Odd("zero array", np.array(valid), "may", valid), Odd("0-d tensor", torch.tensor(valid), "may", valid)]
+    odd += [
+        Odd("zero array", np.array(valid), "may", valid),
+        Odd("0-d tensor", torch.tensor(valid), "may", torch.tensor(valid).item()),
+    ]
     odd += no(true=True, false=False, numpy_true=np.bool_(True), text=str(valid), one_array=np.array([valid] * 2))
     odd += no(nan_tensor=torch.tensor(math.nan), numpy_inf=np.float64("inf"), numpy_negative=np.int64(-3))
     odd = [
@@ -699,6 +702,11 @@ def trained(**arguments: Any) -> Any:
 # -- what is special about an argument, by its name or by call and name -----------------------------------------------
 
 
+@functools.cache
+def surface_of_another() -> Any:
+    return landscape.surface(convnet(), (IMAGES, Y), points=3)
+
+
 def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
     """Return odd values of arguments whose annotation does not say all; None where it does."""
     call, _, name = key.rpartition(".")
@@ -854,7 +862,7 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
             other=RESULTS["Trace"], foreign=dataclasses.replace(RESULTS["Eigenvalues"], vectors={"x": torch.ones(1, 2)})
         ) + junk("none")
     if name == "surface":
-        return no(line=RESULTS["Line"], of_another=landscape.surface(convnet(), (IMAGES, Y), points=3)) + junk("none")
+        return no(line=RESULTS["Line"], of_another=surface_of_another()) + junk("none")
     if name == "checkpoints":
         odd = no(none=[None], numbers=[3], foreign=[convnet().state_dict()], text="ab", strange={"a": torch.ones(3)})
         odd += no(nan=[{n: p * math.nan for n, p in mlp().state_dict().items()}, mlp(1)], network=mlp(1))

@@ -364,7 +364,7 @@ def sharpness(
     elapsed = stopwatch()
     chosen = measures if isinstance(measures, Mapping) else {name: {} for name in measures or MEASURES}
     unknown = [name for name in chosen if name not in MEASURES]
-    if unknown or isinstance(measures, str):
+    if unknown:
         raise ValueError(f"measures must be a list of names out of {', '.join(MEASURES)}, got {measures!r}")
     function = objective_of(model, data, loss=loss, objective=objective)
     arguments = {"data": data, "loss": loss, "objective": objective}

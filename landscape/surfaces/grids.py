@@ -333,8 +333,6 @@ def _axes(span: Any, points: Any) -> tuple[Tensor, Tensor]:
     paired = isinstance(span, tuple | list) and any(isinstance(part, tuple | list) for part in span)
     spans = span if paired else (span, span)
     counts = points if isinstance(points, tuple | list) else (points, points)
-    if len(spans) != 2 or len(counts) != 2:
-        raise ValueError(f"span and points must be one for both axes or a pair, got {span} and {points}")
     return grid(spans[0], counts[0]), grid(spans[1], counts[1])
 
 

@@ -75,9 +75,6 @@ class Recipe(Settings):
         self._check(epochs=1, batch_size=1, warmup=0, micro_batch=1, seed=0, clip_norm="> 0")
         self._check(**dict.fromkeys(("lr", "momentum", "weight_decay"), ">= 0"))
         self._check(label_smoothing="from 0 to below 1")
-        for name, kind in (("sam", SAQ), ("fpq", FPQ)):
-            if not isinstance(getattr(self, name), kind | None):
-                raise ValueError(f"{name} must be a saq_core.{kind.__name__} or None, got {getattr(self, name)!r}")
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
