@@ -68,7 +68,7 @@ def convnet(seed: int = 0) -> nn.Module:
 
 
 def quantized() -> nn.Module:
-    return saq_core.calibrate(saq_core.quantize(convnet(), "W4A4"), IMAGES)
+    return saq_core.calibrate(quantize_images(), IMAGES)
 
 
 # -- what is odd ------------------------------------------------------------------------------------------------------
@@ -422,8 +422,7 @@ def made_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]:
     calls["explore"] = landscape.explore, explored
     calls |= drawing_calls(folder) | saq_calls(folder)
     for name, result in RESULTS.items():
-        fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-        calls[name] = type(result), fields
+        calls[name] = type(result), fields_of(result)
         calls[f"{name}.save"] = result.save, {"path": folder / f"{name}.nc"}
         more = {"surface": RESULTS["Surface"]} if name == "Trajectory" else {}
         calls[f"{name}.plot"] = result.plot, {"scale": "auto", "title": "t", **more}
@@ -469,216 +468,77 @@ def drawing_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]
     }
 
 
+def with_defaults(called: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
+    """Return what is called, and all its arguments: the defaults, where none is given."""
+    parameters = inspect.signature(called).parameters.values()
+    plain = {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    arguments = plain | given
+    return called, {name: value for name, value in arguments.items() if value is not inspect.Parameter.empty}
+
+
 def saq_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]:
-    seven = torch.arange(24) % 3
-    split = IMAGES, seven
+    split = IMAGES, Y
     data = saq_core.Data(split, split, split, num_classes=3)
     digits = saq_core.load_data("digits", limit=64, device="cpu")
-    small = saq_core.build_model("resnet8", digits)
-    ready = quantized()
-    calls: dict[str, tuple[Any, dict[str, Any]]] = {
-        "Data": (
-            saq_core.Data,
-            {
-                "train": split,
-                "val": split,
-                "test": split,
-                "num_classes": 3,
-                "padding": 0,
-                "flip": False,
-                "fill": (0.0,),
-                "name": "mine",
-            },
-        ),
-        "load_data": (
-            saq_core.load_data,
-            {
-                "name": "digits",
-                "root": None,
-                "limit": 64,
-                "seed": 0,
-                "device": "cpu",
-                "download": False,
-                "val_fraction": 0.1,
-                "min_scale": 0.08,
-                "image_size": None,
-                "workers": None,
-            },
-        ),
-        "build_model": (saq_core.build_model, {"name": "resnet8", "data": digits, "weights": None, "seed": 0}),
-        "describe": (saq_core.describe, {"model": convnet(), "input_shape": (1, 8, 8), "first_input_bits": 8}),
-        "cost": (saq_core.cost, {"model": convnet(), "input_shape": (1, 8, 8), "bits": "W4A4", "first_input_bits": 8}),
-        "quantize": (
-            saq_core.quantize,
-            {
-                "model": convnet(),
-                "bits": "W4A4",
-                "quantizer": "lsq",
-                "first_last_bits": 8,
-                "input_bits": None,
-                "per_channel": False,
-                "skip": ["0"],
-            },
-        ),
-        "calibrate": (
-            saq_core.calibrate,
-            {"model": saq_core.quantize(convnet(), "W4A4"), "data": (IMAGES, seven), "batches": 2, "method": "minmax"},
-        ),
-        "dequantize": (saq_core.dequantize, {"model": ready, "latent": False}),
-        "search": (
-            saq_core.search,
-            {
-                "model": convnet(),
-                "data": data,
-                "budget": 1e9,
-                "method": "uniform",
-                "seed": 0,
-                "candidates": (2, 4),
-                "quantizer": "lsq",
-                "settings": None,
-                "first_input_bits": 8,
-            },
-        ),
-        "SAM": (
-            saq_core.SAM,
-            {
-                "model": convnet(),
-                "optimizer": None,
-                "rho": 0.05,
-                "measured_at": "latent",
-                "applied_to": "latent",
-                "metric": "plain",
-                "combine": "perturbed",
-                "policy": "full",
-                "perturbed": ("weight",),
-                "synchronised": False,
-                "shrink": 0.0,
-                "no_sync": contextlib.nullcontext,
-            },
-        ),
-        "SAQ": (
-            saq_core.SAQ,
-            {
-                "rho": 0.05,
-                "case": 3,
-                "metric": "plain",
-                "combine": "perturbed",
-                "policy": "full",
-                "perturbed": ("weight",),
-                "rho_range": None,
-                "synchronised": False,
-            },
-        ),
-        "SAMQ": (saq_core.SAMQ, {f.name: f.default for f in dataclasses.fields(saq_core.SAMQ)}),
-        "ASGA": (saq_core.ASGA, {f.name: f.default for f in dataclasses.fields(saq_core.ASGA)}),
-        "FPQ": (saq_core.FPQ, {"p": 0.1, "distill": True, "weight": 1.0}),
-        "Recipe": (
-            saq_core.Recipe,
-            {f.name: f.default for f in dataclasses.fields(saq_core.Recipe)} | {"epochs": 1, "lr": 0.1},
-        ),
-        "Recipe.lr_at": (saq_core.Recipe(epochs=2, lr=0.1).lr_at, {"step": 0, "steps_per_epoch": 2}),
-        "train": (
-            trained,
-            {
-                "model": convnet(),
-                "data": data,
-                "recipe": saq_core.Recipe(epochs=1, lr=0.01),
-                "on_epoch": None,
-                "snapshots": None,
-                "checkpoint": None,
-                "log": None,
-                "teacher": None,
-            },
-        ),
-        "evaluate": (saq_core.evaluate, {"model": convnet(), "split": split, "batch_size": 8}),
-        "Experiment": (
-            saq_core.Experiment,
-            {
-                "name": "mine",
-                "data": "digits",
-                "network": "resnet8",
-                "recipe": saq_core.Recipe(epochs=1, lr=0.1),
-                "bits": None,
-                "quantizer": "lsq",
-                "per_channel": False,
-                "start": None,
-                "limit": 64,
-                "source": "",
-            },
-        ),
-        "reproduce": (
-            saq_core.reproduce,
-            {
-                "experiment": saq_core.Experiment(
-                    "mine", "digits", "resnet8", saq_core.Recipe(epochs=1, lr=0.01), limit=64
-                ),
-                "root": None,
-                "seed": 0,
-                "out": folder / "runs",
-                "device": "cpu",
-                "download": False,
-            },
-        ),
-        "save": (saq_core.save, {"model": small, "path": folder / "small.pt"}),
-        "load (saq_core)": (saq_core.load, {"path": folder / "kept.pt", "model": None, "map_location": "cpu"}),
-        "export": (saq_core.export, {"model": quantized_digits(digits), "path": folder / "small.bin"}),
-        "feature_noise": (noised, {"model": ready, "p": 0.5}),
-        "feature_noise_penalty": (
-            saq_core.feature_noise_penalty,
-            {
-                "model": ready,
-                "data": split,
-                "p": 0.5,
-                "steps": {"3": 0.1},
-                "num_samples": 2,
-                "rtol": 0.5,
-                "num_probes": 2,
-                "seed": 0,
-            },
-        ),
-        "distillation_loss": (
-            saq_core.distillation_loss,
-            {"student": [torch.ones(4, 3)], "teacher": [torch.zeros(4, 3)]},
-        ),
-        "Policy": (
-            saq_core.Policy,
-            {
-                "bits": {"a": "W4A4"},
-                "bops": 3,
-                "seconds": 0.1,
-                "method": "uniform",
-                "budget": 3.0,
-                "seed": 0,
-                "peak_bytes": None,
-                "details": {},
-            },
-        ),
-        "History": (saq_core.History, {"epochs": [{"epoch": 1, "loss": 1.0}], "steps": torch.ones(2), "snapshots": []}),
-        "History.plot": (saq_core.History([{"epoch": 1, "loss": 1.0}]).plot, {"scale": "auto", "title": "t"}),
-        "History.draw": (
-            saq_core.History([{"epoch": 1, "loss": 1.0}]).draw,
-            {"axes": None, "scale": "auto", "title": "t"},
-        ),
-        "History.write_lines": (
-            saq_core.History([{"epoch": 1, "loss": 1.0}]).write_lines,
-            {"path": folder / "log.jsonl"},
-        ),
-    }
+    small, ready, uncalibrated = saq_core.build_model("resnet8", digits), quantized(), quantize_images()
+    recipe, shape = saq_core.Recipe(epochs=1, lr=0.01), {"input_shape": (1, 8, 8)}
+    experiment = saq_core.Experiment("mine", "digits", "resnet8", recipe, limit=64)
+    history, penalty = saq_core.History([{"epoch": 1, "loss": 1.0}]), {"steps": {"3": 0.1}, "rtol": 0.5}
+    features = {"student": [torch.ones(4, 3)], "teacher": [torch.zeros(4, 3)]}
+    policy = {"bits": {"a": "W4A4"}, "bops": 3, "seconds": 0.1, "method": "uniform", "budget": 3.0, "details": {}}
+    searched = {"model": convnet(), "data": data, "budget": 1e9, "method": "uniform", "candidates": (2, 4)}
+    sam = {"model": convnet(), "optimizer": None, "rho": 0.05, "perturbed": ("weight",)}
+    splits = {"train": split, "val": split, "test": split}
     saq_core.save(small, folder / "kept.pt")
+    calls = {
+        "Data": with_defaults(saq_core.Data, **splits, num_classes=3),
+        "load_data": with_defaults(saq_core.load_data, name="digits", limit=64, device="cpu"),
+        "build_model": with_defaults(saq_core.build_model, name="resnet8", data=digits),
+        "describe": with_defaults(saq_core.describe, model=convnet(), **shape),
+        "cost": with_defaults(saq_core.cost, model=convnet(), **shape, bits="W4A4"),
+        "quantize": with_defaults(saq_core.quantize, model=convnet(), skip=["0"]),
+        "calibrate": with_defaults(saq_core.calibrate, model=uncalibrated, data=split, batches=2, method="minmax"),
+        "dequantize": with_defaults(saq_core.dequantize, model=ready),
+        "search": with_defaults(saq_core.search, **searched),
+        "SAM": with_defaults(saq_core.SAM, **sam),
+        "SAQ": with_defaults(saq_core.SAQ, perturbed=("weight",)),
+        "SAMQ": with_defaults(saq_core.SAMQ),
+        "ASGA": with_defaults(saq_core.ASGA),
+        "FPQ": with_defaults(saq_core.FPQ),
+        "Recipe": with_defaults(saq_core.Recipe, epochs=1, lr=0.1),
+        "Recipe.lr_at": with_defaults(saq_core.Recipe(epochs=2, lr=0.1).lr_at, step=0, steps_per_epoch=2),
+        "train": (trained, with_defaults(saq_core.train, model=convnet(), data=data, recipe=recipe)[1]),
+        "evaluate": with_defaults(saq_core.evaluate, model=convnet(), split=split, batch_size=8),
+        "Experiment": with_defaults(saq_core.Experiment, **fields_of(experiment)),
+        "reproduce": with_defaults(saq_core.reproduce, experiment=experiment, out=folder / "runs", device="cpu"),
+        "save": with_defaults(saq_core.save, model=small, path=folder / "small.pt"),
+        "load (saq_core)": with_defaults(saq_core.load, path=folder / "kept.pt"),
+        "export": with_defaults(saq_core.export, model=quantized_digits(digits), path=folder / "small.bin"),
+        "feature_noise": (noised, {"model": ready, "p": 0.5}),
+        "feature_noise_penalty": with_defaults(
+            saq_core.feature_noise_penalty, model=ready, data=split, p=0.5, **penalty, num_samples=2, num_probes=2
+        ),
+        "distillation_loss": with_defaults(saq_core.distillation_loss, **features),
+        "Policy": with_defaults(saq_core.Policy, **policy),
+        "History": (saq_core.History, {"epochs": history.epochs, "steps": torch.ones(2), "snapshots": []}),
+        "History.plot": with_defaults(history.plot),
+        "History.draw": with_defaults(history.draw),
+        "History.write_lines": with_defaults(history.write_lines, path=folder / "log.jsonl"),
+    }
     for name in ("LSQ", "LSQPlus", "AsymmetricLSQ", "PACT", "DoReFa", "LIQ", "MinMax"):
-        kind = getattr(saq_core, name)
-        more = {"normalise": False} if name == "LIQ" else {}
-        calls[name] = kind, dict(bits=4, signed=True, shape=(), activation=False, **more)
-        calls[f"{name}.for_weight"] = (
-            kind.for_weight,
-            {"bits": 4, "weight": torch.randn(3, 4), "per_channel": False}
-            | ({} if name == "LIQ" else {"method": None}),
-        )
-        calls[f"{name}.calibrate_"] = (
-            kind.for_weight(4, torch.randn(3, 4)).calibrate_,
-            {"x": torch.randn(3, 4), "method": None},
-        )
+        kind, weight = getattr(saq_core, name), torch.randn(3, 4)
+        calls[name] = with_defaults(kind, bits=4)
+        calls[f"{name}.for_weight"] = with_defaults(kind.for_weight, bits=4, weight=weight)
+        calls[f"{name}.calibrate_"] = with_defaults(kind.for_weight(4, weight).calibrate_, x=weight)
     return calls
+
+
+def fields_of(item: Any) -> dict[str, Any]:
+    return {f.name: getattr(item, f.name) for f in dataclasses.fields(item)}
+
+
+def quantize_images() -> nn.Module:
+    return saq_core.quantize(convnet(), "W4A4")
 
 
 def quantized_digits(digits: Any) -> nn.Module:
