@@ -155,7 +155,7 @@ def _fitted(value: Any, hint: Any) -> Any:
         if any(type(value) is type(option) and value == option for option in parts):
             return value
     elif origin in (Sequence, list, tuple):
-        rows = value.tolist() if isinstance(value, np.ndarray | Tensor) and value.ndim == 1 else value
+        rows = value.tolist() if isinstance(value, np.ndarray | Tensor) and value.ndim == 1 and len(value) else value
         if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
             several = origin is not tuple or parts[1:] == (...,)
             hints = parts[:1] * len(rows) if several else parts
