@@ -27,8 +27,10 @@ a plot        a function of arrays and attributes in ``plotting``, once for plot
 a format      of other people's files: a reader in ``io`` that `load` chooses by what the file holds.
 """
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from .checking import check_public
 from .comparison import Comparison, compare
 from .curvature import GGN, Hessian, ScaleCurvature, curvature_at_scale, density, top_eigenvalues, trace
 from .explorer import Explorer, explore
@@ -88,6 +90,7 @@ __all__ = [
     "ScaleCurvature", "Line", "Surface", "Trajectory", "BatchNormCheck", "Comparison", "Explorer",
 ]
 # fmt: on
+check_public(sys.modules[__name__])
 try:
     __version__ = version("saq-landscape")
 except PackageNotFoundError:  # a checkout that is not installed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -76,9 +76,9 @@ class Comparison(Result):
         ['a', 'c', 'c − a']
     """
 
-    seeds: dict[str, list[dict[str, dict[str, Any]]]]
-    lines: dict[str, Line]
-    surfaces: dict[str, Surface]
+    seeds: dict[Any, list[dict[str, dict[str, Any]]]]
+    lines: dict[Any, Line]
+    surfaces: dict[Any, Surface]
     picture: ClassVar[str] = "surfaces.surfaces"
 
     @property
@@ -94,7 +94,7 @@ class Comparison(Result):
             for quantity in group[0]
         ]
 
-    def difference(self, network: str, other: str, quantity: str) -> tuple[float, float]:
+    def difference(self, network: Hashable, other: Hashable, quantity: str) -> tuple[float, float]:
         """Return network − other and its standard error, paired by seed, or by draw where both have one seed.
 
         Raises:
@@ -117,12 +117,12 @@ class Comparison(Result):
         }
         return replace(self, seeds=seeds, **pictures)
 
-    def _group(self, network: str) -> list[dict[str, dict[str, Any]]]:
+    def _group(self, network: Hashable) -> list[dict[str, dict[str, Any]]]:
         if network not in self.seeds:
             raise KeyError(f"no network {network!r}; there are {list(self.seeds)}")
         return self.seeds[network]
 
-    def _measured(self, network: str, quantity: str) -> list[Measured]:
+    def _measured(self, network: Hashable, quantity: str) -> list[Measured]:
         group = self._group(network)
         if quantity not in group[0]:
             raise KeyError(f"no quantity {quantity!r} of {network!r}; there are {list(group[0])}")
@@ -152,7 +152,7 @@ class Comparison(Result):
                 difference[label] = with_error(row["delta"], row["delta_stderr"], sign=True)
         return pandas.DataFrame(columns)
 
-    def value(self, network: str, quantity: str) -> tuple[float, float]:
+    def value(self, network: Hashable, quantity: str) -> tuple[float, float]:
         """Return one number and its standard error.
 
         Raises:
@@ -195,7 +195,7 @@ class Comparison(Result):
 
 
 def compare(
-    models: Mapping[str, Model | Sequence[Model]],
+    models: Mapping[Any, Model | Sequence[Model]],
     data: Any = None,
     *,
     space: Space | None = None,
@@ -240,8 +240,6 @@ def compare(
     """
     parallel.check_agreement(**locals())
     elapsed = stopwatch()
-    if not isinstance(models, Mapping):
-        raise TypeError(f"models must be {{name: network or list of networks}}, got {type(models).__name__}")
     groups = {name: [m] if isinstance(m, nn.Module | Objective) else list(m) for name, m in models.items()}
     check_models(groups)
     if points:

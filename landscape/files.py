@@ -13,6 +13,7 @@ from pathlib import Path
 
 _MARK = b"\nsha256:"  # behind the content, where readers of netCDF and of zip archives do not look
 _DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPERM)
+_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _LENGTH = len(_MARK) + 64
 
 
@@ -54,7 +55,8 @@ def atomic(path: str | Path, *, sealed: bool = False) -> Iterator[Path]:
                 os.fsync(file.fileno())
         scratch.replace(path)
     except BaseException as error:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that is none
+            scratch.unlink(missing_ok=True)
         if (cause := _cause(error)) is None:
             raise
         raise OSError(f"{path} could not be written ({cause}); what was there before still is") from error
@@ -62,7 +64,7 @@ def atomic(path: str | Path, *, sealed: bool = False) -> Iterator[Path]:
 
 def _cause(error: BaseException) -> str | None:
     """Return why a disk took no more, None for any other error."""
-    if isinstance(error, OSError) and error.errno in _DISK:
+    if isinstance(error, OSError) and error.errno in (*_DISK, *_PLACE):
         return os.strerror(error.errno)
     written = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "enforce fail" in str(error))
     return "no space left, probably" if written else None

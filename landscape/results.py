@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checking import checked
 from .files import atomic
 from .plotting import drawing_function
 from .plotting.captions import caption
@@ -81,7 +82,7 @@ class Result:
         known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         if unknown := [name for name in options if name not in known]:
             raise TypeError(f"{type(self).__name__}.{how} takes {', '.join(known)}, got {', '.join(unknown)}")
-        return function
+        return checked(function)
 
     def _drawn(self) -> Any:
         """Return what the drawing function takes."""

@@ -23,7 +23,10 @@ name to `QuantizerName` and `QUANTIZERS` (class for weights, class for activatio
 costs and searches then know it, and tests/test_quantizers.py and tests/test_family.py try it.
 """
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
+
+from landscape.checking import check_public
 
 from .costs import Description, cost, describe
 from .data import Data, load_data
@@ -45,6 +48,7 @@ __all__ = [
     "save", "load", "export", "SizeReport",
 ]
 # fmt: on
+check_public(sys.modules[__name__])
 try:
     __version__ = version("saq-landscape")
 except PackageNotFoundError:  # a checkout that is not installed

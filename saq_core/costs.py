@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 
 from landscape.checking import numbers
+from landscape.model.errors import translated
 
 from .quantization import Bits, dequantize, find_layers, quantize
 from .results import Shown
@@ -207,6 +208,7 @@ def one_input(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:
     shape = getattr(model, "architecture", {}).get("input_shape") if input_shape is None else input_shape
     if shape is None:
         raise ValueError("input_shape must be given for this model, got None: pass that of one input, without a batch")
+    numbers(whole=True, at_least=1, input_shape=min(shape, default=1))
     return torch.zeros(1, *shape).to(first)
 
 
@@ -228,7 +230,8 @@ def _count(model: nn.Module, x: Tensor) -> dict[str, int]:
     for name, layer in layers.items():
         layer.register_forward_hook(partial(note, name))
     # fused attention cannot be counted: nn.MultiheadAttention's needs gradients to be off, the other is switched off
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    translating = translated(f"the forward pass of one input of input_shape {tuple(x.shape[1:])}", model)
+    with translating, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(x)
     paths = dict(model.named_modules(remove_duplicate=False))  # a module has one of its names in the counter
     counts = {id(paths.get(key.partition(".")[2])): ops for key, ops in counter.get_flop_counts().items()}

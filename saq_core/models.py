@@ -264,7 +264,7 @@ def _load_weights(model: nn.Module, name: str, state: Mapping[str, Any]) -> None
     for head, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1:]:
         stored, fresh = state.get(f"{head}.weight", layer.weight), layer.weight
         if len(stored) != len(fresh) and stored.shape[1:] == fresh.shape[1:]:
-            warnings.warn(f"weights are for {len(stored)} classes, not {len(fresh)}: {head} stays fresh", stacklevel=3)
+            warnings.warn(f"weights are for {len(stored)} classes, not {len(fresh)}: {head} stays fresh", stacklevel=4)
             state = {**state, **{f"{head}.{key}": value for key, value in layer.state_dict().items()}}
     try:
         model.load_state_dict(state)

@@ -629,7 +629,7 @@ def test_a_loss_that_is_not_finite_says_so():
         ({"slack": 1.0}, "slack must be from 0 to below 1, got 1.0"),
         ({"rho_range": (0.01,)}, r"rho_range must be \(lowest, highest\) or None, got \(0.01,\)"),
         ({"rho_range": 0.1}, r"rho_range must be \(lowest, highest\) or None, got 0.1"),
-        ({"rho": 0.2}, "rho must be within its range, got 0.2 for 0.005 … 0.1"),
+        ({"rho": 0.2}, "rho must be within rho_range, got 0.2 for 0.005 … 0.1"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

@@ -143,7 +143,7 @@ def test_failed_calibration_leaves_the_network_uncalibrated():
     for empty in ([], (X[:0], torch.zeros(0)), X[:0]):
         with pytest.raises(ValueError, match="at least one sample"):
             calibrate(twin, empty)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="calibration on a batch of data failed in 0"):
         calibrate(twin, [X, torch.randn(2, 5)])
     with pytest.raises(RuntimeError, match="calibrate"):
         twin(X)

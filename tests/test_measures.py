@@ -312,8 +312,12 @@ def test_the_table_measures_what_is_asked_for():
         (rounding_sharpness, {"bits": (1,)}, "bits must be 2 to 16, or 0 for the steps of a network that is quantized"),
         (rounding_sharpness, {"bits": (0,)}, "bits must be 2 to 16, or 0"),
         (rounding_sharpness, {"num_samples": 1}, "num_samples must be a whole number >= 2"),
-        (sharpness, {"measures": ["flatness"]}, "measures must be a list of names out of worst case, filter"),
-        (sharpness, {"measures": "average, filter"}, "measures must be a list of names"),
+        (
+            sharpness,
+            {"measures": ["flatness"]},
+            "measures must be a list of names out of worst case, filter",
+        ),
+        (sharpness, {"measures": "average, filter"}, "measures must be a list .each a text. or a mapping"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(measure, settings, message):

@@ -161,7 +161,7 @@ BAD = [
     ((FLAT, Y), {"loss": lambda o, y: o.mean() / 0}, ValueError, "the loss of the model itself is -?inf"),
     ((FLAT, Y), {"objective": moody}, ValueError, "the loss changed when repeated"),
     ((FLAT, Y), {"loss": mse_loss, "objective": moody}, ValueError, "give loss, output and metrics, or objective"),
-    ((FLAT, Y), {"space": "weights"}, ValueError, "space must be one of quantized, latent, got 'weights'"),
+    ((FLAT, Y), {"space": "weights"}, ValueError, "space must be one of 'quantized', 'latent', None, got 'weights'"),
 ]
 
 

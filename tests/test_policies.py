@@ -245,13 +245,13 @@ def test_policies_can_be_objects_and_have_defaults():
 
 
 def test_bad_settings_of_the_family_are_refused():
-    with pytest.raises(ValueError, match=r"perturbed must name kinds .*got \('clips',\)"):
+    with pytest.raises(ValueError, match=r"perturbed must be .*'weight', 'bias', .*got \('clips',\)"):
         SAQ(perturbed=("clips",))
     with pytest.raises(ValueError, match=r"combine must be one of 'perturbed', 'mean', 'gsam', got 'sum'"):
         SAQ(combine="sum")
-    with pytest.raises(ValueError, match="rho must be within its range, got 0.5 for 0.01 … 0.1"):
+    with pytest.raises(ValueError, match="rho must be within rho_range, got 0.5 for 0.01 … 0.1"):
         SAQ(0.5, rho_range=(0.01, 0.1))
-    with pytest.raises(ValueError, match="rho must be a number here, got a function"):
+    with pytest.raises(ValueError, match="rho must be a number, got AdaptiveRho"):
         SAQ(AdaptiveRho())
 
 

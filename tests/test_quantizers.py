@@ -485,7 +485,7 @@ def test_weights_without_a_sign_are_refused_where_the_formula_has_none(name):
 
 @pytest.mark.parametrize("bits", [0, 33, -1, 2.5, True, "4"])
 def test_bits_out_of_range_are_refused(bits):
-    with pytest.raises(ValueError, match="bits must be a whole number from 1 to 32"):
+    with pytest.raises(ValueError, match="bits must be a whole number"):
         LSQ(bits)
 
 

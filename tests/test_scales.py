@@ -287,7 +287,7 @@ TOP = top_eigenvalues(convolutional(), RAGGED, k=1, units="filter", tol=0.1)
         ({"radius": 0.0}, "radius and radii must be finite numbers > 0, relative to ‖w‖, got"),
         ({"radii": [0.1, math.inf]}, "radius and radii must be finite numbers > 0"),
         ({"num_samples": 1}, "num_samples must be a whole number >= 2, for a standard error, got 1"),
-        ({"units": "layer"}, "units must be one of 'raw', 'filter', got 'layer'"),
+        ({"units": "layer"}, "units must be one of 'raw', 'filter', None, got 'layer'"),
         ({"directions": TOP, "units": "raw"}, "units must be those of the eigenvectors, 'filter', got 'raw'"),
         ({"directions": "gradient"}, 'directions must be "random", a point or Eigenvalues, got'),
         ({"directions": {"0.weight": torch.zeros(3, 2, 3, 3)}}, "the direction given is zero"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..checking import numbers, one_of, seed_of
+from ..checking import numbers, seed_of
 from ..linalg import (
     Density,
     Eigenpairs,
@@ -89,9 +89,6 @@ def trace(
     """
     parallel.check_agreement(**locals())
     elapsed = stopwatch()
-    one_of("units", units, Units)
-    one_of("engine", engine, Engine)
-    one_of("method", method, Method)
     seed = seed_of(seed)
     settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "num_probes": num_probes, "seed": seed}
     if engine == "pyhessian":
@@ -162,8 +159,6 @@ def top_eigenvalues(
     """
     parallel.check_agreement(**locals())
     elapsed = stopwatch()
-    one_of("units", units, Units)
-    one_of("engine", engine, Engine)
     numbers(whole=True, at_least=1, k=k, max_products=max_products)
     numbers(at_least=0, tol=tol)
     seed = seed_of(seed)
@@ -227,8 +222,8 @@ def density(
     """
     parallel.check_agreement(**locals())
     elapsed = stopwatch()
-    one_of("units", units, Units)
     numbers(whole=True, at_least=0, k=k)
+    numbers(whole=True, at_least=1, num_probes=num_probes, steps=steps)
     seed = seed_of(seed)
     operator, about = operator_of(model, data, units, space, loss, objective, products=3 * k + num_probes * steps)
     k = min(k, operator.shape[0])

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..checking import one_of
 from ..flatness import check_draws
 from ..linalg import Eigenvalues
 from ..model import (
@@ -164,7 +163,7 @@ def curvature_at_scale(
     radius: float | None = None,
     radii: bool | Sequence[float] = True,
     num_samples: int = 10,
-    units: str | None = None,
+    units: Units | None = None,
     space: Space | None = None,
     derivatives: bool = True,
     seed: int = 0,
@@ -329,10 +328,9 @@ def _norm(point: Point) -> Tensor:
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)
 
 
-def _units(units: str | None, directions: Any) -> str:
-    own_units = directions.about.get("units", "raw") if isinstance(directions, Eigenvalues) else None
+def _units(units: Units | None, directions: Any) -> Units:
+    own_units: Any = directions.about.get("units", "raw") if isinstance(directions, Eigenvalues) else None
     units = units or own_units or "raw"
-    one_of("units", units, Units)
     if own_units not in (None, units):
         raise ValueError(f"units must be those of the eigenvectors, {own_units!r}, got {units!r}: leave units out")
     if isinstance(directions, str) and directions != "random" or not isinstance(directions, str | dict | Eigenvalues):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
+from ..checking import checked, numbers
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Space, objective_of, translated
 from .products import GaussNewtonGraph, HessianGraph, Probe, free_memory, probe
 
@@ -109,6 +110,7 @@ class Hessian(_Symmetric):
                 f"{network.batchnorm!r} and {network.precision!r}"
             )
         # the least of all processes: they must take the same steps
+        numbers(at_least=0, finite=False, optional=True, memory=memory)
         self.memory = min(parallel.gather(free_memory(self.device) / 2 if memory is None else memory))
         self.products = 0
         self._inputs = None if at is None else _Inputs(self.objective, at)
@@ -151,6 +153,7 @@ class Hessian(_Symmetric):
             total[rows] += image
         return (parallel.sum_(total) / sum(self._weights)).to(self.dtype).reshape(vectors.shape)
 
+    @checked
     def by_fold(self, vectors: Tensor) -> Tensor:
         """Return A_f v for each fold f of the data, (folds, n) or (folds, n, k): their weighted mean is A v."""
         weights = self.fold_weights * sum(self._weights)
@@ -167,8 +170,11 @@ class Hessian(_Symmetric):
         sums.index_add_(0, torch.tensor(self._folds()), torch.tensor(self._weights, dtype=torch.float64))
         return (sums / sums.sum()).to(self.device)
 
+    @checked
     def scaled(self, d: Tensor | Mapping[str, Tensor]) -> Scaled:
         """Return D·A·D for a diagonal D, given as a vector of shape (n,) or as a point."""
+        if not isinstance(d, Tensor) and (missing := [name for name in self.coordinates.names if name not in d]):
+            raise ValueError(f"d must have a tensor for each weight that varies, got none for {missing[0]!r}")
         return Scaled(self, d if isinstance(d, Tensor) else self.coordinates.flatten(d))
 
     def filter_relative(self) -> Scaled:
@@ -177,8 +183,10 @@ class Hessian(_Symmetric):
             raise ValueError("a layer's input has no filters: use units='raw' with at=")
         return Scaled(self, self.coordinates.flatten(self.coordinates.filter_scale()), "filter")
 
+    @checked
     def estimate(self, products: int) -> dict[str, float]:
         """Return the seconds, and the bytes of graphs, that this many products in a row take in a process."""
+        numbers(whole=True, at_least=0, products=products)
         samples, share = sum(self.objective.batch_rows[index] for index in self._mine), self._share_kept()
         built = 1 + (products - 1) * (1 - share)
         seconds = samples * (built * self.probe.build_seconds + products * self.probe.product_seconds)
@@ -301,8 +309,9 @@ class Scaled(_Symmetric):
     """D·A·D for a diagonal D, itself an operator."""
 
     def __init__(self, operator: Hessian, d: Tensor, units: str = "scaled") -> None:
-        if d.shape != operator.shape[:1]:
-            raise ValueError(f"d must have shape ({operator.shape[0]},), got {tuple(d.shape)}")
+        if d.shape != operator.shape[:1] or not d.isfinite().all():
+            got = f"one of {tuple(d.shape)}" if d.isfinite().all() else "NaN or infinity"
+            raise ValueError(f"d must hold finite numbers of shape ({operator.shape[0]},), got {got}")
         self.operator, self.d, self.units = operator, d, units
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
         self.coordinates, self.memory, self.estimate = operator.coordinates, operator.memory, operator.estimate

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..checking import numbers, one_of, seed_of
 from ..comparison import Comparison, quantity_label
 from ..model import BatchObjective, Loss
 from ..plotting import Kind, save_figure
@@ -83,12 +84,9 @@ def explore(
     given: Mapping[Any, Any] = {"model": models} if isinstance(models, nn.Module) else models
     keys = unique_names(given, parts)
     grid(span, 3)
-    if points not in POINTS:
-        raise ValueError(
-            f"points must be one of {', '.join(map(str, POINTS))}, grids that hold each other, got {points}"
-        )
-    if samples is not None and (not isinstance(samples, int) or samples < 2):
-        raise ValueError(f"samples must be an integer >= 2, or None, got {samples!r}")
+    one_of("points", points, POINTS)
+    numbers(whole=True, at_least=2, optional=True, samples=samples)
+    seed_of(seed)
     study = Study({name: given[key] for name, key in keys.items()}, data, loss=loss, objective=objective)
     on_cpu = all(tensor.device.type == "cpu" for model in study.models.values() for tensor in model.parameters())
     start = View((), span=float(span), points=points, samples=samples or (_FEW if on_cpu else None), seed=seed)

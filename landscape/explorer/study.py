@@ -95,7 +95,11 @@ class Study:
         self.settings: dict[str, Any] = {"loss": loss, "objective": objective}
         self.data = common_probe(groups) if data is None else probe_of(data)
         self.own_data = data is not None
-        tensors = isinstance(self.data, tuple | list) and all(isinstance(part, Tensor) for part in self.data)
+        tensors = (
+            isinstance(self.data, tuple | list)
+            and bool(self.data)
+            and all(isinstance(part, Tensor) for part in self.data)
+        )
         self.rows = len(self.data[0]) if tensors and objective is None else None
         self.rounded = {name: self._is_rounded(model) for name, model in models.items()}
         self.errors: dict[str, str] = {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..model import describe
 from ..plotting import Kind, Scale
@@ -149,13 +149,8 @@ def unique_names(models: Any, parts: Sequence[str] | None = None) -> dict[str, A
     """Return what each network is shown as → its key.
 
     Raises:
-        TypeError: no mapping from names to networks.
         ValueError: none at all, two that are shown alike, tuples of different lengths, or of another than ``parts``.
     """
-    if not isinstance(models, Mapping) or not all(isinstance(model, nn.Module) for model in models.values()):
-        what = models.values() if isinstance(models, Mapping) else [models]
-        odd = next(type(model).__name__ for model in what if not isinstance(model, nn.Module))
-        raise TypeError(f"models must be a network, or {{name: network}}, got {odd}")
     if not models:
         raise ValueError("models must name at least one network, got none")
     keys: dict[str, Any] = {}

@@ -14,6 +14,7 @@ absent and sometimes negative (Andriushchenko et al. 2023, arXiv 2302.07011). Co
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -367,15 +368,18 @@ def sharpness(
     elapsed = stopwatch()
     chosen = measures if isinstance(measures, Mapping) else {name: {} for name in measures or MEASURES}
     unknown = [name for name in chosen if name not in MEASURES]
-    if unknown or isinstance(measures, str):
+    if unknown:
         raise ValueError(f"measures must be a list of names out of {', '.join(MEASURES)}, got {measures!r}")
     function = objective_of(model, data, loss=loss, objective=objective)
     arguments = {"data": data, "loss": loss, "objective": objective}
     rows: list[dict[str, Any]] = []
     for name, more in progress(chosen.items(), "sharpness"):
         measure, settings, source = MEASURES[name]
+        known = inspect.signature(measure).parameters
+        if strange := [key for key in more if key not in known]:
+            raise ValueError(f"measures must have settings of {measure.__name__}, got {strange[0]!r} for {name!r}")
         settings = settings | dict(more)
-        seeded = {} if measure is worst_case_sharpness else {"seed": seed}
+        seeded = {"seed": seed} if "seed" in known else {}
         anew = not isinstance(model, Objective) and {"m", "space"} & settings.keys()  # other batches, or coordinates
         result = measure(model, **arguments, **seeded | settings) if anew else measure(function, **seeded | settings)
         rows += [{"measure": name} | row | {"source": source} for row in _rows(result, settings)]

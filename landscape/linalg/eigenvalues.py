@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checking import numbers
 from ..results import Result, with_errors
 from .traces import fold_stderr
 
@@ -55,6 +56,7 @@ class Eigenvalues(Result):
 
     def vector(self, i: int = 0) -> dict[str, Tensor]:
         """Return the i-th eigenvector as a direction: name → tensor."""
+        numbers(whole=True, at_least=-len(self.values), below=len(self.values), i=i)
         return {name: stack[i] for name, stack in self.vectors.items()}
 
     def _cells(self) -> dict[str, list[str]]:

@@ -139,7 +139,7 @@ def checked_direction(centre: Coordinates, direction: Point) -> Point:
     """Bring a user's direction to the network's device and dtype.
 
     Raises:
-        ValueError: a name or shape that the network does not have.
+        ValueError: a name or shape that the network does not have; nothing that moves, or not finite.
     """
     if not direction:
         raise ValueError("directions must move something, got one without tensors: `compare` does not keep its own")
@@ -151,6 +151,8 @@ def checked_direction(centre: Coordinates, direction: Point) -> Point:
         if step.shape != centre.centre[name].shape:
             have = tuple(centre.centre[name].shape)
             raise ValueError(f"the direction of {name!r} must have shape {have}, got {tuple(step.shape)}")
+    if not all(step.isfinite().all() for step in direction.values()) or not any(map(torch.any, direction.values())):
+        raise ValueError("directions must move the network: the direction given is zero, or holds NaN or infinity")
     return {name: step.detach().to(centre.centre[name]) for name, step in direction.items()}
 
 

@@ -140,14 +140,14 @@ def name_of(loss: Any) -> str:
     return str(getattr(loss, "__qualname__", type(loss).__name__))
 
 
-def value_of(value: Any, samples: int | None) -> BatchLoss:
+def value_of(value: Any, samples: int | None, name: str = "loss") -> BatchLoss:
     """Return what a loss of the user's own gave: one value for each sample (and its tokens or pixels), or a mean.
 
     Raises:
         TypeError: no tensor.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"loss(output, target) must return a tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}(output, target) must return a tensor, got {type(value).__name__}")
     if value.ndim and (len(value) == samples or (samples is None and value.ndim == 1 and len(value) > 1)):
         each = value.reshape(len(value), -1).mean(1)
         return BatchLoss(each.mean(), len(each), each)
@@ -159,7 +159,11 @@ def part_of(output: Any, which: Output | None, default: bool) -> Any:
     if which is not None:
         if callable(which):
             return which(output)
-        return output[which] if isinstance(which, int) or isinstance(output, Mapping) else getattr(output, which)
+        try:
+            return output[which] if isinstance(which, int) or isinstance(output, Mapping) else getattr(output, which)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            got = type(output).__name__
+            raise ValueError(f"output must be part of what the network returns, a {got}, got {which!r}") from error
     if not default or isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping) and "logits" in output:

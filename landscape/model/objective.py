@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..checking import numbers, one_of
+from ..checking import numbers
 from . import measuring
 from .adapters import RoundedWeight, rounded_in_use, rounded_weights
 from .batches import NEEDS_TARGETS, cut, keeps_order, moved, read_rows, samples_of, source, spread, target_of
@@ -121,8 +121,6 @@ class Objective:
         validate: bool = True,
     ) -> None:
         parallel.check_agreement(**locals())
-        one_of("batchnorm", batchnorm, BatchNorm)
-        one_of("precision", precision, Precision)
         numbers(whole=True, at_least=1, optional=True, batch_size=batch_size)
         check_functions(loss, objective, output, metrics)
         self.metrics = dict(metrics or {})
@@ -210,7 +208,7 @@ class Objective:
         """Compute the loss of one batch from the part of the output that the loss is given."""
         if self._is_checking and self._loss is None:
             check_default_fits(output, target)
-        metrics = tuple(metric(output, target).double().mean() for metric in self.metrics.values())
+        metrics = tuple(value_of(f(output, target), None, name).mean.double() for name, f in self.metrics.items())
         if self._cross_entropy is not None:
             return self._cross_entropy(output, target, with_hits=self.with_hits)._replace(metrics=metrics)
         rows = (len(target) if target.ndim else 1) if isinstance(target, Tensor) else None

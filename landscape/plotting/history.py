@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +13,10 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from matplotlib.figure import Figure
 
-Columns = Mapping[str, Sequence[float]]
 _PANELS = (("loss", "Loss"), ("accuracy", "Accuracy"))
 
 
-def plot_history(
-    history: Columns | Mapping[str, Columns], *, scale: Scale = "auto", title: str | None = None
-) -> go.Figure:
+def plot_history(history: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw loss and accuracy against the epoch, on the training data and (dashed) on the validation data.
 
     Args:
@@ -75,7 +71,7 @@ def plot_history(
 
 
 def draw_history(
-    history: Columns | Mapping[str, Columns],
+    history: Any,
     axes: Any = None,
     *,
     scale: Scale = "auto",
@@ -114,6 +110,8 @@ def draw_history(
         axes = list(np.ravel(axes))
         if len(axes) != len(panels):
             raise ValueError(f"axes must be {len(panels)}, for {' and '.join(panels)}, got {len(axes)}")
+        if strange := [type(ax).__name__ for ax in axes if not hasattr(ax, "set_yscale")]:
+            raise TypeError(f"axes must be matplotlib's, got {strange[0]}")
         names = list(dict.fromkeys(label for label, *_ in curves))
         for label, panel, kind, epochs, values in curves:
             colour, dash = COLOURS[names.index(label) % len(COLOURS)], "--" if kind == "validation" else "-"
@@ -134,17 +132,22 @@ def draw_history(
 
 def _curves(history: Any) -> tuple[list[tuple[str, str, str, np.ndarray, np.ndarray]], list[str]]:
     """Return (training's name, panel, "training" or "validation", epochs, values) of every curve, and the panels."""
-    runs = {"": history} if "loss" in history or "val_loss" in history else dict(history)
     curves = []
-    for name, columns in runs.items():
-        for panel, _ in _PANELS:
-            for prefix, kind in (("", "training"), ("val_", "validation")):
-                if prefix + panel not in columns:
-                    continue
-                values = np.array([np.nan if v is None else v for v in columns[prefix + panel]], dtype=float)
-                epochs = np.array(columns["epoch"] if "epoch" in columns else range(1, len(values) + 1))
-                if np.isfinite(values).any():
-                    curves.append((name, panel, kind, epochs, values))
+    try:
+        runs = {"": history} if "loss" in history or "val_loss" in history else dict(history)
+        for name, columns in runs.items():
+            for panel, _ in _PANELS:
+                for prefix, kind in (("", "training"), ("val_", "validation")):
+                    if prefix + panel not in columns:
+                        continue
+                    values = np.array([np.nan if v is None else v for v in columns[prefix + panel]], dtype=float)
+                    epochs = np.array(columns["epoch"] if "epoch" in columns else range(1, len(values) + 1), float)
+                    if len(epochs) != len(values):
+                        raise ValueError(f"{len(epochs)} epochs, {len(values)} values")
+                    if np.isfinite(values + epochs).any():
+                        curves.append((name, panel, kind, epochs, values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"history must be columns of numbers of one length, or name → columns: {error}") from error
     if not curves:
         raise ValueError(
             f"history must have a column loss, accuracy, val_loss or val_accuracy with numbers, got {list(history)}"

@@ -146,14 +146,16 @@ def _rows(values: Values, bits: Mapping[str, str | int] | None) -> list[tuple[st
         raise ValueError("values must hold at least one layer, got none")
     labels = {n: f"W{b}A{b}" if isinstance(b, Integral) else str(b).upper() for n, b in (bits or {}).items()}
     for name, label in labels.items():
-        if not re.fullmatch(r"W\d+A\d+", label):
+        if not re.fullmatch(r"W[1-9]\d*A[1-9]\d*", label):
             raise ValueError(f'bits must look like "W4A4" or be whole numbers, got {label!r} for {name}')
     rows: list[tuple[str, float, float, str]] = []
     for name, value in values.items():
         layer = re.sub(r"\.(in_proj_)?weight$", "", name)
-        number, error = (value, np.nan) if np.ndim(value) == 0 else (value[0], value[1])  # type: ignore[index]
+        if np.ndim(value) and (len(value) != 2 or value[1] < 0):  # type: ignore[arg-type, index]
+            raise ValueError(f"values must be numbers or (number, standard error >= 0), got {value!r} for {name}")
         if any(row[0] == layer for row in rows):
             raise ValueError(f"values must have one number per layer, got two for {layer}: leave one out")
+        number, error = (value, np.nan) if np.ndim(value) == 0 else value  # type: ignore[misc]
         rows.append((layer, float(number), float(error), labels.get(layer, "")))  # type: ignore[arg-type]
     unknown = set(labels) - {row[0] for row in rows}
     parts = {name for name in unknown if name.endswith(".products")}  # of attention: no weights of their own

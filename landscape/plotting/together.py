@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_together(results: Results, *, value: str = "loss", scale: Scale = "auto", **options: Any) -> go.Figure:
+def plot_together(
+    results: Results, *, value: str = "loss", scale: Scale = "auto", title: str | None = None, **options: Any
+) -> go.Figure:
     """Draw lines into one interactive plot, or surfaces side by side on one scale.
 
     For results that you measured yourself; `compare` measures several networks alike and draws them itself.
@@ -25,7 +27,8 @@ def plot_together(results: Results, *, value: str = "loss", scale: Scale = "auto
         value: ``"loss"``, ``"accuracy"``, ``"stderr"`` or a metric.
         scale: ``"linear"``, ``"log"`` (values ≤ 0 are gaps then) or ``"auto"``: logarithmic where the largest loss is
             more than 30 times the smallest.
-        options: ``title=``; of surfaces also ``kind=`` (``"3d"`` or ``"contour"``) and ``levels=``.
+        title: replaces the default one.
+        options: of surfaces ``kind=`` (``"3d"`` or ``"contour"``) and ``levels=``.
 
     Returns:
         A plotly figure.
@@ -44,21 +47,27 @@ def plot_together(results: Results, *, value: str = "loss", scale: Scale = "auto
     if _are_lines(results):
         from .lines import plot_lines
 
-        return plot_lines(results, value=value, scale=scale, **options)
+        return plot_lines(results, value=value, scale=scale, title=title, **options)
     from .surfaces import plot_surfaces
 
-    return plot_surfaces(results, value=value, scale=scale, **options)  # type: ignore[arg-type]
+    return plot_surfaces(results, value=value, scale=scale, title=title, **options)  # type: ignore[arg-type]
 
 
 def draw_together(
-    results: Results, ax: Axes | None = None, *, value: str = "loss", scale: Scale = "auto", **options: Any
+    results: Results,
+    ax: Axes | None = None,
+    *,
+    value: str = "loss",
+    scale: Scale = "auto",
+    title: str | None = None,
+    **options: Any,
 ) -> Figure:
     """Draw for print what `plot_together` draws: lines in one column, surfaces in two at the same levels.
 
     Args:
         results: see `plot_together`.
         ax: matplotlib axes for lines, or for one surface; default a new figure.
-        value, scale: see `plot_together`.
+        value, scale, title: see `plot_together`.
         options: see `plot_together`; ``kind`` is ``"contour"`` by default.
 
     Returns:
@@ -77,10 +86,10 @@ def draw_together(
     if _are_lines(results):
         from .lines import draw_lines
 
-        return draw_lines(results, ax, value=value, scale=scale, **options)
+        return draw_lines(results, ax, value=value, scale=scale, title=title, **options)
     from .surfaces import draw_surfaces
 
-    return draw_surfaces(results, ax, value=value, scale=scale, **options)  # type: ignore[arg-type]
+    return draw_surfaces(results, ax, value=value, scale=scale, title=title, **options)  # type: ignore[arg-type]
 
 
 def paper_style() -> AbstractContextManager[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,7 @@ LABELS = {"loss": "Loss", "accuracy": "Accuracy", "stderr": "Standard error"}  #
 _GAPS = ("not yet measured", "", "interpolated, without a standard error", "failed (NaN, infinite or an error)")
 
 
+@runtime_checkable
 class LineLike(Protocol):
     """Values at the points of a line."""
 
@@ -36,6 +37,7 @@ class LineLike(Protocol):
     def centre(self) -> Any: ...  # noqa: D102
 
 
+@runtime_checkable
 class SurfaceLike(LineLike, Protocol):
     """Values at the points of a plane."""
 
@@ -69,8 +71,8 @@ def is_log(scale: Scale, arrays: Iterable[np.ndarray], value: str = "loss") -> b
 
 def check_option(name: str, value: Any, options: Any) -> None:
     """Raise if a value is none of those that a ``Literal`` lists."""
-    if value not in (known := get_args(options)):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    if not isinstance(value, str) or value not in get_args(options):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(options)))}, got {value!r}")
 
 
 def check(results: Mapping[str, LineLike] | Mapping[str, SurfaceLike], value: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -23,8 +23,16 @@ from ..model import (
     stacked,
 )
 
+
+@runtime_checkable
+class Plane(Protocol):
+    """A result that has directions: a line, a surface, a trajectory."""
+
+    directions: Point
+
+
 Direction = str | nn.Module | Point | Eigenvalues
-Directions = Direction | Sequence[Direction]
+Directions = Direction | Plane | Sequence[Direction]
 
 
 def setup_axes(
@@ -110,7 +118,7 @@ def _eigenvectors(
     return top_eigenvalues(model, data, k=k, seed=seed, **asked)
 
 
-def _one_per_axis(directions: Directions, count: int) -> list[Direction]:
+def _one_per_axis(directions: Any, count: int) -> list[Direction]:
     given: list[Direction]
     if isinstance(directions, str | Eigenvalues):
         given = [directions] * count  # one name or one result of eigenvectors serves all axes

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
+from ..checking import numbers
 from ..model import BatchNorm, BatchObjective, Loss, Objective, Point, Precision, Space, stacked
 from ..plotting import thumbnail
 from ..progress import stopwatch
@@ -35,6 +36,8 @@ class Directed:
 
     def direction(self, axis: int = 0) -> Point:
         """Give the direction of an axis, name → tensor."""
+        count = len(next(iter(self.directions.values()), ()))
+        numbers(whole=True, at_least=-count, below=count, axis=axis)
         return {name: stack[axis] for name, stack in self.directions.items()}
 
 
@@ -285,8 +288,7 @@ def surface(
     parallel.check_agreement(**locals())
     elapsed = stopwatch()
     alphas, betas = _axes(span, points)
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be > 0 and < 1, a share of the range of the log-loss, got {tolerance}")
+    numbers(above=0, below=1, note="a share of the range of the log-loss", tolerance=tolerance)
     arguments: dict[str, Any] = {
         "loss": loss,
         "objective": objective,
@@ -314,7 +316,6 @@ def surface(
 
 def grid(span: Span, points: int) -> Tensor:
     """Return the steps −span…span, the middle one exactly zero; or those between two ends, zero exactly zero."""
-    points = int(points) if isinstance(points, np.integer) else points
     if isinstance(span, tuple | list):
         if len(span) != 2 or not -float("inf") < span[0] < span[1] < float("inf"):
             raise ValueError(f"span must be a number > 0 or two finite ends, the lower one first, got {span}")
@@ -335,8 +336,6 @@ def _axes(span: Any, points: Any) -> tuple[Tensor, Tensor]:
     paired = isinstance(span, tuple | list) and any(isinstance(part, tuple | list) for part in span)
     spans = span if paired else (span, span)
     counts = points if isinstance(points, tuple | list) else (points, points)
-    if len(spans) != 2 or len(counts) != 2:
-        raise ValueError(f"span and points must be one for both axes or a pair, got {span} and {points}")
     return grid(spans[0], counts[0]), grid(spans[1], counts[1])
 
 

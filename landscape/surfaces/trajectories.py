@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
+from ..checking import numbers
 from ..model import (
     BatchNorm,
     BatchObjective,
@@ -73,6 +74,7 @@ class Trajectory(Directed, Result):
     def span(self, margin: float = 0.15) -> tuple[tuple[float, float], tuple[float, float]]:
         """Return the ends of both axes that hold the whole path and the centre, for `landscape.surface`."""
         ends = []
+        numbers(at_least=0, margin=margin)
         for column in self.coordinates.T.tolist():
             low, high = min(0.0, *column), max(0.0, *column)
             ends.append((low - margin * (high - low), high + margin * (high - low)))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.checking import numbers, one_of
+from landscape.checking import numbers, seed_of
 
 from . import image_files
 from .image_files import ImageFiles
@@ -73,13 +73,15 @@ class Data:
     def __post_init__(self) -> None:
         for split in ("train", "val", "test"):
             check_split(getattr(self, split), split, self.num_classes)
-        object.__setattr__(self, "num_classes", int(self.num_classes))  # numpy's would not come back from a checkpoint
-        if self.padding < 0:
-            raise ValueError(f"padding must be >= 0, got {self.padding}")
+        numbers(whole=True, at_least=0, padding=self.padding)
+        for value in self.fill:
+            numbers(fill=value)
         if self.padding and isinstance(self.train[0], ImageFiles):
             raise ValueError(f"padding must be 0 for image files, which have crops of their own, got {self.padding}")
         if (self.padding or self.flip) and len(self.train[0].shape) != 4:
             raise ValueError(f"padding and flip need images (n, c, h, w), got inputs of shape {self.train[0].shape}")
+        if len(self.fill) not in (1, *self.train[0].shape[1:2]):
+            raise ValueError(f"fill must hold one value, or one for each channel, got {self.fill}")
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, split)[0]):,} {split}" for split in ("train", "val", "test"))
@@ -109,15 +111,15 @@ class Data:
         return replace(self, **splits)
 
 
-def check_split(split: Split, name: str, num_classes: int) -> None:
-    """Raise if a split is empty, of unequal lengths, or has labels out of range."""
+def check_split(split: Split, name: str, num_classes: int | None) -> None:
+    """Raise if a split is empty, of unequal lengths, or has labels out of range, where that is known."""
     x, y = split
-    if len(x) == 0 or len(x) != len(y):
+    if not y.ndim or len(x) == 0 or len(x) != len(y):
         raise ValueError(f"{name} must hold one label per input and at least one, got {len(x)} inputs, {len(y)} labels")
     if y.ndim != 1 or y.dtype != torch.int64:
         raise ValueError(f"{name} labels must be int64 of shape (n,), got {y.dtype} of shape {tuple(y.shape)}")
     low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= num_classes:
+    if num_classes is not None and (low < 0 or high >= num_classes):
         raise ValueError(f"{name} labels must lie in 0 … {num_classes - 1}, got {low} … {high}")
 
 
@@ -163,8 +165,10 @@ def load_data(
         >>> saq_core.load_data("digits", limit=100)
         Data(digits: 100 train, 11 val, 360 test; inputs (1, 8, 8), 10 classes)
     """
-    one_of("name", name, DataName)
     numbers(above=0, below=1, val_fraction=val_fraction)
+    numbers(above=0, at_most=1, min_scale=min_scale)
+    numbers(whole=True, at_least=0, optional=True, workers=workers)
+    seed_of(seed)
     if image_size is not None and name not in image_files.NAMES:
         raise ValueError(f"image_size must be None for {name}, whose images have one size, got {image_size}")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -122,8 +122,7 @@ def feature_noise_penalty(
     """
     start = time.perf_counter()
     numbers(at_least=0, at_most=1, p=p)
-    if num_samples != 0 and num_samples < 2:
-        raise ValueError(f"num_samples must be >= 2, or 0 to measure nothing, got {num_samples!r}")
+    numbers(whole=True, at_least=2 if num_samples else 0, note="or 0 to measure nothing", num_samples=num_samples)
     batches = _batches(model, data)
     inputs = _noisy_tensors(model, steps)
     layers = {}
@@ -156,7 +155,10 @@ def _batches(model: nn.Module, data: Any) -> list[tuple[Tensor, Tensor]]:
     whole = isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
     pairs: Iterable[Any] = [data] if whole else data
     device = device_of(model)
-    return [(x.to(device), y.to(device)) for x, y in pairs]
+    try:
+        return [(x.to(device), y.to(device)) for x, y in pairs]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise TypeError(f"data must be (x, y) or a list of such batches, got {type(data).__name__}") from error
 
 
 def _noisy_tensors(model: nn.Module, steps: Mapping[str, float] | None) -> dict[str, tuple[str, str, float]]:
@@ -165,6 +167,8 @@ def _noisy_tensors(model: nn.Module, steps: Mapping[str, float] | None) -> dict[
         unknown = sorted(set(steps) - set(dict(model.named_modules())))
         if unknown:
             raise ValueError(f"steps must name modules of the model, got {unknown[:3]}")
+        for step in steps.values():
+            numbers(at_least=0, steps=step)
         tensors = {name: (name, "input", float(step)) for name, step in steps.items()}
     else:
         like = torch.ones((), device=device_of(model))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from landscape.checking import one_of
+from landscape.checking import numbers
 
 from .. import processes
 from ..contexts import device_of, seeded
@@ -118,15 +117,10 @@ def search(
 def _check(
     model: nn.Module, data: Data, budget: float, method: Method, quantizer: str, settings: SAMQ | ASGA | None
 ) -> None:
-    if not (isinstance(budget, Real) and math.isfinite(budget)):
-        raise ValueError(f"budget must be a finite number of bit operations, got {budget!r}")
-    one_of("method", method, Method)
-    one_of("quantizer", quantizer, QuantizerName)
+    numbers(note="bit operations", budget=budget)
     if settings is not None and not isinstance(settings, SETTINGS.get(method, ())):
         known = SETTINGS[method].__name__ if method in SETTINGS else "None"
         raise ValueError(f"settings must be {known} for method={method!r}, got {type(settings).__name__}")
-    if not isinstance(data, Data):
-        raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}")
     if any(hasattr(module, "quantized_weights") for module in model.modules()):
         raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
     if processes.size() > 1:

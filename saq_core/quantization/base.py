@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from landscape.checking import one_of
+from landscape.checking import checked, numbers
 
 from .functional import check_bits
 
@@ -45,6 +45,7 @@ class Quantizer(nn.Module):
             raise ValueError("bits must be at most 31 for a quantizer, got 32: use saq_core.quantization.Unquantized")
         if self.dynamic and not (signed or activation):
             raise ValueError(f"signed must be True for weights with {type(self).__name__}, got {signed}")
+        numbers(whole=True, at_least=1, shape=min(shape, default=1))
         self.bits, self.activation, self.shape = bits, activation, tuple(shape)
         self.sign_from_data = signed is None
         self.records: list[Tensor] | None = None
@@ -53,10 +54,12 @@ class Quantizer(nn.Module):
         self._add_state()
 
     @classmethod
+    @checked
     def for_weight(
         cls, bits: int, weight: Tensor, *, per_channel: bool = False, method: Method | None = None, **options: Any
     ) -> Quantizer:
         """Return a quantizer for `weight` (filters along dimension 0), calibrated on it."""
+        _check_values(weight)
         shape = (weight.shape[0],) + (1,) * (weight.ndim - 1) if per_channel else ()
         quantizer = cls(bits, signed=True, shape=shape, **options).to(weight.device, weight.dtype)
         quantizer.calibrate_(weight, method)
@@ -106,6 +109,7 @@ class Quantizer(nn.Module):
         return self._output(x)
 
     @torch.no_grad()
+    @checked
     def calibrate_(self, x: Tensor, method: Method | None = None) -> None:
         """Set the range (so the step, clip or offset) from x, per channel where the step is.
 
@@ -120,9 +124,7 @@ class Quantizer(nn.Module):
 
         Cost: for "mse" 80 quantizations of x, 240 with two ends; else a sort at most.
         """
-        one_of("method", method, Method | None)
-        if x.numel() == 0:
-            raise ValueError("x must hold at least one value, got an empty tensor")
+        _check_values(x)
         if self.dynamic and not self.activation:
             return
         z, method = self._rounded_units(x), method or self.method
@@ -212,6 +214,12 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         """Show bits and sign."""
         return f"bits={self.bits}, signed={self.signed}"
+
+
+def _check_values(x: Tensor) -> None:
+    if not (x.numel() and x.is_floating_point() and x.isfinite().all()):
+        values = f"{x.dtype} of shape {tuple(x.shape)}"
+        raise ValueError(f"x, say a weight, must hold finite floating-point numbers and at least one, got {values}")
 
 
 class Unquantized(nn.Identity):

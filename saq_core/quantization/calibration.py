@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from landscape.checking import one_of
+from landscape.checking import numbers
+from landscape.model.errors import translated
 from landscape.model.measuring import measurement_mode
 
 from ..contexts import device_of
@@ -50,7 +51,7 @@ def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: Method |
         >>> saq_core.calibrate(model, torch.randn(16, 4))[2].input_quantizer
         LSQ(bits=8, signed=False)
     """
-    one_of("method", method, Method | None)
+    numbers(whole=True, at_least=1, batches=batches)
     quantizers = {n: m for n, m in model.named_modules() if isinstance(m, Quantizer) and m.activation}
     try:
         with measurement_mode(model):  # which takes back what its forward passes leave, so the records as well
@@ -69,12 +70,12 @@ def calibrate(model: nn.Module, data: Any, *, batches: int = 8, method: Method |
     for name in bypassed_layers(model, first):
         warnings.warn(
             f"{name} stays in full precision: the network reads its weight directly, not through the layer",
-            stacklevel=3,
+            stacklevel=4,
         )
         leave_float(model, name)
         missed = [other for other in missed if not other.startswith(f"{name}.")]
     if missed:
-        warnings.warn(f"calibration never reached {', '.join(missed)}: left as they were", stacklevel=3)
+        warnings.warn(f"calibration never reached {', '.join(missed)}: left as they were", stacklevel=4)
     return model
 
 
@@ -87,7 +88,8 @@ def _run(model: nn.Module, data: Any, batches: int) -> Any:
         x = tree_map_only(Tensor, lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype), x)
         if not all(part.isfinite().all() for part in tree_leaves(x) if isinstance(part, Tensor)):
             raise ValueError("data must be finite, got NaN or infinity in the inputs: leave these samples out")
-        call(model, x)
+        with translated("calibration on a batch of data", model):
+            call(model, x)
         first = x if first is None else first
     if first is None:
         raise ValueError("data must hold at least one sample, got none")
@@ -133,10 +135,13 @@ def _inputs(data: Any) -> Iterator[Tensor]:
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         data = data[0]
     if isinstance(data, Tensor):
-        yield from data.split(128) if len(data) else ()
+        yield from data.split(128) if data.ndim and len(data) else ()
     elif isinstance(data, Iterable):
         for batch in data:
-            yield _without_labels(batch) if isinstance(batch, Tensor | Mapping) else batch[0]
+            whole = isinstance(batch, Tensor | Mapping)
+            if not whole and not (isinstance(batch, Sequence) and len(batch)):
+                raise ValueError(f"data must hold batches (x, y), mappings or tensors, got {type(batch).__name__}")
+            yield _without_labels(batch) if whole else batch[0]
     else:
         rule = "data must be (x, y), an iterable of batches, or carry a .probe as Data does"
         raise ValueError(f"{rule}, got {type(data).__name__}")

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
-from landscape.checking import one_of
 from landscape.model.measuring import copied
 
 from .attention import QMultiheadAttention
@@ -41,7 +40,7 @@ def parse_bits(bits: str | int, name: str = "bits") -> tuple[int, int]:
         if match is None:
             raise ValueError(f'{name} must look like "W4A4" or be a whole number, got {bits!r}')
         return check_bits(int(match[1]), name), check_bits(int(match[2]), name)
-    return check_bits(bits, name), bits
+    return (check_bits(bits, name),) * 2
 
 
 def quantize(
@@ -97,7 +96,6 @@ def quantize(
           (input_quantizer): LSQ(bits=2, signed=None)
         )
     """
-    one_of("quantizer", quantizer, QuantizerName)
     if any(hasattr(module, "quantized_weights") for module in model.modules()):
         raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
     model = copy_model(model)
@@ -112,7 +110,7 @@ def quantize(
         )
     if left_out:
         reasons = ", ".join(f"{name or 'model'} ({reason})" for name, reason in left_out.items())
-        warnings.warn(f"these layers stay in full precision: {reasons}", stacklevel=2)
+        warnings.warn(f"these layers stay in full precision: {reasons}", stacklevel=3)
     names = {name: [f"{name}{part}" for part in SWAPS[type(layer)].parts] for name, layer in layers.items()}
     plan = _layer_bits([part for parts in names.values() for part in parts], bits, first_last_bits, input_bits)
     for name, layer in layers.items():

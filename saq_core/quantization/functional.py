@@ -6,7 +6,11 @@ written as ``x + (round(x) - x).detach()`` and not as a custom autograd function
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
+
+from landscape.checking import numbers
 
 SMALLEST_STEP = 1e-8  # a step or clip below this is read as this, so that it never reaches 0 or flips sign
 
@@ -39,6 +43,6 @@ def scale_gradient(s: Tensor, factor: float) -> Tensor:
 
 def check_bits(bits: int, name: str = "bits") -> int:
     """Return `bits` if it is a whole number from 1 to 32."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 32:
-        raise ValueError(f"{name} must be a whole number from 1 to 32 (32 = leave as it is), got {bits!r}")
-    return bits
+    named: dict[str, Any] = {name: bits}
+    numbers(whole=True, at_least=1, at_most=32, note="32 = leave as it is", **named)
+    return int(bits)

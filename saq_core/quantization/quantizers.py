@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from landscape.checking import checked
+
 from .base import Method, Quantizer, Unquantized
 from .functional import SMALLEST_STEP, clip, round_ste, scale_gradient
 
@@ -311,6 +313,7 @@ class LIQ(_Clipping):
         self.normalise = normalise
 
     @classmethod
+    @checked
     def for_weight(cls, bits: int, weight: Tensor, *, per_channel: bool = False, **options: Any) -> Quantizer:
         """Return a quantizer for `weight`, calibrated on it and normalising if it belongs to a convolution."""
         if per_channel and weight.ndim > 2 and weight[0].numel() < 2:

@@ -27,7 +27,7 @@ class AdaptiveRho:
 
     def __post_init__(self) -> None:
         if not 0 <= self.lowest <= self.start <= self.highest < math.inf:
-            raise ValueError(f"rho must be within its range, got {self.start} for {self.lowest} … {self.highest}")
+            raise ValueError(f"rho must be within rho_range, got {self.start} for {self.lowest} … {self.highest}")
 
     def __call__(self, loss: Tensor | None, perturbed_loss: Tensor | None, step: int) -> float | Tensor:
         """Return the radius of the next step."""

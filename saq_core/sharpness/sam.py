@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from landscape.checking import numbers, one_of
+from landscape.checking import numbers
 
 from .. import processes
 from ..contexts import device_of
@@ -70,8 +70,6 @@ class SAQ(Settings):
     synchronised: bool = False
 
     def __post_init__(self) -> None:
-        if callable(self.rho):
-            raise ValueError("rho must be a number here, got a function: pass rho_range, or use SAM itself")
         self._check(rho=">= 0")
         object.__setattr__(self, "perturbed", _checked_kinds(self.perturbed))
         object.__setattr__(self, "rho_range", checked_range(self.rho, self.rho_range))
@@ -184,10 +182,6 @@ class SAM(Shown):
         if not callable(rho):
             numbers(at_least=0, rho=rho)
         numbers(at_least=0, shrink=shrink)
-        one_of("metric", metric, Metric)
-        one_of("combine", combine, Combination)
-        one_of("measured_at", measured_at, Weights)
-        one_of("applied_to", applied_to, Weights)
         if (measured_at, applied_to) not in CASES.values():
             rule = 'applied_to must be "quantized" when measured_at is "quantized", got "latent"'
             raise ValueError(f"{rule}: rounding would undo a perturbation that was measured after it")

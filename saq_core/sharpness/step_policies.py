@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class Stepper(Protocol):
     def observe(self, epsilon: Point) -> None: ...  # noqa: D102
 
 
+@runtime_checkable
 class StepPolicy(Protocol):
     """What `SAM` asks of a policy: `step`, and `state` (tensors and primitives) that a checkpoint stores and sets.
 

@@ -51,7 +51,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     files.write(path, "model", content)
 
 
-def load(path: str | Path, model: nn.Module | None = None, *, map_location: Any = "cpu") -> nn.Module:
+def load(path: str | Path, model: nn.Module | None = None, *, map_location: torch.device | str = "cpu") -> nn.Module:
     """Return the network that `save` wrote, in evaluation mode, with its recipe, history and probe.
 
     From a file of `export`, the network has the weights it computed with, and can be measured but not trained.

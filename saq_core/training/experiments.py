@@ -18,7 +18,7 @@ from .. import files, processes
 from ..data import Data, DataName, load_data
 from ..fpq import FPQ
 from ..models import build_model
-from ..quantization import QuantizerName, calibrate, quantize
+from ..quantization import QuantizerName, calibrate, parse_bits, quantize
 from ..results import Settings
 from ..sharpness import SAQ
 from .checkpoints import load, save
@@ -61,6 +61,11 @@ class Experiment(Settings):
     start: str | None = None
     limit: int | None = None
     source: str = ""
+
+    def __post_init__(self) -> None:
+        self._check(limit=1)
+        for bits in self.bits.values() if isinstance(self.bits, dict) else [self.bits] if self.bits else []:
+            parse_bits(bits)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {  # changes of the recipe

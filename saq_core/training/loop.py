@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from landscape.checking import one_of
+from landscape.checking import numbers
+from landscape.model.errors import translated
 from landscape.model.measuring import measurement_mode
 from landscape.parallel import check_agreement
 
 from .. import files, processes
 from ..contexts import device_of, seeded
-from ..data import Data, ImageFiles, Split, evaluation_batches, mix, steps_per_epoch, training_batches
+from ..data import Data, Split, check_split, evaluation_batches, mix, steps_per_epoch, training_batches
 from ..fpq import Features, Student, Teacher, distilled_layers, feature_noise, teacher_of
 from ..quantization import check_latent
 from ..sharpness import SAM
@@ -66,10 +67,8 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 128) -> Evalua
         True
     """
     check_agreement(**locals())
-    parts = split if isinstance(split, tuple | list) else (split,)
-    if len(parts) != 2 or not isinstance(parts[0], Tensor | ImageFiles) or not isinstance(parts[1], Tensor):
-        got = ", ".join(type(part).__name__ for part in parts)
-        raise ValueError(f"split must be two tensors (x, y), got {got}: pass data.test or data.val")
+    numbers(whole=True, at_least=1, batch_size=batch_size)
+    check_split(split, "split", None)
     if len(split[1]) < processes.size():
         raise ValueError(f"split must hold at least one sample per process, got {len(split[1])}")
     return _evaluated(model, split, batch_size)
@@ -82,7 +81,8 @@ def _evaluated(model: nn.Module, split: Split, batch_size: int = 128) -> Evaluat
     with measurement_mode(model):
         share = {"rank": processes.rank(), "world_size": processes.size()}
         for x, y in evaluation_batches(split, batch_size, device, **share):
-            outputs.append(model(x))
+            with translated("the forward pass of the model on this split", model):
+                outputs.append(model(x))
             labels.append(y)
     output, y = torch.cat(outputs), torch.cat(labels)
     if not 0 <= int(y.min()) <= int(y.max()) < output.shape[1]:
@@ -144,10 +144,6 @@ def train(
     """
     checkpoint = None if checkpoint is None else Path(checkpoint)
     check_agreement(**locals())  # else gradients of different trainings would be averaged
-    one_of("snapshots", snapshots, Snapshots)
-    if not isinstance(data, Data):
-        remedy = "Data(train=(x, y), val=…, test=…, num_classes=…)"
-        raise ValueError(f"data must be a saq_core.Data, got {type(data).__name__}: make it with {remedy}")
     if teacher is not None and not (recipe.fpq and recipe.fpq.distill):
         raise ValueError("recipe must have fpq=FPQ(distill=True) for a teacher, got one that distills nothing")
     probe, data = data.probe, data.to(device_of(model))

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from landscape.checking import numbers
+
 from ..fpq import FPQ
 from ..results import Settings
 from ..sharpness import SAQ
@@ -73,9 +75,6 @@ class Recipe(Settings):
         self._check(epochs=1, batch_size=1, warmup=0, micro_batch=1, seed=0, clip_norm="> 0")
         self._check(**dict.fromkeys(("lr", "momentum", "weight_decay"), ">= 0"))
         self._check(label_smoothing="from 0 to below 1")
-        for name, kind in (("sam", SAQ), ("fpq", FPQ)):
-            if not isinstance(getattr(self, name), kind | None):
-                raise ValueError(f"{name} must be a saq_core.{kind.__name__} or None, got {getattr(self, name)!r}")
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
@@ -87,6 +86,8 @@ class Recipe(Settings):
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0 over all epochs."""
+        numbers(whole=True, at_least=0, step=step)
+        numbers(whole=True, at_least=1, steps_per_epoch=steps_per_epoch)
         done = step / (self.epochs * steps_per_epoch)
         shape = {
             "constant": 1.0,
