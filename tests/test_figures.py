@@ -128,7 +128,7 @@ def by_networks():
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("name", by_networks())
+@pytest.mark.parametrize("name", list(by_networks()))
 def test_every_figure_is_computed_and_drawn_anew_on_two_hundred_images(name, runs, tmp_path, monkeypatch, coarse):
     monkeypatch.setattr("figures.profiles.RUNS", runs)
     for file in make(FIGURES[name], SMOKE, tmp_path, anew=True):
