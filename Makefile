@@ -27,7 +27,7 @@ quickstart: $(INSTALLED)  ## train three networks on real images, measure their 
 	@echo "Figures and data:  $$(cd $(OUT) && ls *.png *.pdf *.html *.nc | tr '\n' ' ') in $(OUT)/"
 
 test: check  ## check, and run the tests, with every figure and every notebook small; not those of the browser (.ci/run does)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not browser' -n 2 --dist loadgroup --durations=20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not browser' -p no:nbmake -n 2 --dist loadgroup --durations=20
 
 lab: $(INSTALLED)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir .

@@ -69,10 +69,10 @@ def proxy(data: saq_core.Data, source: str, most: int | None = None) -> saq_core
 
 
 def images_of(profile: Profile, source: str) -> tuple[saq_core.Data, float]:
-    """Return what a search sees, and how many epochs of it are one of the target's; a test sees less of everything."""
+    """Return what a search sees, and how many epochs of it are one of the target's: in a test one, of fewer images."""
     most = profile.effort(None, 4 * profile.samples)
     whole, part = (proxy(profile.data, name, most) for name in ("target", source))
-    return part, len(whole.train[1]) / len(part.train[1])
+    return part, profile.effort(len(whole.train[1]) / len(part.train[1]), 1.0)
 
 
 def start_of(profile: Profile, source: str, seed: int) -> nn.Module:

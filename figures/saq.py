@@ -56,7 +56,7 @@ def draw_staircase(data: xarray.Dataset):
 
 def compute_radii(profile: Profile) -> xarray.Dataset:
     """Measure the worst-case rise of the loss (projected gradient ascent) within relative radii of Q(w)."""
-    variants = ("sgd", *CASES)
+    variants = profile.effort(("sgd", *CASES), ("sgd", "saq3"))
 
     def rises(variant: str, bits: str, seed: int) -> np.ndarray:
         model = profile.network(variant, bits, seed)
@@ -124,7 +124,7 @@ def draw_flips(data: xarray.Dataset):
 
 def compute_curvature(profile: Profile) -> xarray.Dataset:
     """Measure trace and λ₁ of D·H·D behind the rounding and, straight-through, in the latent weights."""
-    spaces = ("quantized", "latent")
+    spaces, variants = ("quantized", "latent"), profile.effort(TRAINED, ("sgd", "saq3"))
 
     def curvature(variant: str, bits: str, seed: int, space: str) -> tuple[float, float]:
         model = profile.network(variant, bits, seed)
@@ -134,9 +134,9 @@ def compute_curvature(profile: Profile) -> xarray.Dataset:
         return landscape.trace(hessian, eigenvalues=top, **settings).value, float(top.values[0])
 
     found = np.array(
-        [[[[curvature(v, b, s, space) for space in spaces] for s in profile.seeds] for v in TRAINED] for b in BITS]
+        [[[[curvature(v, b, s, space) for space in spaces] for s in profile.seeds] for v in variants] for b in BITS]
     )
-    where = {"bits": BITS, "variant": TRAINED, "seed": profile.seeds, "space": spaces}
+    where = {"bits": BITS, "variant": variants, "seed": profile.seeds, "space": spaces}
     return profile.dataset({"trace": found[..., 0], "top": found[..., 1]}, **where)
 
 

@@ -1,6 +1,7 @@
 """What all tests share: devices, the digits, a trained network, and how the tests are dealt out to workers."""
 
 import functools
+import gc
 from collections import Counter
 from types import SimpleNamespace
 
@@ -34,12 +35,18 @@ def digits(request):
 
 @pytest.fixture
 def coarse(monkeypatch):
-    """Comparisons with few products: their eigenvalues to a tenth, their traces by two probes.
+    """Comparisons' eigenvalues to a tenth and traces by two probes, others' likewise; calibration by ten candidates.
 
     Hardly trained networks have no eigenvalue that stands out, and to a thousandth they take four times as many.
     """
     from landscape import comparison
+    from landscape.curvature import estimates
+    from saq_core.mixed_precision import baselines
+    from saq_core.quantization import base
 
+    monkeypatch.setattr(base, "FRACTIONS", 10)
+    monkeypatch.setattr(estimates, "_DEFLATED", 3)
+    monkeypatch.setattr(baselines, "TRACE_RTOL", 1.0)
     for name, settings in (("lanczos", {"tol": 0.1}), ("hutchinson", {"num_probes": 2})):
         steps = functools.partial(getattr(comparison, name).steps, **settings)
         monkeypatch.setattr(comparison, name, SimpleNamespace(steps=steps))
@@ -52,6 +59,11 @@ def trained():
     model = build_model("resnet8", data)
     train(model, data, Recipe(epochs=4, lr=0.1, batch_size=64))
     return model
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # what was imported is there to the end: no collection of garbage looks at it again
 
 
 def pytest_configure(config):

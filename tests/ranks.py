@@ -1,6 +1,7 @@
 """Processes that see each other as torchrun's do, without its starts: forked, everything is imported already."""
 
 import os
+import pathlib
 import socket
 import time
 import warnings
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import multiprocessing
+
+HERE = pathlib.Path(__file__).parent
 
 
 def launched(function, *arguments, count=2, patience=600):
@@ -35,6 +38,26 @@ def forked(function, *arguments):
     with _unwarned():
         process.start()
     return process
+
+
+def torchrun(*words, told):
+    """Run a module by torchrun, in two interpreters, write what they print, and return it; an error is one here."""
+    told.touch()
+    try:
+        launched(_torchrun, [str(word) for word in words], told, count=1)
+    except multiprocessing.ProcessExitedException as error:
+        raise AssertionError(told.read_text()[-3000:]) from error
+    return told.read_text()
+
+
+def _torchrun(words, told):
+    from torch.distributed import run
+
+    with told.open("w") as file:
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+    paths = f"{HERE}{os.pathsep}{HERE.parent}"
+    os.environ |= {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    run.main(["--standalone", "--nproc-per-node=2", "-m", *words])
 
 
 def _method():

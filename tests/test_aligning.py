@@ -60,6 +60,7 @@ class Net(nn.Module):
 
 
 LIMIT = 60  # of the digits
+pytestmark = pytest.mark.usefixtures("coarse")
 
 
 def small():

@@ -1,15 +1,16 @@
 """Files that are damaged, foreign or malicious, disks that are full: an error in words, never other numbers."""
 
+import functools
 import json
 import os
 import random
-import subprocess
-import sys
+import signal
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from ranks import forked, launched
 from strangers import X, Y, perceptron
 
 import landscape
@@ -135,41 +136,30 @@ def test_damaged_tiles_are_measured_again_and_damaged_manifests_named(tmp_path):
     assert Tiles(tmp_path / "new", {}).read(0, torch.arange(3)) is None
 
 
-FULL = """
-import resource, sys, torch
-import landscape, saq_core
-from strangers import X, Y, perceptron
-line = landscape.line(perceptron(), (X, Y), points=3)
-model = saq_core.build_model("resnet8", saq_core.load_data("digits", limit=64))
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-import signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-for save in (lambda: line.save(sys.argv[1] + "/line.nc"), lambda: saq_core.save(model, sys.argv[1] + "/model.pt")):
-    try:
-        save()
-    except OSError as error:
-        assert "could not be written" in str(error) and sys.argv[1] in str(error), error
-        print("told")
-"""
+def full(folder):
+    """Save into files that may not grow beyond 2,000 bytes."""
+    line = landscape.line(perceptron(), (X, Y), points=3)
+    model = saq_core.build_model("resnet8", saq_core.load_data("digits", limit=64))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for save, name in ((line.save, "line.nc"), (functools.partial(saq_core.save, model), "model.pt")):
+        with pytest.raises(OSError, match=f"{folder}.*could not be written"):
+            save(folder / name)
 
 
 def test_a_full_disk_is_an_error_with_the_path_and_leaves_nothing(tmp_path):
-    command = [sys.executable, "-c", FULL, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and done.stdout.split() == ["told", "told"], done.stderr
+    launched(full, tmp_path, count=1)
     assert not list(tmp_path.iterdir())
 
 
+def killed(path):
+    with files.atomic(path) as scratch:
+        scratch.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_what_a_killed_process_left_behind_is_swept(tmp_path):
-    code = f"""
-import os, signal
-from landscape.files import atomic
-with atomic({str(tmp_path / "numbers.txt")!r}) as scratch:
-    scratch.write_text("half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    subprocess.run([sys.executable, "-c", code])
+    forked(killed, tmp_path / "numbers.txt").join()
     (left,) = tmp_path.iterdir()
     with files.atomic(tmp_path / "numbers.txt") as scratch:
         scratch.write_text("whole")

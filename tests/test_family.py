@@ -29,6 +29,8 @@ METHODS = {
     "saq3": SAQ(0.05, case=3),
 }
 
+pytestmark = pytest.mark.usefixtures("coarse")
+
 
 def combinations():
     for a, network in enumerate([*NETWORKS, *WIDE]):

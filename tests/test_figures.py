@@ -2,8 +2,8 @@
 
 import pathlib
 import re
-import subprocess
-import sys
+import runpy
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 import xarray
 
 import landscape
-from figures import catalogue, drawing, study
+from figures import asga, catalogue, drawing, fpq, saq, study, tables
 from figures.__main__ import FIGURES, main
 from figures.catalogue import Figure, make
 from figures.profiles import PROFILES, Profile
@@ -120,8 +120,15 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
+def by_networks():
+    """Name the figures, those of the same networks as one group, which one process trains once."""
+    for part in (saq, asga, fpq, tables):
+        group = pytest.mark.xdist_group(part.__name__)
+        yield from (pytest.param(figure.name, marks=group) for figure in part.FIGURES)
+
+
 @pytest.mark.alone
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", list(by_networks()))
 def test_every_figure_is_computed_and_drawn_anew_on_two_hundred_images(name, runs, tmp_path, monkeypatch, coarse):
     monkeypatch.setattr("figures.profiles.RUNS", runs)
     for file in make(FIGURES[name], SMOKE, tmp_path, anew=True):
@@ -144,8 +151,11 @@ def test_the_readme_tells_of_every_figure_and_no_other():
 
 
 def test_the_command_line_lists_figures_and_refuses_others(monkeypatch, capsys):
-    command = [sys.executable, "-m", "figures"]
-    listed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    monkeypatch.setattr("sys.argv", ["figures"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the module is imported already
+        runpy.run_module("figures", run_name="__main__")
+    listed = capsys.readouterr().out
     assert [line.split()[0] for line in listed.splitlines()] == list(FIGURES)
     monkeypatch.setattr("sys.argv", ["figures", "saq_surface"])
     with pytest.raises(SystemExit, match="2"):

@@ -24,6 +24,7 @@ from saq_core import (
 from saq_core.quantization.quantizers import QUANTIZERS
 
 LIMIT = 64  # of the digits
+pytestmark = pytest.mark.usefixtures("coarse")
 
 
 @pytest.fixture(scope="module")

@@ -189,12 +189,12 @@ def test_gaussian_averages_have_the_expected_second_moment(metric):
 
 
 def test_errors_over_data_are_calibrated():
-    """Of 200 data sets: the scatter of the rise against the error that each of them states."""
+    """Of 100 data sets: the scatter of the rise against the error that each of them states."""
     model = nn.Linear(3, 1, bias=False).double()
     settings = {"loss": lambda output, _: output[:, 0], "radii": (0.1,)}
     for measure, more in ((average_sharpness, {"num_samples": 3}), (worst_case_sharpness, {"steps": 2})):
         rises, errors = [], []
-        for seed in range(200):
+        for seed in range(100):
             # a strong common slope: the worst ε is then nearly the same for all data sets
             x = 5 + torch.randn(12, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
             found = measure(model, (x, x), **settings, **more)

@@ -1,23 +1,17 @@
 """Two processes give the numbers of one; the command line; tables and other people's files."""
 
 import contextlib
-import os
-import pathlib
-import subprocess
-import sys
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from networks import RAGGED, convolutional
-from ranks import launched
+from ranks import launched, torchrun
 
 import landscape
 from landscape import __main__ as command_line
 from landscape import load, parallel
-
-HERE = pathlib.Path(__file__).parent
 
 
 def measured():
@@ -70,12 +64,8 @@ def same(ours, theirs):
 def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
     """The real thing, once."""
     one, two = tmp_path / "one.nc", tmp_path / "two.nc"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "landscape"]
-    command += ["eigen", "--k", "3", "--model", "test_parallel:measured", "--out", str(two)]
-    environment = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(str(two)) == 1
+    words = ["landscape", "eigen", "--k", 3, "--model", "test_parallel:measured", "--out", two]
+    assert torchrun(*words, told=tmp_path / "told").count(str(two)) == 1
     run("eigen", "--k", 3, out=one)
     same(load(one), load(two))
 

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from dataclasses import replace
 
 import matplotlib
@@ -615,8 +613,3 @@ def test_options_that_a_picture_does_not_have_are_named():
         line().plot(log=True)
     with pytest.raises(TypeError, match="Surface.draw takes value, scale, kind, levels, title, got log"):
         surface().draw(log=True)
-
-
-def test_matplotlib_waits_until_it_is_used():
-    code = "import sys, landscape, landscape.plotting; assert not {'matplotlib', 'plotly'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

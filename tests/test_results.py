@@ -87,12 +87,13 @@ def test_files_of_version_0_1_are_read(tmp_path):
     assert same(result, load(tmp_path / "old.nc"))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
-def test_a_file_cut_short_is_refused(share, tmp_path):
+def test_a_file_cut_short_is_refused(tmp_path):
     path = trace(torch.eye(3)).save(tmp_path / "result.nc")
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match="is not a readable netCDF file|is damaged, or cut short"):
-        load(path)
+    whole = path.read_bytes()
+    for share in (0.0, 0.01, 0.5, 0.9, 0.999):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match="is not a readable netCDF file|is damaged, or cut short"):
+            load(path)
     gc.collect()
 
 

@@ -1,9 +1,10 @@
 import contextlib
 import copy
+import functools
 import json
 import os
-import subprocess
-import sys
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from networks import (
     recomputed_by_hand,
     rescaled,
 )
+from ranks import forked
 from states import assert_same, network, state
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -421,49 +423,36 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         surface(convolutional(), RAGGED, points=3, path=tmp_path)
 
 
-KILLED = """
-import os, pathlib, signal, sys, time
-sys.path.insert(0, {tests!r})
-from networks import RAGGED, convolutional
-from torch.nn.functional import cross_entropy
-import landscape
+def logged(log, out, **settings):
+    """Measure a surface with a loss that leaves a letter in a file at each call."""
 
-here, kills, settings = pathlib.Path({here!r}), {kills!r}, {settings!r}
-log = here / "calls"
-log.touch()
+    def loss(output, target):
+        with log.open("a") as file:
+            file.write("x")
+        return cross_entropy(output, target, reduction="none")
 
-def loss(output, target):
-    with log.open("a") as file:
-        file.write("x")
-    return cross_entropy(output, target, reduction="none")
-
-done = 0
-for calls in (*kills, None):  # of the loss, until the kill
-    began = log.stat().st_size
-    child = os.fork()
-    if not child:
-        landscape.surface(convolutional(), RAGGED, loss=loss, path=here / "s", **settings).save(here / "result.nc")
-        os._exit(0)
-    while calls is not None and log.stat().st_size < began + calls:
-        assert os.waitpid(child, os.WNOHANG) == (0, 0)
-    if calls is not None:
-        os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == (0 if calls is None else signal.SIGKILL)
-    left = len(list((here / "s").glob("*.npz")))
-    assert left >= done + (calls is None or calls > 14 + 32)
-    done = left
-log = here / "calls of the whole"
-landscape.surface(convolutional(), RAGGED, loss=loss, **settings).save(here / "whole.nc")
-"""
+    surface(convolutional(), RAGGED, loss=loss, points=21, span=0.5, tolerance=0.002, **settings).save(out)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_killed_at_any_moment_it_goes_on_and_does_nothing_twice(adaptive, tmp_path):
-    kills = [3, *torch.randint(20, 130, (5,)).tolist()]
-    names = {"tests": os.path.dirname(__file__), "here": str(tmp_path), "kills": kills}
-    code = KILLED.format(**names, settings={"points": 21, "span": 0.5, "adaptive": adaptive, "tolerance": 0.002})
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    kills, log, done = [3, *torch.randint(20, 130, (5,)).tolist()], tmp_path / "calls", 0
+    log.touch()
+    for calls in (*kills, None):  # of the loss, until the kill
+        began = log.stat().st_size
+        child = forked(functools.partial(logged, adaptive=adaptive, path=tmp_path / "s"), log, tmp_path / "result.nc")
+        while calls is not None and log.stat().st_size < began + calls:
+            assert child.is_alive()
+            time.sleep(1e-4)
+        if calls is not None:
+            child.kill()
+        child.join()
+        assert child.exitcode == (0 if calls is None else -signal.SIGKILL)
+        left = len(list((tmp_path / "s").glob("*.npz")))
+        assert left >= done + (calls is None or calls > 14 + 32)
+        done = left
+    logged(tmp_path / "calls of the whole", tmp_path / "whole.nc", adaptive=adaptive)
     found, whole = load(tmp_path / "result.nc"), load(tmp_path / "whole.nc")
     for values in ("loss", "accuracy", "stderr", "status"):
         assert np.array_equal(getattr(found, values), getattr(whole, values), equal_nan=True), kills

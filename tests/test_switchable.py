@@ -14,6 +14,8 @@ from saq_core.mixed_precision.switchable import Switch, Switchable
 from saq_core.models import build_model, make
 from saq_core.quantization.base import Quantizer
 
+pytestmark = pytest.mark.usefixtures("coarse")
+
 
 @pytest.fixture(scope="module")
 def data():

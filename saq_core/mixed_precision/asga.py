@@ -25,8 +25,6 @@ from .space import Space
 from .switchable import QuantizerSwitch, Switchable
 
 START = 0.01  # initial value of all logits: uniform probabilities
-DOUBLINGS = range(-20, 31)  # of the price of unspent BOPs
-HALVINGS = 30
 
 
 @dataclass(frozen=True, repr=False)
@@ -209,29 +207,27 @@ def derive(logits: Tensor, space: Space, budget: float, slack: float) -> Tensor:
 
     All of this is ours: the sources take the argmax and tune λ by searching anew.
 
-    Cost: up to 80 small integer programmes.
+    Cost: a few small integer programmes, one for each choice that becomes the best between μ = 0 and that price.
     """
     logs = logits.detach().double().cpu().log_softmax(1)
     lost = logs.amax(1, keepdim=True) - logs
     room = budget - space.fixed
     unspent = (space.table.amax(1, keepdim=True) - space.table).double() / room
 
-    def best(price: float) -> Tensor:
-        return solve(lost + price * unspent, space.table, room)
+    def total(costs: Tensor, choice: Tensor) -> float:
+        return float(costs.gather(1, choice[:, None]).sum())
 
-    choice, costliest = best(0.0), solve(unspent, space.table, room)
-    least = min((1 - slack) * budget, float(space.bops(costliest)))
-    if space.bops(choice) >= least:
-        return choice
-    prices = [0.0, *(2.0**k for k in DOUBLINGS)]
-    enough = next((k for k, price in enumerate(prices) if space.bops(best(price)) >= least), None)
-    if enough is None:
-        return costliest
-    low, high = prices[enough - 1], prices[enough]
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if space.bops(best(middle)) >= least else (middle, high)
-    return best(high)
+    low, high = solve(lost, space.table, room), solve(unspent, space.table, room)
+    least = min((1 - slack) * budget, float(space.bops(high)))
+    if space.bops(low) >= least:
+        return low
+    while True:  # the price at which both cost the same is the one sought, unless another choice is better there
+        price = (total(lost, high) - total(lost, low)) / (total(unspent, low) - total(unspent, high))
+        priced = lost + price * unspent
+        middle = solve(priced, space.table, room)
+        if total(priced, middle) >= total(priced, high) - 1e-9 * total(priced, low):  # up to rounding
+            return high
+        low, high = (low, middle) if space.bops(middle) >= least else (middle, high)
 
 
 class RecordingPolicy:
