@@ -76,7 +76,7 @@ class Comparison(Result):
         ['a', 'c', 'c − a']
     """
 
-    seeds: dict[Any, list[dict[str, dict[str, Any]]]]
+    seeds: dict[Any, list[dict[str, Any]]]
     lines: dict[Any, Line]
     surfaces: dict[Any, Surface]
     picture: ClassVar[str] = "surfaces.surfaces"

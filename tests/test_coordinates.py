@@ -132,3 +132,9 @@ def test_a_weight_that_quantized_layers_share_is_refused_in_quantized_space():
     with pytest.raises(ValueError, match="shared by several layers.*space='latent'"):
         coordinates(twin)
     assert coordinates(twin, "latent").names[0] == "0.weight"
+
+
+def test_weights_without_elements_do_not_vary():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model.register_parameter("adapter", nn.Parameter(torch.empty(0, 3)))
+    assert coordinates(model).names == ["0.weight", "0.bias", "1.weight", "1.bias"]

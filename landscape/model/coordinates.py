@@ -141,8 +141,9 @@ def coordinates(
         if parameter.is_complex() and parameter.requires_grad:
             raise ValueError(f"{name} is complex: only real weights can vary; freeze it with requires_grad_(False)")
         weight = rounded.get(name) if actual == "quantized" else None
-        is_integer = weight is not None and weight.moves == name
-        if id(parameter) in left_out or not (parameter.requires_grad and parameter.is_floating_point() or is_integer):
+        varies = parameter.requires_grad and parameter.is_floating_point()
+        varies |= weight is not None and weight.moves == name  # integers
+        if id(parameter) in left_out or not varies or not parameter.numel():
             continue
         if layers is not None and not any(_inside(name, layer) for layer in layers):
             continue

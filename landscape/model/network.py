@@ -90,6 +90,9 @@ class Network:
         if not is_measured(self.model):
             with measurement_mode(self.model, copies=self.frozen):
                 return self.output(tensors, batch)
+        if torch.is_grad_enabled():  # the network, or its loss, may differentiate by the weights itself
+            moving = [name for name in self.coordinates.tensors.values() if not tensors[name].requires_grad]
+            tensors = dict(tensors) | {name: tensors[name].detach().requires_grad_() for name in moving}
         self.swap_in(tensors)
         low = self.precision == "bf16"
         written_out = Substituted() if self.substitutes else contextlib.nullcontext()
