@@ -172,7 +172,7 @@ def test_bad_input_is_refused_in_words(data, settings, error, message):
 
 
 def test_unknown_batchnorm_policies_are_refused():
-    with pytest.raises(ValueError, match="batchnorm must be one of 'fixed', 'recomputed', None, got 'train'"):
+    with pytest.raises(ValueError, match="batchnorm must be one of 'fixed', 'recomputed', got 'train'"):
         Objective(perceptron(), PAIRS, batchnorm="train")
 
 

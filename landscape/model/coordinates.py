@@ -118,8 +118,6 @@ def coordinates(model: nn.Module, space: Space | None = None, layers: Sequence[s
         ValueError: unknown space; nothing trainable, or nothing by a name given; a quantized weight that several
             layers share.
     """
-    if isinstance(layers, str):
-        raise TypeError(f"layers must be a list of names, got the string {layers!r}: write [{layers!r}]")
     if space not in (None, *get_args(Space)):
         raise ValueError(f"space must be one of {', '.join(get_args(Space))}, got {space!r}")
     rounded = quantized_layers(model)
