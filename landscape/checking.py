@@ -140,7 +140,10 @@ def argument(name: str, value: Any, hint: Any, *, nan: bool = False) -> Any:
         if all(get_origin(part) is Literal for part in {*_parts(hint)} - {type(None)}):
             one_of(name, value, hint)
         shown = " ".join(reprlib.repr(value).split())
-        raise ArgumentError(f"{name} must be {_described(hint)}, got {shown}") from None
+        listed = any(get_origin(part) is Sequence for part in _parts(hint)) and isinstance(value, str)
+        raise ArgumentError(
+            f"{name} must be {_described(hint)}, got {shown}" + f": write [{value!r}]" * listed
+        ) from None
 
 
 def _fitted(value: Any, hint: Any) -> Any:
@@ -195,7 +198,8 @@ def _takes(function: Any, arguments: Any) -> bool:
 
 def _is_device(value: Any) -> bool:
     try:
-        return isinstance(value, str | torch.device) and not torch.empty(0, device=value).is_meta
+        there = isinstance(value, str | torch.device) and torch.empty(0, device=value)
+        return isinstance(there, Tensor) and (isinstance(value, torch.device) or not there.is_meta)
     except (RuntimeError, AssertionError):
         return False
 

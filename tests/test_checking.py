@@ -118,7 +118,7 @@ def test_what_fits_comes_as_the_very_same_object():
         (True, int, "x must be a whole number, got True"),
         (math.nan, float | None, "x must be a number or None, got nan"),
         (1, bool, "x must be True or False, got 1"),
-        ("0.1", Sequence[str], "x must be a list (each a text), got '0.1'"),
+        ("0.1", Sequence[str], "x must be a list (each a text), got '0.1': write ['0.1']"),
         (torch.empty(0), Sequence[float], "x must be a list (each a number), got tensor([])"),
         ((1, True), tuple[int, int], "x must be a tuple (a whole number, a whole number), got (1, True)"),
         ({"a": "b"}, dict[str, int], "x must be a mapping (each value a whole number), got {'a': 'b'}"),

@@ -170,7 +170,7 @@ SMALL = [(FLAT[:3], Y[:3]), (FLAT[3:], Y[3:])]
     [
         ({}, {}, ValueError, "models must name at least one network each, got {}"),
         ({"a": []}, {}, ValueError, "models must name at least one network each, got {'a': 0}"),
-        ([perceptron()], {}, TypeError, "models must be {name: network or list of networks}, got list"),
+        ([perceptron()], {}, TypeError, "models must be a mapping .each value a network"),
         ({"a": perceptron()}, {"data": None}, ValueError, "'a' carries no probe"),
         (
             {"a": probed(perceptron(), (FLAT, Y)), "b": probed(perceptron(), (FLAT + 1, Y))},

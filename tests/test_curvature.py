@@ -154,9 +154,7 @@ def test_bad_settings_are_refused(function, arguments, settings, message):
 
 
 def test_what_is_no_operator_is_refused():
-    with pytest.raises(
-        TypeError, match="model must be a network, a square symmetric matrix or an Operator, got NoneType"
-    ):
+    with pytest.raises(TypeError, match="model must be a network .*, got None"):
         trace(None)
 
 

@@ -468,7 +468,7 @@ def test_settings_out_of_range_are_refused(floating, digits):
     for settings, message in (
         ({"p": 1.5}, "p must be from 0 to 1, got 1.5"),
         ({"weight": -1}, "weight must be >= 0 and finite, got -1"),
-        ({"p": "a"}, "p must be from 0 to 1, got 'a'"),
+        ({"p": "a"}, "p must be a number, got 'a'"),
     ):
         with pytest.raises(ValueError, match=message):
             FPQ(**settings)
@@ -488,7 +488,7 @@ def test_settings_out_of_range_are_refused(floating, digits):
         train(idle, digits, recipe(fpq=FPQ()))
     with pytest.raises(ValueError, match="pass steps="):
         feature_noise_penalty(floating)
-    with pytest.raises(ValueError, match="num_samples must be >= 2, or 0 to measure nothing, got 1"):
+    with pytest.raises(ValueError, match="num_samples must be a whole number >= 2, or 0 to measure nothing, got 1"):
         feature_noise_penalty(floating, num_samples=1)
 
 

@@ -300,7 +300,7 @@ def test_a_broken_image_is_named(tmp_path, workers, damage):
 def test_settings_out_of_range_are_refused(tree, data):
     for settings, message in [
         ({"image_size": 0}, "image_size must be a whole number >= 1, got 0"),
-        ({"workers": -1}, "workers must be a whole number >= 0, got -1"),
+        ({"workers": -1}, "workers must be a whole number >= 0 or None, got -1"),
         ({"min_scale": 0.0}, "min_scale must be > 0 and <= 1, got 0.0"),
         ({"min_scale": 1.5}, "min_scale must be > 0 and <= 1, got 1.5"),
     ]:

@@ -318,14 +318,20 @@ def test_hovering_over_contours_tells_the_values_of_the_point():
 
 
 BAD = {
-    "a network, or {name: network}, got int": ({"models": 3}, TypeError),
-    "a network, or {name: network}, got str": ({"models": {"a": "b"}}, TypeError),
+    "a mapping .each value a network .nn.Module.., got 3": (
+        {"models": 3},
+        TypeError,
+    ),
+    "a mapping .each value a network .nn.Module.., got {'a': 'b'}": (
+        {"models": {"a": "b"}},
+        TypeError,
+    ),
     "at least one network": ({"models": {}}, ValueError),
     "look different": ({"models": {"1": convolutional(), 1: convolutional()}}, ValueError),
     "same number of parts": ({"models": {("a",): convolutional(), ("a", 1): convolutional()}}, ValueError),
     "points must be one of 5, 9": ({"points": 7}, ValueError),
     "span must be > 0": ({"span": -1.0}, ValueError),
-    "samples must be an integer >= 2": ({"samples": 0}, ValueError),
+    "samples must be a whole number >= 2": ({"samples": 0}, ValueError),
     "parts must name each of the 2 parts": ({"parts": ("bits",)}, ValueError),
     "carries no probe": ({"data": None}, ValueError),
 }

@@ -310,8 +310,8 @@ class Scaled(_Symmetric):
 
     def __init__(self, operator: Hessian, d: Tensor, units: str = "scaled") -> None:
         if d.shape != operator.shape[:1] or not d.isfinite().all():
-            got = f"one of {tuple(d.shape)}" if d.isfinite().all() else "NaN or infinity"
-            raise ValueError(f"d must hold finite numbers of shape ({operator.shape[0]},), got {got}")
+            got = tuple(d.shape) if d.isfinite().all() else "NaN or infinity"
+            raise ValueError(f"d must have shape ({operator.shape[0]},) and be finite, got {got}")
         self.operator, self.d, self.units = operator, d, units
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
         self.coordinates, self.memory, self.estimate = operator.coordinates, operator.memory, operator.estimate

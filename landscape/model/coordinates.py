@@ -123,8 +123,6 @@ def coordinates(
         ValueError: unknown space; nothing trainable, or nothing by a name given; a quantized weight that several
             layers share; integer weights that would be left out.
     """
-    if isinstance(layers, str):
-        raise TypeError(f"layers must be a list of names, got the string {layers!r}: write [{layers!r}]")
     if space not in (None, *get_args(Space)):
         raise ValueError(f"space must be one of {', '.join(get_args(Space))}, got {space!r}")
     rounded = rounded_weights(model) if rounded is None else rounded

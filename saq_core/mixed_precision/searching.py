@@ -117,7 +117,7 @@ def search(
 def _check(
     model: nn.Module, data: Data, budget: float, method: Method, quantizer: str, settings: SAMQ | ASGA | None
 ) -> None:
-    numbers(note="bit operations", budget=budget)
+    numbers(note="bit operations of one input", budget=budget)
     if settings is not None and not isinstance(settings, SETTINGS.get(method, ())):
         known = SETTINGS[method].__name__ if method in SETTINGS else "None"
         raise ValueError(f"settings must be {known} for method={method!r}, got {type(settings).__name__}")
