@@ -94,6 +94,8 @@ def checked(function: F, owner: type | None = None) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
@@ -165,7 +167,8 @@ def _fitted(value: Any, hint: Any) -> Any:
             if len(hints) == len(rows):
                 items = tuple(map(_fitted, rows, hints))
                 same = all(a is b for a, b in zip(items, rows, strict=True))
-                return items if origin is tuple else rows if same else list(items)
+                fits = same and (origin is not tuple or isinstance(rows, tuple))
+                return rows if fits else items if origin is tuple else list(items)
     elif origin in (Mapping, dict):
         if isinstance(value, origin):
             made = {_fitted(key, parts[0]): _fitted(part, parts[1]) for key, part in value.items()}

@@ -8,7 +8,7 @@ import torch
 from strangers import SERIES, TOKENS, Function, X, Y, truth
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -69,8 +69,37 @@ class Attention(nn.Module):
         return self.out(self.body(h, h, h, need_weights=False)[0])[..., 0]
 
 
+class Adapted(nn.Module):
+    """A frozen layer and a trained correction of low rank beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = linear().requires_grad_(False)
+        self.a, self.b = nn.Parameter(torch.randn(2, WIDTH) / 2), nn.Parameter(torch.randn(WIDTH, 2) / 2)
+
+    def forward(self, x):
+        return self.base(x) + F.linear(F.linear(x, self.a), self.b)
+
+
+class Exponential(nn.Module):
+    def forward(self, w):
+        return w.exp() - 1
+
+
 def linear():
     return nn.Linear(WIDTH, WIDTH)
+
+
+def tied():
+    layers = nn.Sequential(linear(), nn.Tanh(), linear())
+    layers[2].weight = layers[0].weight
+    return layers
+
+
+def parametrized():
+    layer = linear()
+    parametrize.register_parametrization(layer, "weight", Exponential())
+    return layer
 
 
 def pruned():
@@ -105,6 +134,9 @@ BLOCKS = {
     "checkpoint": lambda: Checkpointed(nn.Sequential(linear(), nn.SiLU())),
     "attention": Attention,
     "pruned": pruned,
+    "adapters": Adapted,
+    "tied": tied,
+    "parametrized": parametrized,
     "spectral_norm": lambda: parametrizations.spectral_norm(linear()),
     "orthogonal": lambda: parametrizations.orthogonal(linear(), use_trivialization=False),
     "convolution": convolutional,
@@ -139,6 +171,12 @@ LOSSES = {
     "several classes": (nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss(), (REAL > 0).double()),
     "margin": (nn.SoftMarginLoss(), nn.SoftMarginLoss(), REAL.sign()),
 }
+WRAPPERS = {
+    "": lambda model: model,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "DistributedDataParallel": lambda model: distributed(model),
+    "inside": lambda model: nn.Sequential(model),
+}
 LAYOUTS = ("pair", "batches", "loader")
 
 
@@ -160,6 +198,19 @@ class Last(nn.Module):
         return self.layer(x)[0].select(1 if self.layer.batch_first else 0, -1)
 
 
+def distributed(model):
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    return nn.parallel.DistributedDataParallel(model)
+
+
+@pytest.fixture(autouse=True)
+def no_group_is_left():
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def composed(seed):
     """Return a network, its data as they are handed over, its loss, and the loss of all data."""
     draw = random.Random(seed)
@@ -179,7 +230,9 @@ def composed(seed):
         data = list(zip(parts, (y[:cut], y[cut:]), strict=True))
     if not mixes and layout == "loader" and not is_first:
         data = DataLoader(TensorDataset(x, y), batch_size=draw.randrange(2, 24))
-    return model.train(draw.random() < 0.3), data, loss, lambda m: whole(m(x), y), names
+    wrapper = draw.choice(["", *WRAPPERS])
+    model = WRAPPERS[wrapper](model.train(draw.random() < 0.3))
+    return model, data, loss, lambda m: whole(getattr(m, "_orig_mod", m)(x), y), [*names, wrapper]
 
 
 def check(seed):

@@ -227,5 +227,5 @@ def test_errors_of_pytorch_name_module_reason_and_remedy():
     with pytest.raises(ValueError, match="no second derivative of ctc_loss"):
         Hessian(perceptron(), (series, Y), loss=ctc)
     assert landscape.line(perceptron(), (series, Y), loss=ctc, points=3).loss.isfinite().all()
-    with pytest.raises(TypeError, match="model must be a network, .* got str"):
+    with pytest.raises(TypeError, match="model must be a network .* got 'resnet'"):
         landscape.trace("resnet", (X, Y))

@@ -450,7 +450,7 @@ def test_killed_at_any_moment_it_goes_on_and_does_nothing_twice(adaptive, tmp_pa
         child.join()
         assert child.exitcode == (0 if calls is None else -signal.SIGKILL)
         left = len(list((tmp_path / "s").glob("*.npz")))
-        assert left >= done + (calls is None or calls > 14 + 32)
+        assert left >= done + (calls is None or calls > 17 + 32)
         done = left
     logged(tmp_path / "calls of the whole", tmp_path / "whole.nc", adaptive=adaptive)
     found, whole = load(tmp_path / "result.nc"), load(tmp_path / "whole.nc")

@@ -40,6 +40,14 @@ CALLS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def interrupts():
+    """Ctrl-C as in a terminal: what a shell starts in the background ignores it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 def normed():
     return nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 3)))
 

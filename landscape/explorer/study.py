@@ -5,6 +5,7 @@ All work is done in steps of a forward pass or a product each; between two steps
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -113,7 +114,9 @@ class Study:
     def _is_rounded(self, model: nn.Module) -> bool:
         if is_plain(model) or quantized_layers(model):
             return not is_plain(model)
-        return bool(Objective(model, self._data(8), **self.settings, validate=False).rounded)
+        with contextlib.suppress(Exception):  # which are shown where its panel is measured
+            return bool(Objective(model, self._data(8), **self.settings, validate=False).rounded)
+        return False
 
     def shown(self, view: View) -> dict[str, Surface]:
         """Return the finest whole grid of each panel that is measured; computes nothing."""

@@ -96,8 +96,8 @@ class Sparing:
         self._copies = self._writes
 
 
-def check_repeats(loss: Callable[[], Tensor], dtype: torch.dtype, reason: Callable[[], str]) -> None:
-    """Raise if a loss changes when it is computed again.
+def check_repeats(loss: Callable[[], Tensor], dtype: torch.dtype, reason: Callable[[], str]) -> Tensor:
+    """Compute a loss twice; return it, or raise if it changes.
 
     Raises:
         ValueError: with the reason.
@@ -108,9 +108,10 @@ def check_repeats(loss: Callable[[], Tensor], dtype: torch.dtype, reason: Callab
             f"the loss changed when repeated ({float(once):.6g}, then {float(again):.6g}): {reason()}; "
             "the Hessian of a stochastic loss is not defined"
         )
+    return once
 
 
-def check_same_function(loss: Callable[[bool], Tensor], dtype: torch.dtype) -> None:
+def check_same_function(loss: Callable[[bool], Tensor], off: Tensor, dtype: torch.dtype) -> None:
     """Raise if the loss with gradients on is another than with gradients off.
 
     Raises:
@@ -122,8 +123,7 @@ def check_same_function(loss: Callable[[bool], Tensor], dtype: torch.dtype) -> N
             on = loss(True).double()
         except RuntimeError:  # no gradients: only a derivative has to say so
             return
-    off = loss(False).double()
-    if not _close(on, off, dtype) and _close(loss(False).double(), off, dtype):
+    if not _close(on, off, dtype):
         raise ValueError(
             f"the loss is {float(off):.6g} with gradients off and {float(on):.6g} with gradients on: the network "
             "computes two functions (a fused path, or code that asks torch.is_grad_enabled()), and the derivatives of "
@@ -176,8 +176,8 @@ def check_objective(objective: Any) -> None:
         with torch.set_grad_enabled(with_gradients or objective.needs_grad):
             return objective.loss(tensors, first).mean.detach()
 
-    check_same_function(run, objective.dtype)
-    check_repeats(run, objective.dtype, lambda: stochastic_module(objective.model, run))
+    off = check_repeats(run, objective.dtype, lambda: stochastic_module(objective.model, run))
+    check_same_function(run, off, objective.dtype)
     if not objective.is_pair:
         reason = "the data change from pass to pass (augmentation?)"
         # at the model's own statistics: those recomputed depend on which samples a shuffle puts into one batch

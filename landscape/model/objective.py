@@ -90,7 +90,7 @@ class Objective:
             finite, or one that changes when repeated.
         TypeError: data that can be read only once, batches that are no pairs where no objective is given.
 
-    Cost: one forward pass over the data (two with recomputed statistics), six of one batch, one gradient of it in
+    Cost: one forward pass over the data (two with recomputed statistics), eight of one batch, one gradient of it in
     quantized space, and two where BatchNorm may be folded; two passes more where the data are not ``(x, y)``.
 
     Example:

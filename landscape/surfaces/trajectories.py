@@ -32,7 +32,7 @@ from ..results import Result
 from .axes import describe
 from .grids import Directed, Surface
 
-Checkpoint = nn.Module | Mapping[str, Tensor]
+Checkpoint = nn.Module | Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,9 +169,8 @@ def trajectory(
     differences, losses = [], []
     for checkpoint in progress(checkpoints, "checkpoints"):
         network = _network(twin, function.model, checkpoint)
-        there = function.of(network)
-        differences.append(direction_to(function.coordinates, there.coordinates))
-        losses.append(there.centre.loss)
+        differences.append(direction_to(function.coordinates, function.coordinates_of(network)))
+        losses.append(function.of(network).centre.loss)
     if surface is None:
         steps, shares = principal_directions(differences)
         explained, axes = shares[:2], describe([{"kind": "principal component", "index": i} for i in (1, 2)])
