@@ -271,3 +271,14 @@ def test_signed_one_bit_input_is_refused_and_leaves_no_quantizer_observing():
     twin[0].input_quantizer = nn.Identity()
     with pytest.raises(RuntimeError, match="calibrate"):
         twin(X)
+
+
+def test_the_calibration_of_the_weights_can_be_chosen():
+    model = nn.Sequential(nn.Linear(40, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    best, widest = (quantize(model, "W4A32", first_last_bits=None, method=m) for m in (None, "minmax"))
+    largest = model[0].weight.abs().max()
+    assert widest[0].weight_quantizer(largest) == pytest.approx(largest.item(), rel=1e-6)
+    errors = [(m[0].used_weight() - model[0].weight).square().sum().item() for m in (best, widest)]
+    assert errors[0] < errors[1]
+    with pytest.raises(ValueError, match="method must be one of"):
+        quantize(model, method="best")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .base import Method
 from .quantizers import QuantizerName, input_quantizer, weight_quantizer
 
 PROJECTIONS = ("q", "k", "v")
@@ -61,11 +62,13 @@ class QMultiheadAttention(nn.MultiheadAttention):
             return "its keys or values have another width than its queries"
         return "it adds keys of its own" if layer.bias_k is not None or layer.add_zero_attn else None
 
-    def attach_(self, bits: list[tuple[int, int]], quantizer: QuantizerName, per_channel: bool) -> None:
+    def attach_(
+        self, bits: list[tuple[int, int]], quantizer: QuantizerName, per_channel: bool, method: Method | None
+    ) -> None:
         """Add quantizers and delta; `bits` are those of projections and products."""
         (weight_bits, input_bits), (_, product_bits) = bits
         for name, part in zip(PROJECTIONS, self.in_proj_weight.chunk(3), strict=True):
-            module = weight_quantizer(quantizer, weight_bits, part, per_channel=per_channel)
+            module = weight_quantizer(quantizer, weight_bits, part, per_channel=per_channel, method=method)
             self.add_module(f"{name}_weight_quantizer", module)
         self.input_quantizer = input_quantizer(quantizer, input_bits, self.in_proj_weight)
         self.products = AttentionProducts()

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from landscape.model.measuring import copied
 
 from .attention import QMultiheadAttention
-from .base import check_latent
+from .base import Method, check_latent
 from .functional import check_bits
 from .layers import QConv2d, QLinear
 from .quantizers import QuantizerName
@@ -52,6 +52,7 @@ def quantize(
     input_bits: int | None = None,
     per_channel: bool = False,
     skip: Sequence[str] = (),
+    method: Method | None = None,
 ) -> nn.Module:
     """Return a copy of `model` whose convolutions, linear layers and attention quantize weights and inputs.
 
@@ -77,12 +78,13 @@ def quantize(
         input_bits: Bits of the first layer's input; None leaves it (images are 8-bit already).
         per_channel: One weight step per filter instead of one per layer.
         skip: Names of layers that stay float.
+        method: How the weights' quantizers are calibrated: "mse", "minmax" or "percentile"; None = the quantizer's own.
 
     Raises:
         ValueError: If bits are malformed, a name is unknown, or the network is quantized already or has nothing to
             quantize.
 
-    Cost: 80 quantizations of each weight.
+    Cost: 80 quantizations of each weight ("mse"; the others one).
 
     Source: first and last layer as in Liu et al. (2021), released code.
 
@@ -114,7 +116,7 @@ def quantize(
     names = {name: [f"{name}{part}" for part in SWAPS[type(layer)].parts] for name, layer in layers.items()}
     plan = _layer_bits([part for parts in names.values() for part in parts], bits, first_last_bits, input_bits)
     for name, layer in layers.items():
-        _swap(layer, [plan[part] for part in names[name]], quantizer, per_channel)
+        _swap(layer, [plan[part] for part in names[name]], quantizer, per_channel, method)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # the fused path alone can read them
@@ -216,11 +218,13 @@ def _layer_bits(
     return plan
 
 
-def _swap(layer: Any, bits: list[tuple[int, int]], quantizer: QuantizerName, per_channel: bool) -> None:
+def _swap(
+    layer: Any, bits: list[tuple[int, int]], quantizer: QuantizerName, per_channel: bool, method: Method | None
+) -> None:
     """Turn a layer into its quantized form in place: hooks, tied modules and attributes stay as they are."""
     layer.float_type = type(layer)
     layer.__class__ = SWAPS[type(layer)]
-    layer.attach_(bits, quantizer, per_channel)
+    layer.attach_(bits, quantizer, per_channel, method)
 
 
 def _unswap(layer: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .base import Method
 from .quantizers import QuantizerName, input_quantizer, weight_quantizer
 
 
@@ -30,9 +31,12 @@ class _QuantizedLayer(nn.Module):
         """Return why a float layer of this kind cannot be quantized, or None."""
         return None
 
-    def attach_(self, bits: list[tuple[int, int]], quantizer: QuantizerName, per_channel: bool) -> None:
+    def attach_(
+        self, bits: list[tuple[int, int]], quantizer: QuantizerName, per_channel: bool, method: Method | None
+    ) -> None:
         """Add quantizers and delta; `bits` has (weight bits, input bits) of each of the parts."""
-        self.weight_quantizer = weight_quantizer(quantizer, bits[0][0], self.weight, per_channel=per_channel)
+        settings: Any = {"per_channel": per_channel, "method": method}
+        self.weight_quantizer = weight_quantizer(quantizer, bits[0][0], self.weight, **settings)
         self.input_quantizer = input_quantizer(quantizer, bits[0][1], self.weight)
         self.register_buffer("delta", torch.zeros_like(self.weight, requires_grad=False), persistent=False)
 

@@ -121,4 +121,5 @@ def _instance(content: dict[str, Any], model: nn.Module | None, path: str | Path
         raise ValueError(f"{kinds}: pass the float network, or quantize it alike")
     if settings is None or quantized:
         return network
-    return quantize(network, settings["bits"], **{k: v for k, v in settings.items() if k != "bits"})
+    # steps come from the file
+    return quantize(network, settings["bits"], method="minmax", **{k: v for k, v in settings.items() if k != "bits"})
