@@ -277,7 +277,7 @@ def test_the_calibration_of_the_weights_can_be_chosen():
     model = nn.Sequential(nn.Linear(40, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     best, widest = (quantize(model, "W4A32", first_last_bits=None, method=m) for m in (None, "minmax"))
     largest = model[0].weight.abs().max()
-    assert widest[0].weight_quantizer(largest) == pytest.approx(largest.item(), rel=1e-6)
+    assert widest[0].weight_quantizer(largest).item() == pytest.approx(largest.item(), rel=1e-6)
     errors = [(m[0].used_weight() - model[0].weight).square().sum().item() for m in (best, widest)]
     assert errors[0] < errors[1]
     with pytest.raises(ValueError, match="method must be one of"):
