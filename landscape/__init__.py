@@ -46,6 +46,7 @@ from .flatness import (
 from .io import load
 from .linalg import Density, Eigenvalues, Operator, Trace
 from .model import Objective
+from .parallel import check_agreement
 from .plotting import (
     draw_history,
     draw_layers,
@@ -90,7 +91,7 @@ __all__ = [
     "ScaleCurvature", "Line", "Surface", "Trajectory", "BatchNormCheck", "Comparison", "Explorer",
 ]
 # fmt: on
-check_public(sys.modules[__name__])
+check_public(sys.modules[__name__], check_agreement)
 try:
     __version__ = version("saq-landscape")
 except PackageNotFoundError:  # a checkout that is not installed

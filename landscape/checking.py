@@ -41,16 +41,17 @@ class ArgumentError(TypeError, ValueError):
     """An argument is of another type than its annotation says; whoever expects a ValueError catches it as well."""
 
 
-def check_public(package: Any) -> None:
+def check_public(package: Any, agree: Callable[..., None]) -> None:
     """Check, from now on, the arguments of everything that a package names in its ``__all__``.
 
     Functions, how classes are made, and the methods of dataclasses; see `checked`. Nothing else is: what runs in loops
-    calls the functions inside.
+    calls the functions inside. `agree` is `landscape.parallel.check_agreement`, in which processes that were given good
+    arguments wait for those that were not.
     """
     for name in package.__all__:
         item = getattr(package, name)
         if inspect.isfunction(item):
-            wrapped = checked(item)
+            wrapped = checked(item, agree=agree)
             setattr(package, name, wrapped)
             setattr(sys.modules[item.__module__], name, wrapped)  # where pickle looks
         for owner in inspect.getmro(item) if inspect.isclass(item) else ():
@@ -60,15 +61,16 @@ def check_public(package: Any) -> None:
             for key, method in list(vars(owner).items()):
                 public = key == "__init__" or (methods and not key.startswith("_"))
                 if public and inspect.isfunction(method) and not hasattr(method, "__wrapped__"):
-                    setattr(owner, key, checked(method, owner))
+                    setattr(owner, key, checked(method, owner, agree))
 
 
-def checked(function: F, owner: type | None = None) -> F:
+def checked(function: F, owner: type | None = None, agree: Callable[..., None] | None = None) -> F:
     """Return a function whose arguments are checked by their annotations, and whose numbers are Python's own.
 
     Args:
         function: to be checked.
         owner: the class of a method; what a dataclass holds may be NaN.
+        agree: see `check_public`.
 
     Example:
         >>> @checked
@@ -101,13 +103,18 @@ def checked(function: F, owner: type | None = None) -> F:
         except TypeError:
             return function(*args, **kwargs)  # which names itself in Python's own error
         imported = sum(module in sys.modules for module in _FOREIGN.values())
-        for name, value in bound.arguments.items():
-            parameter = signature.parameters[name]
-            if value is not parameter.default and parameter.kind not in (
-                parameter.VAR_POSITIONAL,
-                parameter.VAR_KEYWORD,
-            ):
-                bound.arguments[name] = argument(name, value, hint(name, imported), nan=function.__name__ == "__init__")
+        try:
+            for name, value in bound.arguments.items():
+                parameter = signature.parameters[name]
+                several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+                if value is not parameter.default and not several:
+                    made = function.__name__ == "__init__"
+                    bound.arguments[name] = argument(name, value, hint(name, imported), nan=made)
+        except ValueError:
+            if agree and "check_agreement" in inner.__code__.co_names:
+                bound.apply_defaults()
+                agree(**bound.arguments)
+            raise
         return function(*bound.args, **bound.kwargs)
 
     return cast(F, call)

@@ -27,6 +27,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from landscape.checking import check_public
+from landscape.parallel import check_agreement
 
 from .costs import Description, cost, describe
 from .data import Data, load_data
@@ -48,7 +49,7 @@ __all__ = [
     "save", "load", "export", "SizeReport",
 ]
 # fmt: on
-check_public(sys.modules[__name__])
+check_public(sys.modules[__name__], check_agreement)
 try:
     __version__ = version("saq-landscape")
 except PackageNotFoundError:  # a checkout that is not installed

@@ -93,7 +93,7 @@ def _verified(objective: Any, batch: Any) -> Verdict:
             reasons.append(f"not in float64: {error}")
             continue
         verdict = _judged(function, watch, loss, leaves, gradient, reasons)
-        if verdict.wrong == 1:  # the network itself may stand on a kink: units at exactly zero
+        if verdict.wrong:  # the network itself may stand on a kink: units at exactly zero
             function.step_aside()
             verdict = _judged(function, *function.watched(), reasons)
         return verdict
