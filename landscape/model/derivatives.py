@@ -12,7 +12,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -66,8 +66,8 @@ class _Test(NamedTuple):
 def verify(objective: Any) -> Verdict:
     """Compare gradient and product of an `Objective` with differences, on a few samples of its first batch.
 
-    Cost: six forward passes, three gradients and a product of eight samples in float64; up to three times as many where
-    they disagree.
+    Cost: seven forward passes, gradients of three and a product, of eight samples in float64; six passes more where
+    many kinks are near, and more again where differences and derivatives disagree.
     """
     whole = next(iter(objective.batches()))
     few = some_rows(whole, _ROWS)
@@ -240,6 +240,13 @@ def _second(function: _Function, gradient: Point, product: Point, direction: Poi
 def _compared(steps: Sequence[float], central: Callable[[float], Point], claimed: Point, scale: float) -> _Test:
     """Compare central differences with what is claimed; a single step can only agree."""
     noise = 20 * torch.finfo(torch.float64).eps * scale
+    central = cache(central)
+    if len(steps) > 1:  # nearly always enough; between the ends of the shorter one few kinks lie
+        for step in (steps[0], steps[0] / 100):
+            here = central(step)
+            slack = _TOLERANCE * max(_norm(here), _norm(claimed))
+            if max(_distance(here, claimed), noise / step) <= slack:
+                return _Test("ok")
     tries: list[tuple[Point, float, float, bool]] = []
     for step in steps:
         here = central(step)
