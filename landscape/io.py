@@ -94,9 +94,12 @@ def load(path: str | Path) -> Any:
     if "result" not in tree.attrs:
         raise ValueError(f"{path} holds no landscape result")
     try:
-        return _read(tree)
+        result = _read(tree)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or was written by another version: {error!r}") from error
+    if not is_sealed(path):
+        result.about["note"] = "read from a file without a checksum (of version 0.1?): damage would not be noticed"
+    return result
 
 
 # What another process does with a file without a checksum: the library may hang on a damaged one, deaf to interrupts.

@@ -1,5 +1,6 @@
 """What is averaged, whatever a network takes and returns: against the loss of all data at once, by plain autograd."""
 
+import copy
 import types
 from collections import UserDict
 from functools import partial
@@ -358,3 +359,25 @@ def test_outputs_of_a_dataclass_take_a_loss_of_ones_own():
     assert isinstance(model(TOKENS), Outputs)
     expected = F.cross_entropy(model(TOKENS).logits.flatten(0, 1), TOKENS.flatten())
     assert found.centre.loss.item() == pytest.approx(expected.item())
+
+
+def test_recomputed_statistics_are_those_of_the_batches_that_were_given():
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)]
+    model = nn.Sequential(*layers).double()
+    x, y = X.repeat(20, 1), Y.repeat(20)
+    x = x + torch.randn(x.shape, dtype=x.dtype)
+    step = {name: torch.full_like(p, 0.1) for name, p in model.named_parameters()}
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, p in moved.named_parameters():
+            p += step[name]
+        for module in moved.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.momentum = 1.0
+        moved.train()(x)
+        expected = F.cross_entropy(moved.eval()(x), y).item()
+    for batch_size in (None, 480, 100):
+        function = Objective(model, (x, y), batchnorm="recomputed", batch_size=batch_size)
+        assert function.evaluate(step).loss.item() == pytest.approx(expected, rel=1e-10)
+        assert function.of(moved).centre.loss.item() == pytest.approx(expected, rel=1e-10)

@@ -20,7 +20,7 @@ def recomputed_statistics(
     Args:
         network: in measurement mode.
         tensors: the point, name → tensor in the model.
-        batches: the data.
+        batches: the data, as they were given.
         batch_rows: samples of each batch, its weight.
 
     Cost: one forward pass over the data.

@@ -154,6 +154,16 @@ def value_of(value: Any, samples: int | None, name: str = "loss") -> BatchLoss:
     return BatchLoss(value.mean(), (value.numel() if value.numel() > 1 else samples) or 1)
 
 
+def with_hits(result: BatchLoss, output: Any, target: Any) -> BatchLoss:
+    """Count right answers beside a loss of another kind: of (n, classes) outputs, with one label each."""
+    if not (isinstance(output, Tensor) and isinstance(target, Tensor)) or target.is_floating_point():
+        return result
+    if output.ndim != 2 or output.shape[1] == 1 or target.ndim != 1 or len(output) != len(target):
+        return result
+    counted = (target >= 0) & (target < output.shape[1])
+    return result._replace(hits=(output.argmax(1) == target).to(counted), counted=counted)
+
+
 def part_of(output: Any, which: Output | None, default: bool) -> Any:
     """Return the part of a network's output that the loss is given: the one asked for, or the logits by default."""
     if which is not None:

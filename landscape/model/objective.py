@@ -47,6 +47,7 @@ from .losses import (
     name_of,
     part_of,
     value_of,
+    with_hits,
 )
 from .network import BatchNorm, Network, Precision
 
@@ -146,7 +147,8 @@ class Objective:
             self.rounded = rounded_weights(getattr(model, "_orig_mod", model))
             self.network = network(space=space, rounded=self.rounded)
             self.model, self.device, self.dtype = self.network.model, self.network.device, self.network.dtype
-            self._batches, self.is_pair = source(self.model, data, self.device, objective is not None)
+            self._uncut, self.is_pair = source(self.model, data, self.device, objective is not None)
+            self._batches = self._uncut
             rows, parts, first = self._read()
             check_integers(self.network, self.rounded, first)
             in_use = self._rounded_in_use({}, first)
@@ -171,10 +173,10 @@ class Objective:
         """Whether every pass sees the same samples in the same order."""
         return keeps_order(self._batches)
 
-    def batches(self) -> Iterator[Any]:
-        """Yield the batches on the model's device, floating tensors in its dtype."""
-        for batch in self._batches:
-            yield moved(batch, self.device, self.dtype, self.network.dtypes)
+    def batches(self, uncut: bool = False) -> Iterator[Any]:
+        """Yield the batches on the model's device, floating tensors in its dtype; those that were given if uncut."""
+        for batch in self._uncut if uncut else self._batches:
+            yield moved(batch, *self._where)
 
     def tensors(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the tensors that vary at centre + displacement, in the order of the coordinates."""
@@ -213,11 +215,7 @@ class Objective:
             return self._cross_entropy(output, target, with_hits=self.with_hits)._replace(metrics=metrics)
         rows = (len(target) if target.ndim else 1) if isinstance(target, Tensor) else None
         result = value_of(self._loss(output, target), rows)  # type: ignore[misc]
-        classes = isinstance(output, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
-        classes = classes and self.with_hits
-        if classes and output.ndim == 2 and output.shape[1] > 1 and target.ndim == 1 and len(output) == len(target):
-            counted = (target >= 0) & (target < output.shape[1])
-            result = result._replace(hits=(output.argmax(1) == target).to(counted), counted=counted)
+        result = with_hits(result, output, target) if self.with_hits else result
         mean = result.mean / result.weight if self.reduction == "sum" and result.losses is None else result.mean
         return result._replace(mean=mean, metrics=metrics)
 
@@ -280,6 +278,7 @@ class Objective:
         """
         other = copy.copy(self)
         other._batches, other.batch_rows = [batch], [samples_of(batch) or 1]
+        other._uncut = other._batches
         other._evaluate_centre(self._factor)
         return other
 
@@ -287,9 +286,10 @@ class Objective:
         """Return the same function of another network of this architecture, on the same batches; not validated."""
         network = self.network
         space = None if self.coordinates.space == "float" else self.coordinates.space
-        loss: Any = {"loss": self._loss, "objective": self._objective, "output": self._output}
+        loss: Any = {"loss": self._loss, "objective": self._objective, "output": self._output, "metrics": self.metrics}
         where: Any = {"space": space, "batchnorm": network.batchnorm, "precision": network.precision}
-        return Objective(model, self._batches, metrics=self.metrics or None, validate=False, **loss, **where)
+        data: Any = next(iter(self._uncut)) if self.is_pair else self._batches
+        return Objective(model, data, batch_size=self.batch_size, validate=False, **loss, **where)
 
     def coordinates_of(self, model: nn.Module) -> Coordinates:
         """Return the coordinates of another network of this architecture."""
@@ -351,8 +351,8 @@ class Objective:
     def __repr__(self) -> str:
         what, n = type(self.model).__name__, self.coordinates.numel
         samples = "samples unknown" if self.samples is None else f"{self.samples:,} samples"
-        where = f"{n:,} coordinates, {self.coordinates.space} space"
-        return f"Objective({what}, {samples}, loss {float(self.centre.loss):.4g}; {where})"
+        loss, space = float(self.centre.loss), self.coordinates.space
+        return f"Objective({what}, {samples}, loss {loss:.4g}; {n:,} coordinates, {space} space)"
 
     def _read(self) -> tuple[list[int | None], list[Any], Any]:
         """Read the data once: the samples of each batch, the parts that a pair may be cut into, and a small batch."""
@@ -414,7 +414,9 @@ class Objective:
 
     def _passes(self, tensors: Point) -> list[BatchLoss]:
         if self.network.batchnorm == "recomputed":
-            tensors = tensors | recomputed_statistics(self.network, tensors, self.batches(), self.batch_rows)
+            # of the batches that were given: a cut for memory and errors must not decide on them
+            rows = self.batch_rows if self._uncut is self._batches else [sum(self.batch_rows)]
+            tensors = tensors | recomputed_statistics(self.network, tensors, self.batches(uncut=True), rows)
         return [self.loss(tensors, batch) for batch in self.batches()]
 
 
