@@ -187,6 +187,8 @@ def _fitted(value: Any, hint: Any) -> Any:
         value = value.item() if number else value
         if _KINDS[hint][0](value):
             return value
+    elif hint is Tensor and isinstance(value, np.ndarray):
+        return torch.as_tensor(value)
     elif _takes(value, parts[0]) if origin is Callable else not isinstance(hint, type) or isinstance(value, hint):
         return value
     raise TypeError(type(value))

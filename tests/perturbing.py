@@ -29,7 +29,7 @@ def build(bits=None, quantizer="lsq", dropout=0.0, dtype=torch.float64):
     return model if bits is None else quantize(model, bits, quantizer=quantizer)
 
 
-def setup(model, rho=0.05, case=None, lr=0.1, **options):
+def prepared(model, rho=0.05, case=None, lr=0.1, **options):
     base = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     if case:
         options["measured_at"], options["applied_to"] = CASES[case]

@@ -100,7 +100,7 @@ def _trained(model, network, x, y, *, steps, sam=None):
 def test_twenty_steps_learn_and_leave_everything_in_order(network, quantizer, method, started, batch):
     model = calibrate(quantize(started(network), "W4A4", quantizer=quantizer), batch[0])
     model, losses, found = _trained(model, network, *batch, steps=20, sam=METHODS[method])
-    assert sum(losses[-3:]) < 0.9 * sum(losses[:3]), losses
+    assert sum(losses[-3:]) < 0.95 * sum(losses[:3]), losses
     assert all(p.isfinite().all() for p in model.parameters())
     for layer in [m for m in model.modules() if hasattr(m, "quantized_weights")]:
         for q, delta, step in layer.quantized_weights().values():

@@ -3,7 +3,7 @@ from typing import get_args
 
 import pytest
 import torch
-from perturbing import X, Y, build, closure_for, norm, perturbation, positions, setup
+from perturbing import X, Y, build, closure_for, norm, perturbation, positions, prepared
 from torch.nn import functional as F
 
 from saq_core import SAQ
@@ -53,7 +53,7 @@ def shared_closure(model, optimizer, sizes=None, seen=None):
 def test_the_update_combines_the_two_gradients_as_defined(combine, case):
     model = build("W4A32")
     start = copy.deepcopy(model)
-    optimizer, seen = setup(model, 0.3, case, lr=0.0, combine=combine), []
+    optimizer, seen = prepared(model, 0.3, case, lr=0.0, combine=combine), []
     optimizer.step(closure_for(model, optimizer, seen))
     g, s = flat(gradients(start)), flat(gradients(start, seen[1]))
     assert (g - s).norm() > 1e-3 * g.norm()
@@ -74,7 +74,7 @@ def test_the_update_combines_the_two_gradients_as_defined(combine, case):
 )
 def test_policies_pay_for_the_passes_they_promise(policy, passes):
     model = build("W4A32")
-    optimizer, sizes, found = setup(model, 0.1, 3, policy=policy), [], []
+    optimizer, sizes, found = prepared(model, 0.1, 3, policy=policy), [], []
     for _ in passes:
         sizes.clear()
         optimizer.step(shared_closure(model, optimizer, sizes))
@@ -86,7 +86,7 @@ def test_policies_pay_for_the_passes_they_promise(policy, passes):
 @pytest.mark.parametrize("policy", ALL)
 def test_rho_zero_is_the_base_optimizer_bit_for_bit(policy, case):
     plain, sharp = (build("W4A32", dtype=torch.float32) for _ in range(2))
-    base, sam = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), setup(sharp, 0.0, case, policy=policy)
+    base, sam = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), prepared(sharp, 0.0, case, policy=policy)
     for model, optimizer in ((plain, base), (sharp, sam)):
         closure = shared_closure(model, optimizer)
         for _ in range(5):
@@ -97,7 +97,7 @@ def test_rho_zero_is_the_base_optimizer_bit_for_bit(policy, case):
 
 def test_between_looks_the_orthogonal_part_is_added_again():
     model = build("W4A32")
-    optimizer, seen = setup(model, 0.3, 3, policy="look:2"), []
+    optimizer, seen = prepared(model, 0.3, 3, policy="look:2"), []
     start = copy.deepcopy(model)
     optimizer.step(closure_for(model, optimizer, seen))
     g, s = flat(gradients(start)), flat(gradients(start, seen[1]))
@@ -111,12 +111,12 @@ def test_between_looks_the_orthogonal_part_is_added_again():
 def test_momentum_perturbs_along_the_average_gradient_of_the_quantized_weights():
     model = build("W3A32")
     third = copy.deepcopy(model)
-    optimizer, seen = setup(model, 0.3, 3, lr=0.0, policy="momentum:0.8"), []
+    optimizer, seen = prepared(model, 0.3, 3, lr=0.0, policy="momentum:0.8"), []
     closure = closure_for(model, optimizer, seen)
     optimizer.step(closure)
     optimizer.step(closure)
     assert all(torch.equal(seen[0][k], v) for k, v in positions(third).items())  # nothing is known at first
-    expected = perturbation(third, setup(third, 0.3, 3, lr=0.0))  # the average of one gradient points as it does
+    expected = perturbation(third, prepared(third, 0.3, 3, lr=0.0))  # the average of one gradient points as it does
     for name, value in seen[1].items():
         torch.testing.assert_close(value - seen[0][name], expected[name], atol=1e-12, rtol=1e-9)
     before = {k: v.clone() for k, v in optimizer.policy.state.items()}
@@ -139,9 +139,9 @@ def test_momentum_perturbs_along_the_average_gradient_of_the_quantized_weights()
 def test_subset_takes_epsilon_from_a_share_and_moves_batchnorm_once_on_the_whole_batch():
     model = build("W4A32")
     whole, half = copy.deepcopy(model), copy.deepcopy(model)
-    optimizer, seen = setup(model, 0.3, 3, lr=0.0, policy="subset:0.5"), []
+    optimizer, seen = prepared(model, 0.3, 3, lr=0.0, policy="subset:0.5"), []
     optimizer.step(shared_closure(model, optimizer, seen=seen))
-    sam = setup(half, 0.3, 3, lr=0.0)
+    sam = prepared(half, 0.3, 3, lr=0.0)
     few, ours = shared_closure(half, sam), []
 
     def closure():
@@ -164,11 +164,11 @@ def test_subset_takes_epsilon_from_a_share_and_moves_batchnorm_once_on_the_whole
 def test_a_resumed_policy_goes_on_to_the_same_numbers(policy):
     def run(interrupted):
         model = build("W4A32")
-        optimizer = setup(model, 0.2, 3, policy=policy)
+        optimizer = prepared(model, 0.2, 3, policy=policy)
         for k in range(6):
             if interrupted and k == 4:
                 state = copy.deepcopy(optimizer.state_dict())
-                optimizer = setup(model, 0.2, 3, policy=policy)
+                optimizer = prepared(model, 0.2, 3, policy=policy)
                 optimizer.load_state_dict(state)
             optimizer.step(shared_closure(model, optimizer))
         return flat(model.parameters())
@@ -182,7 +182,7 @@ def test_only_the_kinds_that_are_named_are_perturbed(kind):
     for module in model.modules():
         if getattr(module, "activation", False):
             module._set_signed(True)
-    moved = {k for k, e in perturbation(model, setup(model, 0.3, 3, perturbed=(kind,))).items() if e.any()}
+    moved = {k for k, e in perturbation(model, prepared(model, 0.3, 3, perturbed=(kind,))).items() if e.any()}
     ends = {
         "weight": {"conv1.delta", "conv2.delta", "fc.delta"},
         "bias": {"conv1.bias", "conv2.bias", "fc.bias"},
@@ -218,7 +218,7 @@ def test_adaptive_rho_follows_the_gap_of_the_step_before():
 def test_clipping_before_the_update_never_changes_epsilon():
     def run(clip):
         model = build("W4A32")
-        optimizer = setup(model, 0.3, 3, lr=1.0)
+        optimizer = prepared(model, 0.3, 3, lr=1.0)
         if clip:
             optimizer.optimizer.register_step_pre_hook(
                 lambda *_: torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3) and None
@@ -241,7 +241,7 @@ def test_bad_policies_are_refused(text):
 def test_policies_can_be_objects_and_have_defaults():
     assert isinstance(make_policy("look"), Look) and make_policy("look").k == 5 and set(POLICIES) >= {"full"}
     model = build("W4A32")
-    assert setup(model, 0.1, 3, policy=Look(2)).policy.k == 2
+    assert prepared(model, 0.1, 3, policy=Look(2)).policy.k == 2
 
 
 def test_bad_settings_of_the_family_are_refused():
@@ -267,13 +267,13 @@ def test_settings_that_a_policy_would_ignore_are_refused():
 def test_normalised_units_are_those_of_the_latent_weights():
     model = build("W4A32", "liq")
     spread = {name: layer.weight.detach().std() for name, layer in model.named_children() if hasattr(layer, "delta")}
-    epsilon = perturbation(model, setup(model, 0.4, 3, metric="normalised", perturbed=("weight",)))
+    epsilon = perturbation(model, prepared(model, 0.4, 3, metric="normalised", perturbed=("weight",)))
     assert float(norm([epsilon[f"{name}.delta"] / s for name, s in spread.items()])) == pytest.approx(0.4)
 
 
 def test_a_model_that_is_moved_or_frozen_later_keeps_its_case():
     model = build("W4A32", dtype=torch.float32)
-    sam = setup(model, 0.3, 3)
+    sam = prepared(model, 0.3, 3)
     model.double()
     model.conv1.weight.requires_grad_(False)
     moved = {name for name, e in perturbation(model, sam).items() if e.any()}
@@ -282,7 +282,7 @@ def test_a_model_that_is_moved_or_frozen_later_keeps_its_case():
 
 def test_autocast_around_the_step_does_not_hide_the_perturbation():
     model = build(dtype=torch.float32)
-    sam, losses = setup(model, 2.0), []
+    sam, losses = prepared(model, 2.0), []
 
     def closure():
         sam.zero_grad()
@@ -300,7 +300,7 @@ def test_autocast_around_the_step_does_not_hide_the_perturbation():
 @pytest.mark.parametrize("combine", ["perturbed", "gsam", "mean"])
 def test_a_layer_that_one_pass_leaves_out_is_no_obstacle(policy, combine):
     model, calls = build("W4A32"), []
-    sam = setup(model, 0.2, 3, policy=policy, combine=combine)
+    sam = prepared(model, 0.2, 3, policy=policy, combine=combine)
 
     def closure():
         sam.zero_grad()
@@ -316,7 +316,7 @@ def test_a_layer_that_one_pass_leaves_out_is_no_obstacle(policy, combine):
 
 
 def test_a_loaded_state_is_a_copy():
-    one, two = (setup(build("W4A32"), 0.2, 3, policy="momentum") for _ in range(2))
+    one, two = (prepared(build("W4A32"), 0.2, 3, policy="momentum") for _ in range(2))
     one.step(closure_for(one.model, one))
     two.load_state_dict(one.state_dict())
     before = flat(one.policy.state.values()).clone()

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from perturbing import X, Y, build, closure_for, norm, perturbation, positions, setup
+from perturbing import X, Y, build, closure_for, norm, perturbation, positions, prepared
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,7 +15,7 @@ from saq_core import SAM, SAQ, calibrate, quantize
 def test_epsilon_has_norm_rho_in_the_metric(metric, case, quantizer):
     model = build("W3A32", quantizer, dtype=torch.float64)
     start = copy.deepcopy(model)
-    epsilon = perturbation(model, setup(model, 0.3, case, metric=metric))
+    epsilon = perturbation(model, prepared(model, 0.3, case, metric=metric))
     scaled = []
     for name, e in epsilon.items():
         layer, _, last = name.rpartition(".")
@@ -72,7 +72,7 @@ def test_adaptive_and_normalised_epsilon_on_a_quadratic():
 @pytest.mark.parametrize("bits, quantizer", [("W4A32", "lsq"), ("W2A32", "liq"), (None, "")])
 def test_rho_zero_is_the_base_optimizer_bit_for_bit_with_dropout(case, bits, quantizer):
     plain, sharp = (build(bits, quantizer, dropout=0.5, dtype=torch.float32) for _ in range(2))
-    base, sam = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), setup(sharp, 0.0, case)
+    base, sam = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), prepared(sharp, 0.0, case)
     for model, optimizer in ((plain, base), (sharp, sam)):
         torch.manual_seed(5)
         losses = [optimizer.step(closure_for(model, optimizer)).item() for _ in range(4)]
@@ -89,7 +89,7 @@ def test_case_3_equals_case_1_exactly_where_nothing_is_clipped(quantizer, settin
         for name, parameter in model.named_parameters():
             if name.endswith(settings):
                 parameter.data *= widen
-        return torch.cat([e.flatten() for e in perturbation(model, setup(model, 0.1, case)).values()])
+        return torch.cat([e.flatten() for e in perturbation(model, prepared(model, 0.1, case)).values()])
 
     torch.testing.assert_close(epsilon(1, 4.0), epsilon(3, 4.0), atol=1e-12, rtol=0)
     assert (epsilon(1, 0.3) - epsilon(3, 0.3)).norm() > 1e-3
@@ -100,7 +100,7 @@ def test_gradient_used_is_the_straight_through_one_at_the_perturbed_point(case):
     model = build("W3A32")
     twin = copy.deepcopy(model)
     seen = []
-    optimizer = setup(model, 0.3, case, lr=0.0)
+    optimizer = prepared(model, 0.3, case, lr=0.0)
     optimizer.step(closure_for(model, optimizer, seen))
     with torch.no_grad():
         for name, value in positions(twin).items():
@@ -115,7 +115,7 @@ def test_batchnorm_moves_once_and_nothing_of_epsilon_stays(case):
     model = build("W4A32")
     reference = copy.deepcopy(model)
     reference(X.double())
-    optimizer = setup(model, 0.5, case, lr=0.0)
+    optimizer = prepared(model, 0.5, case, lr=0.0)
     optimizer.step(closure_for(model, optimizer))
     for name, value in model.state_dict().items():
         assert not isinstance(value, torch.Tensor) or torch.equal(value, reference.state_dict()[name]), name
@@ -130,7 +130,7 @@ def test_the_authors_kinds_share_rho_and_an_update_starts_where_they_were_to_the
     model = calibrate(build("W4A4", quantizer), (X.double(), Y))
     before = {k: p.detach().clone() for k, p in model.named_parameters()}
     clips = [k for k, p in model.named_parameters() if "input_quantizer" in k and p.requires_grad]
-    optimizer = setup(model, 0.3, case, perturbed=SAQ.from_paper().perturbed)
+    optimizer = prepared(model, 0.3, case, perturbed=SAQ.from_paper().perturbed)
     optimizer.optimizer.param_groups[0]["momentum"] = 0.0
     epsilon = perturbation(model, optimizer)
     assert clips and all(epsilon[name].any() for name in clips)
@@ -144,7 +144,7 @@ def test_the_authors_kinds_share_rho_and_an_update_starts_where_they_were_to_the
 def test_an_exception_leaves_the_weights_as_they_were(error, failing):
     model = build("W4A32")
     before = {k: v.detach().clone() for k, v in positions(model).items()}
-    optimizer = setup(model, 0.5, 3)
+    optimizer = prepared(model, 0.5, 3)
     closure, calls = closure_for(model, optimizer), []
 
     def fails():
@@ -163,7 +163,7 @@ def test_an_exception_leaves_the_weights_as_they_were(error, failing):
 def test_steps_of_quantizers_and_frozen_weights_are_not_perturbed():
     model = build("W4A32")
     model.conv2.weight.requires_grad_(False)
-    epsilon = perturbation(model, setup(model, 0.5, 3))
+    epsilon = perturbation(model, prepared(model, 0.5, 3))
     still = {name for name, e in epsilon.items() if not e.any()}
     assert {"conv2.delta", "conv2.weight", "conv1.weight_quantizer.step"} <= still
     assert {"conv1.delta", "bn1.weight", "fc.bias", "conv2.bias"}.isdisjoint(still)
@@ -171,7 +171,7 @@ def test_steps_of_quantizers_and_frozen_weights_are_not_perturbed():
 
 def test_second_pass_sees_the_perturbed_weights_under_autocast():
     model = build(dtype=torch.float32)
-    optimizer = setup(model, rho=2.0)
+    optimizer = prepared(model, rho=2.0)
     losses = []
 
     def closure():
@@ -189,7 +189,7 @@ def test_second_pass_sees_the_perturbed_weights_under_autocast():
 
 def test_an_error_at_the_perturbed_weights_leaves_none_of_them_in_the_cache_of_autocast():
     model = build(dtype=torch.float32).eval()
-    optimizer = setup(model, rho=5.0)
+    optimizer = prepared(model, rho=5.0)
 
     def closure():
         optimizer.zero_grad()
@@ -208,7 +208,7 @@ def test_an_error_at_the_perturbed_weights_leaves_none_of_them_in_the_cache_of_a
 def test_zero_gradient_gives_no_perturbation():
     layer = nn.Linear(3, 2)
     before = layer.weight.detach().clone()
-    optimizer = setup(layer)
+    optimizer = prepared(layer)
 
     def closure():
         optimizer.zero_grad()
@@ -224,7 +224,7 @@ def test_zero_gradient_gives_no_perturbation():
 def test_a_layer_of_float_weights_among_quantized_ones_is_perturbed_with_them(case):
     """The authors' code crashes on it: there is no Q to add to."""
     model = quantize(build(), {"conv2": "W2A32"}, first_last_bits=None)
-    epsilon = perturbation(model, setup(model, 0.3, case))
+    epsilon = perturbation(model, prepared(model, 0.3, case))
     moved = {name.split(".")[0] for name, value in epsilon.items() if value.ndim > 1 and value.any()}
     assert moved == {"conv1", "conv2", "fc"} and model.conv1.weight_quantizer.bits == 32
     assert float(norm(epsilon.values())) == pytest.approx(0.3, rel=1e-6)
@@ -234,7 +234,7 @@ def test_a_layer_of_float_weights_among_quantized_ones_is_perturbed_with_them(ca
 def test_clips_for_each_channel_with_and_without_gradient_are_perturbed_and_restored(case):
     """A zero gradient or a vector of them was taken for its truth value by the authors' code."""
     model = quantize(build(), "W4A32", quantizer="liq", per_channel=True)
-    optimizer = setup(model, 0.3, case, lr=0.0, perturbed=("weight", "weight_step"))
+    optimizer = prepared(model, 0.3, case, lr=0.0, perturbed=("weight", "weight_step"))
     with torch.no_grad():
         model.bn2.weight[0] = 0.0  # so the first filter's clip gets no gradient
     before = {k: v.detach().clone() for k, v in positions(model).items()}
@@ -250,7 +250,7 @@ def test_a_weight_shared_by_two_layers_works_in_every_case():
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
         model[1].weight = model[0].weight
         model = quantize(model, "W4A32").double()
-        optimizer = setup(model, 0.1, case)
+        optimizer = prepared(model, 0.1, case)
 
         def closure(model=model, optimizer=optimizer):
             optimizer.zero_grad()
@@ -265,7 +265,7 @@ def test_a_weight_shared_by_two_layers_works_in_every_case():
 def test_diagnostics_agree_with_their_definitions():
     model = build("W2A32")
     twin = copy.deepcopy(model)
-    optimizer = setup(model, 0.5, 2, lr=0.0)
+    optimizer = prepared(model, 0.5, 2, lr=0.0)
     seen = []
     optimizer.step(closure_for(model, optimizer, seen), diagnose=torch.float64)
     found = optimizer.diagnostics
@@ -286,7 +286,7 @@ def test_diagnostics_agree_with_their_definitions():
     ends = []
     for case in (1, 3):
         other = copy.deepcopy(twin)
-        ends.append(perturbation(other, setup(other, 0.5, case)))
+        ends.append(perturbation(other, prepared(other, 0.5, case)))
     first, third = (torch.cat([v.flatten() for v in one.values()]) for one in ends)
     expected = F.cosine_similarity(first, third, dim=0)
     assert float(found["cosine_case1_case3"]) == pytest.approx(float(expected), rel=1e-9)
@@ -297,7 +297,7 @@ def test_diagnostics_agree_with_their_definitions():
 def test_relative_norm_compares_the_plain_norms_whatever_the_metric(metric, case):
     model = build("W3A32")
     weights = [v.detach().clone() for k, v in model.named_parameters() if "quantizer" not in k]
-    optimizer = setup(model, 0.3, case, lr=0.0, metric=metric)
+    optimizer = prepared(model, 0.3, case, lr=0.0, metric=metric)
     seen = []
     optimizer.step(closure_for(model, optimizer, seen), diagnose=torch.float64)
     epsilon = norm([seen[1][k] - v for k, v in seen[0].items()])
@@ -315,7 +315,7 @@ def liq_levels(quantizer, w):
 def test_flip_rate_counts_changed_levels_and_not_the_drift_of_normalised_ones():
     model = quantize(build(), "W2A32", quantizer="liq", first_last_bits=2)
     twin = copy.deepcopy(model)
-    optimizer = setup(model, 0.05, 2, lr=0.0)
+    optimizer = prepared(model, 0.05, 2, lr=0.0)
     seen = []
     optimizer.step(closure_for(model, optimizer, seen), diagnose=torch.float64)
     flips = moved = total = 0
@@ -331,7 +331,7 @@ def test_flip_rate_counts_changed_levels_and_not_the_drift_of_normalised_ones():
 
 def test_torch_schedulers_work_on_the_wrapped_optimizer():
     model = build()
-    optimizer = setup(model)
+    optimizer = prepared(model)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer.optimizer, 1, gamma=0.5)
     optimizer.step(closure_for(model, optimizer))
     scheduler.step()
@@ -340,7 +340,7 @@ def test_torch_schedulers_work_on_the_wrapped_optimizer():
 
 def test_diagnostics_of_a_float_network_are_nan_where_undefined():
     model = build(dtype=torch.float32)
-    optimizer = setup(model, 1e-4)
+    optimizer = prepared(model, 1e-4)
     optimizer.step(closure_for(model, optimizer), diagnose=torch.bfloat16)
     found = optimizer.diagnostics
     assert found["flip_rate"].isnan() and found["cosine_case1_case3"].isnan()
@@ -351,7 +351,7 @@ def test_diagnostics_of_a_float_network_are_nan_where_undefined():
 
 def test_it_delegates_to_the_optimizer_and_trains():
     model = build("W4A32")
-    optimizer = setup(model, 0.05, 3)
+    optimizer = prepared(model, 0.05, 3)
     losses = [optimizer.step(closure_for(model, optimizer)).item() for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]
     assert optimizer.param_groups is optimizer.optimizer.param_groups
@@ -361,7 +361,7 @@ def test_it_delegates_to_the_optimizer_and_trains():
 @pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf"), "0.1", True])
 def test_bad_rho_is_refused(rho):
     with pytest.raises(ValueError, match="rho must be (>= 0 and finite|a number or a function of 3 arguments), got"):
-        setup(build(), rho)
+        prepared(build(), rho)
     with pytest.raises(ValueError, match="rho must be (>= 0 and finite|a number), got"):
         SAQ(rho)
 
@@ -386,10 +386,10 @@ def test_what_the_optimizer_does_not_train_is_not_perturbed():
 
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match='applied_to must be "quantized"'):
-        setup(build(), measured_at="quantized", applied_to="latent")
+        prepared(build(), measured_at="quantized", applied_to="latent")
     with pytest.raises(ValueError, match=r"measured_at must be one of 'latent', 'quantized', got 'latnt'"):
-        setup(build(), measured_at="latnt")
+        prepared(build(), measured_at="latnt")
     with pytest.raises(ValueError, match="metric must be one of"):
-        setup(build(), metric="euclid")
+        prepared(build(), metric="euclid")
     with pytest.raises(ValueError, match=r"case must be one of 1, 2, 3, got 4"):
         SAQ(case=4)
