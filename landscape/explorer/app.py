@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -390,7 +391,7 @@ class Explorer:
         return self.widget._repr_mimebundle_() if self.live else {"text/plain": repr(self)}
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
+        from IPython.display import Image, display
 
         if self.live:
             display(self.widget)
@@ -399,8 +400,9 @@ class Explorer:
         import matplotlib.pyplot as plt
 
         for kind in KINDS[self.controls["kind"].value]:
-            display(figure := self.draw(kind))
+            (figure := self.draw(kind)).savefig(picture := io.BytesIO(), dpi="figure", bbox_inches="tight")
             plt.close(figure)
+            display(Image(picture.getvalue()))  # whatever draws figures in this kernel
 
     def __repr__(self) -> str:
         points = {f"{len(one.alphas)}×{len(one.betas)}" for one in self.surfaces.values()}
