@@ -102,6 +102,7 @@ def kernel(monkeypatch, tmp_path, capsys, caplog):
     monkeypatch.chdir(tmp_path / "notebooks")
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.setattr(plotly.io.renderers, "default", "json")
+    plt.close("all")
     plt.switch_backend("Agg")
     yield execute
     plt.close("all")
