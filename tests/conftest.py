@@ -21,6 +21,14 @@ def device(request):
     return torch.device(request.param)
 
 
+@pytest.fixture
+def no_group_is_left():
+    """A network of DistributedDataParallel may join a group of one process: it is left afterwards."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @functools.cache
 def load_digits(limit):
     """Return the digits with so many training images, once."""

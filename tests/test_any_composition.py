@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from landscape import Hessian, Objective
 
+pytestmark = pytest.mark.usefixtures("no_group_is_left")
+
 WIDTH = 4
 ACTIVATIONS = (
     nn.Tanh,
@@ -202,13 +204,6 @@ def distributed(model):
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     return nn.parallel.DistributedDataParallel(model)
-
-
-@pytest.fixture(autouse=True)
-def no_group_is_left():
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def composed(seed):

@@ -6,6 +6,7 @@ from networks import convolutional, quantized
 from strangers import (
     SERIES,
     TOKENS,
+    Codebook,
     Function,
     Padded,
     Recurrent,
@@ -37,19 +38,6 @@ class Checkpointed(nn.Module):
         x = x.requires_grad_(torch.is_grad_enabled() and self.reentrant)
         inner = checkpoint(lambda v: torch.tanh(self.first(v)), x, use_reentrant=self.reentrant)
         return self.last(inner)
-
-
-class Codebook(nn.Module):
-    """The nearest of four values, straight-through."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.values = nn.Linear(6, 3), nn.Parameter(torch.linspace(-1, 1, 4))
-
-    def forward(self, x):
-        h = self.body(x)
-        nearest = self.values[(h[..., None] - self.values).abs().argmin(-1)]
-        return h + (nearest - h).detach()
 
 
 class Quantized(nn.Linear):

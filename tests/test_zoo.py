@@ -84,13 +84,6 @@ def expected(name, called):
     return "refused" if CALLS[called][1] & ALL[name].refused else "right"
 
 
-@pytest.fixture(autouse=True)
-def no_group_is_left():
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def in_rotation(index):
     """The calls that a network meets in the normal tests: four in turn; every twelfth a comparison (it takes long)."""
     calls = [called for called in CALLS if called != "compare"]
@@ -98,6 +91,7 @@ def in_rotation(index):
     return ["compare", *chosen[1:]] if index % 12 == 0 else chosen
 
 
+pytestmark = pytest.mark.usefixtures("no_group_is_left")
 WARNINGS = (
     ".*weight_norm. is deprecated:FutureWarning",
     "None of the inputs have requires_grad=True",

@@ -17,6 +17,7 @@ from strangers import (
     LABELS,
     SERIES,
     TOKENS,
+    Codebook,
     Function,
     Language,
     Merging,
@@ -323,19 +324,6 @@ class FakeLinear(nn.Linear):
 
     def forward(self, x):
         return F.linear(x, self.fake(self.weight), self.bias)
-
-
-class Codebook(nn.Module):
-    """The nearest of four values, straight-through."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.values = nn.Linear(6, 3), nn.Parameter(torch.linspace(-1, 1, 4))
-
-    def forward(self, x):
-        h = self.body(x)
-        nearest = self.values[(h[..., None] - self.values).abs().argmin(-1)]
-        return h + (nearest - h).detach()
 
 
 class Spectral(nn.Module):
