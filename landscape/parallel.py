@@ -102,7 +102,7 @@ def check_agreement(**values: Any) -> None:
     """
     if not _together():
         return
-    seen = gather(marks({name: value for name, value in values.items() if name not in _OWN}))
+    seen = gather(fingerprints({name: value for name, value in values.items() if name not in _OWN}))
     for name in dict.fromkeys(name for other in seen for name in other):
         given = [other.get(name, "absent") for other in seen]
         if len(set(given)) > 1:
@@ -112,20 +112,20 @@ def check_agreement(**values: Any) -> None:
             )
 
 
-def marks(values: Mapping[str, Any]) -> dict[str, str]:
+def fingerprints(values: Mapping[str, Any]) -> dict[str, str]:
     """Return what tells values from others, by name: hashes of tensors and files, names of functions, texts.
 
     Networks, mappings, lists and dataclasses are taken apart. Batches that a loader makes are not looked at.
 
     Example:
-        >>> marks({"seed": 0, "layers": ["fc", "conv"]})
+        >>> fingerprints({"seed": 0, "layers": ["fc", "conv"]})
         {'seed': '0', 'layers': 'list', 'layers.0': "'fc'", 'layers.1': "'conv'"}
     """
     found: dict[str, str] = {}
     for name, value in values.items():
         parts = _parts(value)
-        found[name] = _mark(value) if parts is None else type(value).__name__
-        found |= marks({f"{name}.{key}".strip("."): part for key, part in (parts or {}).items()})
+        found[name] = _fingerprint(value) if parts is None else type(value).__name__
+        found |= fingerprints({f"{name}.{key}".strip("."): part for key, part in (parts or {}).items()})
     return found
 
 
@@ -149,7 +149,7 @@ def _parts(value: Any) -> dict[Any, Any] | None:
     return dict(value) if isinstance(value, Mapping) else None
 
 
-def _mark(value: Any) -> str:
+def _fingerprint(value: Any) -> str:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, _SHOWN):

@@ -72,7 +72,7 @@ def checked_objective(objective: BatchObjective) -> BatchObjective:
     return call
 
 
-class Sparing:
+class CallOnCopies:
     """Calls a network that writes into its batches on copies of them; until `settle`, any network.
 
     Args:
@@ -191,7 +191,7 @@ def check_objective(objective: Any) -> None:
         raise ValueError(f"the loss of the model itself is {loss}: look at its weights and data before measuring")
     if parallel.size() > 1:  # what a loader makes, and what functions compute: neither can be told from outside
         values = [f"{float(value):.5g}" for value in (objective.centre.loss, *objective.centre.metrics)]
-        batches = [] if objective.is_pair else [parallel.marks({"": batch}) for batch in objective.batches()]
+        batches = [] if objective.is_pair else [parallel.fingerprints({"": batch}) for batch in objective.batches()]
         parallel.check_agreement(data=batches, loss=values, weights=objective.batch_weights)
 
 

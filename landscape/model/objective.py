@@ -21,8 +21,8 @@ from .batches import NEEDS_TARGETS, cut, keeps_order, moved, read_rows, samples_
 from .batchnorm import recomputed_statistics
 from .checks import (
     BatchObjective,
+    CallOnCopies,
     Reduction,
-    Sparing,
     call_of,
     check_functions,
     check_integers,
@@ -142,7 +142,7 @@ class Objective:
             raise TypeError(f"model must be a torch.nn.Module or a landscape.Objective, got {type(model).__name__}")
         mode = measuring.measurement_mode(model, measuring.generator_of(model if data is None else data))
         with mode as held, translated("the first forward pass", model):
-            self._call = Sparing(checked_objective(objective) if objective else call_of)
+            self._call = CallOnCopies(checked_objective(objective) if objective else call_of)
             network = partial(Network, model, self._call, layers=layers, batchnorm=batchnorm, precision=precision)
             self.rounded = rounded_weights(getattr(model, "_orig_mod", model))
             self.network = network(space=space, rounded=self.rounded)

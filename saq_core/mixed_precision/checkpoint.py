@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from landscape.checking import seed_of
-from landscape.parallel import marks
+from landscape.parallel import fingerprints
 
 from .. import files, processes
 from ..contexts import seeded
@@ -32,7 +32,7 @@ class Checkpoint:
         self.path, self.seed, self.device = path, seed_of(arguments["seed"]), device
         self.content: dict[str, Any] = {"rows": {}, "state": {}, "seconds": 0.0}
         if path is not None:
-            self.content["arguments"] = marks(arguments)
+            self.content["arguments"] = fingerprints(arguments)
             if Path(path).exists():
                 stored = files.read(path, "search")
                 files.check_same_settings(path, stored["arguments"], self.content["arguments"], "arguments")
