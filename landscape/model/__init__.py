@@ -2,8 +2,8 @@
 
 from .adapters import is_plain, quantized_layers
 from .batches import FOLDS, probe_of, samples_of
-from .checks import BatchObjective
 from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian
+from .criterion import BatchObjective
 from .directions import (
     NAMES,
     NORMALIZATIONS,
