@@ -20,7 +20,8 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-_OWN = ("self", "__class__", "watch", "on_epoch", "log", "device", "memory")  # what each process may have for itself
+# what each process may have for itself
+_OWN = ("self", "__class__", "watch", "on_epoch", "on_step", "log", "device", "memory")
 _SHOWN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 
 

@@ -37,7 +37,19 @@ from .models import build_model
 from .quantization import SizeReport, calibrate, dequantize, export, quantize
 from .quantization.quantizers import LIQ, LSQ, PACT, AsymmetricLSQ, DoReFa, LSQPlus, MinMax
 from .sharpness import SAM, SAQ
-from .training import EXPERIMENTS, Experiment, History, Recipe, evaluate, load, reproduce, save, train
+from .training import (
+    EXPERIMENTS,
+    Experiment,
+    History,
+    Recipe,
+    StopTraining,
+    TrainingState,
+    evaluate,
+    load,
+    reproduce,
+    save,
+    train,
+)
 
 # fmt: off
 __all__ = [
@@ -45,7 +57,7 @@ __all__ = [
     "LSQ", "LSQPlus", "AsymmetricLSQ", "PACT", "DoReFa", "LIQ", "MinMax", "quantize", "calibrate", "dequantize",
     "cost", "search", "Policy", "SAMQ", "ASGA",
     "SAM", "SAQ", "FPQ", "feature_noise", "distillation_loss", "feature_noise_penalty", "FeatureNoisePenalty",
-    "Recipe", "History", "train", "evaluate", "Experiment", "EXPERIMENTS", "reproduce",
+    "Recipe", "History", "train", "TrainingState", "StopTraining", "evaluate", "Experiment", "EXPERIMENTS", "reproduce",
     "save", "load", "export", "SizeReport",
 ]
 # fmt: on
