@@ -167,9 +167,9 @@ def relax(
     return network.model, logits
 
 
-def multiplications(space: Space, model: nn.Module, input_shape: Sequence[int]) -> tuple[Tensor, int]:
+def multiplications(space: Space, model: nn.Module, example: Any) -> tuple[Tensor, int]:
     """Return MACs (decisions, 2) with weights and between activations, and those of the first layer that decides."""
-    macs = {row.name: row.macs for row in describe(model, input_shape).layers}
+    macs = {row.name: row.macs for row in describe(model, example).layers}
     products = [[n.endswith(".products") for n in group] for group in space.groups.values()]
     table = [
         [sum(macs[n] for n, product in zip(group, flags, strict=True) if product is kind) for kind in (False, True)]
@@ -282,7 +282,7 @@ class Alignment:
         self.model, self.logits = relax(model, space, data, quantizer=quantizer)
         self.device = device_of(self.model)
         self.data = data.to(self.device)
-        macs, first = multiplications(space, model, data.input_shape)
+        macs, first = multiplications(space, model, data)
         self.macs = (macs.double() / first).to(self.logits)
         self.bits = torch.tensor([parse_bits(label) for label in space.candidates]).to(self.logits)
         recipe = Recipe(settings.epochs, settings.lr, nesterov=False, weight_decay=settings.weight_decay)
