@@ -29,14 +29,14 @@ def first_inputs(model: nn.Module, example: Any, name: str = "example") -> Any:
         example = getattr(model, "probe", getattr(model, "architecture", {}).get("input_shape"))
     if example is None:
         raise ValueError(f"{name} must be given for this model, got None: pass the shape of one input, or a batch")
-    if isinstance(example, Data) and is_pair(example.train) and isinstance(example.train[0], ImageFiles):  # its probe is a thousand of them
-        example = example.input_shape
+    if isinstance(example, Data) and is_pair(example.train):  # the probe of image files is a thousand of them
+        example = example.input_shape if isinstance(example.train[0], ImageFiles) else example
     if isinstance(example, list | tuple) and any(isinstance(length, Number) for length in example):
         for length in example:
             numbers(whole=True, at_least=1, note="each length of a shape", **{name: length})
         return torch.zeros(1, *example)
-    is_pair = isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], Tensor)
-    data = [example] if is_pair else [(example,)] if isinstance(example, Mapping | PackedSequence) else example
+    one = isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], Tensor)
+    data = [example] if one else [(example,)] if isinstance(example, Mapping | PackedSequence) else example
     try:
         with measurement_mode(model, generator_of(data)):  # a loader draws
             x = _without_labels(next(_inputs(data), None))

@@ -196,11 +196,8 @@ class Calls:
         assert set(policy.bits.values()) == {"W4A4"}
 
     def search_hessian(self):
-        told = {name: value for name, value in self.told.items()}
-        found = saq_core.search(
-            self.model, self.data, budget=self.budget * 0.9, method="hessian", candidates=(2, 4), **told
-        )
-        assert found.bops <= self.budget * 0.9
+        settings = {"budget": self.budget * 0.9, "method": "hessian", "candidates": (2, 4), **self.told}
+        assert saq_core.search(self.model, self.data, **settings).bops <= self.budget * 0.9
 
     def gptq(self):
         other = saq_core.gptq(self.model, self.data, "W4A32")
@@ -246,11 +243,8 @@ def tried(name):
             found[call] = ""
         except Exception as error:
             found[call] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
-        print(
-            f"{name:32} {call:16} {time.perf_counter() - start:6.1f} s  {found[call] or '✓'}",
-            file=sys.stderr,
-            flush=True,
-        )
+        took = time.perf_counter() - start
+        print(f"{name:32} {call:16} {took:6.1f} s  {found[call] or '✓'}", file=sys.stderr, flush=True)
     return found
 
 
