@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import landscape
 import saq_core
-from saq_core import SAQ, Data, Recipe, StopTraining, evaluate, load, quantize, save, train
+from saq_core import ASGA, SAMQ, SAQ, Data, Recipe, StopTraining, evaluate, load, quantize, save, train
 
 X = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(24) % 3
@@ -45,14 +46,25 @@ class Tokens(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embedding, self.head = nn.Embedding(7, 6), nn.Linear(6, 7)
+        self.embedding, self.body, self.head = nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 7)
 
     def forward(self, input_ids, labels=None):
-        logits = self.head(torch.tanh(self.embedding(input_ids)))
+        logits = self.head(torch.tanh(self.body(self.embedding(input_ids))))
         if labels is None:
             return {"logits": logits}
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         return {"loss": loss, "logits": logits}
+
+
+class Mappings(Dataset):
+    def __init__(self, whole):
+        self.whole = whole
+
+    def __len__(self):
+        return len(self.whole["labels"])
+
+    def __getitem__(self, row):
+        return {name: part[row] for name, part in self.whole.items()}
 
 
 class Rows(Dataset):
@@ -381,6 +393,25 @@ def test_bad_input_is_refused_before_a_weight_moves(change, error, message):
 def test_batches_beyond_their_number_are_noticed():
     with pytest.raises(ValueError, match="data says that it has 2 batches and gives more: does it end?"):
         train(perceptron(), Growing(), RECIPE)
+
+
+@pytest.mark.parametrize("method", ["samq", "asga"])
+@pytest.mark.parametrize("task", ["regression", "tokens"])
+def test_bits_are_searched_for_any_task(method, task):
+    if task == "tokens":
+        whole, arguments = tokens(), {}
+        model = seeded(Tokens)
+        data = Mappings(whole) if method == "samq" else [whole]
+    else:
+        model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+        data, arguments = (X, VALUES), {"loss": nn.MSELoss()}
+    settings = SAMQ(epochs=2, warmup=1, candidates=2, tries=50) if method == "samq" else ASGA(epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few draws, and an embedding that stays float
+        budget = saq_core.cost(model, data, bits="W4A4").bops
+        policy = saq_core.search(model, data, budget=budget, method=method, settings=settings, **arguments)
+    rows = policy.details["epochs"]
+    assert policy.bops <= budget and all(torch.tensor(row["loss"]).isfinite() for row in rows)
 
 
 def test_one_sample_trains_and_batchnorm_says_why_it_cannot():

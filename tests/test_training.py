@@ -50,7 +50,7 @@ def test_training_learns_and_leaves_what_it_promises():
 def test_training_equals_a_loop_written_by_hand():
     model, twin, data = network(0.0), network(0.0), toy()
     train(model, data, Recipe(epochs=1, lr=0.1, batch_size=8, schedule="constant", seed=2))
-    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=True)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
     for x, y in training_batches(data, 8, generator=torch.Generator().manual_seed(2 * 1_000_003)):
         optimizer.zero_grad()
         F.cross_entropy(twin(x), y).backward()

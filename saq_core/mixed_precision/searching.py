@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from landscape.checking import numbers
+from landscape.model import Criterion
 
 from .. import processes
 from ..contexts import device_of, seeded
-from ..data import Data
+from ..data import data_of
 from ..examples import first_inputs
 from ..quantization import QuantizerName
 from .asga import ASGA, asga
@@ -52,8 +53,8 @@ def search(
     Args:
         model: A float network, trained: all but "uniform" and "random" look at its weights.
         data: `Data`, of which "hessian" uses the probe, "samq" and "asga" the training images; validation and test
-            images are never looked at. The first three methods take what measuring takes as well: a pair (x, y),
-            batches that are pairs or mappings, a loader; the first two also inputs alone, and look at one sample.
+            images are never looked at. Or what `train` takes: a pair (x, y), a Dataset, a loader, batches that are
+            pairs or mappings; not batches for "samq". "uniform" and "random" look at one sample, maybe of inputs alone.
         budget: Bit operations of one sample, at most, as `cost` counts them: ``cost(model, bits="W4A4").bops``.
         method: "uniform": the most bits that fit, the same everywhere. "random": random bits that cost from 98 to 100 %
             of the budget. "hessian": least ``Σ mean Hessian trace · squared error of quantization``, exactly (in the
@@ -67,9 +68,8 @@ def search(
         first_input_bits: See `cost`.
         checkpoint: File that is written after every epoch, every configuration compared, and the traces; if it exists,
             the search goes on from it, to the policy of an uninterrupted one (on a CPU in float32).
-        loss, objective, output: Of the Hessian, see `landscape.Objective`; cross-entropy, or the loss that the network
-            returns. For "hessian" alone: "uniform" and "random" look at no loss, "samq" and "asga" train on
-            cross-entropy.
+        loss, objective, output: What the Hessian is of, and what "samq" and "asga" minimise: see `landscape.Objective`;
+            by default cross-entropy, or the loss that the network returns. "uniform" and "random" look at no loss.
 
     Raises:
         ValueError: If no bits fit into the budget (the error names the least possible), or none that were drawn; if the
@@ -96,7 +96,7 @@ def search(
         ({'W4A4'}, True)
     """
     arguments = {name: value for name, value in locals().items() if name != "checkpoint"}
-    functions = {"loss": loss, "objective": objective, "output": output}
+    functions: dict[str, Any] = {"loss": loss, "objective": objective, "output": output}
     _check(model, data, budget, method, settings, functions)
     device = device_of(model)
     kept = Checkpoint(checkpoint, arguments, device)
@@ -118,7 +118,9 @@ def search(
         else:
             run = samq if method == "samq" else asga
             options: dict[str, Any] = {"settings": settings or SETTINGS[method](), "seed": seed, "quantizer": quantizer}
-            choice, details = run(model, data, space, room, **options, checkpoint=kept)
+            criterion = Criterion(**functions)
+            options |= {"criterion": criterion, "checkpoint": kept}
+            choice, details = run(model, data_of(data, has_labels=criterion.is_default), space, room, **options)
     peak = torch.cuda.max_memory_allocated(device) if cuda else None
     bops = int(space.bops(choice))
     return Policy(space.bits(choice), bops, kept.seconds, method, float(budget), int(seed), peak, details)
@@ -132,10 +134,8 @@ def _check(
         known = SETTINGS[method].__name__ if method in SETTINGS else "None"
         raise ValueError(f"settings must be {known} for method={method!r}, got {type(settings).__name__}")
     given = [name for name, value in functions.items() if value is not None]
-    if given and method != "hessian":
-        raise ValueError(f"{given[0]} must be None for method={method!r}, got one: only 'hessian' takes another loss")
-    if method in SETTINGS and not isinstance(data, Data):
-        raise ValueError(f"data must be a saq_core.Data for method={method!r}, which trains, got {type(data).__name__}")
+    if given and method in ("uniform", "random"):
+        raise ValueError(f"{given[0]} must be None for method={method!r}, which looks at no loss, got one")
     if any(hasattr(module, "quantized_weights") for module in model.modules()):
         raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
     if processes.size() > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -90,13 +90,10 @@ def evaluate(
 @torch.no_grad()
 def evaluated(model: nn.Module, split: Split, criterion: Criterion, batch_size: int = 128) -> Evaluation:
     """Return the evaluation of a checked split."""
-    device, dtypes = device_of(model), {p.dtype for p in model.parameters() if p.is_floating_point()}
-    dtype = next(iter(dtypes), torch.float32)
-    parts: list[BatchLoss] = []
-    share = {"rank": processes.rank(), "world_size": processes.size()}
+    share: Any = {"rank": processes.rank(), "world_size": processes.size()}
     with measurement_mode(model, generator_of(split)), translated("the forward pass of the model on this split", model):
-        for batch in evaluation_batches(split, batch_size, device, **share):
-            parts.append(batch_loss(model, moved(batch, device, dtype, dtypes), criterion, dtype))
+        batches = brought_to(model, evaluation_batches(split, batch_size, device_of(model), **share))
+        parts = [batch_loss(model, batch, criterion) for batch in batches]
     if processes.size() > 1:
         own = processes.moved([tuple(part) for part in parts], "cpu")
         parts = [BatchLoss(*part) for share in processes.gather(own) for part in share]
@@ -106,8 +103,15 @@ def evaluated(model: nn.Module, split: Split, criterion: Criterion, batch_size: 
     return Evaluation(loss, accuracy, loss_stderr, accuracy_stderr, dict(zip(criterion.metrics, rest, strict=True)))
 
 
-def batch_loss(model: nn.Module, batch: Any, criterion: Criterion, dtype: torch.dtype | None = None) -> BatchLoss:
+def brought_to(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches on the device of a model, floating tensors in its dtype."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    for batch in batches:
+        yield moved(batch, device_of(model), next(iter(dtypes), torch.float32), dtypes)
+
+
+def batch_loss(model: nn.Module, batch: Any, criterion: Criterion) -> BatchLoss:
     """Return the loss of one batch."""
     if criterion.objective is not None:
         return BatchLoss(*criterion.objective(model, batch))
-    return criterion(call_of(model, batch), batch, dtype)
+    return criterion(call_of(model, batch), batch)

@@ -27,18 +27,17 @@ def base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     optimizer: Any
-    # one kernel for all tensors, where there is one
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trainable.values()) or None
     if callable(recipe.optimizer):
         optimizer = recipe.optimizer(groups)
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
             kind = type(optimizer).__name__
             raise TypeError(f"optimizer must return a torch.optim.Optimizer that steps from one gradient, got {kind}")
     elif recipe.optimizer == "adamw":
+        fused = all(p.device.type in ("cpu", "cuda") for p in trainable.values()) or None  # of SGD cannot skip weights
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
     else:
         nesterov = recipe.nesterov and recipe.momentum > 0
-        optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov, fused=fused)
+        optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov)
     if recipe.clip_norm is not None:
         trained = [p for group in groups for p in cast(Any, group["params"])]
 
