@@ -37,14 +37,15 @@ from .models import build_model
 from .quantization import SizeReport, calibrate, dequantize, export, quantize
 from .quantization.quantizers import LIQ, LSQ, PACT, AsymmetricLSQ, DoReFa, LSQPlus, MinMax
 from .sharpness import SAM, SAQ
-from .training import EXPERIMENTS, Experiment, History, Recipe, evaluate, load, reproduce, save, train
+from .training import EXPERIMENTS, Experiment, History, Recipe, evaluate, load, parameter_groups, reproduce, save, train
 
 # fmt: off
 __all__ = [
     "Data", "load_data", "build_model", "describe", "Description",
     "LSQ", "LSQPlus", "AsymmetricLSQ", "PACT", "DoReFa", "LIQ", "MinMax", "quantize", "calibrate", "dequantize",
     "cost", "search", "Policy", "SAMQ", "ASGA",
-    "SAM", "SAQ", "FPQ", "feature_noise", "distillation_loss", "feature_noise_penalty", "FeatureNoisePenalty",
+    "SAM", "SAQ", "parameter_groups",
+    "FPQ", "feature_noise", "distillation_loss", "feature_noise_penalty", "FeatureNoisePenalty",
     "Recipe", "History", "train", "evaluate", "Experiment", "EXPERIMENTS", "reproduce",
     "save", "load", "export", "SizeReport",
 ]

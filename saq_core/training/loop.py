@@ -27,8 +27,8 @@ from .. import files, processes
 from ..contexts import device_of, seeded
 from ..data import Data, Split, check_split, evaluation_batches, mix, steps_per_epoch, training_batches
 from ..fpq import Features, Student, Teacher, distilled_layers, feature_noise, teacher_of
-from ..quantization import check_latent
 from ..sharpness import SAM
+from .groups import split
 from .history import History
 from .recipes import Recipe
 
@@ -291,17 +291,7 @@ class _Run:
 
 def base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """Return the plain optimizer of a recipe over a model; parameters of quantizers do not decay."""
-    check_latent(model, "train the one that save() wrote, or dequantize() this one")
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not trainable:
-        raise ValueError("model must have trainable parameters, got none")
-    quantizers = [m for m in model.modules() if getattr(m, "is_quantizer", False)]
-    learned = {id(p) for m in quantizers for p in m.parameters()}
-    groups = [
-        {"params": [p for p in trainable.values() if id(p) not in learned], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trainable.values() if id(p) in learned], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = split(model, recipe.weight_decay, lambda kind, _: kind not in ("weight_step", "input_step"))
     optimizer: Optimizer
     if recipe.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
@@ -309,7 +299,7 @@ def base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         nesterov = recipe.nesterov and recipe.momentum > 0
         optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov)
     if recipe.clip_norm is not None:
-        trained = [p for group in groups for p in cast(Any, group["params"])]
+        trained = [p for group in groups for p in group["params"]]
 
         def clip(*_: Any) -> None:
             nn.utils.clip_grad_norm_(trained, cast(float, recipe.clip_norm))
@@ -337,8 +327,10 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _store(path: str | Path, run: _Run, history: History) -> None:
-    content = {"recipe": asdict(run.recipe), "history": history.state(), "model": run.model.state_dict()}
-    content["optimizer"] = run.optimizer.state_dict()  # asks all processes
+    optimizer = run.optimizer.state_dict()
+    own = processes.gather(optimizer.pop("sam", None))  # what each process remembers of its ε
+    content: Any = {"recipe": asdict(run.recipe), "history": history.state(), "model": run.model.state_dict()}
+    content |= {"optimizer": optimizer, "sam": own}
     if run.teacher is not None:
         content["teacher"] = run.teacher.network.state_dict()
     if processes.rank() == 0:
@@ -357,6 +349,8 @@ def _resume(path: str | Path, run: _Run, snapshots: str | None) -> History:
             f"got {count}: go on with snapshots=None, or delete it"
         )
     files.check_same_network(model, content["model"], path)
+    if any(parts := content.get("sam", ())):
+        content["optimizer"]["sam"] = parts[processes.rank() % len(parts)]
     run.optimizer.load_state_dict(content["optimizer"])  # first, because it may refuse
     model.load_state_dict(content["model"])
     if run.teacher is not None:  # of the model as it came then, not as it comes now
