@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 import saq_core
-from saq_core import SAM, SAQ, parameter_groups, quantize
+from saq_core import SAM, SAQ, files, parameter_groups, quantize
 
 EXAMPLE = "".join(example.source for example in doctest.DocTestParser().get_examples(inspect.getdoc(SAM)))
 quiet = pytest.mark.filterwarnings("ignore")  # what other packages say of themselves; of schedulers see `heard`
@@ -187,6 +187,8 @@ def test_a_copy_goes_on_to_the_same_numbers(copied):
         optimizer.step(closure_of(one, *BATCHES[1]))
     same(model, twin, 0)
     assert repr(other) == repr(sam)
+    other.register_state_dict_post_hook(lambda _, state: {**state, "mine": 1})
+    assert "mine" in other.state_dict() and "mine" not in sam.state_dict()
 
 
 def test_a_parameter_that_is_added_later_is_perturbed_if_its_kind_fits():
@@ -371,6 +373,26 @@ def test_states_go_between_it_and_the_wrapped_optimizer():
     same(model, ends[1], 0)
     sam.load_state_dict(plain.state_dict())
     assert sam.steps == 6
+
+
+def test_a_training_that_an_older_version_stored_goes_on_to_the_same_numbers(tmp_path):
+    def trained(path):
+        model = net()
+        split = tuple(torch.cat(part) for part in zip(*BATCHES, strict=True))
+        recipe = saq_core.Recipe(3, 0.1, batch_size=8, sam=SAQ(0.2, case=2, policy="look:4"))
+        saq_core.train(model, saq_core.Data(split, split, split, num_classes=3), recipe, checkpoint=path, **stop)
+        return model
+
+    stop = {}
+    whole = trained(tmp_path / "whole.pt")
+    stop["on_epoch"] = lambda _, history: len(history.epochs) == 3 and 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trained(tmp_path / "old.pt")
+    content = files.read(tmp_path / "old.pt", "training")
+    content["optimizer"] = {"optimizer": content["optimizer"], "processes": content.pop("sam")}
+    files.write(tmp_path / "old.pt", "training", {k: v for k, v in content.items() if k not in ("kind", "format")})
+    stop.clear()
+    same(trained(tmp_path / "old.pt"), whole, 0)
 
 
 def test_decay_spares_what_must_not_shrink():

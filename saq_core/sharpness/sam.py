@@ -223,7 +223,7 @@ class SAM(Shown, Optimizer):
             rule = "optimizer must make one step from one gradient, as SGD and AdamW do"
             raise ValueError(f"{rule}: {type(optimizer).__name__} calls the closure by itself")
         self.model, self.optimizer, self.no_sync = model, optimizer, no_sync
-        self.__setstate__({key: hooks for key, hooks in vars(optimizer).items() if "state_dict" in key})
+        self.__setstate__({})
         self.rho, self.metric, self.combine, self.shrink = rho, metric, combine, shrink
         self.measured_at, self.applied_to, self.synchronised = measured_at, applied_to, synchronised
         self.policy = make_policy(policy) if isinstance(policy, str) else policy
@@ -250,6 +250,10 @@ class SAM(Shown, Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # as torch: neither hooks nor what a scheduler puts in the place of `step`
         return {key: value for key, value in vars(self).items() if key != "step" and not key.startswith("_optimizer_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        super().__setstate__({key: hooks for key, hooks in vars(self.optimizer).items() if "state_dict" in key})
 
     def _find(self) -> None:
         self._groups = len(self.param_groups)
