@@ -46,6 +46,7 @@ from .training import (
     TrainingState,
     evaluate,
     load,
+    parameter_groups,
     reproduce,
     save,
     train,
@@ -56,7 +57,8 @@ __all__ = [
     "Data", "load_data", "build_model", "describe", "Description",
     "LSQ", "LSQPlus", "AsymmetricLSQ", "PACT", "DoReFa", "LIQ", "MinMax", "quantize", "calibrate", "dequantize",
     "cost", "search", "Policy", "SAMQ", "ASGA",
-    "SAM", "SAQ", "FPQ", "feature_noise", "distillation_loss", "feature_noise_penalty", "FeatureNoisePenalty",
+    "SAM", "SAQ", "parameter_groups",
+    "FPQ", "feature_noise", "distillation_loss", "feature_noise_penalty", "FeatureNoisePenalty",
     "Recipe", "History", "train", "TrainingState", "StopTraining", "evaluate", "Experiment", "EXPERIMENTS", "reproduce",
     "save", "load", "export", "SizeReport",
 ]

@@ -501,6 +501,7 @@ def saq_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]:
         "dequantize": with_defaults(saq_core.dequantize, model=ready),
         "search": with_defaults(saq_core.search, **searched),
         "SAM": with_defaults(saq_core.SAM, **sam),
+        "parameter_groups": with_defaults(saq_core.parameter_groups, model=convnet(), weight_decay=0.1),
         "SAQ": with_defaults(saq_core.SAQ, perturbed=("weight",)),
         "SAMQ": with_defaults(saq_core.SAMQ),
         "ASGA": with_defaults(saq_core.ASGA),
@@ -598,7 +599,7 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
             "calibrate": ("no_weights",),
             "dequantize": ("no_weights", "nan_weights", "lazy", "narrow", "meta"),
         }
-        taken |= {"SAM": ("nan_weights", "narrow", "meta")}
+        taken |= dict.fromkeys(("SAM", "parameter_groups"), ("nan_weights", "narrow", "meta"))
         odd = models(taken.get(call, ()))
         matrix = call in ("trace", "top_eigenvalues", "density", "plot_trace", "plot_top_eigenvalues", "plot_density")
         odd += (

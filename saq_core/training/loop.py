@@ -131,8 +131,10 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _store(path: str | Path, run: Run) -> None:
+    optimizer = run.optimizer.state_dict()
+    own = processes.gather(optimizer.pop("sam", None))  # what each process remembers of its ε
     content: dict[str, Any] = {"recipe": run.recipe.stored(), "loss": run.loss, "history": run.history.state()}
-    content |= {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}  # asks all processes
+    content |= {"model": run.model.state_dict(), "optimizer": optimizer, "sam": own}
     if run.scheduler is not None:
         content["scheduler"] = files.storable(run.scheduler.state_dict())
     if run.teacher is not None:
@@ -154,6 +156,8 @@ def _resume(path: str | Path, run: Run, snapshots: str | None) -> History:
             f"got {count}: go on with snapshots=None, or delete it"
         )
     files.check_same_network(model, content["model"], path)
+    if any(parts := content.get("sam", ())):
+        content["optimizer"]["sam"] = parts[processes.rank() % len(parts)]
     run.optimizer.load_state_dict(content["optimizer"])  # first, because it may refuse
     model.load_state_dict(content["model"])
     if run.scheduler is not None:

@@ -1,7 +1,8 @@
-"""Optimizers and schedules of a recipe."""
+"""Optimizers, parameter groups and schedules."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -9,23 +10,60 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from landscape.checking import numbers
+
 from ..quantization import check_latent
+from ..sharpness import Kind, kinds_of
 from .recipes import Recipe
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameter groups of `model` for any torch optimizer, so that only what should decay does.
+
+    Weight decay is for tensors of two or more dimensions, embeddings among them. Biases, norms, everything else of one
+    dimension or none, and the steps, clips and offsets of quantizers have none: a decayed clip keeps shrinking.
+
+    Args:
+        model: Float or quantized. Frozen parameters are left out; a tied one is there once.
+        weight_decay: Of those that decay, >= 0.
+
+    Raises:
+        ValueError: If nothing is trainable, weights are not there yet (lazy layers), or the network was read from a
+            file of `export`.
+
+    Source: the usual split, as timm and transformers make it. `Recipe` is the older one: it spares quantizers alone.
+
+    Example:
+        >>> import torch, saq_core
+        >>> layers = [torch.nn.Linear(4, 4) for _ in range(3)]
+        >>> model = saq_core.quantize(torch.nn.Sequential(*layers), "W4A4")  # with two steps in the second layer
+        >>> groups = saq_core.parameter_groups(model, weight_decay=1e-4)
+        >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
+        [(3, 0.0001), (5, 0.0)]
+        >>> optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    """
+    numbers(at_least=0, weight_decay=weight_decay)
+    if any(map(nn.parameter.is_lazy, model.parameters())):
+        raise ValueError("model must have all its weights, got lazy ones: run it once on a batch")
+    return split(model, weight_decay, lambda kind, p: kind == "weight" and p.ndim > 1)
+
+
+def split(model: nn.Module, decay: float, decays: Callable[[Kind, nn.Parameter], bool]) -> list[dict[str, Any]]:
+    """Return the group of the trainable parameters that decay, by their kinds, and that of the others."""
+    check_latent(model, "train the one that save() wrote, or dequantize() this one")
+    kinds = kinds_of(model)
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay}, {"params": [], "weight_decay": 0.0}]
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            groups[not decays(kinds[name], p)]["params"].append(p)
+    if not any(group["params"] for group in groups):
+        raise ValueError("model must have trainable parameters, got none")
+    return [group for group in groups if group["params"]]
 
 
 def base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """Return the plain optimizer of a recipe over a model; parameters of quantizers do not decay."""
-    check_latent(model, "train the one that save() wrote, or dequantize() this one")
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not trainable:
-        raise ValueError("model must have trainable parameters, got none")
-    quantizers = [m for m in model.modules() if getattr(m, "is_quantizer", False)]
-    learned = {id(p) for m in quantizers for p in m.parameters()}
-    groups = [
-        {"params": [p for p in trainable.values() if id(p) not in learned], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trainable.values() if id(p) in learned], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = split(model, recipe.weight_decay, lambda kind, _: kind not in ("weight_step", "input_step"))
     optimizer: Any
     if callable(recipe.optimizer):
         optimizer = recipe.optimizer(groups)
@@ -33,13 +71,13 @@ def base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
             kind = type(optimizer).__name__
             raise TypeError(f"optimizer must return a torch.optim.Optimizer that steps from one gradient, got {kind}")
     elif recipe.optimizer == "adamw":
-        fused = all(p.device.type in ("cpu", "cuda") for p in trainable.values()) or None  # of SGD cannot skip weights
+        fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters()) or None  # of SGD cannot skip weights
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
     else:
         nesterov = recipe.nesterov and recipe.momentum > 0
         optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov)
     if recipe.clip_norm is not None:
-        trained = [p for group in groups for p in cast(Any, group["params"])]
+        trained = [p for group in groups for p in group["params"]]
 
         def clip(*_: Any) -> None:
             nn.utils.clip_grad_norm_(trained, cast(float, recipe.clip_norm))
