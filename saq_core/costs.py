@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from landscape.checking import numbers
 from landscape.model.errors import translated
 
-from .quantization import Bits, dequantize, find_layers, quantize
+from .quantization import Bits, dequantize, find_layers, quantize, quantized_form
 from .results import Shown
 
 FLOAT_BITS = 32
@@ -218,7 +218,8 @@ def _count(model: nn.Module, x: Tensor) -> dict[str, int]:
 
     # attention is counted as one, because it never calls its own out_proj
     inside = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, COUNTED) and id(m) not in inside}
+    counted = {name: m for name, m in model.named_modules() if isinstance(m, COUNTED) or quantized_form(m)}
+    layers = {name: m for name, m in counted.items() if id(m) not in inside}
     if not layers:
         raise ValueError("model must have a convolution, linear or recurrent layer or attention to count, got none")
     outputs: dict[str, int] = {}  # how many numbers each put out

@@ -581,9 +581,11 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
         odd += no(floats=(IMAGES, Y.float()), deep=(IMAGES, Y[:, None]), generator=((IMAGES, Y) for _ in "a"))
         odd += no(strings=(["a"] * 24, Y))
         return odd + junk("none", "tuple")
+    if key == "calibrate.forward":
+        return function()
     if name == "data" and call in ("train", "search", "build_model"):
         return no(pair=(IMAGES, Y), a_class=saq_core.Data) + junk("none")
-    if key == "calibrate.data":
+    if key in ("calibrate.data", "quantize.example"):
         odd = [o for o in datas() if "target" not in o.label and "label" not in o.label]
         plain = {"three", "list_of_two", "batches_of_three", "deep", "floats_as_labels", "scalar", "x_alone", "one"}
         return [o for o in odd if o.verdict == "no" and o.label not in plain]

@@ -36,6 +36,7 @@ class Quantizer(nn.Module):
     dynamic = False  # whether the range of weights is taken anew in every forward pass
     smallest_signed_bits = 1  # 2 where one bit would leave no level on one side of zero
     signed: bool | None = None
+    layer = ""  # whose values it quantizes, for messages
 
     def __init__(
         self, bits: int, *, signed: bool | None = True, shape: tuple[int, ...] = (), activation: bool = False
@@ -105,7 +106,8 @@ class Quantizer(nn.Module):
             self._observe(x.detach())
             return x
         if self.signed is None:
-            raise RuntimeError("activations are not calibrated: call saq_core.calibrate(model, data) first")
+            where = f" of {self.layer}" if self.layer else ""
+            raise RuntimeError(f"activations{where} are not calibrated: call saq_core.calibrate(model, data) first")
         return self._output(x)
 
     @torch.no_grad()
