@@ -164,7 +164,7 @@ def test_the_result_reads_well():
         *("name", "type", "weight_bits", "activation_bits", "shape", "parameters", "macs", "bops")
     ]
     text = str(found)
-    assert "QConv2d" in text and "float       3: ConvTranspose2d" in text and f"{found.bops:,}" in text
+    assert "QConv2d" in text and "float       3: Up" in text and f"{found.bops:,}" in text
 
 
 def test_what_cannot_be_described_is_refused():

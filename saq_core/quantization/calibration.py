@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -22,12 +21,7 @@ from .usage import Usage
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module,
-    data: Any,
-    *,
-    forward: Callable[[nn.Module, Any], Any] | None = None,
-    batches: int = 8,
-    method: Method | None = None,
+    model: nn.Module, data: Any, *, forward: Forward | None = None, batches: int = 8, method: Method | None = None
 ) -> nn.Module:
     """Set sign and step, clip or offset of every activation quantizer from data; return the model.
 
@@ -42,8 +36,8 @@ def calibrate(
         model: A network from `quantize`.
         data: Anything with a `.probe`, as `Data` has (un-augmented training images), a tensor of inputs, a tuple
             (x, y), a mapping, a Dataset of samples, or an iterable (a list, a loader) of batches: tensors, tuples whose
-            first part is for the network, mappings, which become arguments by name (without their labels), or other
-            objects, which are handed on as they are. Floating inputs are cast to the model's dtype.
+            first part is for the network, mappings, which become arguments by name (without "labels" or "label"), or
+            other objects, which are handed on as they are. Floating inputs are cast to the model's dtype.
         forward: How to run the model on a batch, forward(model, batch); the batch is as it came, labels included, on
             the model's device. None = as said above.
         batches: Number of batches used, at most (128 samples each where the split is ours).

@@ -24,6 +24,7 @@ from .quantizers import QuantizerLike, quantizer_classes, quantizer_name
 from .usage import Usage, is_matrix
 
 Bits = str | int | Mapping[str, str | int]
+Ends = tuple[str | None, list[str]]  # the first layer, if one is, and the last ones
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 NAMED = 5  # of what stays float, in a warning
 # modules and tensors of those who quantize in their own way; torch.ao's quantizable and FloatFunctional are float
@@ -134,8 +135,9 @@ def quantize(
         if layers.pop(name, None) is None:
             raise ValueError(f"skip must name layers that can be quantized, got {name!r}: there are {list(layers)[:5]}")
     if not layers:
-        reasons = "".join(f"; {name or 'model'} ({reason})" for name, reason in list(left_out.items())[:3])
-        raise ValueError(f"model must have a convolution, linear layer or attention to quantize, got none{reasons}")
+        reasons = "; ".join(f"{name or 'model'} ({reason})" for name, reason in list(left_out.items())[:3])
+        rule = "model must have a convolution, linear layer or attention to quantize"
+        raise ValueError(f"{rule}, got none{': ' if reasons else ''}{reasons}")
     if left_out:
         loud = f"only {share:.1%} of the weights that multiply are in quantized layers\n" if share < 0.5 else ""
         shown = [f"\n  {name or 'model'} ({reason})" for name, reason in list(left_out.items())[:NAMED]]
@@ -207,14 +209,15 @@ def find_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
     left_out: dict[str, str] = {}
     closed: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if name.startswith(closed):
+        if name.startswith(closed) or "parametrizations" in name.split("."):
             continue
         if hasattr(module, "quantized_weights") or getattr(module, "is_quantizer", False):
             continue
         reason = _refusal(module)
         if reason is not None:
             left_out[name] = reason
-            closed += (f"{name}." if name else "",)  # it reads what is inside directly
+            if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+                closed += (f"{name}." if name else "",)  # they read the weights of the layers in them directly
         elif quantized_form(module):
             layers[name] = module
         elif not isinstance(module, EMBEDDINGS):
@@ -254,7 +257,7 @@ def _made_weight(module: nn.Module) -> str | None:
     return "a hook computes its weight (weight_norm, spectral_norm): remove it first"
 
 
-def find_ends(model: nn.Module, names: Sequence[str], example: Any = None) -> tuple[str | None, list[str]]:
+def find_ends(model: nn.Module, names: Sequence[str], example: Any = None) -> Ends:
     """Return the first layer, None where no layer takes the network's input, and the last ones.
 
     Args:
@@ -271,11 +274,7 @@ def find_ends(model: nn.Module, names: Sequence[str], example: Any = None) -> tu
 
 
 def _layer_bits(
-    names: list[str],
-    bits: Bits,
-    ends: tuple[str | None, list[str]],
-    first_last_bits: int | None,
-    input_bits: int | None,
+    names: list[str], bits: Bits, ends: Ends, first_last_bits: int | None, input_bits: int | None
 ) -> dict[str, tuple[int, int]]:
     named = bits if isinstance(bits, Mapping) else {}
     for name in set(named) - set(names):
@@ -301,18 +300,11 @@ def _layer_bits(
     return plan
 
 
-def _swap(
-    name: str,
-    layer: Any,
-    bits: list[tuple[int, int]],
-    quantizer: QuantizerLike,
-    per_channel: bool,
-    method: Method | None,
-) -> None:
+def _swap(name: str, layer: Any, bits: list[tuple[int, int]], *settings: Any) -> None:
     """Turn a layer into its quantized form in place: hooks, tied modules and attributes stay as they are."""
     layer.float_type = type(layer)
     layer.__class__ = quantized_form(layer)
-    layer.attach_(bits, quantizer, per_channel, method)
+    layer.attach_(bits, *settings)
     for part in layer.modules():
         if isinstance(part, Quantizer):
             part.layer = name

@@ -93,12 +93,11 @@ class _QuantizedTransposedConvolution(_QuantizedLayer):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the transposed convolution of the quantized input with the quantized weight."""
-        layer: Any = self
-        settings, n = (layer.stride, layer.padding), len(layer.kernel_size)
-        more = layer._output_padding(x, output_size, *settings, layer.kernel_size, n, layer.dilation)
-        convolve = getattr(nn.functional, f"conv_transpose{n}d")
+        m, n = cast(Any, self), self.weight.ndim - 2
+        more = m._output_padding(x, output_size, m.stride, m.padding, m.kernel_size, n, m.dilation)
         inputs = self.input_quantizer(x), self.used_weight(), self.bias
-        return convolve(*inputs, *settings, more, layer.groups, layer.dilation)
+        convolve = getattr(nn.functional, f"conv_transpose{n}d")
+        return convolve(*inputs, m.stride, m.padding, more, m.groups, m.dilation)
 
 
 class QConvTranspose1d(_QuantizedTransposedConvolution, nn.ConvTranspose1d):

@@ -107,9 +107,6 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
         >>> report.weights["0.weight"].integers, torch.equal(back[0].weight, model[0].used_weight())
         (2048, True)
     """
-    inputs = [m for m in model.modules() if isinstance(m, Quantizer) and m.activation and m.sign_from_data]
-    if inputs and all(quantizer.signed is None for quantizer in inputs):
-        raise ValueError("model must be calibrated to be exported, got one that is not: call saq_core.calibrate first")
     state, packed, sizes, replaced = model.state_dict(), {}, {}, []
     for prefixes, layer in _quantized_layers(model):
         for part, (quantizer, weight) in layer.quantized_parts().items():
@@ -124,6 +121,9 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
             replaced += [f"{prefix}{key}" for prefix in prefixes for key in (f"{part}_quantizer.", layer.weight_name)]
     if not packed:
         raise ValueError("model must have quantized weights to export, got none: call quantize() first")
+    inputs = [m for m in model.modules() if isinstance(m, Quantizer) and m.activation and m.sign_from_data]
+    if inputs and all(quantizer.signed is None for quantizer in inputs):
+        raise ValueError("model must be calibrated to be exported, got one that is not: call saq_core.calibrate first")
     rest = {key: value for key, value in state.items() if not key.startswith(tuple(replaced))}
     content = {key: getattr(model, key, None) for key in ("architecture", "quantization")}
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}

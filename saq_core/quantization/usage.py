@@ -78,8 +78,8 @@ class Usage(TorchFunctionMode):
     def last(self) -> list[str]:
         """Return the last layers before each output, or before the logits where the output has some."""
         output = self.output
-        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-        output = list(output.values()) if isinstance(output, Mapping) else output
+        if isinstance(output, Mapping):
+            output = [output["logits"]] if isinstance(output.get("logits"), Tensor) else list(output.values())
         outputs = output if isinstance(output, list | tuple) else [output]  # not what is deeper inside, say a cache
-        origins = self._of([logits] if isinstance(logits, Tensor) else outputs) or [len(self.used) - 1]
+        origins = self._of(outputs) or [len(self.used) - 1]
         return [name for origin in sorted(set(origins)) if (name := self.used[origin]) is not None]
