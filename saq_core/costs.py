@@ -18,7 +18,7 @@ from landscape.model.errors import translated
 
 from .examples import first_inputs, on_one, shapes_of
 from .quantization import Bits, dequantize, find_layers, quantize
-from .quantization.calibration import call
+from .quantization.feeding import call
 from .results import Shown
 
 FLOAT_BITS = 32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from numbers import Number
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from landscape.model.measuring import generator_of, measurement_mode
 
 from .contexts import device_of
 from .data import Data, ImageFiles, is_pair
-from .quantization.calibration import _inputs, _without_labels
+from .quantization.feeding import batches_in, inputs_of
 
 T = TypeVar("T")
 _TENSORS = (Tensor, PackedSequence)
@@ -36,12 +36,9 @@ def first_inputs(model: nn.Module, example: Any, name: str = "example") -> Any:
             numbers(whole=True, at_least=1, note="each length of a shape", **{name: length})
         return torch.zeros(1, *example)
     one = isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], Tensor)
-    data = [example] if one else [(example,)] if isinstance(example, Mapping | PackedSequence) else example
-    try:
-        with measurement_mode(model, generator_of(data)):  # a loader draws
-            x = _without_labels(next(_inputs(data), None))
-    except ValueError as error:
-        raise ValueError(str(error).replace("data must", f"{name} must", 1)) from error
+    data = [example] if one else [(example,)] if _is_packed(example) else example
+    with measurement_mode(model, generator_of(data)):  # a loader draws
+        x = next((inputs_of(batch, name) for batch in batches_in(data, name)), None)
     if not _samples(x):
         raise ValueError(f"{name} must hold a batch of at least one sample, in tensors, got {shapes_of(x) or 'none'}")
     return x

@@ -582,10 +582,12 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
         odd += no(floats=(IMAGES, Y.float()), deep=(IMAGES, Y[:, None]), generator=((IMAGES, Y) for _ in "a"))
         odd += no(strings=(["a"] * 24, Y))
         return odd + junk("none", "tuple")
+    if key == "calibrate.forward":
+        return function()
     if name == "data" and call in ("train", "search", "build_model"):
-        pair = [Odd("pair", (IMAGES, Y), "yes" if call == "search" else "no")]
+        pair = [Odd("pair", (IMAGES, Y), "no" if call == "build_model" else "yes")]
         return pair + no(a_class=saq_core.Data) + junk("none")
-    if key == "calibrate.data":
+    if key in ("calibrate.data", "quantize.example"):
         odd = [o for o in datas() if "target" not in o.label and "label" not in o.label]
         plain = {"three", "list_of_two", "batches_of_three", "deep", "floats_as_labels", "scalar", "x_alone", "one"}
         return [o for o in odd if o.verdict == "no" and o.label not in plain]

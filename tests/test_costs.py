@@ -18,13 +18,17 @@ def network(name, classes, shape):
     return make({"name": name, "num_classes": classes, "input_shape": list(shape)})
 
 
+class Up(nn.ConvTranspose2d):
+    """Of a type that is not quantized."""
+
+
 def small():
     """Grouped, strided and transposed convolutions on (4, 6, 6)."""
     return nn.Sequential(
         nn.Conv2d(4, 8, 3, padding=1, groups=4),  # 8·36·9·1
         nn.BatchNorm2d(8),
         nn.Conv2d(8, 6, 3, stride=2, bias=False),  # 6·4·9·8
-        nn.ConvTranspose2d(6, 3, 2, stride=2),  # 6·4·3·4
+        Up(6, 3, 2, stride=2),  # 6·4·3·4
         nn.Flatten(),
         nn.Linear(48, 5),  # 48·5
     )
@@ -79,7 +83,7 @@ def test_bits_follow_the_layers_and_the_image_counts_eight():
     steps = sum(p.numel() for n, p in twin.named_parameters() if "quantizer" in n)
     assert found.parameters == 80 + 16 + 432 + 75 + 245
     assert found.bits == 72 * 8 + 432 * 4 + 240 * 8 + 32 * (8 + 16 + 75 + 5 + steps)
-    assert found.left_out == {"3": "ConvTranspose2d: there is no quantized form of it"}
+    assert found.left_out == {"3": "Up: there is no quantized form of it"}
 
 
 def test_a_first_linear_layer_takes_no_image():
@@ -166,7 +170,7 @@ def test_the_result_reads_well():
         *("name", "type", "weight_bits", "activation_bits", "shape", "parameters", "macs", "bops")
     ]
     text = str(found)
-    assert "QConv2d" in text and "float       3: ConvTranspose2d" in text and f"{found.bops:,}" in text
+    assert "QConv2d" in text and "float       3: Up" in text and f"{found.bops:,}" in text
 
 
 def test_what_cannot_be_described_is_refused():

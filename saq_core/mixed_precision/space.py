@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..costs import cost
 from ..examples import first_inputs, on_one
-from ..quantization import SWAPS, find_layers, parse_bits
+from ..quantization import find_ends, find_layers, parse_bits, quantized_form
 from ..results import Shown
 from .tracing import leader_of, trace_shortcuts
 
@@ -101,8 +101,9 @@ class Space:
         )
         if len(pairs) < 2 or max(max(pair) for pair in pairs) > 31:
             raise ValueError(f"candidates must be two or more of 1 to 31 bits, got {list(candidates)}")
-        names = [f"{n}{part}" for n, layer in find_layers(model)[0].items() for part in SWAPS[type(layer)].parts]
-        free = names[1:-1]
+        names = [f"{n}{part}" for n, m in find_layers(model)[0].items() for part in quantized_form(m).parts]
+        first, last = find_ends(model, names) if names else (None, [])
+        free = [name for name in names if name not in (first, *last)]
         if not free:
             raise ValueError(f"model must have a layer between the first and the last, got {names}")
         x = first_inputs(model, example)

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ..quantization import copy_model, find_layers
-from ..quantization.calibration import call
+from ..quantization.feeding import call
 
 ADDITIONS = ("add", "add_", "__add__", "__iadd__", "__radd__")
 

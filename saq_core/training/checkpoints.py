@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import files, processes
 from ..models import make
-from ..quantization import KIND, check_latent, copy_model, quantize, unpack_
+from ..quantization import KIND, QUANTIZERS, check_latent, copy_model, quantize, unpack_
 from .history import History
 from .recipes import Recipe
 
@@ -132,5 +132,8 @@ def _instance(content: dict[str, Any], model: nn.Module | None, path: str | Path
         raise ValueError(f"{kinds}: pass the float network, or quantize it alike")
     if settings is None or quantized:
         return network
+    if settings["quantizer"] not in QUANTIZERS:
+        kind = f"model must be quantized with {settings['quantizer']} to load {path}"
+        raise ValueError(f"{kind}, got a float one: quantize it alike first")
     # steps come from the file
     return quantize(network, settings["bits"], method="minmax", **{k: v for k, v in settings.items() if k != "bits"})
