@@ -236,8 +236,7 @@ def test_data_of_any_kind_train_resume_and_leave_a_probe(data, sam, tmp_path):
 
 def test_subset_of_mappings_is_a_share_of_each_entry():
     whole = tokens()
-    with pytest.warns(UserWarning, match="full precision"):
-        model = quantize(seeded(Tokens), "W4A32")
+    model = quantize(seeded(Tokens), "W4A32")
     history = train(model, [whole], Recipe(epochs=2, lr=0.05, sam=SAQ(policy="subset:0.5"), compile=False))
     assert history.steps.isfinite().all()
 
