@@ -34,7 +34,7 @@ from .data import Data, load_data
 from .fpq import FPQ, FeatureNoisePenalty, distillation_loss, feature_noise, feature_noise_penalty
 from .mixed_precision import ASGA, SAMQ, Policy, search
 from .models import build_model
-from .quantization import SizeReport, calibrate, dequantize, export, quantize
+from .quantization import SizeReport, calibrate, dequantize, export, gptq, quantize
 from .quantization.quantizers import LIQ, LSQ, PACT, AsymmetricLSQ, DoReFa, LSQPlus, MinMax
 from .sharpness import SAM, SAQ
 from .training import EXPERIMENTS, Experiment, History, Recipe, evaluate, load, reproduce, save, train
@@ -42,8 +42,8 @@ from .training import EXPERIMENTS, Experiment, History, Recipe, evaluate, load, 
 # fmt: off
 __all__ = [
     "Data", "load_data", "build_model", "describe", "Description",
-    "LSQ", "LSQPlus", "AsymmetricLSQ", "PACT", "DoReFa", "LIQ", "MinMax", "quantize", "calibrate", "dequantize",
-    "cost", "search", "Policy", "SAMQ", "ASGA",
+    "LSQ", "LSQPlus", "AsymmetricLSQ", "PACT", "DoReFa", "LIQ", "MinMax", "quantize", "calibrate", "gptq",
+    "dequantize", "cost", "search", "Policy", "SAMQ", "ASGA",
     "SAM", "SAQ", "FPQ", "feature_noise", "distillation_loss", "feature_noise_penalty", "FeatureNoisePenalty",
     "Recipe", "History", "train", "evaluate", "Experiment", "EXPERIMENTS", "reproduce",
     "save", "load", "export", "SizeReport",
