@@ -37,7 +37,7 @@ from .data import Data, load_data
 from .fpq import FPQ, FeatureNoisePenalty, distillation_loss, feature_noise, feature_noise_penalty
 from .mixed_precision import ASGA, SAMQ, Policy, search
 from .models import build_model
-from .quantization import Quantizer, SizeReport, calibrate, dequantize, export, quantize
+from .quantization import Quantizer, SizeReport, calibrate, dequantize, export, gptq, quantize
 from .quantization.quantizers import LIQ, LSQ, PACT, AsymmetricLSQ, DoReFa, LSQPlus, MinMax
 from .sharpness import SAM, SAQ
 from .training import (
@@ -59,7 +59,7 @@ from .training import (
 __all__ = [
     "Data", "load_data", "build_model", "describe", "Description",
     "LSQ", "LSQPlus", "AsymmetricLSQ", "PACT", "DoReFa", "LIQ", "MinMax", "Quantizer",
-    "quantize", "calibrate", "dequantize",
+    "quantize", "calibrate", "gptq", "dequantize",
     "cost", "search", "Policy", "SAMQ", "ASGA",
     "SAM", "SAQ", "parameter_groups",
     "FPQ", "feature_noise", "distillation_loss", "feature_noise_penalty", "FeatureNoisePenalty",

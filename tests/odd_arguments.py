@@ -272,7 +272,7 @@ FITS: dict[str, typing.Callable[[float], bool]] = {
         ("warmup", "padding", "workers", "weight", "generator_lr", "shrink", "slack", "lr_alpha", "beta", "step"),
         at_least(0),
     ),
-    **dict.fromkeys(("radius", "span", "clip_norm"), above(0)),
+    **dict.fromkeys(("radius", "span", "clip_norm", "damping"), above(0)),
     **dict.fromkeys(("bits", "first_last_bits", "input_bits", "first_input_bits"), within(1, 32)),
     **dict.fromkeys(("tolerance", "level", "val_fraction", "share"), above(0, 1)),
     **dict.fromkeys(("p",), within(0, 1)),
@@ -498,6 +498,7 @@ def saq_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]:
         "cost": with_defaults(saq_core.cost, model=convnet(), **shape, bits="W4A4"),
         "quantize": with_defaults(saq_core.quantize, model=convnet(), skip=["0"]),
         "calibrate": with_defaults(saq_core.calibrate, model=uncalibrated, data=split, batches=2, method="minmax"),
+        "gptq": with_defaults(saq_core.gptq, model=convnet(), data=split),
         "dequantize": with_defaults(saq_core.dequantize, model=ready),
         "search": with_defaults(saq_core.search, **searched),
         "SAM": with_defaults(saq_core.SAM, **sam),
@@ -582,12 +583,12 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
         odd += no(floats=(IMAGES, Y.float()), deep=(IMAGES, Y[:, None]), generator=((IMAGES, Y) for _ in "a"))
         odd += no(strings=(["a"] * 24, Y))
         return odd + junk("none", "tuple")
-    if key == "calibrate.forward":
+    if key in ("calibrate.forward", "gptq.forward"):
         return function()
     if name == "data" and call in ("train", "search", "build_model"):
         pair = [Odd("pair", (IMAGES, Y), "no" if call == "build_model" else "yes")]
         return pair + no(a_class=saq_core.Data) + junk("none")
-    if key in ("calibrate.data", "quantize.example"):
+    if key in ("calibrate.data", "gptq.data", "quantize.example"):
         odd = [o for o in datas() if "target" not in o.label and "label" not in o.label]
         plain = {"three", "list_of_two", "batches_of_three", "deep", "floats_as_labels", "scalar", "x_alone", "one"}
         return [o for o in odd if o.verdict == "no" and o.label not in plain]
@@ -598,6 +599,7 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
         taken = {"save": ("no_weights", "nan_weights", "lazy", "narrow", "meta"), "search": ("narrow", "nan_weights")}
         taken |= {
             "quantize": ("narrow", "nan_weights"),
+            "gptq": ("nan_weights",),
             "calibrate": ("no_weights",),
             "dequantize": ("no_weights", "nan_weights", "lazy", "narrow", "meta"),
         }
@@ -768,7 +770,7 @@ def special_saq(key: str, call: str, name: str, valid: Any, seeded: random.Rando
     if name == "example":
         odd = no(with_batch=(1, 1, 8, 8), negative=(1, -8, 8), zero=(1, 0, 8), nan=(1, math.nan, 8), text=("a", 8, 8))
         return odd + no(narrow=(8,), fraction=(1, 8.0, 8), true=(True, 8, 8), word="188") + junk("none", "empty list")
-    if name == "bits" and call in ("quantize", "cost"):
+    if name == "bits" and call in ("quantize", "gptq", "cost"):
         odd = no(
             word="W4", negative="W-4A4", zero="W0A4", many="W99A4", nan=math.nan, mapping={"nonsense": 4}, float=4.0
         )

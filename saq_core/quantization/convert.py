@@ -343,5 +343,6 @@ def dequantize(model: nn.Module, *, latent: bool = False) -> nn.Module:
             old = getattr(layer, layer.weight_name)
             setattr(layer, layer.weight_name, nn.Parameter(layer.used_weight(), requires_grad=old.requires_grad))
         _unswap(layer)
-    model.__dict__.pop("quantization", None)
+    for name in ("quantization", "gptq"):
+        model.__dict__.pop(name, None)
     return model
