@@ -214,9 +214,9 @@ def test_data_of_any_kind_train_resume_and_leave_a_probe(data, sam, tmp_path):
     recipe = Recipe(epochs=4, lr=0.1, batch_size=8, sam=sam, compile=False)
     history = train(model, data, recipe)
     assert history.steps.isfinite().all() and history.epochs[-1]["loss"] < history.epochs[0]["loss"]
-    assert landscape.trace(model, num_probes=2).about["samples"] == 24
+    assert landscape.Objective(model).samples == 24
     save(model, tmp_path / "model.pt")
-    assert landscape.trace(load(tmp_path / "model.pt", perceptron()), num_probes=2).about["samples"] == 24
+    assert landscape.Objective(load(tmp_path / "model.pt", perceptron())).samples == 24
 
     class Cut(Exception):
         pass
