@@ -55,7 +55,8 @@ def gptq(
     zero first. The latent weights of the result are the w_j as they were rounded, so that Q of them is Ŵ, and training
     can go on from them.
 
-    Choose it for 3 or 4 bits without training; `train` takes longer and gets further.
+    Choose it for 3 or 4 bits without training. At 2 bits training takes longer and gets further ("resnet8" on digits,
+    three seeds, weights alone: 3 bits 98.9 %, to nearest 87.3 %, float 98.5 %; 2 bits 83.0 %, trained 98.7 %).
 
     The result lists in `.gptq`, weight -> (nearest, compensated, kept), the relative errors ‖(Ŵ - W)X‖ / ‖WX‖ of
     rounding to nearest and by GPTQ, and which of them was kept: the smaller. NaN, and the nearest kept, stand where the
