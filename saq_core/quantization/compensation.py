@@ -97,7 +97,6 @@ def gptq(
     for levels in (pair[0] for module in network.modules() for pair in _parts("", module).values()):
         if levels.dynamic or getattr(levels, "normalise", False):
             raise ValueError(f'quantizer must keep its levels when weights move, as "lsq" does, got {quantizer!r}')
-    data = getattr(data, "probe", data)
     # a list is the same in every pass, also from a generator or a loader that shuffles
     data = list(data) if isinstance(data, Iterable) and not isinstance(data, Tensor | tuple) else data
     settle, feed = partial(calibrate, network, data, batches=sys.maxsize), partial(_run, network, data)
@@ -140,8 +139,7 @@ def _order(network: nn.Module, layers: Layers, run: Callable[[], Any]) -> list[L
     # the tensors are held, so that no two have the same id
     fed = _watch(network, layers, lambda _, inputs: [(x, x._version) for x in inputs], run)
     groups: dict[Any, Layers] = {}
-    for name in [*fed, *layers]:
-        layer = layers[name]
+    for name, layer in {name: layers[name] for name in [*fed, *layers]}.items():
         if uses[id(getattr(layer, layer.weight_name))] == 1 and isinstance(layer, ROUNDED):
             key = tuple((id(x), version) for x, version in fed.get(name, [(layer, 0)]))
             groups.setdefault(key, {})[name] = layer
