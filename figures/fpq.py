@@ -82,13 +82,13 @@ def over_training(
     saq_core.calibrate(model, profile.data)
     rows: list[dict[str, float]] = []
 
-    def on_epoch(model: nn.Module, history: saq_core.History) -> None:
-        if len(history.epochs) in epochs:
+    def note(epoch: int) -> None:
+        if epoch in epochs:
             rows.append(measure(model))
 
     with under(model):
-        on_epoch(model, saq_core.History())
-        saq_core.train(model, profile.data, profile.recipe(chosen, seed), on_epoch=on_epoch)
+        note(0)
+        saq_core.train(model, profile.data, profile.recipe(chosen, seed), on_epoch=lambda state: note(state.epoch))
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 

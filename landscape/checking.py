@@ -224,7 +224,8 @@ def _described(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(repr, parts))}"
     if origin is Callable:
-        return "a function" if parts[0] is ... else f"a function of {len(parts[0])} arguments"
+        count = "" if parts[0] is ... else f" of {len(parts[0])} argument{'s' * (len(parts[0]) != 1)}"
+        return f"a function{count}"
     if origin is tuple:
         return f"a tuple ({', '.join('…' if part is ... else _described(part) for part in parts)})"
     if origin in (Sequence, list):

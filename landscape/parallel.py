@@ -20,7 +20,8 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-_OWN = ("self", "__class__", "watch", "on_epoch", "log", "device", "memory")  # what each process may have for itself
+# what each process may have for itself
+_OWN = ("self", "__class__", "watch", "on_epoch", "on_step", "log", "device", "memory")
 _SHOWN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 
 
@@ -113,7 +114,7 @@ def check_agreement(**values: Any) -> None:
 
 
 def fingerprints(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return what tells values from others, by name: hashes of tensors and files, names of functions, texts.
+    """Return what tells values from others, by name: hashes of tensors, files and code, texts.
 
     Networks, mappings, lists and dataclasses are taken apart. Batches that a loader makes are not looked at.
 
@@ -165,7 +166,11 @@ def _fingerprint(value: Any) -> str:
     if isinstance(value, np.ndarray):
         content = repr(value.tolist()).encode() if value.dtype.hasobject else np.ascontiguousarray(value)
         return f"{value.dtype} {_hash(content)} {value.shape}"
-    return str(getattr(value, "__qualname__", type(value).__name__))
+    name, code = str(getattr(value, "__qualname__", type(value).__name__)), getattr(value, "__code__", None)
+    if code is None:
+        return name
+    constants = [constant for constant in code.co_consts if isinstance(constant, _SHOWN)]
+    return f"{name} {_hash(repr((code.co_code, code.co_names, constants)).encode())}"  # lambdas have one name
 
 
 def _hash(content: Any) -> str:

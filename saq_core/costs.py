@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from landscape.checking import numbers
 from landscape.model.errors import translated
 
+from .examples import first_inputs, on_one, shapes_of
 from .quantization import Bits, dequantize, find_layers, quantize
+from .quantization.feeding import call
 from .results import Shown
 
 FLOAT_BITS = 32
-COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)
+COUNTED = (_ConvNd, nn.Linear, nn.RNNBase, nn.MultiheadAttention)  # others where their weights multiply
 IMAGE_BITS = 8  # of the first convolution's input: images are 8-bit already
 
 
@@ -29,13 +31,13 @@ class LayerCost:
     """Cost of one layer.
 
     Args:
-        name: Of the module; "elsewhere" for multiplications outside of any layer that is known here.
+        name: Of the module; "elsewhere" for multiplications outside of any layer: in attention of two activations.
         type: Of the module.
         weight_bits: Of the weight, or of the second operand in a product of two activations.
         activation_bits: Of the input; 8 in a first convolution with quantized weights whose input is an image.
         shape: Of the weight; () where there is none.
         parameters: Weights and biases, without steps and clips.
-        macs: Multiply-accumulate operations for one input, all uses of the layer together.
+        macs: Multiply-accumulate operations for one sample, all uses of the layer together.
     """
 
     name: str
@@ -80,12 +82,12 @@ class Description(Shown):
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulate operations for one input."""
+        """Multiply-accumulate operations for one sample."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def bops(self) -> int:
-        """Bit operations for one input."""
+        """Bit operations for one sample."""
         return sum(layer.bops for layer in self.layers)
 
     @property
@@ -123,10 +125,8 @@ class Description(Shown):
         return "\n".join(lines)
 
 
-def describe(
-    model: nn.Module, input_shape: Sequence[int] | None = None, *, first_input_bits: int = IMAGE_BITS
-) -> Description:
-    """Count what one input costs in `model`, layer by layer, from one forward pass of a copy.
+def describe(model: nn.Module, example: Any = None, *, first_input_bits: int = IMAGE_BITS) -> Description:
+    """Count what one sample costs in `model`, layer by layer, from one forward pass of a copy.
 
     ``BOPs = MACs · weight bits · activation bits``: a convolution has k²·(C_in/groups)·C_out·H·W MACs, a linear layer
     in·out per row, each of the two products of attention queries·keys·width, a recurrent layer its matrices times time
@@ -134,16 +134,20 @@ def describe(
     cost nothing. Use it to compare networks of different bits, and to see what is not quantized.
 
     Args:
-        model: Any network that takes one tensor; float, quantized (calibrated or not). It is left as it is.
-        input_shape: Of one input, without the batch: (channels, height, width). None takes the shape of the probe, or
-            the one that `build_model` noted.
+        model: Any network; float, quantized (calibrated or not). It is left as it is.
+        example: The shape of one input, without the batch: (channels, height, width). Or a batch, of which the first
+            sample is run: a tensor of inputs (n, …), tokens (n, length) too; a pair (x, y); a mapping, which becomes
+            arguments by name (without its labels); or what holds batches (a list, a loader, `Data`, anything with a
+            `.probe`), of which the first is taken. A network that refuses one sample alone runs the batch, and the
+            counts are divided by n. None takes the probe of the model, or the shape that `build_model` noted.
         first_input_bits: What a first convolution with quantized weights counts as its input's bits, at most: images
             are 8-bit already. 32 counts an image that is not quantized as 32.
 
     Raises:
-        ValueError: If no shape is given and the model has none, or if it has no layer to count.
+        ValueError: If no example is given and the model has none, if the example holds no sample or does not fit the
+            network, or if there is no layer to count.
 
-    Cost: a copy of the model and one forward pass of one input.
+    Cost: a copy of the model and one forward pass of one sample.
 
     Source: Liu et al., Sharpness-aware Quantization (2021), released code, which has no attention.
 
@@ -152,9 +156,13 @@ def describe(
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 10))
         >>> saq_core.describe(model, (3, 8, 8)).frame["macs"].tolist()
         [7776, 2880]
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(7, 4), torch.nn.Linear(4, 7))
+        >>> saq_core.describe(model, torch.randint(7, (2, 5))).macs  # of one text of 5 tokens
+        140
     """
     numbers(whole=True, at_least=1, at_most=FLOAT_BITS, first_input_bits=first_input_bits)
-    macs = _count(dequantize(model).eval().requires_grad_(), one_input(model, input_shape))
+    macs, samples = on_one(partial(_count, model), model, first_inputs(model, example))
+    macs = {name: count // samples for name, count in macs.items()}
     modules = dict(model.named_modules())
     rows = [_row(name, modules.get(name), count) for name, count in macs.items()]
     if isinstance(modules.get(rows[0].name), _ConvNd) and rows[0].weight_bits < FLOAT_BITS:
@@ -168,16 +176,16 @@ def describe(
 
 def cost(
     model: nn.Module,
-    input_shape: Sequence[int] | None = None,
+    example: Any = None,
     *,
     bits: Bits | None = None,
     first_input_bits: int = IMAGE_BITS,
 ) -> Description:
-    """Return ``.macs``, ``.bops``, ``.parameters`` and ``.size_bytes`` of one input, of `model` or of it at other bits.
+    """Return ``.macs``, ``.bops``, ``.parameters`` and ``.size_bytes`` of a sample, of `model` or of it at other bits.
 
     Args:
         model: See `describe`; a float network where `bits` are given.
-        input_shape: See `describe`.
+        example: See `describe`.
         bits: As `quantize` takes them, the first and the last layer at 8; None = those the model has. The size is then
             without steps and clips, whose number depends on the quantizer.
         first_input_bits: See `describe`.
@@ -196,54 +204,48 @@ def cost(
         5184
     """
     network = model if bits is None else quantize(model, bits, quantizer="dorefa")  # no step to calibrate
-    return describe(network, input_shape, first_input_bits=first_input_bits)
+    return describe(network, example, first_input_bits=first_input_bits)
 
 
-def one_input(model: nn.Module, input_shape: Sequence[int] | None) -> Tensor:
-    """Return one input: zeros of the shape given, an image of the probe, or zeros of the shape noted."""
-    first = next(model.parameters(), torch.empty(0))
-    if input_shape is None and hasattr(model, "probe"):
-        probe = cast(Any, model).probe[0][:1]
-        return probe.to(first if probe.is_floating_point() else first.device)
-    shape = getattr(model, "architecture", {}).get("input_shape") if input_shape is None else input_shape
-    if shape is None:
-        raise ValueError("input_shape must be given for this model, got None: pass that of one input, without a batch")
-    numbers(whole=True, at_least=1, input_shape=min(shape, default=1))
-    return torch.zeros(1, *shape).to(first)
-
-
-def _count(model: nn.Module, x: Tensor) -> dict[str, int]:
-    """Return name -> MACs in a float network, in the order of first use; what was never used comes last."""
+def _count(model: nn.Module, x: Any) -> dict[str, int]:
+    """Return layer -> MACs in the order of first use; what was never used, and what is of no layer, comes last."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    model = dequantize(model).eval().requires_grad_()
     # attention is counted as one, because it never calls its own out_proj
     inside = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, COUNTED) and id(m) not in inside}
-    if not layers:
-        raise ValueError("model must have a convolution, linear or recurrent layer or attention to count, got none")
+    named = {name: m for name, m in model.named_modules() if id(m) not in inside}
+    layers = {name: m for name, m in named.items() if isinstance(m, COUNTED) or _has_matrix(m)}
     outputs: dict[str, int] = {}  # how many numbers each put out
 
-    def note(name: str, _: nn.Module, inputs: Any, output: Any) -> None:
-        first = output if isinstance(output, Tensor) else output[0].data  # of a packed sequence too
+    def note(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        first = next((t for t in tree_leaves(output) if isinstance(t, Tensor)), torch.empty(0))
         outputs[name] = outputs.get(name, 0) + first.numel()
 
     for name, layer in layers.items():
         layer.register_forward_hook(partial(note, name))
     # fused attention cannot be counted: nn.MultiheadAttention's needs gradients to be off, the other is switched off
-    translating = translated(f"the forward pass of one input of input_shape {tuple(x.shape[1:])}", model)
+    translating = translated(f"the forward pass of an example of shape {shapes_of(x)}", model)
     with translating, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(x)
+        call(model, x)
     paths = dict(model.named_modules(remove_duplicate=False))  # a module has one of its names in the counter
     counts = {id(paths.get(key.partition(".")[2])): ops for key, ops in counter.get_flop_counts().items()}
-    rest, macs = counter.get_total_flops() // 2, dict[str, int]()
+    rest, macs, kept = counter.get_total_flops() // 2, dict[str, int](), find_layers(model)[0]
     for name in sorted(layers, key=[*outputs, *layers].index):
         layer = layers[name]
         flops = Counter(counts.get(id(layer), {}))
         for child in layer.children():  # those of a parametrization: elsewhere
             flops.subtract(counts.get(id(child), {}))
         rest -= flops.total() // 2
-        macs |= _parts(name, layer, outputs.get(name, 0), flops)
+        if isinstance(layer, COUNTED) or name in kept or flops.total():  # others' matrices need not multiply
+            macs |= _parts(name, layer, outputs.get(name, 0), flops)
+    if not macs:
+        raise ValueError("model must have a convolution, linear or recurrent layer or attention to count, got none")
     return macs | ({"elsewhere": rest} if rest > 0 else {})
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return not [*module.children()] and any(p.ndim >= 2 for p in module.parameters(recurse=False))
 
 
 def _parts(name: str, layer: Any, outputs: int, flops: Counter[Any]) -> dict[str, int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from landscape.checking import numbers
 
 from . import files
 from .contexts import seeded
@@ -187,9 +189,15 @@ def _torchvision(name: str, num_classes: int, shape: tuple[int, ...]) -> nn.Modu
 
 
 def build_model(
-    name: str, data: Data, *, weights: str | Path | Mapping[str, Any] | None = None, seed: int = 0
+    name: str,
+    data: Data | None = None,
+    *,
+    num_classes: int | None = None,
+    input_shape: Sequence[int] | None = None,
+    weights: str | Path | Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> nn.Module:
-    """Build a network for `data`, on the device of the data, with initial weights drawn by `seed`.
+    """Build a network for `data`, or for a number of classes and a shape, with initial weights drawn by `seed`.
 
     Images count as small below a height of 64 pixels; the shape of the input decides on the form of the network.
 
@@ -201,14 +209,17 @@ def build_model(
             pixels patches of 2, 4 layers, width 64: our choice);
             "deit_tiny", "deit_small", "vit_b_16" (patches of 16). All transformers are torchvision's
             `VisionTransformer`. Any other of torchvision's classifiers goes by its name there.
-        data: Gives the number of classes and the shape of the input, (channels, height, width).
+        data: Give the number of classes, the shape of the input and the device; without data it is the CPU.
+        num_classes: Width of the last layer; None = that of the data.
+        input_shape: Of one image, (channels, height, width); None = that of the data.
         weights: Trained weights: a file, a state dict, or the name of weights that torchvision has for this network
             ("DEFAULT", "IMAGENET1K_V1"; it downloads them). A last layer for another number of classes stays fresh,
             with a warning that names it.
         seed: Draws the initial weights; the global random state is left as it is.
 
     Raises:
-        ValueError: If the name is unknown, the data are not images of a size it takes, or the weights do not fit.
+        ValueError: If the name is unknown, the data are not images of a size it takes, the number of classes or the
+            shape is missing or another than that of the data, or the weights do not fit.
 
     Example:
         >>> import saq_core
@@ -216,12 +227,26 @@ def build_model(
         >>> model = saq_core.build_model("resnet8", data, seed=1)
         >>> model(data.test[0][:2]).shape
         torch.Size([2, 10])
+        >>> saq_core.build_model("resnet20", num_classes=10, input_shape=(3, 32, 32)).architecture["input_shape"]
+        [3, 32, 32]
     """
-    architecture = {"name": name, "num_classes": data.num_classes, "input_shape": list(data.input_shape)}
-    model = make(architecture, seed=seed)
+    shape = list(_agreed("input_shape", None if input_shape is None else tuple(input_shape), data))
+    classes = _agreed("num_classes", num_classes, data)
+    numbers(whole=True, at_least=1, num_classes=classes, input_shape=min(shape, default=1))
+    model = make({"name": name, "num_classes": classes, "input_shape": shape}, seed=seed)
     if weights is not None:
         _load_weights(model, name, _read_weights(name, weights))
-    return model.to(data.train[0].device)
+    return model if data is None else model.to(data.train[0].device)
+
+
+def _agreed(key: str, given: Any, data: Data | None) -> Any:
+    """Return an argument of `build_model`, or what the data say of it."""
+    known = getattr(data, key, None)
+    values = {value for value in (given, known) if value is not None}
+    if len(values) != 1:
+        rule = f"{key} must be passed, or be that of data, and the same where both are given"
+        raise ValueError(f"{rule}, got {given}, {'no data' if data is None else f'and {known} of data'}")
+    return values.pop()
 
 
 def make(architecture: dict[str, Any], *, seed: int = 0) -> nn.Module:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from dataclasses import fields
+from dataclasses import asdict, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from landscape.checking import numbers, one_of
@@ -60,9 +61,21 @@ class Settings(Shown):
                 if value is not None:
                     object.__setattr__(self, name, int(value) if whole else float(value))
 
+    def stored(self) -> dict[str, Any]:
+        """Return the settings as a file keeps them: functions by their names."""
+        return {name: name_of(value) if callable(value) else value for name, value in asdict(cast(Any, self)).items()}
+
     def __repr__(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(cast(Any, self)) if getattr(self, f.name) != f.default}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     def _rows(self) -> list[dict[str, Any]]:
         return [{"setting": f.name, "value": repr(getattr(self, f.name))} for f in fields(cast(Any, self))]
+
+
+def name_of(function: Any) -> str:
+    """Return the name of a function or class with its module, or the one that a file had of it."""
+    if isinstance(function, partial):
+        return f"{name_of(function.func)}({', '.join(f'{k}={v!r}' for k, v in function.keywords.items())})"
+    qualified = getattr(function, "__qualname__", type(function).__qualname__)
+    return str(getattr(function, "name", f"{function.__module__}.{qualified}"))

@@ -481,7 +481,7 @@ def saq_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]:
     data = saq_core.Data(split, split, split, num_classes=3)
     digits = saq_core.load_data("digits", limit=64, device="cpu")
     small, ready, uncalibrated = saq_core.build_model("resnet8", digits), quantized(), quantize_images()
-    recipe, shape = saq_core.Recipe(epochs=1, lr=0.01), {"input_shape": (1, 8, 8)}
+    recipe, shape = saq_core.Recipe(epochs=1, lr=0.01), {"example": (1, 8, 8)}
     experiment = saq_core.Experiment("mine", "digits", "resnet8", recipe, limit=64)
     history, penalty = saq_core.History([{"epoch": 1, "loss": 1.0}]), {"steps": {"3": 0.1}, "rtol": 0.5}
     features = {"student": [torch.ones(4, 3)], "teacher": [torch.zeros(4, 3)]}
@@ -502,6 +502,7 @@ def saq_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]:
         "dequantize": with_defaults(saq_core.dequantize, model=ready),
         "search": with_defaults(saq_core.search, **searched),
         "SAM": with_defaults(saq_core.SAM, **sam),
+        "parameter_groups": with_defaults(saq_core.parameter_groups, model=convnet(), weight_decay=0.1),
         "SAQ": with_defaults(saq_core.SAQ, perturbed=("weight",)),
         "SAMQ": with_defaults(saq_core.SAMQ),
         "ASGA": with_defaults(saq_core.ASGA),
@@ -582,11 +583,12 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
         odd += no(floats=(IMAGES, Y.float()), deep=(IMAGES, Y[:, None]), generator=((IMAGES, Y) for _ in "a"))
         odd += no(strings=(["a"] * 24, Y))
         return odd + junk("none", "tuple")
-    if key == "gptq.forward":
+    if key in ("calibrate.forward", "gptq.forward"):
         return function()
     if name == "data" and call in ("train", "search", "build_model"):
-        return no(pair=(IMAGES, Y), a_class=saq_core.Data) + junk("none")
-    if key in ("calibrate.data", "gptq.data"):
+        pair = [Odd("pair", (IMAGES, Y), "no" if call == "build_model" else "yes")]
+        return pair + no(a_class=saq_core.Data) + junk("none")
+    if key in ("calibrate.data", "gptq.data", "quantize.example"):
         odd = [o for o in datas() if "target" not in o.label and "label" not in o.label]
         plain = {"three", "list_of_two", "batches_of_three", "deep", "floats_as_labels", "scalar", "x_alone", "one"}
         return [o for o in odd if o.verdict == "no" and o.label not in plain]
@@ -601,7 +603,7 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
             "calibrate": ("no_weights",),
             "dequantize": ("no_weights", "nan_weights", "lazy", "narrow", "meta"),
         }
-        taken |= {"SAM": ("nan_weights", "narrow", "meta")}
+        taken |= dict.fromkeys(("SAM", "parameter_groups"), ("nan_weights", "narrow", "meta"))
         odd = models(taken.get(call, ()))
         matrix = call in ("trace", "top_eigenvalues", "density", "plot_trace", "plot_top_eigenvalues", "plot_density")
         odd += (
@@ -759,7 +761,13 @@ FORWARD |= {"trajectory", "explore", "Objective", "Hessian", "GGN", "curvature_a
 
 
 def special_saq(key: str, call: str, name: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
-    if name == "input_shape":
+    if key == "build_model.input_shape":
+        return no(other=(3, 8, 8), flat=(64,), negative=(1, -8, 8), fraction=(1, 8.0, 8), text=("a", 8, 8)) + junk(
+            "none"
+        )
+    if key == "build_model.num_classes":
+        return no(other=7) + junk("none")
+    if name == "example":
         odd = no(with_batch=(1, 1, 8, 8), negative=(1, -8, 8), zero=(1, 0, 8), nan=(1, math.nan, 8), text=("a", 8, 8))
         return odd + no(narrow=(8,), fraction=(1, 8.0, 8), true=(True, 8, 8), word="188") + junk("none", "empty list")
     if name == "bits" and call in ("quantize", "gptq", "cost"):
@@ -902,7 +910,7 @@ ALSO = {  # what an argument may be called instead, in a message
     "train": "labels",
     "fill": "channels",
     "surface": "plane|model",
-    "input_shape": "input",
+    "example": "batch",
     "num_classes": "labels",
 }
 

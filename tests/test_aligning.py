@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from torch import nn
 from torch.nn import functional as F
 
+from landscape.model import Criterion
 from saq_core import SAM, Data, Policy, build_model, calibrate, cost, quantize
 from saq_core.mixed_precision.asga import (
     ASGA,
@@ -75,7 +76,8 @@ def aligned(**settings):
 
 
 def of(seed):
-    return {"seed": seed, "quantizer": "lsq", "checkpoint": Checkpoint(None, {"seed": seed}, torch.device("cpu"))}
+    checkpoint = Checkpoint(None, {"seed": seed}, torch.device("cpu"))
+    return {"seed": seed, "quantizer": "lsq", "criterion": Criterion(), "checkpoint": checkpoint}
 
 
 def tensors(model):
@@ -248,7 +250,7 @@ def test_a_step_is_its_definition(case, combine):
     before, logits = tensors(run.model), run.logits.detach().clone()
     (slope,) = torch.autograd.grad(run.complexity(), run.logits)
     run.model.train()
-    assert run.step(networks.X, networks.Y).item() == pytest.approx(loss, rel=1e-12)
+    assert run.step((networks.X, networks.Y)).item() == pytest.approx(loss, rel=1e-12)
     share = 0.5 if combine == "mean" else 0.0
     after = tensors(run.model)
     for name, value in g.items():
@@ -280,7 +282,7 @@ def test_weights_alone_are_perturbed_and_restored_to_the_bit_and_statistics_move
     once(networks.X)
     passes, before = positions(run), tensors(run.model)
     run.model.train()
-    run.step(networks.X, networks.Y)
+    run.step((networks.X, networks.Y))
     first, second = passes
     moved = {n for n in first if not torch.equal(first[n], second[n])}
     statistics = {n for n in first if "running" in n or "num_batches" in n}
@@ -581,7 +583,7 @@ def test_steps_at_the_floor_and_at_the_cap_are_counted():
 def test_every_epoch_sees_all_images_in_an_order_of_its_own():
     run = aligned(epochs=3, batch_size=1)
     seen = []
-    run.step = lambda x, y: seen.append(x) or x.new_zeros(())
+    run.step = lambda batch: seen.append(batch[0]) or batch[0].new_zeros(())
     run.sam = None
     for epoch in (0, 1, 0):
         run.epoch(epoch)

@@ -251,7 +251,7 @@ class Own(nn.MultiheadAttention):
 )
 def test_other_attention_stays_float_as_a_whole_and_says_why(make, reason):
     model = nn.Sequential(make(), nn.Linear(8, 2))
-    with pytest.warns(UserWarning, match=f"full precision: 0 .*{reason}") as caught:
+    with pytest.warns(UserWarning, match=rf"full precision:\n  0 \(.*{reason}") as caught:
         twin = quantize(model)
     assert len(caught) == 1 and not hasattr(twin[0].out_proj, "quantized_weights") and type(twin[1]) is QLinear
 

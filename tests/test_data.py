@@ -260,11 +260,11 @@ def test_own_tensors_are_checked():
         Data((x, y), (x, y), (x, y), 3)
     with pytest.raises(ValueError, match=r"labels must be int64 of shape \(n,\), got torch.int32 of shape \(4,\)"):
         Data((x, y.int()), (x, y), (x, y), 4)
-    with pytest.raises(ValueError, match="val must hold one label per input and at least one"):
+    with pytest.raises(ValueError, match="val must hold one target per input and at least one"):
         Data((x, y), (x[:0], y[:0]), (x, y), 4)
-    with pytest.raises(ValueError, match="got 4 inputs, 3 labels"):
+    with pytest.raises(ValueError, match="got 4 inputs, 3 targets"):
         Data((x, y), (x, y), (x, y[:3]), 4)
-    with pytest.raises(ValueError, match="need images"):
+    with pytest.raises(ValueError, match="need a tensor of images"):
         Data((x, y), (x, y), (x, y), 4, padding=1)
 
 

@@ -363,7 +363,7 @@ def test_a_search_leaves_model_data_and_random_state_alone_and_repeats_itself(da
         ({"method": "uniform", "settings": SAMQ()}, "settings must be None for method='uniform', got SAMQ"),
         ({"method": "asga", "settings": SAMQ()}, "settings must be ASGA for method='asga', got SAMQ"),
         ({"budget": "100M"}, "budget must be a number, got '100M'"),
-        ({"budget": math.inf}, "budget must be a finite number, bit operations of one input, got inf"),
+        ({"budget": math.inf}, "budget must be a finite number, bit operations of one sample, got inf"),
         ({"candidates": 4}, "candidates must be a list .*, got 4"),
     ],
 )
@@ -395,14 +395,84 @@ def test_settings_of_searches_go_into_json_whatever_numbers_they_are():
 def test_networks_and_data_of_other_kinds_are_refused(model, data):
     with pytest.raises(ValueError, match="model must be a float network"):
         search(quantize(model, 4), data, budget=1e9)
-    with pytest.raises(ValueError, match="data must be a saq_core.Data, got"):
-        search(model, data.train, budget=1e9)
+    with pytest.raises(ValueError, match="data must be tensors or a Dataset for method='samq', .* got list"):
+        search(model, [data.train], budget=1e9, method="samq")
+    for method in ("uniform", "random"):
+        for given in ({"loss": F.mse_loss}, {"objective": lambda m, batch: (0, 1)}, {"output": "logits"}):
+            with pytest.raises(ValueError, match=f"{next(iter(given))} must be None for method='{method}', which"):
+                search(model, data, budget=1e9, method=method, **given)
+    with pytest.raises(ValueError, match="data must be .x, y., an iterable of batches, .* got int"):
+        search(model, 3, budget=1e9, method="uniform")
     frozen = copy.deepcopy(model)
     frozen.layer2.requires_grad_(False)
     with pytest.raises(
         ValueError, match=r"model must have trainable weights .* got frozen \['layer2\.0\.conv1\.weight'"
     ):
         search(frozen, data, budget=1e9, method="hessian")
+
+
+# other data and losses
+
+
+class Tagger(nn.Module):
+    """Classes for each of some tokens, and a loss where it is given labels, as Hugging Face's networks have them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.first = nn.Embedding(9, 6), nn.Linear(6, 8)
+        self.left, self.right, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, ids, labels=None):
+        x = torch.tanh(self.first(self.embed(ids)))
+        logits = self.last(self.right(torch.tanh(self.left(x))) + x)
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {"logits": logits, "loss": loss}
+
+
+IDS, TAGS = torch.arange(40).view(8, 5) % 9, torch.arange(40).view(8, 5) % 3
+
+
+def tagging(output, tags):
+    return F.cross_entropy(output["logits"].flatten(0, 1), tags.flatten())
+
+
+@pytest.mark.filterwarnings("ignore:these layers stay in full precision")
+@pytest.mark.parametrize("method", ["uniform", "random", "hessian"])
+def test_search_takes_tokens_pairs_mappings_and_loaders(method):
+    model, batch = Tagger(), {"ids": IDS, "labels": TAGS}
+    budget = cost(model, batch, bits="W4A4").bops
+    loader = torch.utils.data.DataLoader(list(zip(IDS, TAGS, strict=True)), 8)
+    kinds = [(batch, {}), ([batch], {}), ((IDS, TAGS), {"loss": tagging}), (loader, {"loss": tagging})]
+    kinds += [([(IDS, TAGS)], {"objective": lambda m, pair: (tagging(m(pair[0]), pair[1]), 40)})]
+    kinds += [(IDS, {})] if method != "hessian" else []
+    found = [search(model, d, budget=budget, method=method, **k if method == "hessian" else {}) for d, k in kinds]
+    assert {"left", "right"} <= set(found[0].bits) and 0 < found[0].bops <= budget
+    assert all(policy.bits == found[0].bits for policy in found)
+    for policy in found if method == "hessian" else ():
+        assert policy.details["rises"]["left"] == pytest.approx(found[0].details["rises"]["left"], rel=1e-3)
+
+
+def test_the_hessian_is_that_of_the_loss_and_of_the_output_that_were_given():
+    model, data = TwoBranches(), vectors().train
+    arguments = {"budget": 1e9, "method": "hessian"}
+    plain = search(model, data, **arguments).details["rises"]["loud"]
+    tripled = search(model, data, loss=lambda o, t: 3 * F.cross_entropy(o, t), **arguments).details["rises"]["loud"]
+    assert tripled == pytest.approx([3 * rise for rise in plain], rel=1e-4)
+    network = nn.Sequential(model)
+    network.register_forward_hook(lambda *both: {"y": both[-1], "x": None})
+    named = search(network, data, output="y", loss=F.cross_entropy, **arguments).details["rises"]["0.loud"]
+    assert named == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_search_is_not_taken_up_with_another_loss(tmp_path):
+    model, data, path = TwoBranches(), vectors().train, tmp_path / "search.pt"
+    arguments = {"budget": 1e9, "method": "hessian", "checkpoint": path}
+    losses = [lambda o, t, k=k: k * F.cross_entropy(o, t) for k in (1, 1)]
+    first = search(model, data, loss=losses[0], **arguments)
+    assert search(model, data, loss=losses[1], **arguments).details == first.details
+    with pytest.raises(ValueError, match="search.pt must come from the same arguments, got other .*'loss'"):
+        search(model, data, loss=lambda o, t: 2 * F.cross_entropy(o, t), **arguments)
 
 
 # the generator
@@ -551,7 +621,7 @@ def test_weights_and_generator_see_halves_that_share_no_image(data):
     own, other = halves(rare, 0.5, 0, torch.device("cpu"))
     assert own.train[1].bincount().tolist() == other[1].bincount().tolist() == [90, 10]
     assert first.val is data.val and len(halves(data, 0.9, 0, torch.device("cpu"))[1][1]) == 6
-    with pytest.raises(ValueError, match="share must leave images on both sides"):
+    with pytest.raises(ValueError, match="share must leave samples on both sides"):
         halves(data, 0.001, 0, torch.device("cpu"))
 
 
@@ -559,7 +629,7 @@ def test_the_generator_sees_its_half_as_it_is_and_the_weights_theirs_augmented(d
     """In the authors' code nothing stopped the augmentation of the half that judges the configurations."""
     run, seen = searching(replace(data, padding=2)), []
     backward = run.backward
-    monkeypatch.setattr(run, "backward", lambda batches, samples: backward(seen.append(batches) or batches, samples))
+    monkeypatch.setattr(run, "backward", lambda batches: backward(seen.append(batches) or batches))
     run.weight_epoch(0)
     ours = torch.cat([x for batches in seen for x, _ in batches])
     seen.clear()

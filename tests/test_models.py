@@ -101,6 +101,26 @@ def test_a_model_is_made_anew_from_its_architecture():
     assert torch.equal(make(one.architecture).fc.weight, one.fc.weight)
 
 
+def test_a_network_needs_no_data():
+    shape, data = (3, 32, 32), images(7, (3, 32, 32))
+    model = build_model("resnet8", num_classes=7, input_shape=shape, seed=3)
+    theirs = build_model("resnet8", data, seed=3)
+    assert model.architecture == theirs.architecture and equal(model, theirs.state_dict())
+    assert equal(build_model("resnet8", data, num_classes=7, input_shape=shape, seed=3), model.state_dict())
+    assert next(model.parameters()).device.type == "cpu" and model(torch.zeros(1, *shape)).shape == (1, 7)
+    for given, message in (
+        ({}, "input_shape must be passed, or be that of data, .* got None, no data"),
+        ({"input_shape": shape}, "num_classes must be passed, or be that of data, .* got None, no data"),
+        ({"data": data, "num_classes": 5}, "num_classes must .* the same where both are given, got 5, and 7 of data"),
+        ({"data": data, "input_shape": (1, 8, 8)}, r"input_shape must .*, got \(1, 8, 8\), and \(3, 32, 32\) of data"),
+        ({"num_classes": 0, "input_shape": shape}, "num_classes must be a whole number >= 1, got 0"),
+        ({"num_classes": 3, "input_shape": (3, 0, 8)}, "input_shape must be a whole number >= 1, got 0"),
+        ({"num_classes": 3, "input_shape": (16,)}, r"resnet8 needs images .*, got inputs of shape \(16,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_model("resnet8", **given)
+
+
 def test_resnet8_has_eight_layers_and_option_a_shortcuts():
     names = [n for n, m in build_model("resnet8", images()).named_modules() if hasattr(m, "weight") and "bn" not in n]
     assert len(names) == 8 and not any("shortcut" in n for n in names)

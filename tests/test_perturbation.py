@@ -27,7 +27,7 @@ from saq_core import (
 from saq_core.fpq import noise as noise_module
 from saq_core.fpq.distillation import Features, Student, Teacher, teacher_of
 from saq_core.fpq.noise import attach, noisy_inputs
-from saq_core.training import loop
+from saq_core.training import steps
 
 LIMIT = 256  # of the digits
 
@@ -167,7 +167,7 @@ def test_noise_reaches_a_network_that_was_compiled_without_it_before(floating, d
     for p in (0.0, 0.0, 0.5, 1.0):
         model = twin(floating, digits).train()
         with feature_noise(model, p=p), torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):
-            compiled = loop._compiled(model, x.device)
+            compiled = steps._compiled(model, x.device)
             torch.manual_seed(0)
             outputs.append([compiled(x).detach() for _ in range(8)])
     different = [sum(not torch.equal(a, b) for a, b in zip(o, outputs[0], strict=True)) for o in outputs]
@@ -302,8 +302,8 @@ def test_a_resumed_training_goes_on_to_the_same_bits(floating, digits, tmp_path)
     class Killed(Exception):
         pass
 
-    def kill(model, history):
-        if len(history.epochs) == 1:
+    def kill(state):
+        if len(state.history.epochs) == 1:
             raise Killed
 
     whole, killed = start(), start()
@@ -322,8 +322,8 @@ def test_a_training_resumed_on_the_half_trained_network_keeps_its_teacher(floati
     class Killed(Exception):
         pass
 
-    def kill(model, history):
-        if len(history.epochs) == 2:
+    def kill(state):
+        if len(state.history.epochs) == 2:
             raise Killed
 
     settings = {"fpq": FPQ(p=0.5, weight=5.0), "epochs": 3}

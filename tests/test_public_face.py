@@ -132,7 +132,7 @@ def test_settings_are_refused_in_words_and_keep_no_number_of_numpy():
         ({"lr": float("nan")}, "lr must be >= 0 and finite, got nan"),
         ({"lr": "1"}, "lr must be a number, got '1'"),
         ({"label_smoothing": 1}, "label_smoothing must be from 0 to below 1, got 1"),
-        ({"optimizer": "lion"}, "optimizer must be one of 'sgd', 'adamw', got 'lion'"),
+        ({"optimizer": "lion"}, "optimizer must be one of 'sgd', 'adamw' or a function of 1 argument, got 'lion'"),
     ):
         with pytest.raises(ValueError) as caught:
             Recipe(**{"epochs": 1, "lr": 0.1, **settings})

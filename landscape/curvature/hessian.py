@@ -300,7 +300,7 @@ class GGN(Hessian):
         loss: Loss | None = None,
         memory: float | None = None,
     ) -> None:
-        if isinstance(model, Objective) and not model.has_output:
+        if isinstance(model, Objective) and not model.criterion.has_output:
             raise ValueError("GGN needs the network's output: make the objective with loss=loss(output, target)")
         super().__init__(model, data, space=space, layers=layers, at=at, loss=loss, memory=memory)
 

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from ..model import Objective, Point, samples_of
+from ..model.batches import target_of
 
 Tensors = Sequence[Tensor]
 
@@ -44,14 +45,14 @@ class GaussNewtonGraph:
     def __init__(self, objective: Objective, tensors: Point, leaves: Tensors, batch: Any) -> None:
         self.leaves, self.tensors, self.network = list(leaves), tensors, objective.network
         output = objective.network.output(tensors, batch)
-        output = objective.part_of(output)
+        output = objective.criterion.part_of(output, objective.dtype)
         if not isinstance(output, Tensor):
             what = type(output).__name__
             raise TypeError(f"the Gauss-Newton matrix needs one tensor of outputs, got {what}: say which with output=")
         if not output.requires_grad:
             raise ValueError("the output depends on nothing that varies")
         self.output, self.point = output, output.detach().requires_grad_()
-        loss = objective.loss_of(self.point, batch, is_part=True)
+        loss = objective.scaled(objective.criterion.of_part(self.point, target_of(batch)))
         self.weight = float(loss.weight)
         (self.slope,) = torch.autograd.grad(loss.mean * self.weight, self.point, create_graph=True)
         self.dual = torch.zeros_like(output, requires_grad=True)

@@ -1,9 +1,10 @@
 """A network, its data and its loss as one function of a displacement of its weights."""
 
 from .adapters import is_plain, quantized_layers
-from .batches import FOLDS, probe_of, samples_of
-from .checks import BatchObjective
+from .batches import FOLDS, mapped, moved, probe_of, samples_of
+from .checks import call_of
 from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian
+from .criterion import BatchObjective, Criterion
 from .directions import (
     NAMES,
     NORMALIZATIONS,
@@ -19,8 +20,8 @@ from .directions import (
     stacked,
 )
 from .errors import translated
-from .evaluation import Evaluation, stderr_of_mean
-from .losses import Loss, Output
-from .measuring import copied
+from .evaluation import Evaluation, merged, stderr_of_mean
+from .losses import BatchLoss, Loss, Output, check_default_fits
+from .measuring import copied, generator_of, measurement_mode
 from .network import BatchNorm, Precision
 from .objective import Objective, objective_of

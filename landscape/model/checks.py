@@ -15,28 +15,12 @@ from torch.utils._pytree import tree_leaves
 from .. import parallel
 from .adapters import RoundedWeight
 from .batches import mapped, target_of, with_values
+from .criterion import BatchObjective
 from .evaluation import merged
 from .losses import BatchLoss
 from .network import Network
 
 Reduction = Literal["mean", "sum"]
-_TAKEN = ("loss", "accuracy", "stderr", "status")
-BatchObjective = Callable[[nn.Module, Any], tuple[Tensor, Any]]
-
-
-def check_functions(loss: Any, objective: Any, output: Any, metrics: Mapping[str, Any] | None) -> None:
-    """Raise if what is to be computed is said twice, or has a name that is taken.
-
-    Raises:
-        ValueError: it is.
-    """
-    if objective is not None and (loss is not None or metrics or output is not None):
-        raise ValueError(
-            "objective(model, batch) computes its own loss from its own output: give loss, output and metrics, or "
-            "objective"
-        )
-    if odd := [name for name in metrics or () if name in _TAKEN or "/" in name]:
-        raise ValueError(f"metrics must have names of their own, without a slash, got {odd[0]!r}")
 
 
 def call_of(model: nn.Module, batch: Any) -> Any:
@@ -233,14 +217,15 @@ def reduction_seen(objective: Any, batch: Any) -> str | None:
     Returns:
         See `reduction_of`.
     """
-    custom = objective.custom_loss
+    criterion = objective.criterion
     with torch.set_grad_enabled(objective.needs_grad):
         kind = reduction_of(lambda part: objective.loss(objective.tensors(), part), batch, objective.dtype)
-        if kind is None and custom is not None:
-            pair = objective.part_of(objective.network.output(objective.tensors(), batch)), target_of(batch)
-            kind = reduction_of(lambda part: objective.loss_of_part(*part), pair, objective.dtype)
+        if kind is None and criterion.custom_loss is not None:
+            output = objective.network.output(objective.tensors(), batch)
+            pair = criterion.part_of(output, objective.dtype), target_of(batch)
+            kind = reduction_of(lambda part: objective.scaled(criterion.of_part(*part)), pair, objective.dtype)
             kind = kind if kind == "sum" else None  # parts of outputs say nothing of the network
-    return "sum" if kind is None and getattr(custom, "reduction", "") == "sum" else kind
+    return "sum" if kind is None and getattr(criterion.custom_loss, "reduction", "") == "sum" else kind
 
 
 def reduction_of(loss: Callable[[Any], BatchLoss], batch: Any, dtype: torch.dtype) -> str | None:

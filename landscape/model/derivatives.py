@@ -139,7 +139,7 @@ class _Function:
 
     def __init__(self, objective: Any, batch: Any, is_wide: bool) -> None:
         self.objective, self.is_wide = copy.copy(objective), is_wide
-        self.objective.with_hits, self.objective.metrics = False, {}  # which decide, and move nothing
+        self.objective.criterion = objective.criterion.alone()
         self.network = objective.network.plain()
         base = objective.tensors()
         self.names, self.batch = list(base), tree_map(self._cast, batch) if is_wide else batch
@@ -151,7 +151,7 @@ class _Function:
         tensors = self.rest | dict(zip(self.names, point, strict=True))
         with self._width():
             output = self.network.output(tensors, self.batch)
-            return self.objective.loss_of(output, self.batch).mean if self.objective.has_output else output[0]
+            return self.objective.loss_of(output, self.batch).mean if self.objective.criterion.has_output else output[0]
 
     def step_aside(self) -> None:
         """Move the point a little, at random: the check is of the code, not of a place."""

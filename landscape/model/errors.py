@@ -64,6 +64,10 @@ _REASONS = (
         "weights are not there yet (meta or lazy): run the network once, or load them",
     ),
     (
+        r"argument #1 'indices'",
+        "it looks rows up by whole numbers (tokens) and was given others: pass inputs of dtype int64",
+    ),
+    (
         r"(mat1 and mat2|should be the same|same dtype|expected scalar type|dtype)",
         "data and weights do not fit in dtype or shape: call the network yourself on a batch of these data first",
     ),

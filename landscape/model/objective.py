@@ -17,14 +17,12 @@ from .. import parallel
 from ..checking import numbers
 from . import measuring
 from .adapters import RoundedWeight, rounded_in_use, rounded_weights
-from .batches import NEEDS_TARGETS, cut, keeps_order, moved, read_rows, samples_of, source, spread, target_of
+from .batches import NEEDS_TARGETS, cut, keeps_order, moved, read_rows, samples_of, source, spread
 from .batchnorm import recomputed_statistics
 from .checks import (
-    BatchObjective,
     CallOnCopies,
     Reduction,
     call_of,
-    check_functions,
     check_integers,
     check_objective,
     check_reached,
@@ -32,23 +30,11 @@ from .checks import (
     reduction_seen,
 )
 from .coordinates import Coordinates, Point, Space, coordinates
+from .criterion import BatchObjective, Criterion
 from .derivatives import Verdict, verify
 from .errors import translated
 from .evaluation import Evaluation, merged
-from .losses import (
-    BatchLoss,
-    CrossEntropy,
-    Loss,
-    Output,
-    alignment_of,
-    batch_loss_carried,
-    check_default_fits,
-    loss_carried_by,
-    name_of,
-    part_of,
-    value_of,
-    with_hits,
-)
+from .losses import BatchLoss, Loss, Output
 from .network import BatchNorm, Network, Precision
 
 
@@ -81,7 +67,7 @@ class Objective:
         network: the model with some of its tensors replaced, a `landscape.model.network.Network`.
         coordinates: what varies, and where it stands.
         centre: the `Evaluation` of the model itself.
-        loss_name: what the loss is called.
+        criterion: what is averaged over the batches, a `landscape.model.criterion.Criterion`.
         rounded: the weights that are known to be rounded, by name.
         reduction: ``"mean"``, or ``"sum"`` where the loss of the whole is the sum of its parts'.
         batch_rows, batch_weights: samples and weight of each batch.
@@ -123,19 +109,11 @@ class Objective:
     ) -> None:
         parallel.check_agreement(**locals())
         numbers(whole=True, at_least=1, optional=True, batch_size=batch_size)
-        check_functions(loss, objective, output, metrics)
-        self.metrics = dict(metrics or {})
-        self.has_output = objective is None
-        self._loss, self._objective, self._output = loss, objective, output
-        self._cross_entropy = CrossEntropy.of(loss) if objective is None else None
-        self.custom_loss = None if self._cross_entropy else loss
-        self.loss_name = name_of(objective or loss or torch.nn.functional.cross_entropy)
+        self.criterion = Criterion(loss, objective, output, metrics)
+        self.criterion.checks_default = validate
         self.batch_size = batch_size
-        self.reduction: Reduction = "sum" if self._cross_entropy and self._cross_entropy.is_sum else "mean"
+        self.reduction: Reduction = "sum" if self.criterion.is_sum else "mean"
         self._factor, self.needs_grad = 1.0, False
-        self._alignment: str | None = None  # how the loss that outputs carry comes from their logits, once known
-        self._is_checking = validate
-        self.with_hits = True  # whether right answers are counted beside the loss
         self._verdict: list[Verdict] = []  # of the derivatives, once they are asked for; shared by variants
         self._validates = validate
         if not isinstance(model, nn.Module):
@@ -161,7 +139,7 @@ class Objective:
             self._evaluate_centre()
             if validate:
                 check_objective(self)
-        self._is_checking = False
+        self.criterion.checks_default = False
 
     @property
     def samples(self) -> int | None:
@@ -185,39 +163,17 @@ class Objective:
     def loss(self, tensors: Mapping[str, Tensor], batch: Any) -> BatchLoss:
         """Compute the loss of one batch at given tensors."""
         output = self.network.output(tensors, batch)
-        return self.loss_of(output, batch) if self.has_output else BatchLoss(*output)
+        return self.loss_of(output, batch) if self.criterion.has_output else BatchLoss(*output)
 
-    def loss_of(self, output: Any, batch: Any, is_part: bool = False) -> BatchLoss:
-        """Compute the loss of one batch from the network's output, or from the part of it that the loss is given."""
-        target = target_of(batch)
-        carried = loss_carried_by(output) if self._loss is None and self._output is None else None
-        if carried is not None:
-            self._alignment = self._alignment or alignment_of(*carried, target)
-            self.loss_name = f"{type(output).__name__}.loss"
-            result = batch_loss_carried(*carried, target, self._alignment)
-        elif self._alignment is not None:  # the logits alone, of the Gauss-Newton matrix
-            result = batch_loss_carried(None, output, target, self._alignment)
-        else:
-            result = self.loss_of_part(output if is_part else self.part_of(output), target)
+    def loss_of(self, output: Any, batch: Any) -> BatchLoss:
+        """Compute the loss of one batch from the network's output."""
+        return self.scaled(self.criterion(output, batch, self.dtype))
+
+    def scaled(self, result: BatchLoss) -> BatchLoss:
+        """Return the loss of a batch as it counts: a sum as one over its weight, and times what makes it the whole."""
+        if self.reduction == "sum" and result.losses is None:
+            result = result._replace(mean=result.mean / result.weight)
         return result if self._factor == 1 else result.scaled(self._factor)
-
-    def part_of(self, output: Any) -> Any:
-        """Return the part of the network's output that the loss is given, floating tensors in the model's dtype."""
-        part = part_of(output, self._output, self._loss is None)
-        return part.to(self.dtype) if isinstance(part, Tensor) and part.is_floating_point() else part
-
-    def loss_of_part(self, output: Any, target: Any) -> BatchLoss:
-        """Compute the loss of one batch from the part of the output that the loss is given."""
-        if self._is_checking and self._loss is None:
-            check_default_fits(output, target)
-        metrics = tuple(value_of(f(output, target), None, name).mean.double() for name, f in self.metrics.items())
-        if self._cross_entropy is not None:
-            return self._cross_entropy(output, target, with_hits=self.with_hits)._replace(metrics=metrics)
-        rows = (len(target) if target.ndim else 1) if isinstance(target, Tensor) else None
-        result = value_of(self._loss(output, target), rows)  # type: ignore[misc]
-        result = with_hits(result, output, target) if self.with_hits else result
-        mean = result.mean / result.weight if self.reduction == "sum" and result.losses is None else result.mean
-        return result._replace(mean=mean, metrics=metrics)
 
     def evaluate(self, displacement: Mapping[str, Tensor] | None = None) -> Evaluation:
         """Return loss, accuracy (NaN where there is none) and metrics at centre + displacement.
@@ -286,7 +242,7 @@ class Objective:
         """Return the same function of another network of this architecture, on the same batches; not validated."""
         network = self.network
         space = None if self.coordinates.space == "float" else self.coordinates.space
-        loss: Any = {"loss": self._loss, "objective": self._objective, "output": self._output, "metrics": self.metrics}
+        loss: Any = self.criterion.arguments
         where: Any = {"space": space, "batchnorm": network.batchnorm, "precision": network.precision}
         data: Any = next(iter(self._uncut)) if self.is_pair else self._batches
         return Objective(model, data, batch_size=self.batch_size, validate=False, **loss, **where)
@@ -376,7 +332,7 @@ class Objective:
         self._call.settle()
         check_reached(self.network, lambda tensors: self.loss(tensors, first).mean)
         kind = None
-        if self.has_output or self.is_pair:
+        if self.criterion.has_output or self.is_pair:
             several = next((batch for batch in self.batches() if (samples_of(batch) or 0) > 1), first)
             kind = reduction_seen(self, first if len(parts) > 1 else several)
         if kind == "sum":
@@ -403,7 +359,7 @@ class Objective:
         self.batch_weights = [float(part.weight) for part in passes]
         if not self._knows_samples and all(part.losses is not None for part in passes):
             self._knows_samples, self.batch_rows = True, [len(part.losses) for part in passes]  # type: ignore[arg-type]
-        if not self._knows_samples and self._objective is None and len(passes) > 1:
+        if not self._knows_samples and self.criterion.has_output and len(passes) > 1:
             raise ValueError(
                 "nothing tells how many samples each batch has: pass objective=(model, batch) → (mean loss, weight)"
             )

@@ -45,7 +45,7 @@ def adaptive_plan(survey: Survey, alphas: Tensor, betas: Tensor, tolerance: floa
     if (survey.status == PENDING).any():
         held_out = torch.stack(errors[-_STREAK:]).amax(0).tolist()
         spline = Spline(survey, shape)
-        names = ("accuracy", *survey.function.metrics)
+        names = ("accuracy", *survey.function.criterion.metrics)
         survey.about |= {
             # stairs show in a few points only, and those measured are more than those held out
             "interpolation_error": max(held_out[0], spline.left_out_error()),

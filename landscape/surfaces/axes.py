@@ -65,7 +65,7 @@ def setup_axes(
     label |= _end_points(function, [(p, s) for p, s in zip(parts, steps, strict=True) if isinstance(p, nn.Module)])
     drawn = any(isinstance(part, str) and part != "gradient" for part in parts)
     about = label | {"seed": seed if drawn else None}
-    about |= {"loss": function.loss_name, "batch_size": function.batch_size, "plane": fingerprint(stacked(steps))}
+    about |= {"loss": function.criterion.name, "batch_size": function.batch_size, "plane": fingerprint(stacked(steps))}
     return function, steps, about | {"model": fingerprint(function.coordinates.centre)}
 
 

@@ -341,7 +341,7 @@ def _axes(span: Any, points: Any) -> tuple[Tensor, Tensor]:
 
 def _fields(survey: Survey, shape: tuple[int, ...]) -> dict[str, Any]:
     columns = [column.reshape(shape).clone() for column in survey.values.T]
-    names = list(survey.function.metrics)
+    names = list(survey.function.criterion.metrics)
     return dict(zip(COLUMNS, columns, strict=False)) | {
         "status": survey.status.view(shape).clone(),
         "metrics": dict(zip(names, columns[len(COLUMNS) :], strict=True)),

@@ -31,7 +31,7 @@ class Survey:
     def __init__(self, function: Objective, steps: Sequence[Point], coordinates: Tensor) -> None:
         parallel.check_agreement(directions=fingerprint(stacked(steps)), points=fingerprint({"": coordinates}))
         self.function, self.steps, self.coordinates = function, steps, coordinates
-        width = len(COLUMNS) + len(function.metrics)
+        width = len(COLUMNS) + len(function.criterion.metrics)
         self.values = torch.full((len(coordinates), width), float("nan"), dtype=torch.float64)
         self.status = torch.zeros(len(coordinates), dtype=torch.int8)
         self.about: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def evaluate_points(
                 raise
             except Exception as error:
                 failure = failure or f"{type(error).__name__}: {error}"
-                nan = torch.full((len(COLUMNS) + len(function.metrics),), float("nan"), dtype=torch.float64)
+                nan = torch.full((len(COLUMNS) + len(function.criterion.metrics),), float("nan"), dtype=torch.float64)
                 rows.append(nan.to(function.device))
         return torch.stack(rows).cpu(), failure
 

@@ -99,7 +99,7 @@ def open_tiles(
         "model": fingerprint(state),
         "data": data,
         "batch_rows": function.batch_rows,
-        "metrics": list(function.metrics),
+        "metrics": list(function.criterion.metrics),
     }
     return parallel.first_alone(lambda: Tiles(path, settings))
 

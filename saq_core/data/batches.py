@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from ..contexts import seeded
 from .datasets import Batch, Data, Split
 from .image_files import ImageFiles
+from .streams import batches_of, begin_epoch, collated, is_dataset, is_pair, share_of
 
 MIXES = {"mixup": ("MixUp", 0.8), "cutmix": ("CutMix", 1.0)}  # with alpha as in DeiT
 
 
-def steps_per_epoch(data: Data, batch_size: int) -> int:
-    """Return the number of training batches: the last incomplete one is left out, unless it is the only one."""
-    return max(1, len(data.train[0]) // batch_size)
+def steps_per_epoch(data: Data, batch_size: int, world_size: int = 1) -> int:
+    """Return the number of training batches: the last incomplete one is left out, unless it is the only one.
+
+    Of a DataLoader or a list those that it has, each process its own.
+    """
+    if is_pair(data.train) or is_dataset(data.train):
+        return max(1, len(data.train[0] if is_pair(data.train) else data.train) // batch_size)
+    return max(1, len(share_of(data.train, 0, world_size)))
 
 
 def training_batches(
-    data: Data, batch_size: int, *, generator: torch.Generator, rank: int = 0, world_size: int = 1
-) -> Iterator[Batch]:
-    """Yield the training split once, shuffled and augmented.
+    data: Data, batch_size: int, *, generator: torch.Generator, epoch: int = 0, rank: int = 0, world_size: int = 1
+) -> Iterator[Any]:
+    """Yield the training split once, shuffled and augmented; batches as they come.
 
     Each of `world_size` processes draws for the whole batch and takes every `world_size`-th row of it: together they
     see, image by image, what one would.
@@ -30,19 +38,29 @@ def training_batches(
     Args:
         data, batch_size: What to train on, in batches of how many (of all processes together).
         generator: Of all draws; on the device of the data, in the same state in every process.
+        epoch: For samplers that ask for it.
         rank, world_size: Number of this process, and of all.
 
     Raises:
         ValueError: If the shares of a batch would differ in size.
     """
-    x, y = data.train
-    size = min(batch_size, len(y))
+    split = data.train
+    if not is_pair(split) and not is_dataset(split):
+        begin_epoch(split, epoch, generator.initial_seed())
+        yield from batches_of(share_of(split, rank, world_size))
+        return
+    samples, device = (len(split[1]), split[0].device) if is_pair(split) else (len(split), generator.device)
+    size = min(batch_size, samples)
     if size % world_size:
         rule = f"equal shares for {world_size} processes, whose gradients are averaged"
         raise ValueError(f"batch_size must give {rule}, got {size} samples in a batch")
     share = slice(rank, None, world_size)
-    order = torch.randperm(len(y), generator=generator, device=x.device)[: steps_per_epoch(data, size) * size]
+    order = torch.randperm(samples, generator=generator, device=device)[: samples // size * size]
     batches = order.split(size)
+    if is_dataset(split):
+        yield from (collated(split, rows[share].tolist()) for rows in batches)
+        return
+    x, y = split
     if isinstance(x, ImageFiles):
         seeds = torch.randint(2**62, order.shape, generator=generator, device=x.device)
         positions, image_seeds = ([part[share].numpy() for part in one.cpu().split(size)] for one in (order, seeds))
@@ -73,11 +91,21 @@ def augment(data: Data, rows: Tensor, generator: torch.Generator, share: slice =
 
 def evaluation_batches(
     split: Split, batch_size: int, device: torch.device, *, rank: int = 0, world_size: int = 1
-) -> Iterator[Batch]:
+) -> Iterator[Any]:
     """Yield a split on the device, every sample once, in order and un-augmented; of several processes each its part."""
-    x, y = split
-    first, last = (len(y) * k // world_size for k in (rank, rank + 1))
+    if not is_pair(split) and not is_dataset(split):
+        shared = world_size > 1 and not isinstance(getattr(split, "sampler", None), DistributedSampler)
+        for k, batch in enumerate(batches_of(split)):
+            if not shared or k % world_size == rank:
+                yield batch
+        return
+    samples = len(split[1]) if is_pair(split) else len(split)
+    first, last = (samples * k // world_size for k in (rank, rank + 1))
     rows = [slice(k, min(k + batch_size, last)) for k in range(first, last, batch_size)]
+    if is_dataset(split):
+        yield from (collated(split, range(part.start, part.stop)) for part in rows)
+        return
+    x, y = split
     inputs = x.to(device).batches(rows) if isinstance(x, ImageFiles) else (x[part] for part in rows)
     for images, part in zip(inputs, rows, strict=True):
         yield images.to(device, non_blocking=True), y[part].to(device, non_blocking=True)

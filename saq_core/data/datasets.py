@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from landscape.checking import numbers, seed_of
+from landscape.model import samples_of
 
+from ..contexts import seeded
 from . import image_files
 from .image_files import ImageFiles
 from .splits import TEST_SEED, Source, balanced_order, complete_splits, count_classes, draw_two
+from .streams import Split, check_stream, collated, is_dataset, is_pair, samples_in
 
 Batch = tuple[Tensor, Tensor]
-Split = tuple[Tensor | ImageFiles, Tensor]
 
 PROBE_SIZE = 1024
 PROBE_SEED = 20_111  # fixed, so that every network trained on these data gets the same probe
@@ -35,15 +37,17 @@ DataName = Literal["digits", "cifar10", "cifar100", "flowers102", "pets", "image
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    """Three splits of one data set, each a pair (x, y), with the augmentation that training applies.
+    """The splits of one data set, with the augmentation that training applies.
 
-    Make one of your own tensors to train on them.
+    A split is a pair of tensors (inputs, targets), which lies on the device; a map-style `torch.utils.data.Dataset`,
+    whose samples are put together by torch's default_collate; or batches: a DataLoader, or a list. Batches are pairs,
+    or mappings that hold their targets ("labels", "targets", …) and go to the network as ``model(**batch)``.
 
     Args:
-        train: Inputs (n, …) float, or `ImageFiles` in their place, and labels (n,) int64.
-        val: For choices; drawn from the training data.
+        train: Inputs (n, …), or `ImageFiles` in their place, and targets (n, …); or as above.
+        val: For choices, say after every epoch; drawn from the training data. None: there is none.
         test: Never used for a choice.
-        num_classes: Labels are 0 … num_classes - 1.
+        num_classes: Labels are int64 of shape (n,), 0 … num_classes - 1; None: targets of any kind.
         padding: Random crop after padding by this many pixels on each side; 0 = none. Tensors (n, c, h, w) only:
             image files are cropped and scaled at random.
         flip: Horizontal flip of every second image on average.
@@ -52,6 +56,7 @@ class Data:
 
     Raises:
         ValueError: If a split is empty, its labels are out of range or not int64, or the augmentation does not fit.
+        TypeError: If a split is none of these, or can be read only once.
 
     Example:
         >>> import torch, saq_core
@@ -62,65 +67,113 @@ class Data:
     """
 
     train: Split
-    val: Split
-    test: Split
-    num_classes: int
+    val: Split | None = None
+    test: Split | None = None
+    num_classes: int | None = None
     padding: int = 0
     flip: bool = False
     fill: tuple[float, ...] = (0.0,)
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        for split in ("train", "val", "test"):
-            check_split(getattr(self, split), split, self.num_classes)
+        for name, split in self.splits.items():
+            check_split(split, name, self.num_classes)
         numbers(whole=True, at_least=0, padding=self.padding)
         for value in self.fill:
             numbers(fill=value)
+        if not self.padding and not self.flip:
+            return
+        shape = self.train[0].shape if is_pair(self.train) else ()
         if self.padding and isinstance(self.train[0], ImageFiles):
             raise ValueError(f"padding must be 0 for image files, which have crops of their own, got {self.padding}")
-        if (self.padding or self.flip) and len(self.train[0].shape) != 4:
-            raise ValueError(f"padding and flip need images (n, c, h, w), got inputs of shape {self.train[0].shape}")
-        if len(self.fill) not in (1, *self.train[0].shape[1:2]):
+        if len(shape) != 4:
+            raise ValueError(f"padding and flip need a tensor of images (n, c, h, w), got inputs of shape {shape}")
+        if len(self.fill) not in (1, *shape[1:2]):
             raise ValueError(f"fill must hold one value, or one for each channel, got {self.fill}")
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{len(getattr(self, split)[0]):,} {split}" for split in ("train", "val", "test"))
-        return f"Data({self.name}: {sizes}; inputs {self.input_shape}, {self.num_classes} classes)"
+        sizes = ", ".join(f"{samples_in(split)} {name}" for name, split in self.splits.items())
+        inputs = f"; inputs {self.input_shape}" if is_pair(self.train) else f"; {type(self.train).__name__}"
+        return f"Data({self.name}: {sizes}{inputs}{f', {self.num_classes} classes' if self.num_classes else ''})"
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in parts.items() if split is not None}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
-        return tuple(self.train[0].shape[1:])
+        if is_pair(self.train):
+            return tuple(self.train[0].shape[1:])
+        first = self.train[0] if is_dataset(self.train) else next(iter(self.train))
+        if not isinstance(first, tuple | list) or not isinstance(first[0], Tensor):
+            raise ValueError(f"train must hold pairs of tensors to have an input_shape, got a {type(first).__name__}")
+        return tuple(first[0].shape[0 if is_dataset(self.train) else 1 :])
 
     @cached_property
-    def probe(self) -> Batch:
-        """The images on which landscapes are measured: 1,024 of the training split, un-augmented, on the CPU.
+    def probe(self) -> Any:
+        """The samples on which landscapes are measured: 1,024 of the training split, un-augmented, on the CPU.
 
-        Class-balanced; all images where there are fewer; the same for every network trained on these data.
+        Class-balanced, where they are a pair of tensors with classes; all samples where there are fewer; the same for
+        every network trained on these data. Of a DataLoader or a list as many batches as hold 1,024.
         """
-        x, y = self.train
-        chosen = balanced_order(y.cpu(), PROBE_SEED)[:PROBE_SIZE]
-        return x[chosen.to(x.device)].cpu(), y[chosen.to(y.device)].cpu()
+        if is_pair(self.train):
+            x, y = self.train
+            chosen = balanced_order(y.cpu(), PROBE_SEED) if self.num_classes else _order(len(y))
+            chosen = chosen[:PROBE_SIZE]
+            return x[chosen.to(x.device)].cpu(), y[chosen.to(y.device)].cpu()
+        if is_dataset(self.train):
+            probe = collated(self.train, _order(len(self.train))[:PROBE_SIZE].tolist())
+            return tuple(probe) if isinstance(probe, list) else probe
+        with seeded(PROBE_SEED):  # a loader that shuffles
+            batches: list[Any] = []
+            for batch in self.train:
+                if sum(samples_of(earlier) or 1 for earlier in batches) >= PROBE_SIZE:
+                    break
+                batches.append(batch)
+        return batches
 
     def to(self, device: torch.device | str) -> Data:
-        """Return the data with all splits on a device; these, where they lie there already."""
+        """Return the data with all tensors on a device; these, where they lie there already."""
         device = torch.device(device)
-        if all(t.device == device for split in (self.train, self.val, self.test) for t in split):
+        pairs: dict[str, Any] = {name: split for name, split in self.splits.items() if is_pair(split)}
+        if all(t.device == device for pair in pairs.values() for t in pair):
             return self
-        splits: dict[str, Any] = {k: tuple(t.to(device) for t in getattr(self, k)) for k in ("train", "val", "test")}
-        return replace(self, **splits)
+        moved: dict[str, Any] = {name: tuple(t.to(device) for t in pair) for name, pair in pairs.items()}
+        return replace(self, **moved)
+
+
+def data_of(data: Any, *, has_labels: bool) -> Data:
+    """Return what `train` or `search` was given as `Data`: a split alone has no validation, and classes as it shows."""
+    if isinstance(data, Data):
+        return data
+    if not (has_labels and is_pair(data) and data[1].dtype == torch.int64 and data[1].ndim == 1 and len(data[1])):
+        return Data(data)
+    return Data(data, num_classes=int(data[1].max()) + 1) if int(data[1].min()) >= 0 else Data(data)
 
 
 def check_split(split: Split, name: str, num_classes: int | None) -> None:
     """Raise if a split is empty, of unequal lengths, or has labels out of range, where that is known."""
+    if not is_pair(split):
+        check_stream(split, name)
+        return
     x, y = split
     if not y.ndim or len(x) == 0 or len(x) != len(y):
-        raise ValueError(f"{name} must hold one label per input and at least one, got {len(x)} inputs, {len(y)} labels")
+        count = f"{len(x)} inputs, {len(y) if y.ndim else 'no'} targets"
+        raise ValueError(f"{name} must hold one target per input and at least one, got {count}")
+    if num_classes is None:
+        return
     if y.ndim != 1 or y.dtype != torch.int64:
         raise ValueError(f"{name} labels must be int64 of shape (n,), got {y.dtype} of shape {tuple(y.shape)}")
     low, high = int(y.min()), int(y.max())
-    if num_classes is not None and (low < 0 or high >= num_classes):
+    if low < 0 or high >= num_classes:
         raise ValueError(f"{name} labels must lie in 0 … {num_classes - 1}, got {low} … {high}")
+
+
+def _order(samples: int) -> Tensor:
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(PROBE_SEED))
 
 
 def load_data(

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from landscape.model import Criterion
 
 from ..contexts import device_of
 from ..costs import describe
@@ -18,7 +19,7 @@ from ..data import Data, steps_per_epoch, training_batches
 from ..quantization import QuantizerName, parse_bits
 from ..results import Settings
 from ..sharpness import SAM, SAQ, TINY, Case, Stepper, checked_range, common_grads, dot, norm
-from ..training import Recipe, base_optimizer
+from ..training import Recipe, base_optimizer, batch_loss, brought_to
 from .baselines import solve
 from .checkpoint import Checkpoint
 from .space import Space
@@ -167,9 +168,9 @@ def relax(
     return network.model, logits
 
 
-def multiplications(space: Space, model: nn.Module, input_shape: Sequence[int]) -> tuple[Tensor, int]:
+def multiplications(space: Space, model: nn.Module, example: Any) -> tuple[Tensor, int]:
     """Return MACs (decisions, 2) with weights and between activations, and those of the first layer that decides."""
-    macs = {row.name: row.macs for row in describe(model, input_shape).layers}
+    macs = {row.name: row.macs for row in describe(model, example).layers}
     products = [[n.endswith(".products") for n in group] for group in space.groups.values()]
     table = [
         [sum(macs[n] for n, product in zip(group, flags, strict=True) if product is kind) for kind in (False, True)]
@@ -273,16 +274,24 @@ class Alignment:
         settings: See `ASGA`.
         seed: Of order and augmentation.
         quantizer: See `quantize`.
+        criterion: What is minimised, cross-entropy by default.
     """
 
     def __init__(
-        self, model: nn.Module, data: Data, space: Space, settings: ASGA, seed: int, quantizer: QuantizerName = "lsq"
+        self,
+        model: nn.Module,
+        data: Data,
+        space: Space,
+        settings: ASGA,
+        seed: int,
+        quantizer: QuantizerName = "lsq",
+        criterion: Criterion | None = None,
     ) -> None:
-        self.settings, self.seed = settings, seed
+        self.settings, self.seed, self.criterion = settings, seed, criterion or Criterion()
         self.model, self.logits = relax(model, space, data, quantizer=quantizer)
         self.device = device_of(self.model)
         self.data = data.to(self.device)
-        macs, first = multiplications(space, model, data.input_shape)
+        macs, first = multiplications(space, model, data)
         self.macs = (macs.double() / first).to(self.logits)
         self.bits = torch.tensor([parse_bits(label) for label in space.candidates]).to(self.logits)
         recipe = Recipe(settings.epochs, settings.lr, nesterov=False, weight_decay=settings.weight_decay)
@@ -303,16 +312,16 @@ class Alignment:
         assert self.logits.grad is not None
         self.logits.grad.add_(slope, alpha=self.settings.lam)
 
-    def backward(self, x: Tensor, y: Tensor) -> Tensor:
+    def backward(self, batch: Any) -> Tensor:
         """Leave the gradient of one batch in `.grad`; return its loss."""
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(x), y)
+        loss = batch_loss(self.model, batch, self.criterion).mean
         loss.backward()
         return loss.detach()
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
+    def step(self, batch: Any) -> Tensor:
         """Make one step on a batch; return the loss at w."""
-        closure = partial(self.backward, x, y)
+        closure = partial(self.backward, batch)
         if self.sam is not None:
             return self.sam.step(closure)
         loss = closure()
@@ -323,14 +332,15 @@ class Alignment:
         """Make an epoch; return the means of its steps' statistics."""
         settings = self.settings
         self.model.train()
-        random = torch.Generator(self.data.train[1].device).manual_seed(self.seed * 1_000_003 + epoch)
+        random = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + epoch)
         per_epoch = steps_per_epoch(self.data, settings.batch_size)
         losses = []
-        for k, (x, y) in enumerate(training_batches(self.data, settings.batch_size, generator=random)):
+        batches = training_batches(self.data, settings.batch_size, generator=random, epoch=epoch)
+        for k, batch in enumerate(brought_to(self.model, batches)):
             factor = settings.lr_factor(epoch * per_epoch + k, settings.epochs * per_epoch)
             for group, start in zip(self.optimizer.param_groups, self.starts, strict=True):
                 group["lr"] = start * factor
-            losses.append(self.step(x, y))
+            losses.append(self.step(batch))
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
             raise FloatingPointError(f"training loss is {loss} in epoch {epoch + 1}: try an lr below {settings.lr}")
@@ -367,10 +377,11 @@ def asga(
     settings: ASGA,
     seed: int,
     quantizer: QuantizerName,
+    criterion: Criterion,
     checkpoint: Checkpoint,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return the choice that the search derived and its history: see `search`."""
-    run = Alignment(model, data, space, settings, seed, quantizer)
+    run = Alignment(model, data, space, settings, seed, quantizer, criterion)
     state = {"network": run.model, "logits": nn.ParameterList([run.logits]), "optimizer": run.sam or run.optimizer}
     epochs = checkpoint.rows("epochs", settings.epochs, run.epoch, **state)
     logits = run.logits.detach().cpu()

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from landscape import trace
+from landscape import Objective, trace
 from landscape.checking import seed_of
 
-from ..data import Data
 from ..quantization import QuantizerName, quantize
 from .checkpoint import Checkpoint
 from .space import MILLION, Space
@@ -74,15 +73,17 @@ def _tilted(space: Space, target: float) -> Tensor:
 def by_hessian(
     space: Space,
     model: nn.Module,
-    data: Data,
+    data: Any,
     budget: float,
     seed: int,
     quantizer: QuantizerName,
     checkpoint: Checkpoint,
+    **functions: Any,
 ) -> tuple[Tensor, Any]:
     """Return the choice of least ``Σ mean trace(H_layer) · ‖Q_b(w) - w‖²`` within the budget, and the traces.
 
-    H is the Hessian of the loss of the float network on `data.probe`, in raw units, because the error is in raw units.
+    H is the Hessian of the loss of the float network on `data`, in raw units, because the error is in raw units; the
+    `functions` are those of `Objective`.
     Where candidates differ in what the measure does not see (the bits of inputs, any bits of a layer without
     curvature), those that use most of the budget are taken (ours).
 
@@ -91,7 +92,8 @@ def by_hessian(
     """
 
     def traces(_: int) -> dict[str, float]:
-        estimates = trace(model, data.probe, per_layer=True, rtol=TRACE_RTOL, seed=seed).layers
+        float_loss = Objective(model, data, **functions)
+        estimates = trace(float_loss, per_layer=True, rtol=TRACE_RTOL, seed=seed).layers
         return {name: value for name, (value, _) in estimates.items()}
 
     (estimates,) = checkpoint.rows("traces", 1, traces)

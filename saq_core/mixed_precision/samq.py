@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.data import Subset
 
-from landscape.model.measuring import measurement_mode
+from landscape.model import Criterion, measurement_mode
 
 from ..contexts import device_of
-from ..data import Batch, Data, ImageFiles, Split, balanced_order, evaluation_batches, steps_per_epoch, training_batches
+from ..data import (
+    Data,
+    ImageFiles,
+    Split,
+    balanced_order,
+    evaluation_batches,
+    is_dataset,
+    is_pair,
+    steps_per_epoch,
+    training_batches,
+)
 from ..quantization import QuantizerName
 from ..results import Settings
 from ..sharpness import SAQ, Metric
-from ..training import Evaluation, Recipe, base_optimizer, evaluate
+from ..training import Evaluation, Recipe, base_optimizer, batch_loss, brought_to, evaluated
 from .checkpoint import Checkpoint
 from .controller import Controller, Reinforce
 from .space import MILLION, Space
@@ -105,6 +115,7 @@ class Search:
         settings: See `SAMQ`.
         seed: Of everything that is drawn.
         quantizer: See `quantize`.
+        criterion: What is minimised, cross-entropy by default.
     """
 
     def __init__(
@@ -116,8 +127,10 @@ class Search:
         settings: SAMQ,
         seed: int,
         quantizer: QuantizerName,
+        criterion: Criterion | None = None,
     ) -> None:
         self.space, self.budget, self.settings, self.seed = space, budget, settings, seed
+        self.criterion = criterion or Criterion()
         self.network = Switchable(model, space, data, quantizer=quantizer)
         self.device = device_of(self.network.model)
         self.ours, self.held_out = halves(data, settings.share, seed, self.device)
@@ -148,14 +161,15 @@ class Search:
     def weight_epoch(self, epoch: int) -> dict[str, float]:
         """Train the weights on their half for an epoch: SAQ, bits drawn anew per batch, the same in both passes."""
         self.network.model.train()
-        random = torch.Generator(self.ours.train[1].device).manual_seed(self.seed * 1_000_003 + epoch)
+        random = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + epoch)
         per_epoch = steps_per_epoch(self.ours, self.recipe.batch_size)
         losses = []
-        for k, (x, y) in enumerate(training_batches(self.ours, self.recipe.batch_size, generator=random)):
+        batches = training_batches(self.ours, self.recipe.batch_size, generator=random)
+        for k, batch in enumerate(brought_to(self.network.model, batches)):
             for group in self.sam.param_groups:
                 group["lr"] = self.recipe.lr_at(epoch * per_epoch + k, per_epoch)
             self.network.choose_(self.draw(uniform=epoch < self.settings.warmup))
-            losses.append(self.sam.step(partial(self.backward, [(x, y)], len(y))))
+            losses.append(self.sam.step(partial(self.backward, [batch])))
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
             raise FloatingPointError(f"training loss is {loss} in epoch {epoch + 1}: try an lr below {self.recipe.lr}")
@@ -176,10 +190,10 @@ class Search:
         """
         rows = []
         with measurement_mode(self.network.model):
-            for x, y in evaluation_batches(self.held_out, self.settings.batch_size, self.device):
+            for batch in self.held_out_batches():
                 choice, log_probability, entropy = self.controller()
                 self.network.choose_(choice[0])
-                loss, bops = self.perturbed_loss(x, y).cpu(), self.space.bops(choice)
+                loss, bops = self.perturbed_loss(batch).cpu(), self.space.bops(choice)
                 if not math.isfinite(loss):
                     rule = f"try a rho below {self.settings.rho} or an lr below {self.settings.lr}"
                     raise FloatingPointError(f"perturbed loss is {float(loss)}: {rule}")
@@ -193,17 +207,27 @@ class Search:
         lam = PENALTY_AT_TARGET / (self.budget / MILLION) ** 2 if lam is None else lam
         return lam * ((bops.double() - self.budget) / MILLION).square()
 
-    def perturbed_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of one batch at w + ε, with its own ε."""
-        with self.sam.at_perturbed(partial(self.backward, [(x, y)], len(y))), torch.no_grad():
-            return F.cross_entropy(self.network.model(x), y)
+    def held_out_batches(self) -> Iterator[Any]:
+        """Yield the other half, in order."""
+        batches = evaluation_batches(self.held_out, self.settings.batch_size, self.device)
+        return brought_to(self.network.model, batches)
 
-    def backward(self, batches: Iterable[Batch], samples: int) -> Tensor:
-        """Leave the gradient of the mean loss over the batches in `.grad`, and nothing else; return that loss."""
+    def perturbed_loss(self, batch: Any) -> Tensor:
+        """Return the loss of one batch at w + ε, with its own ε."""
+        with self.sam.at_perturbed(partial(self.backward, [batch])), torch.no_grad():
+            return batch_loss(self.network.model, batch, self.criterion).mean
+
+    def backward(self, batches: Iterable[Any], summed: bool = False) -> Tensor:
+        """Leave the gradient of the batches' losses in `.grad`, and nothing else; return their sum.
+
+        With `summed` losses are sums over what they average: of many batches ε follows that of them all, whatever the
+        length of the gradient.
+        """
         self.sam.zero_grad()
         total = torch.zeros((), device=self.device)
-        for x, y in batches:
-            loss = F.cross_entropy(self.network.model(x), y, reduction="sum") / samples
+        for batch in batches:
+            result = batch_loss(self.network.model, batch, self.criterion)
+            loss = result.mean * result.weight if summed else result.mean
             loss.backward()
             total = total + loss.detach()
         return total
@@ -212,11 +236,9 @@ class Search:
         """Return L(w + ε) - L(w) over the other half, with one ε for all of it, and the evaluation at w."""
         self.network.choose_(choice)
         model, size = self.network.model, self.settings.batch_size
-        flat = evaluate(model, self.held_out, batch_size=size)
-        with measurement_mode(model):
-            batches = evaluation_batches(self.held_out, size, self.device)
-            with self.sam.at_perturbed(partial(self.backward, batches, len(self.held_out[1]))):
-                return evaluate(model, self.held_out, batch_size=size).loss - flat.loss, flat
+        flat = evaluated(model, self.held_out, self.criterion, size)
+        with measurement_mode(model), self.sam.at_perturbed(partial(self.backward, self.held_out_batches(), True)):
+            return evaluated(model, self.held_out, self.criterion, size).loss - flat.loss, flat
 
     @torch.no_grad()
     def derive(self) -> Tensor:
@@ -250,10 +272,11 @@ def samq(
     settings: SAMQ,
     seed: int,
     quantizer: QuantizerName,
+    criterion: Criterion,
     checkpoint: Checkpoint,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return the choice of least sharpness and the history: see `search`."""
-    run = Search(model, data, space, budget, settings, seed, quantizer)
+    run = Search(model, data, space, budget, settings, seed, quantizer, criterion)
     state = {"network": run.network.model, "sam": run.sam, "controller": run.controller, "reinforce": run.reinforce}
     epochs = checkpoint.rows("epochs", settings.epochs, run.epoch, **state)
     choices = run.derive()
@@ -269,17 +292,29 @@ def samq(
 
 
 def halves(data: Data, share: float, seed: int, device: torch.device) -> tuple[Data, Split]:
-    """Return the data with a share of the training images, and the rest as a split; both have the data's classes."""
-    x, y = data.train
-    order = balanced_order(y.cpu(), seed, proportional=True)
-    count = round(share * len(y))
-    if not 0 < count < len(y):
-        raise ValueError(f"share must leave images on both sides, got {share} of {len(y)}")
-    first, second = (_rows(x, y, part, device) for part in (order[:count], order[count:]))
+    """Return the data with a share of the training samples, and the rest as a split; both have the data's classes.
+
+    Raises:
+        ValueError: If one of them would be empty, or the samples come in batches already.
+    """
+    train = data.train
+    if not is_pair(train) and not is_dataset(train):
+        rule = "data must be tensors or a Dataset for method='samq', which divides the samples in two"
+        raise ValueError(f"{rule}, got {type(train).__name__}")
+    samples = len(train[1] if is_pair(train) else train)
+    mixed = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    order = balanced_order(train[1].cpu(), seed, proportional=True) if data.num_classes else mixed
+    count = round(share * samples)
+    if not 0 < count < samples:
+        raise ValueError(f"share must leave samples on both sides, got {share} of {samples}")
+    first, second = (_rows(train, part, device) for part in (order[:count], order[count:]))
     return replace(data, train=first), second
 
 
-def _rows(x: Tensor | ImageFiles, y: Tensor, rows: Tensor, device: torch.device) -> Split:
+def _rows(split: Split, rows: Tensor, device: torch.device) -> Split:
+    if is_dataset(split):
+        return Subset(split, rows.tolist())
+    x, y = split
     chosen: Any = replace(x, paths=x.paths[rows.numpy()]) if isinstance(x, ImageFiles) else x[rows.to(x.device)]
     return chosen.to(device), y[rows.to(y.device)].to(device)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from landscape.checking import numbers
+from landscape.model import Criterion
 
 from .. import processes
 from ..contexts import device_of, seeded
-from ..data import Data
+from ..data import data_of
+from ..examples import first_inputs
 from ..quantization import QuantizerName
 from .asga import ASGA, asga
 from .baselines import at_random, by_hessian, uniform
@@ -28,7 +30,7 @@ SETTINGS: dict[str, Any] = {"samq": SAMQ, "asga": ASGA}
 
 def search(
     model: nn.Module,
-    data: Data,
+    data: Any,
     *,
     budget: float,
     method: Method = "samq",
@@ -38,6 +40,9 @@ def search(
     settings: SAMQ | ASGA | None = None,
     first_input_bits: int = 8,
     checkpoint: str | Path | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    objective: Callable[[nn.Module, Any], Any] | None = None,
+    output: str | int | Callable[[Any], Any] | None = None,
 ) -> Policy:
     """Search bits per layer within a budget of bit operations: ``quantize(model, bits=search(…).bits)``.
 
@@ -47,9 +52,10 @@ def search(
 
     Args:
         model: A float network, trained: all but "uniform" and "random" look at its weights.
-        data: "hessian" uses its probe, "samq" and "asga" its training images; validation and test images are never
-            looked at.
-        budget: Bit operations of one input, at most, as `cost` counts them: ``cost(model, bits="W4A4").bops``.
+        data: `Data`, of which "hessian" uses the probe, "samq" and "asga" the training images; validation and test
+            images are never looked at. Or what `train` takes: a pair (x, y), a Dataset, a loader, batches that are
+            pairs or mappings; not batches for "samq". "uniform" and "random" look at one sample, maybe of inputs alone.
+        budget: Bit operations of one sample, at most, as `cost` counts them: ``cost(model, bits="W4A4").bops``.
         method: "uniform": the most bits that fit, the same everywhere. "random": random bits that cost from 98 to 100 %
             of the budget. "hessian": least ``Σ mean Hessian trace · squared error of quantization``, exactly (in the
             manner of HAWQ-V2). "samq": a controller learns by REINFORCE which bits leave a low perturbed loss, and the
@@ -62,13 +68,16 @@ def search(
         first_input_bits: See `cost`.
         checkpoint: File that is written after every epoch, every configuration compared, and the traces; if it exists,
             the search goes on from it, to the policy of an uninterrupted one (on a CPU in float32).
+        loss, objective, output: What the Hessian is of, and what "samq" and "asga" minimise: see `landscape.Objective`;
+            by default cross-entropy, or the loss that the network returns. "uniform" and "random" look at no loss.
 
     Raises:
         ValueError: If no bits fit into the budget (the error names the least possible), or none that were drawn; if the
             method or quantizer is unknown, the network quantized already, `settings` of another method, the budget
-            not finite, or the checkpoint that of a search with other arguments.
+            not finite, the data or the loss of a kind that the method does not take, or the checkpoint that of a
+            search with other arguments.
 
-    Cost: a few forward passes of one input; "hessian": 30 to 120 Hessian-vector products of the probe and 80
+    Cost: a few forward passes of one sample; "hessian": 30 to 120 Hessian-vector products of the probe and 80
     quantizations of each weight per candidate; "samq": per epoch two forward and backward passes over one half of the
     training images and two forward passes and one backward pass over the other; at the end three forward and one
     backward pass over that half per configuration compared; "asga": per epoch two forward and backward passes over the
@@ -87,15 +96,16 @@ def search(
         ({'W4A4'}, True)
     """
     arguments = {name: value for name, value in locals().items() if name != "checkpoint"}
-    _check(model, data, budget, method, quantizer, settings)
+    functions: dict[str, Any] = {"loss": loss, "objective": objective, "output": output}
+    _check(model, data, budget, method, settings, functions)
     device = device_of(model)
     kept = Checkpoint(checkpoint, arguments, device)
     cuda = device.type == "cuda"
     with seeded(seed, device):
         if cuda:
             torch.cuda.reset_peak_memory_stats(device)
-        shape = data.input_shape
-        space = Space.of(model, shape, candidates=candidates, first_input_bits=first_input_bits)
+        inputs = [(first_inputs(model, data, "data"),)]
+        space = Space.of(model, inputs, candidates=candidates, first_input_bits=first_input_bits)
         space.check(budget)
         room = math.floor(budget)  # a tensor of whole numbers would be compared with a float in single precision
         details: dict[str, Any] = {}
@@ -104,23 +114,28 @@ def search(
         elif method == "random":
             choice = at_random(space, room, seed)
         elif method == "hessian":
-            choice, details = by_hessian(space, model, data, room, seed, quantizer, kept)
+            choice, details = by_hessian(space, model, data, room, seed, quantizer, kept, **functions)
         else:
             run = samq if method == "samq" else asga
             options: dict[str, Any] = {"settings": settings or SETTINGS[method](), "seed": seed, "quantizer": quantizer}
-            choice, details = run(model, data, space, room, **options, checkpoint=kept)
+            criterion = Criterion(**functions)
+            options |= {"criterion": criterion, "checkpoint": kept}
+            choice, details = run(model, data_of(data, has_labels=criterion.is_default), space, room, **options)
     peak = torch.cuda.max_memory_allocated(device) if cuda else None
     bops = int(space.bops(choice))
     return Policy(space.bits(choice), bops, kept.seconds, method, float(budget), int(seed), peak, details)
 
 
 def _check(
-    model: nn.Module, data: Data, budget: float, method: Method, quantizer: str, settings: SAMQ | ASGA | None
+    model: nn.Module, data: Any, budget: float, method: Method, settings: SAMQ | ASGA | None, functions: dict[str, Any]
 ) -> None:
-    numbers(note="bit operations of one input", budget=budget)
+    numbers(note="bit operations of one sample", budget=budget)
     if settings is not None and not isinstance(settings, SETTINGS.get(method, ())):
         known = SETTINGS[method].__name__ if method in SETTINGS else "None"
         raise ValueError(f"settings must be {known} for method={method!r}, got {type(settings).__name__}")
+    given = [name for name, value in functions.items() if value is not None]
+    if given and method in ("uniform", "random"):
+        raise ValueError(f"{given[0]} must be None for method={method!r}, which looks at no loss, got one")
     if any(hasattr(module, "quantized_weights") for module in model.modules()):
         raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
     if processes.size() > 1:

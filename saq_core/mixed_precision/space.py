@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..costs import cost, one_input
-from ..quantization import SWAPS, find_layers, parse_bits
+from ..costs import cost
+from ..examples import first_inputs, on_one
+from ..quantization import find_ends, find_layers, parse_bits, quantized_form
 from ..results import Shown
 from .tracing import leader_of, trace_shortcuts
 
@@ -86,12 +88,12 @@ class Space:
     def of(
         cls,
         model: nn.Module,
-        input_shape: Sequence[int] | None = None,
+        example: Any = None,
         *,
         candidates: Sequence[int | str] = (2, 3, 4, 5),
         first_input_bits: int = 8,
     ) -> Space:
-        """Trace a float network once; what any choice costs is arithmetic from then on."""
+        """Trace a float network once; what any choice costs is arithmetic from then on. `example`: see `describe`."""
         if isinstance(candidates, str) or not isinstance(candidates, Iterable):
             raise ValueError(f"candidates must be a sequence of bits, say (2, 3, 4), got {candidates!r}")
         pairs = sorted(
@@ -99,14 +101,16 @@ class Space:
         )
         if len(pairs) < 2 or max(max(pair) for pair in pairs) > 31:
             raise ValueError(f"candidates must be two or more of 1 to 31 bits, got {list(candidates)}")
-        names = [f"{n}{part}" for n, layer in find_layers(model)[0].items() for part in SWAPS[type(layer)].parts]
-        free = names[1:-1]
+        names = [f"{n}{part}" for n, m in find_layers(model)[0].items() for part in quantized_form(m).parts]
+        first, last = find_ends(model, names) if names else (None, [])
+        free = [name for name in names if name not in (first, *last)]
         if not free:
             raise ValueError(f"model must have a layer between the first and the last, got {names}")
-        follows, norms = trace_shortcuts(model, one_input(model, input_shape))
+        x = first_inputs(model, example)
+        unit = cost(model, [(x,)], bits=dict.fromkeys(free, "W1A1"), first_input_bits=first_input_bits)
+        (follows, norms), _ = on_one(partial(trace_shortcuts, model), model, x)
         follows |= {n: n.removesuffix(".products") for n in free if n.endswith(".products")}
         leaders = {name: leader_of(name, follows, free) for name in free}
-        unit = cost(model, input_shape, bits=dict.fromkeys(free, "W1A1"), first_input_bits=first_input_bits)
         macs = {row.name: row.macs for row in unit.layers}
         order = [row.name for row in unit.layers if leaders.get(row.name) == row.name]
         groups = {leader: tuple(n for n in free if leaders[n] == leader) for leader in order}

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ..quantization import copy_model, find_layers
+from ..quantization.feeding import call
 
 ADDITIONS = ("add", "add_", "__add__", "__iadd__", "__radd__")
 
@@ -78,7 +79,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def trace_shortcuts(model: nn.Module, x: Tensor) -> tuple[dict[str, str], dict[str, str]]:
+def trace_shortcuts(model: nn.Module, x: Any) -> tuple[dict[str, str], dict[str, str]]:
     """Return (shortcut -> the layer beside it, BatchNorm -> the layer that feeds it), from one forward pass of a copy.
 
     A shortcut is a layer whose output is added to that of a longer branch which it is no part of. After an addition the
@@ -92,7 +93,7 @@ def trace_shortcuts(model: nn.Module, x: Tensor) -> tuple[dict[str, str], dict[s
         elif isinstance(module, _BatchNorm):
             module.register_forward_pre_hook(partial(origins.norm, name))
     with torch.enable_grad(), origins:
-        network(x)
+        call(network, x)
     return origins.follows, origins.norms
 
 

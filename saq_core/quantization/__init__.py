@@ -3,7 +3,7 @@
 from .base import Method, Quantizer, Stored, Unquantized, check_latent
 from .calibration import calibrate
 from .compensation import gptq
-from .convert import SWAPS, Bits, copy_model, dequantize, find_layers, parse_bits, quantize
+from .convert import Bits, copy_model, dequantize, find_ends, find_layers, parse_bits, quantize, quantized_form
 from .layers import QConv2d, QLinear
 from .packing import KIND, SizeReport, export, unpack_
 from .quantizers import LIQ, LSQ, PACT, QUANTIZERS, AsymmetricLSQ, DoReFa, LSQPlus, MinMax, QuantizerName

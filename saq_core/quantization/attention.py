@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import Method
-from .quantizers import QuantizerName, input_quantizer, weight_quantizer
+from .quantizers import QuantizerLike, input_quantizer, weight_quantizer
 
 PROJECTIONS = ("q", "k", "v")
 
@@ -21,7 +21,7 @@ class AttentionProducts(nn.Module):
     Plain operations instead of the fused kernel: that one takes no rounded map and has no second derivative.
     """
 
-    def attach_(self, bits: int, quantizer: QuantizerName, like: Tensor) -> None:
+    def attach_(self, bits: int, quantizer: QuantizerLike, like: Tensor) -> None:
         """Create the four quantizers, on the device of `like`."""
         for name in PROJECTIONS:
             self.add_module(f"{name}_quantizer", input_quantizer(quantizer, bits, like, signed=True))
@@ -63,7 +63,7 @@ class QMultiheadAttention(nn.MultiheadAttention):
         return "it adds keys of its own" if layer.bias_k is not None or layer.add_zero_attn else None
 
     def attach_(
-        self, bits: list[tuple[int, int]], quantizer: QuantizerName, per_channel: bool, method: Method | None
+        self, bits: list[tuple[int, int]], quantizer: QuantizerLike, per_channel: bool, method: Method | None
     ) -> None:
         """Add quantizers and delta; `bits` are those of projections and products."""
         (weight_bits, input_bits), (_, product_bits) = bits

@@ -21,13 +21,30 @@ Method = Literal["mse", "minmax", "percentile"]
 class Quantizer(nn.Module):
     """Base class of quantizers: state, calibration, and observation of activations.
 
-    A subclass creates its state in `_add_state`, sets a range in `_set_range_`, defines `_quantize` and `step_size`.
+    A subclass creates its state in `_add_state`, sets a range in `_set_range_`, defines `_quantize` and `step_size`:
+    help(saq_core) says how. `quantize` takes such a class.
 
     Args:
         bits: 1 to 31.
         signed: Whether negative values have levels; None = calibration decides (activations only).
         shape: Shape of the step or clip, broadcastable to the quantized tensor: () or (channels, 1, …).
         activation: Whether the input has a batch dimension.
+
+    Example:
+        >>> import torch, saq_core
+        >>> from saq_core.quantization.functional import clip, round_ste
+        >>> class Ternary(saq_core.Quantizer):
+        ...     def _add_state(self):
+        ...         self.level = torch.nn.Parameter(torch.ones(self.shape))
+        ...     def _set_range_(self, low, high):
+        ...         self.level.data.copy_(high)
+        ...     def _quantize(self, x):
+        ...         return round_ste(clip(x / self.level, -1, 1)) * self.level
+        ...     def step_size(self, x):
+        ...         return self.level.detach()
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        >>> len(saq_core.quantize(model, "W2A32", quantizer=Ternary)[1].used_weight().unique())
+        3
     """
 
     is_quantizer = True
@@ -36,6 +53,7 @@ class Quantizer(nn.Module):
     dynamic = False  # whether the range of weights is taken anew in every forward pass
     smallest_signed_bits = 1  # 2 where one bit would leave no level on one side of zero
     signed: bool | None = None
+    layer = ""  # whose values it quantizes, for messages
 
     def __init__(
         self, bits: int, *, signed: bool | None = True, shape: tuple[int, ...] = (), activation: bool = False
@@ -105,7 +123,8 @@ class Quantizer(nn.Module):
             self._observe(x.detach())
             return x
         if self.signed is None:
-            raise RuntimeError("activations are not calibrated: call saq_core.calibrate(model, data) first")
+            where = f" of {self.layer}" if self.layer else ""
+            raise RuntimeError(f"activations{where} are not calibrated: call saq_core.calibrate(model, data) first")
         return self._output(x)
 
     @torch.no_grad()

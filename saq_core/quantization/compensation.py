@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature
 from typing import Any, Literal, NamedTuple, cast
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from landscape.checking import numbers
 from landscape.model.measuring import measurement_mode
 
-from .calibration import _run, calibrate
+from .calibration import calibrate
 from .convert import Bits, quantize
-from .quantizers import QuantizerName
+from .feeding import batches_in, feed
+from .layers import QTransposedLinear
+from .quantizers import QuantizerLike
 
-ROUNDED = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)  # by GPTQ; other layers to nearest
+ROUNDED = (nn.Linear, QTransposedLinear, nn.Conv2d, nn.MultiheadAttention)  # by GPTQ; other layers to nearest
 BLOCK = 128  # columns after which those outside of the block are updated
 CHUNK = 2**24  # numbers in the unfolded input of a convolution that are held at once
 Layers = dict[str, Any]
@@ -39,7 +41,7 @@ def gptq(
     data: Any,
     bits: Bits = "W4A32",
     *,
-    quantizer: QuantizerName = "lsq",
+    quantizer: QuantizerLike = "lsq",
     per_channel: bool = True,
     first_last_bits: int | None = 8,
     damping: float = 0.01,
@@ -60,7 +62,8 @@ def gptq(
 
     The result lists in `.gptq`, weight -> (nearest, compensated, kept), the relative errors ‖(Ŵ - W)X‖ / ‖WX‖ of
     rounding to nearest and by GPTQ, and which of them was kept: the smaller. NaN, and the nearest kept, stand where the
-    data never reached the layer, and where other modules use its weight as well.
+    data never reached the layer, where other modules use its weight as well, and for convolutions that are transposed
+    or not two-dimensional.
 
     Args:
         model: A float network; it is left as it is.
@@ -91,20 +94,18 @@ def gptq(
         'compensated'
     """
     numbers(above=0, damping=damping)
-    if forward is not None:  # until `calibrate` takes it
-        raise ValueError("forward must be None, as calibrate runs the network on the batches itself, got a function")
     network = quantize(model, bits, quantizer=quantizer, per_channel=per_channel, first_last_bits=first_last_bits)
     for levels in (pair[0] for module in network.modules() for pair in _parts("", module).values()):
         if levels.dynamic or getattr(levels, "normalise", False):
             raise ValueError(f'quantizer must keep its levels when weights move, as "lsq" does, got {quantizer!r}')
-    # a list is the same in every pass, also from a generator or a loader that shuffles
-    data = list(data) if isinstance(data, Iterable) and not isinstance(data, Tensor | tuple) else data
-    settle, feed = partial(calibrate, network, data, batches=sys.maxsize), partial(_run, network, data)
+    data = list(batches_in(data, "data"))  # the same in every pass, also from a generator or a loader that shuffles
+    settle = partial(calibrate, network, data, batches=sys.maxsize, forward=forward)
+    run = partial(feed, network, data, forward=forward)
     settle()
     layers = {name: layer for name, layer in network.named_modules() if _parts(name, layer)}
     results = {k: Rounding(torch.nan, torch.nan, "nearest") for n, layer in layers.items() for k in _parts(n, layer)}
-    for alike in _order(network, layers, partial(feed, 1)):
-        for name, matrices in _watch(network, alike, _gram_matrices, partial(feed, sys.maxsize)).items():
+    for alike in _order(network, layers, partial(run, 1)):
+        for name, matrices in _watch(network, alike, _gram_matrices, partial(run, sys.maxsize)).items():
             for (label, (levels, weight)), matrix in zip(_parts(name, layers[name]).items(), matrices, strict=True):
                 results[label] = _round_(levels, weight, matrix, damping, label)
     cast(Any, network).gptq = results

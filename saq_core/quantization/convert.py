@@ -5,32 +5,50 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
-from landscape.model.measuring import copied
+from landscape.model.measuring import copied, measurement_mode
 
 from .attention import QMultiheadAttention
-from .base import Method, check_latent
+from .base import Method, Quantizer, check_latent
+from .feeding import feed
 from .functional import check_bits
-from .layers import QConv2d, QLinear
-from .quantizers import QuantizerName
+from .layers import LAYERS, QLinear, QTransposedLinear
+from .quantizers import QuantizerLike, quantizer_classes, quantizer_name
+from .usage import Usage, is_matrix
 
 Bits = str | int | Mapping[str, str | int]
-
+Ends = tuple[str | None, list[str]]  # the first layer, if one is, and the last ones
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+NAMED = 5  # of what stays float, in a warning
+# modules and tensors of those who quantize in their own way; torch.ao's quantizable and FloatFunctional are float
+FOREIGN = re.compile(
+    r"(torchao|brevitas|bitsandbytes)\b|torch\.ao\.(quantization\.fake_quantize|nn\.(\w+\.)*(qat|quantized)\b(?!.*functional))"
+)
 
 # What is swapped (these types exactly: a subclass may compute something else), and for what.
 SWAPS: dict[type[nn.Module], Any] = {
-    nn.Conv2d: QConv2d,
-    nn.Linear: QLinear,
+    **LAYERS,
     NonDynamicallyQuantizableLinear: QLinear,  # the out_proj of attention
     nn.MultiheadAttention: QMultiheadAttention,
 }
+
+
+def quantized_form(layer: nn.Module) -> Any:
+    """Return the class that a float layer becomes when it is quantized, None if there is none.
+
+    The `Conv1D` of Hugging Face's GPT-2, a linear layer whose weight is (in, out), is known by its name and shape.
+    """
+    weight = getattr(layer, "weight", None)
+    if type(layer).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2:
+        return QTransposedLinear if weight.shape[1] == getattr(layer, "nf", None) else None
+    return SWAPS.get(type(layer))
 
 
 def parse_bits(bits: str | int, name: str = "bits") -> tuple[int, int]:
@@ -47,12 +65,13 @@ def quantize(
     model: nn.Module,
     bits: Bits = "W4A4",
     *,
-    quantizer: QuantizerName = "lsq",
+    quantizer: QuantizerLike = "lsq",
     first_last_bits: int | None = 8,
     input_bits: int | None = None,
     per_channel: bool = False,
     skip: Sequence[str] = (),
     method: Method | None = None,
+    example: Any = None,
 ) -> nn.Module:
     """Return a copy of `model` whose convolutions, linear layers and attention quantize weights and inputs.
 
@@ -60,31 +79,40 @@ def quantize(
     quantizers (below 32 bits) wait for `calibrate`. What is 32 bits stays as it is, first and last layer included.
 
     Attention is quantized as a whole: the weights of q, k, v and out, their inputs, and the operands of both of its
-    products (q, k, v and the softmax map). Norms, biases, class tokens and position embeddings stay float. GELU has a
-    small negative tail: the input of the layer after it counts as signed, and half of the levels serve the tail. With
-    an offset, "lsq+" leaves a quarter of the squared error there ("vit" on digits, 4 bits: 0.7 to 1.0 % of the
-    input's square, "lsq" 3.0 to 4.5 %).
+    products (q, k, v and the softmax map). Where other people's modules multiply activations with each other, in plain
+    operations or by `scaled_dot_product_attention`, those products stay float; `calibrate` names them, `describe`
+    counts them. Norms, biases, embeddings, class tokens and position embeddings stay float. GELU has a small negative
+    tail: the input of the layer after it counts as signed, and half of the levels serve the tail. With an offset,
+    "lsq+" leaves a quarter of the squared error there ("vit" on digits, 4 bits: 0.7 to 1.0 % of the input's square,
+    "lsq" 3.0 to 4.5 %).
 
     Args:
-        model: Any network; `nn.Conv2d`, `nn.Linear` and `nn.MultiheadAttention` (these types exactly) are swapped, in
-            a copy. What else has weights stays float, with a warning that says why.
+        model: Any network; convolutions of one to three dimensions and transposed ones, `nn.Linear`,
+            `nn.MultiheadAttention` (these types exactly) and transformers' `Conv1D` are swapped, in a copy. What else
+            has weights that multiply stays float, with a warning that says why, and how much it is where it is most.
         bits: "W4A4", "W4A32" (weights only), a number for both, or {layer name: either of these}; layers that a dict
             does not name stay float, except the first and the last. An attention "attn" has three names: "attn" (q, k
             and v: weights and inputs), "attn.products" (operands; as "attn" unless named) and "attn.out_proj".
         quantizer: "lsq" (`LSQ`), "lsq+" (`LSQPlus`), "lsq-asymmetric" (`AsymmetricLSQ`), "pact" (`PACT`), "dorefa"
-            (`DoReFa`), "liq" (`LIQ`) or "minmax" (`MinMax`).
-        first_last_bits: Bits of the first layer's weights and of the last layer's weights and input, in order of
-            registration; None treats them like the others. A dict that names them wins.
+            (`DoReFa`), "liq" (`LIQ`) or "minmax" (`MinMax`); or a subclass of `Quantizer`, or two: one for weights, one
+            for activations.
+        first_last_bits: Bits of the first layer's weights and of the last layer's weights and input; None treats them
+            like the others. A dict that names them wins. First and last go by `example`, without it by registration;
+            where an embedding is registered before the first layer, which then takes no input of the network's, no
+            layer counts as the first.
         input_bits: Bits of the first layer's input; None leaves it (images are 8-bit already).
         per_channel: One weight step per filter instead of one per layer.
         skip: Names of layers that stay float.
         method: How the weights' quantizers are calibrated: "mse", "minmax" or "percentile"; None = the quantizer's own.
+        example: A batch, as `calibrate` takes one. A forward pass then shows which layer is the first to take the
+            network's input, and which are the last before its outputs (before the logits where it returns such):
+            every head of several.
 
     Raises:
-        ValueError: If bits are malformed, a name is unknown, or the network is quantized already or has nothing to
-            quantize.
+        ValueError: If bits are malformed, a name is unknown, or the network is quantized already (by whom is said) or
+            has nothing to quantize.
 
-    Cost: 80 quantizations of each weight ("mse"; the others one).
+    Cost: 80 quantizations of each weight ("mse"; the others one), and one forward pass of the example.
 
     Source: first and last layer as in Liu et al. (2021), released code.
 
@@ -98,32 +126,36 @@ def quantize(
           (input_quantizer): LSQ(bits=2, signed=None)
         )
     """
-    if any(hasattr(module, "quantized_weights") for module in model.modules()):
-        raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
+    _check_float(model)
+    quantizer_classes(quantizer)
     model = copy_model(model)
     layers, left_out = find_layers(model)
+    share = _share(model, layers)
     for name in skip:
         if layers.pop(name, None) is None:
             raise ValueError(f"skip must name layers that can be quantized, got {name!r}: there are {list(layers)[:5]}")
     if not layers:
-        reasons = "".join(f"; {name or 'model'} ({reason})" for name, reason in list(left_out.items())[:3])
-        raise ValueError(
-            f"model must have an nn.Conv2d, nn.Linear or nn.MultiheadAttention to quantize, got none{reasons}"
-        )
+        reasons = "; ".join(f"{name or 'model'} ({reason})" for name, reason in list(left_out.items())[:3])
+        rule = "model must have a convolution, linear layer or attention to quantize"
+        raise ValueError(f"{rule}, got none{': ' if reasons else ''}{reasons}")
     if left_out:
-        reasons = ", ".join(f"{name or 'model'} ({reason})" for name, reason in left_out.items())
-        warnings.warn(f"these layers stay in full precision: {reasons}", stacklevel=3)
-    names = {name: [f"{name}{part}" for part in SWAPS[type(layer)].parts] for name, layer in layers.items()}
-    plan = _layer_bits([part for parts in names.values() for part in parts], bits, first_last_bits, input_bits)
+        loud = f"only {share:.1%} of the weights that multiply are in quantized layers\n" if share < 0.5 else ""
+        shown = [f"\n  {name or 'model'} ({reason})" for name, reason in list(left_out.items())[:NAMED]]
+        more = f"\n  and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+        warnings.warn(f"{loud}these stay in full precision:{''.join(shown)}{more}", stacklevel=3)
+    parts = {name: [f"{name}{part}" for part in quantized_form(layer).parts] for name, layer in layers.items()}
+    names = [part for several in parts.values() for part in several]
+    plan = _layer_bits(names, bits, find_ends(model, names, example), first_last_bits, input_bits)
     for name, layer in layers.items():
-        _swap(layer, [plan[part] for part in names[name]], quantizer, per_channel, method)
+        _swap(name, layer, [plan[part] for part in parts[name]], quantizer, per_channel, method)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # the fused path alone can read them
-    stored = {name: bits[name] for name in bits} if isinstance(bits, Mapping) else bits
+    if example is not None:  # what it showed is kept, for it is not
+        bits, first_last_bits, input_bits = {name: f"W{w}A{a}" for name, (w, a) in plan.items()}, None, None
     cast(Any, model).quantization = {
-        "bits": stored,
-        "quantizer": quantizer,
+        "bits": dict(bits) if isinstance(bits, Mapping) else bits,
+        "quantizer": quantizer_name(quantizer),
         "first_last_bits": first_last_bits,
         "input_bits": input_bits,
         "per_channel": per_channel,
@@ -132,10 +164,34 @@ def quantize(
     return model
 
 
+def _check_float(model: nn.Module) -> None:
+    """Raise if a network is quantized, by whomever."""
+    for name, module in model.named_modules():
+        if hasattr(module, "quantized_weights"):
+            raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
+        for kind in (type(module), *map(type, module.parameters(recurse=False))):
+            if FOREIGN.match(kind.__module__):
+                by = f"{kind.__name__} of {kind.__module__} in {name or 'model'}"
+                raise ValueError(f"model must be a float network, got one that is quantized already ({by})")
+
+
+def _share(model: nn.Module, layers: Mapping[str, nn.Module]) -> float:
+    """Return the share of the weights that multiply which some layers hold."""
+
+    def size(modules: Iterable[nn.Module]) -> int:
+        weights = {id(p): p for module in modules for p in module.parameters(recurse=False) if is_matrix(p)}
+        return sum(p.numel() for p in weights.values())
+
+    return size(layers.values()) / max(size(m for m in model.modules() if not isinstance(m, EMBEDDINGS)), 1)
+
+
 def leave_float(model: nn.Module, name: str) -> None:
     """Take the quantization of one layer back, in place."""
     _unswap(cast(Any, model.get_submodule(name)))
-    cast(Any, model).quantization["skip"] = [*model.quantization.get("skip", ()), name]  # type: ignore[union-attr, operator, misc]
+    settings = cast(Any, model).quantization
+    settings["skip"] = [*settings.get("skip", ()), name]
+    if isinstance(settings["bits"], dict):
+        settings["bits"] = {k: v for k, v in settings["bits"].items() if k.removesuffix(".products") != name}
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -153,34 +209,40 @@ def find_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
     left_out: dict[str, str] = {}
     closed: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if name.startswith(closed):
+        if name.startswith(closed) or "parametrizations" in name.split("."):
+            continue
+        if hasattr(module, "quantized_weights") or getattr(module, "is_quantizer", False):
             continue
         reason = _refusal(module)
         if reason is not None:
             left_out[name] = reason
             if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer):
                 closed += (f"{name}." if name else "",)  # they read the weights of the layers in them directly
-        elif type(module) in SWAPS:
+        elif quantized_form(module):
             layers[name] = module
+        elif not isinstance(module, EMBEDDINGS):
+            kind, inner = type(module).__name__, any(True for _ in module.children())
+            for key, parameter in module.named_parameters(recurse=False):
+                if is_matrix(parameter) and inner:
+                    left_out[f"{name}.{key}".removeprefix(".")] = f"a parameter of {kind}"
+                elif is_matrix(parameter):
+                    left_out[name] = f"{kind}: there is no quantized form of it"
     return layers, left_out
 
 
 def _refusal(module: nn.Module) -> str | None:
-    """Return why a module that has weights cannot be quantized; None if it can, is already, or has none."""
+    """Return why a module that could be quantized by its type cannot be; None for every other."""
     kind = type(module).__name__
-    if hasattr(module, "quantized_weights") or getattr(module, "is_quantizer", False):
-        return None
     if isinstance(module, nn.TransformerEncoderLayer):
         whole = "its fused evaluation reads the weights of all its layers"
         return f"{kind}: {whole}" if _refusal(module.self_attn) else None
     if (how := _made_weight(module)) is not None:
         return f"{kind}: {how}"
-    if type(module) in SWAPS:
-        reason = SWAPS[type(module)].refusal(module)
-        return reason and f"{kind}: {reason}"
-    # one row is a class token or a position embedding, which is added and multiplies nothing
-    weights = any(p.ndim >= 2 and len(p) > 1 for p in module.parameters(recurse=False))
-    return f"{kind}: there is no quantized form of it" if weights else None
+    if isinstance(module, nn.MultiheadAttention) and type(module) is not nn.MultiheadAttention:
+        return f"{kind}: there is no quantized form of it"
+    form = quantized_form(module)
+    reason = form and form.refusal(module)
+    return reason and f"{kind}: {reason}"
 
 
 def _made_weight(module: nn.Module) -> str | None:
@@ -188,43 +250,64 @@ def _made_weight(module: nn.Module) -> str | None:
     if is_parametrized(module):
         by = ", ".join(sorted({type(p).__name__ for ps in module.parametrizations.values() for p in ps}))  # type: ignore[union-attr, operator]
         return f"its weight is parametrized ({by}): call torch.nn.utils.parametrize.remove_parametrizations first"
-    if type(module) not in SWAPS or "weight" not in module.__dict__:
+    if not quantized_form(module) or "weight" not in module.__dict__:
         return None
     if "weight_orig" in module._parameters and "weight_mask" in module._buffers:
         return "its weight is pruned: call torch.nn.utils.prune.remove first"
     return "a hook computes its weight (weight_norm, spectral_norm): remove it first"
 
 
+def find_ends(model: nn.Module, names: Sequence[str], example: Any = None) -> Ends:
+    """Return the first layer, None where no layer takes the network's input, and the last ones.
+
+    Args:
+        model: Float.
+        names: Of layers that can be quantized and of their parts, in order of registration.
+        example: See `quantize`.
+    """
+    if example is None:
+        order = [n for n, m in model.named_modules() if n == names[0] or isinstance(m, EMBEDDINGS)]
+        return names[0] if order[0] == names[0] else None, [names[-1]]
+    with measurement_mode(model), torch.enable_grad(), Usage(model, names) as usage:
+        feed(model, example, 1, name="example")
+    return usage.first, [f"{n}.out_proj" if f"{n}.out_proj" in names else n for n in usage.last()]
+
+
 def _layer_bits(
-    names: list[str], bits: Bits, first_last_bits: int | None, input_bits: int | None
+    names: list[str], bits: Bits, ends: Ends, first_last_bits: int | None, input_bits: int | None
 ) -> dict[str, tuple[int, int]]:
     named = bits if isinstance(bits, Mapping) else {}
     for name in set(named) - set(names):
         close = difflib.get_close_matches(name, names) or names[:5]
         raise ValueError(f"bits must name layers of the model, got {name!r}: close are {close}")
     unnamed = (32, 32) if isinstance(bits, Mapping) else parse_bits(bits)
-    ends = None if first_last_bits is None else check_bits(first_last_bits, "first_last_bits")
+    edge = None if first_last_bits is None else check_bits(first_last_bits, "first_last_bits")
+    first, last = ends
+    if first is None and input_bits is not None:
+        rule = "input_bits must be None for a network none of whose layers takes its input, say tokens"
+        raise ValueError(f"{rule}, got {input_bits}")
     plan = {}
     for name in names:
         weight, activation = unnamed
-        if ends is not None and name in (names[0], names[-1]):
+        if edge is not None and name in (first, *last):
             float_plan = isinstance(bits, Mapping)
-            weight = ends if float_plan or weight < 32 else 32
-            activation = ends if float_plan or activation < 32 else 32
-        if name == names[0]:
+            weight = edge if float_plan or weight < 32 else 32
+            activation = edge if float_plan or activation < 32 else 32
+        if name == first:
             activation = 32 if input_bits is None else check_bits(input_bits, "input_bits")
         key = name if name in named else name.removesuffix(".products")
         plan[name] = parse_bits(named[key], f"bits[{key!r}]") if key in named else (weight, activation)
     return plan
 
 
-def _swap(
-    layer: Any, bits: list[tuple[int, int]], quantizer: QuantizerName, per_channel: bool, method: Method | None
-) -> None:
+def _swap(name: str, layer: Any, bits: list[tuple[int, int]], *settings: Any) -> None:
     """Turn a layer into its quantized form in place: hooks, tied modules and attributes stay as they are."""
     layer.float_type = type(layer)
-    layer.__class__ = SWAPS[type(layer)]
-    layer.attach_(bits, quantizer, per_channel, method)
+    layer.__class__ = quantized_form(layer)
+    layer.attach_(bits, *settings)
+    for part in layer.modules():
+        if isinstance(part, Quantizer):
+            part.layer = name
 
 
 def _unswap(layer: Any) -> None:

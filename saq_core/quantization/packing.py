@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from .. import files
 from ..results import Shown
-from .base import Stored
-from .convert import SWAPS
+from .base import Quantizer, Stored
 from .functional import check_bits
 
 KIND = "integers"  # of the file
@@ -94,7 +93,8 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
         path: Folders are made.
 
     Raises:
-        ValueError: If no weight is quantized, one is not finite, or one has more different values than levels.
+        ValueError: If no weight is quantized, activations are not calibrated, or a weight is not finite or has more
+            different values than levels.
 
     Cost: one quantization of each weight, and 8 bytes of memory per bit of the largest.
 
@@ -121,6 +121,9 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
             replaced += [f"{prefix}{key}" for prefix in prefixes for key in (f"{part}_quantizer.", layer.weight_name)]
     if not packed:
         raise ValueError("model must have quantized weights to export, got none: call quantize() first")
+    inputs = [m for m in model.modules() if isinstance(m, Quantizer) and m.activation and m.sign_from_data]
+    if inputs and all(quantizer.signed is None for quantizer in inputs):
+        raise ValueError("model must be calibrated to be exported, got one that is not: call saq_core.calibrate first")
     rest = {key: value for key, value in state.items() if not key.startswith(tuple(replaced))}
     content = {key: getattr(model, key, None) for key in ("architecture", "quantization")}
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
@@ -152,7 +155,9 @@ def unpack_(model: nn.Module, packed: dict[str, dict[str, Any]]) -> dict[str, Te
                 used.add(label)
         if values:
             old = getattr(layer, layer.weight_name)
-            new = nn.Parameter(torch.cat(values).to(old.device), requires_grad=old.requires_grad)
+            new = torch.cat(values).to(old.device)
+            new = layer.filters_first(new).contiguous() if hasattr(layer, "filters_first") else new
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
             setattr(layer, layer.weight_name, new)  # a new one: whoever was tied to it keeps the float weight
             unpacked |= {f"{prefix}{layer.weight_name}": new.detach() for prefix in prefixes}
     if used != set(packed):
@@ -164,7 +169,7 @@ def _quantized_layers(model: nn.Module) -> list[tuple[list[str], Any]]:
     """Return (what the names of its tensors begin with, all of them, layer): one module may stand in several places."""
     layers: dict[int, tuple[list[str], Any]] = {}
     for name, layer in model.named_modules(remove_duplicate=False):
-        if isinstance(layer, tuple(SWAPS.values())):
+        if hasattr(layer, "quantized_parts"):
             layers.setdefault(id(layer), ([], layer))[0].append(f"{name}." if name else "")
     return list(layers.values())
 

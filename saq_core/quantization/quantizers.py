@@ -422,20 +422,48 @@ QUANTIZERS: dict[QuantizerName, tuple[type[Quantizer], type[Quantizer]]] = {
 }
 
 
+# A name, or one's own class, for both or (for weights, for activations).
+QuantizerLike = QuantizerName | type[Quantizer] | tuple[type[Quantizer], type[Quantizer]]
+
+
+def quantizer_classes(quantizer: QuantizerLike) -> tuple[type[Quantizer], type[Quantizer]]:
+    """Return (class for weights, class for activations).
+
+    Raises:
+        ValueError: If it is neither a name nor made of subclasses of `Quantizer`.
+    """
+    if isinstance(quantizer, str) and quantizer in QUANTIZERS:
+        return QUANTIZERS[quantizer]
+    pair: Any = quantizer if isinstance(quantizer, tuple) else (quantizer, quantizer)
+    if len(pair) != 2 or not all(isinstance(kind, type) and issubclass(kind, Quantizer) for kind in pair):
+        names = ", ".join(map(repr, QUANTIZERS))
+        rule = f"quantizer must be one of {names}, a subclass of saq_core.Quantizer, or two (weights, activations)"
+        raise ValueError(f"{rule}, got {quantizer!r}")
+    return pair
+
+
+def quantizer_name(quantizer: QuantizerLike) -> str:
+    """Return the name under which files keep a quantizer: ours, or where the classes are defined."""
+    pair = quantizer_classes(quantizer)
+    known = (name for name, kinds in QUANTIZERS.items() if kinds == pair)
+    return next(known, ", ".join(dict.fromkeys(f"{kind.__module__}.{kind.__qualname__}" for kind in pair)))
+
+
 def weight_quantizer(
-    name: QuantizerName, bits: int, weight: Tensor, *, per_channel: bool = False, method: Method | None = None
+    quantizer: QuantizerLike, bits: int, weight: Tensor, *, per_channel: bool = False, method: Method | None = None
 ) -> nn.Module:
-    """Return the quantizer of that name for a weight, calibrated on it; the identity for 32 bits."""
+    """Return a quantizer for a weight, calibrated on it; the identity for 32 bits."""
     if bits == 32:
         return Unquantized()
-    return QUANTIZERS[name][0].for_weight(bits, weight.detach(), per_channel=per_channel, method=method)
+    kind = quantizer_classes(quantizer)[0]
+    return kind.for_weight(bits, weight.detach(), per_channel=per_channel, method=method)
 
 
-def input_quantizer(name: QuantizerName, bits: int, like: Tensor, *, signed: bool | None = None) -> nn.Module:
-    """Return the quantizer of that name for activations, on the device of `like`; the identity for 32 bits.
+def input_quantizer(quantizer: QuantizerLike, bits: int, like: Tensor, *, signed: bool | None = None) -> nn.Module:
+    """Return a quantizer for activations, on the device of `like`; the identity for 32 bits.
 
     It waits for calibration, which also decides on the sign where `signed` is None.
     """
     if bits == 32:
         return Unquantized()
-    return QUANTIZERS[name][1](bits, signed=signed, activation=True).to(like.device, like.dtype)
+    return quantizer_classes(quantizer)[1](bits, signed=signed, activation=True).to(like.device, like.dtype)

@@ -77,7 +77,7 @@ def _used(parameter: PerturbedParameter, user: int) -> Tensor:
     """Return the tensor that the forward pass computes with."""
     if not parameter.users:
         return parameter.tensor.detach().clone()
-    return parameter.quantized()[user] + parameter.deltas()[user]
+    return parameter.quantized(user) + parameter.deltas()[user]
 
 
 def _levels(parameters: list[PerturbedParameter]) -> list[tuple[Tensor, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from operator import is_not
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,10 +18,11 @@ from .. import processes
 from ..contexts import device_of
 from ..results import Settings, Shown
 from .diagnostics import diagnose as diagnostics_of
+from .metrics import Metric, scaled
 from .radius import AdaptiveRho, Radius, checked_range
 from .step_policies import StepPolicy, make_policy
-from .targets import Combination, Kind, Metric, Point, Target, Weights, find_parameters, find_targets, gradients_at
-from .vectors import TINY, common_grads, displaced, norm, projection, restored
+from .targets import Combination, Kind, Point, Target, Weights, find_parameters, find_targets, gradients_at
+from .vectors import TINY, common_grads, copied, displaced, norm, projection, restored
 
 Case = Literal[1, 2, 3]
 CASES: dict[int, tuple[Weights, Weights]] = {
@@ -28,8 +30,8 @@ CASES: dict[int, tuple[Weights, Weights]] = {
     2: ("latent", "latent"),
     3: ("quantized", "quantized"),
 }
-ADAPTIVE_OFFSET = 0.01  # ASAM's eta
 GSAM_ALPHA = 0.4  # share of the gradient's orthogonal component that "gsam" ascends
+MARK = "_left_by_sam"  # attribute of the gradients that a step leaves, their version: no one has added to them since
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,20 +107,40 @@ def _checked_kinds(perturbed: Sequence[Kind]) -> tuple[Kind, ...]:
     return tuple(perturbed)  # from a list, where a file was read
 
 
-class SAM(Shown):
+def _of_the_wrapped(name: str) -> tuple[Callable[[SAM], Any], Callable[[SAM, Any], None]]:
+    return lambda sam: getattr(sam.optimizer, name), lambda sam, value: setattr(sam.optimizer, name, value)
+
+
+class SAM(Shown, Optimizer):
     """Minimise the worst-case loss within radius rho of the weights.
 
     ``w ← w - lr·∇L(w + ε)``, ``ε = rho·T²g / ‖T g‖``: two forward and backward passes per step, on the same batch with
     the same dropout masks. ε has norm rho in the metric, ‖ε/T‖ = rho, over all tensors together.
 
     (latent, latent) is SAM, and Case 2 of SAQ on a quantized network; (latent, quantized) is Case 1, (quantized,
-    quantized) is Case 3. A layer that is not quantized counts as Q = identity. torch's learning-rate schedulers take
-    `.optimizer`, the wrapped one.
+    quantized) is Case 3. A layer that is not quantized counts as Q = identity.
+
+    It is a torch optimizer whose `param_groups`, `state` and `defaults` are those of the wrapped one: schedulers,
+    Lightning and accelerate take it, and a state dict is the wrapped one's with the key "sam". What differs:
+
+    - `step` needs a closure, which computes the loss and calls ``backward()``, several times for a batch in parts. SAM
+      clears the gradients before it. Gradients that stand before `step` and that the closure would add to are refused:
+      accumulate in the closure (Lightning: ``accumulate_grad_batches=1``).
+    - transformers' Trainer calls ``step()`` without one. Make the passes in ``training_step``, before it clips::
+
+        class SAMTrainer(transformers.Trainer):  # SAMTrainer(model, args, optimizers=(sam, None), …)
+            def training_step(self, *batch):
+                return self.optimizer.optimizer.passes(functools.partial(super().training_step, *batch))
+
+    - No GradScaler (accelerate's "fp16", Lightning's "16-mixed"): autocast to bfloat16 in the closure needs none. Where
+      nothing was scaled before, torch is first to say so: "Attempted step but _scale is None".
+    - Lightning clips after each pass, so that ε comes from clipped gradients: clip in a step pre-hook of `optimizer`.
+    - On several processes whose DistributedDataParallel you do not see, pass ``synchronised=True``.
 
     Args:
         model: The network; its quantized layers are found by their method `quantized_weights()`.
         optimizer: Any torch optimizer over the model's parameters; it makes the actual update. What it does before a
-            step (a hook that clips gradients, say) never changes ε.
+            step (a hook that clips gradients, say) never changes ε. Groups that are added later get their ε too.
         rho: Radius >= 0, or a function of (loss, loss at the perturbed weights, index of the step) that returns it;
             both losses are None before the first step with two passes and tensors afterwards (see `AdaptiveRho`). With
             0 every step equals the optimizer's own bit for bit, at the price of two passes.
@@ -134,12 +156,14 @@ class SAM(Shown):
             "weight_step" and "input_step" (steps, clips and offsets of quantizers).
         synchronised: Under several processes: False gives each its own ε from its own rows (m-sharpness, as in the
             paper's code), True one ε from the mean gradient.
-        no_sync: DistributedDataParallel's context of this name: keeps a backward pass from averaging gradients.
+        no_sync: DistributedDataParallel's context of this name: keeps a backward pass from averaging gradients. Pass
+            it there unless `synchronised`; a quantized network's must not broadcast its buffers.
         shrink: Shortens ε to ``rho - shrink·‖T g‖``; below 0 it points downhill (beta of SAGM, Wang et al., 2023).
 
     Raises:
         ValueError: If a setting is out of range, if nothing that the optimizer trains is of the kinds `perturbed`, or
-            for (quantized, latent): ε would be measured after rounding and added where rounding undoes it.
+            for (quantized, latent): ε would be measured after rounding and added where rounding undoes it. In a step
+            without closure, of a GradScaler, or if the closure leaves no gradient; the weights then are as before.
 
     Cost: two forward and backward passes per step, or what the policy says.
 
@@ -149,19 +173,29 @@ class SAM(Shown):
 
     Example:
         >>> import torch, saq_core
-        >>> model = torch.nn.Linear(3, 2)
-        >>> x, y = torch.randn(8, 3), torch.randint(2, (8,))
-        >>> sam = saq_core.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)
+        >>> data = torch.utils.data.TensorDataset(torch.randn(64, 8), torch.randint(3, (64,)))
+        >>> loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        >>> model = saq_core.calibrate(saq_core.quantize(model, "W4A4"), loader)
+        >>> base = torch.optim.SGD(saq_core.parameter_groups(model, weight_decay=1e-4), lr=0.1, momentum=0.9)
+        >>> sam = saq_core.SAM(model, base, rho=0.05, measured_at="quantized", applied_to="quantized")
+        >>> scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(sam, T_max=len(loader))
+        >>> for x, y in loader:
+        ...     def closure():
+        ...         loss = torch.nn.functional.cross_entropy(model(x), y)
+        ...         loss.backward()
+        ...         return loss
+        ...     loss = sam.step(closure)
+        ...     scheduler.step()
         >>> sam
-        SAM(SGD, rho=0.05, latent → latent, 2 perturbed parameters of 8 values, 0 steps)
-        >>> def closure():
-        ...     sam.zero_grad()
-        ...     loss = torch.nn.functional.cross_entropy(model(x), y)
-        ...     loss.backward()
-        ...     return loss
-        >>> bool(sam.step(closure) > 0)
-        True
+        SAM(SGD, rho=0.05, quantized → quantized, 4 perturbed parameters of 195 values, 4 steps)
     """
+
+    # the objects themselves, also those that loading a state puts in their place
+    param_groups = property(*_of_the_wrapped("param_groups"))  # type: ignore[assignment]
+    state = property(*_of_the_wrapped("state"))  # type: ignore[assignment]
+    defaults = property(*_of_the_wrapped("defaults"))  # type: ignore[assignment]
+    _step_supports_amp_scaling = True  # so that a GradScaler comes to `step`, which refuses it
 
     def __init__(
         self,
@@ -185,9 +219,11 @@ class SAM(Shown):
         if (measured_at, applied_to) not in CASES.values():
             rule = 'applied_to must be "quantized" when measured_at is "quantized", got "latent"'
             raise ValueError(f"{rule}: rounding would undo a perturbation that was measured after it")
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise ValueError("optimizer must make one step from one gradient: LBFGS calls the closure by itself")
+        if isinstance(optimizer, torch.optim.LBFGS | SAM):
+            rule = "optimizer must make one step from one gradient, as SGD and AdamW do"
+            raise ValueError(f"{rule}: {type(optimizer).__name__} calls the closure by itself")
         self.model, self.optimizer, self.no_sync = model, optimizer, no_sync
+        self.__setstate__({})
         self.rho, self.metric, self.combine, self.shrink = rho, metric, combine, shrink
         self.measured_at, self.applied_to, self.synchronised = measured_at, applied_to, synchronised
         self.policy = make_policy(policy) if isinstance(policy, str) else policy
@@ -195,14 +231,42 @@ class SAM(Shown):
         self.diagnostics: Point = {}
         self.steps = 0
         self.losses: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)  # at w and at w + ε, when last both
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self.parameters = [p for p in find_parameters(model, _checked_kinds(perturbed)) if id(p.tensor) in trained]
+        self.perturbed = _checked_kinds(perturbed)
+        self._find()
         if not self.parameters:
             kinds = f"trainable parameters of the kinds {list(perturbed)}"
             raise ValueError(f"model must have {kinds} to perturb, got none: see requires_grad, perturbed, optimizer")
-        self._targets: dict[str, Target] = {}
+        parallel: Any = getattr(no_sync, "__self__", None)  # DistributedDataParallel
+        shared = parallel.modules_buffers if getattr(parallel, "broadcast_buffers", False) else ()
+        deltas = {id(delta) for p in self.parameters for delta in p.deltas() if applied_to == "quantized"}
+        if not synchronised and deltas & {id(buffer) for buffer in shared}:
+            rule = "no_sync must be of a network that broadcasts no buffers, else the first process's ε goes to all"
+            raise ValueError(f"{rule}: set broadcast_buffers=False of DistributedDataParallel, or synchronised=True")
         self.radius: float | Tensor = 0.0
         self._dtype: torch.dtype | None = None
+        self._passed = False  # the gradient of a step stands in .grad
+        self._earlier: dict[Tensor, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # as torch: neither hooks nor what a scheduler puts in the place of `step`
+        return {key: value for key, value in vars(self).items() if key != "step" and not key.startswith("_optimizer_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        super().__setstate__({key: hooks for key, hooks in vars(self.optimizer).items() if "state_dict" in key})
+
+    def _find(self) -> None:
+        self._groups = len(self.param_groups)
+        trained = {id(p) for p in self._trained()}
+        self.parameters = [p for p in find_parameters(self.model, self.perturbed) if id(p.tensor) in trained]
+        self._targets: dict[str, Target] = {}
+        self._deltas: list[Tensor] = []
+        # what a forward pass may write to: all buffers but the deltas of quantized weights
+        modules = list(self.model.modules())
+        self._buffers = [(m._buffers, name) for m in modules for name in m._buffers if name != "delta"]
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
 
     def __repr__(self) -> str:
         values = sum(p.tensor.numel() for p in self.parameters)
@@ -214,55 +278,74 @@ class SAM(Shown):
         rows = [(p.name, tuple(p.tensor.shape), len(p.users)) for p in self.parameters]
         return [dict(zip(("parameter", "shape", "quantized layers"), row, strict=True)) for row in rows]
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The wrapped optimizer's."""
-        return self.optimizer.param_groups
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the wrapped optimizer; its parameters of the kinds `perturbed` get their ε."""
+        self.optimizer.add_param_group(param_group)
+        self._find()
 
     def gradients(self) -> dict[int, Tensor]:
         """Return the gradients of all parameters that have one, by their index in the optimizer."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        return {k: p.grad for k, p in enumerate(parameters) if p.grad is not None}
+        return {k: p.grad for k, p in enumerate(self._trained()) if p.grad is not None}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
         self.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed training needs: the optimizer's state, and what each process remembers of its ε.
+        """Return the wrapped optimizer's state, and under "sam" what this process remembers of its ε.
 
-        Under several processes all have to call it.
+        Under several processes each has its own: who wants to resume to the same numbers stores those of all.
         """
         local = {"steps": self.steps, "losses": self.losses, "policy": self.policy.state}
-        return {"optimizer": self.optimizer.state_dict(), "processes": processes.gather(processes.moved(local, "cpu"))}
+        return {**self.optimizer.state_dict(), "sam": processes.moved(local, "cpu")}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        local = processes.moved(state["processes"][processes.rank() % len(state["processes"])], device_of(self.model))
-        self.steps, self.losses, self.policy.state = local["steps"], local["losses"], local["policy"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; what the wrapped optimizer's returned leaves ε without memory."""
+        if "processes" in state_dict:  # as 0.2 wrote it
+            parts = state_dict["processes"]
+            state_dict = {**state_dict["optimizer"], "sam": parts[processes.rank() % len(parts)]}
+        self.optimizer.load_state_dict({key: part for key, part in state_dict.items() if key != "sam"})
+        if "sam" in state_dict:
+            local = processes.moved(state_dict["sam"], device_of(self.model))
+            self.steps, self.losses, self.policy.state = local["steps"], local["losses"], local["policy"]
 
-    def step(self, closure: Callable[..., Any], *, diagnose: torch.dtype | None = None) -> Any:
+    def step(self, closure: Callable[..., Any] | None = None, *, diagnose: torch.dtype | None = None) -> Any:
         """Make one step; return the loss of the first pass.
 
         Args:
-            closure: torch.optim's own: zero_grad, forward (inside its own autocast), loss, backward, return the loss.
-                It is called as often as the policy says. "subset" passes it the share of the batch that is enough.
+            closure: torch.optim's own: forward (inside its own autocast), loss, backward, return the loss. It is called
+                as often as the policy says. "subset" passes it the share of the batch that is enough. None makes the
+                update from the gradient that `passes` left.
             diagnose: Fill `diagnostics` in this step, for forward passes in this dtype: see
                 `saq_core.sharpness.diagnostics`.
         """
-        self._dtype = diagnose
+        if vars(self).pop("grad_scale", None) is not None:
+            rule = "SAM must get gradients as they are, not those of a GradScaler, which scales the two passes apart"
+            raise ValueError(f"{rule}: use torch.autocast to bfloat16 in the closure, which needs no scaler")
+        if closure is None and not self._passed:
+            rule = "closure must be a function that computes the loss and calls backward(), for SAM calls it twice"
+            raise ValueError(f"{rule}, got None; where step() is called for you, call passes(closure) before it")
+        loss = None if closure is None else self.passes(closure, diagnose=diagnose)
+        self._passed = False
+        self.optimizer.step()
+        for g in self.gradients().values():
+            setattr(g, MARK, g._version)
+        self.steps += 1
+        return loss
+
+    def passes(self, closure: Callable[..., Any], *, diagnose: torch.dtype | None = None) -> Any:
+        """Leave the gradient of a step in `.grad` and return the first loss; ``step()`` then makes the update."""
+        self._dtype, self._passed = diagnose, False
         with self._gradients_at_deltas(diagnose is not None):
             loss = self.policy.step(self, torch.enable_grad()(closure))
-        self.optimizer.step()
-        self.steps += 1
+        self._passed = True
         return loss
 
     @contextmanager
     def at_perturbed(self, closure: Callable[..., Any]) -> Iterator[Any]:
         """Stay at w + ε, ε from one call of the closure; yield its loss, leave no gradient, make no step."""
         with self._gradients_at_deltas(False):
-            loss = torch.enable_grad()(closure)()
+            loss = self.backward(torch.enable_grad()(closure))
             epsilon = self.epsilon(self.shared(self.gradient()))
             self.zero_grad()
             with self.displaced(epsilon):
@@ -282,12 +365,15 @@ class SAM(Shown):
         self.observe(epsilon)
         plain = {}
         if keep_plain or self.combine != "perturbed":
-            plain = {k: g.clone() for k, g in self.gradients().items()}
+            plain = self.gradients()
+            plain = dict(zip(plain, copied(list(plain.values())), strict=True))
             processes.average_(list(plain.values()))
         _replay(random)
         with self.displaced(epsilon):
             perturbed = self.backward(closure, still=whole)
         if callable(self.rho):
+            if not (isinstance(loss, Tensor) and isinstance(perturbed, Tensor)):
+                raise ValueError(f"closure must return the loss (a tensor) for a rho that adapts to it, got {loss!r}")
             both = [loss.detach().clone(), perturbed.detach().clone()]
             if self.synchronised:
                 processes.average_(both)
@@ -297,13 +383,27 @@ class SAM(Shown):
         return loss, plain
 
     def backward(self, closure: Callable[..., Any], *arguments: Any, local: bool = False, still: bool = False) -> Any:
-        """Call the closure; `local` leaves its gradients to this process, `still` leaves all buffers as they were."""
+        """Call the closure from cleared gradients; raise if it leaves none.
+
+        `local` leaves them to this process, `still` leaves all buffers as they were.
+        """
+        parameters, earlier = self._trained(), self._earlier
+        for p in {*parameters} - {*earlier}:
+            p.grad = None
+        self._earlier = {}
         with ExitStack() as stack:
             if local:
                 stack.enter_context(self.no_sync())
             if still:
-                stack.enter_context(restored(_buffers(self.model)))
-            return closure(*arguments)
+                written = [b for holder, name in self._buffers if (b := holder.get(name)) is not None]
+                stack.enter_context(restored(written))
+            loss = closure(*arguments)
+        if any(p.grad is g for p, g in earlier.items()):
+            rule = "gradients must be cleared before step(), or by the closure: SAM cannot add to what was there before"
+            raise ValueError(f"{rule}; accumulate inside the closure, or call zero_grad() first")
+        if all(tensor.grad is None for tensor in (*parameters, *self._deltas)):
+            raise ValueError("closure must call backward() on the loss, got no gradient in any parameter after it")
+        return loss
 
     def gradient(self) -> Point:
         """Return the gradients where they are measured, by the names of the weights."""
@@ -321,10 +421,9 @@ class SAM(Shown):
         targets = targets or self._targets
         if not gradient:
             return {}
-        scales = [self._scale(targets[name]) for name in gradient]
-        scaled = [g * t for g, t in zip(gradient.values(), scales, strict=True)]
-        factor = self.radius / norm(scaled).clamp_min(TINY) - self.shrink
-        return {name: t * g * factor for name, t, g in zip(gradient, scales, scaled, strict=True)}
+        once, twice = scaled(list(gradient.values()), [targets[name] for name in gradient], self.metric)
+        factor = self.radius / norm(once).clamp_min(TINY) - self.shrink
+        return dict(zip(gradient, torch._foreach_mul(twice, factor), strict=True))
 
     @contextmanager
     def displaced(self, epsilon: Point) -> Iterator[None]:
@@ -342,47 +441,41 @@ class SAM(Shown):
         if self._dtype is not None:
             self.diagnostics = diagnostics_of(self, epsilon, self._dtype)
 
-    def _scale(self, target: Target) -> Tensor | float:
-        w = target.parameter.tensor.detach()
-        if self.metric == "plain" or w.ndim < 2 or w.numel() < 2:
-            return 1.0
-        if self.metric == "normalised":
-            return w.std()
-        latent = target.source is target.parameter.tensor
-        return (w if latent else target.parameter.quantized()[target.user]).abs() + ADAPTIVE_OFFSET
-
     def _combine(self, plain: dict[int, Tensor]) -> None:
-        both = common_grads(plain, self.gradients())
-        along = projection(*both)
-        for g, perturbed in zip(*both, strict=True):
-            if self.combine == "mean":
-                perturbed.add_(g).mul_(0.5)
-            else:
-                perturbed.sub_(g - along * perturbed, alpha=GSAM_ALPHA)
+        g, perturbed = common_grads(plain, self.gradients())
+        if self.combine == "mean":
+            torch._foreach_add_(perturbed, g)
+            torch._foreach_mul_(perturbed, 0.5)
+        else:
+            rest = torch._foreach_sub(g, torch._foreach_mul(perturbed, projection(g, perturbed)))
+            torch._foreach_sub_(perturbed, rest, alpha=GSAM_ALPHA)
 
     @contextmanager
     def _gradients_at_deltas(self, always: bool) -> Iterator[None]:
-        self._targets = find_targets(
-            self.parameters, self.measured_at, self.applied_to
-        )  # moving a model replaces deltas
+        if len(self.param_groups) != self._groups:
+            self._find()
+        deltas = [delta for parameter in self.parameters for delta in parameter.deltas()]
+        if not self._targets or any(map(is_not, deltas, self._deltas)):  # moving a model replaces deltas
+            self._deltas = deltas
+            self._targets = find_targets(self.parameters, self.measured_at, self.applied_to)
+        with_one = [(p, p.grad) for p in self._trained() if p.grad is not None]
+        self._earlier = {p: g for p, g in with_one if getattr(g, MARK, None) != g._version}  # no step has used them
         rho: Any = self.rho
         self.radius = rho(*self.losses, self.steps) if callable(rho) else rho
         needed = always or self.measured_at == "quantized"
-        deltas = [delta for parameter in self.parameters for delta in parameter.deltas()] if needed else []
         try:
             self._clear_deltas()
-            for delta in deltas:
+            for delta in deltas if needed else ():
                 delta.requires_grad_(True)
             yield
         finally:
-            for delta in deltas:
+            for delta in deltas if needed else ():
                 delta.requires_grad_(False)
             self._clear_deltas()
 
     def _clear_deltas(self) -> None:
-        for parameter in self.parameters:
-            for delta in parameter.deltas():
-                delta.grad = None
+        for delta in self._deltas:
+            delta.grad = None
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None, torch.device]:
@@ -394,8 +487,3 @@ def _replay(state: tuple[Tensor, Tensor | None, torch.device]) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], state[2])
-
-
-def _buffers(model: nn.Module) -> list[Tensor]:
-    """Return the buffers that a forward pass may write to: all but the deltas of quantized weights."""
-    return [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] != "delta"]

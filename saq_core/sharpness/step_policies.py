@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -103,17 +104,17 @@ class Look:
         sharp = sam.gradients()
         g, s = common_grads(plain, sharp)
         along = projection(s, g)
-        rest = {k: sharp[k] - along * plain[k] for k in plain if k in sharp}
+        names = [k for k in plain if k in sharp]
+        rest = torch._foreach_sub(s, torch._foreach_mul(g, along))
         # the component of a gradient that the perturbation did not turn is rounding noise: never scale that up
-        real = norm(list(rest.values())) > NOISE * norm(s)
-        self.state["orthogonal"] = {k: v * real for k, v in rest.items()}
+        real = (norm(list(rest)) > NOISE * norm(s)).to(along.dtype)
+        self.state["orthogonal"] = dict(zip(names, torch._foreach_mul(rest, real), strict=True))
         return loss
 
     def _reuse(self, sam: Stepper) -> None:
         gradients, orthogonal = common_grads(sam.gradients(), self.state["orthogonal"])
         factor = LOOK_ALPHA * norm(gradients) / norm(orthogonal).clamp_min(TINY)
-        for g, v in zip(gradients, orthogonal, strict=True):
-            g.add_(factor * v)
+        torch._foreach_add_(gradients, torch._foreach_mul(orthogonal, factor))
 
 
 @dataclass
@@ -154,8 +155,8 @@ class Momentum:
 class Subset:
     """Two passes, the first one over a random share of the batch: ε from fewer samples.
 
-    The closure is called with that share first and must compute on so many samples of its batch; then without it, on
-    all of them. BatchNorm statistics move in the second pass, at the perturbed weights.
+    The closure, ``closure(share=1.0)``, is called with that share first and must compute on so many samples of its
+    batch; then without it, on all of them. BatchNorm statistics move in the second pass, at the perturbed weights.
 
     Choose it where two whole passes are too expensive; see README.md for how much of the flattening remains.
 
@@ -172,6 +173,12 @@ class Subset:
 
     def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
         """Make a step with a small first pass."""
+        takes = signature(closure)
+        try:
+            takes.bind(self.share)
+        except TypeError:
+            rule = f'policy="subset:{self.share:g}" hands the closure its share of the batch: write closure(share=1.0)'
+            raise ValueError(f"{rule}, got closure{takes}; or choose another policy") from None
         return sam.full_step(closure, self.share)[0]
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
 Kind = Literal["weight", "bias", "norm", "weight_step", "input_step"]
 Weights = Literal["latent", "quantized"]
-Metric = Literal["plain", "adaptive", "normalised"]
 Combination = Literal["perturbed", "mean", "gsam"]
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -27,11 +27,12 @@ class PerturbedParameter:
 
     def deltas(self) -> list[Tensor]:
         """Return the buffers that are added to its quantized values."""
-        return [layer.get_buffer(delta) for layer, _, delta in self.users]
+        return [attrgetter(delta)(layer) for layer, _, delta in self.users]
 
-    def quantized(self) -> list[Tensor]:
-        """Return its quantized values, one for each user."""
-        return [cast(Any, layer).quantized_weights()[name][0] for layer, name, _ in self.users]
+    def quantized(self, user: int) -> Tensor:
+        """Return its quantized values in one of the layers."""
+        layer, name, _ = self.users[user]
+        return cast(Any, layer).quantized_weights()[name][0]
 
 
 @dataclass
@@ -43,18 +44,29 @@ class Target:
     parameter: PerturbedParameter
     user: int
 
+    def weight(self) -> Tensor:
+        """Return the values at which the gradient is taken."""
+        latent = self.source is self.parameter.tensor
+        return self.source.detach() if latent else self.parameter.quantized(self.user)
+
+
+def kinds_of(model: nn.Module) -> dict[str, Kind]:
+    """Return the kind of every parameter, by name."""
+    special: dict[int, Kind] = {}
+    for layer in model.modules():
+        if getattr(layer, "is_quantizer", False):
+            kind: Kind = "input_step" if getattr(layer, "activation", False) else "weight_step"
+            special.update({id(p): kind for p in layer.parameters(recurse=False)})
+        elif isinstance(layer, NORMS):
+            special.update({id(p): "norm" for p in layer.parameters(recurse=False)})
+    return {n: special.get(id(p), "bias" if n.endswith("bias") else "weight") for n, p in model.named_parameters()}
+
 
 def find_parameters(model: nn.Module, kinds: Sequence[Kind]) -> list[PerturbedParameter]:
     """Return the trainable parameters of these kinds."""
     users: dict[int, list[tuple[nn.Module, str, str]]] = {}
-    kind_of: dict[int, str] = {}
+    kind_of = kinds_of(model)
     for layer in model.modules():
-        direct = list(layer.parameters(recurse=False))
-        if getattr(layer, "is_quantizer", False):
-            kind = "input_step" if getattr(layer, "activation", False) else "weight_step"
-            kind_of.update({id(p): kind for p in direct})
-        elif isinstance(layer, NORMS):
-            kind_of.update({id(p): "norm" for p in direct})
         if hasattr(layer, "quantized_weights"):
             for name, (_, delta, _) in cast(Any, layer).quantized_weights().items():
                 buffer_name = next(key for key, buffer in layer.named_buffers() if buffer is delta)
@@ -62,8 +74,7 @@ def find_parameters(model: nn.Module, kinds: Sequence[Kind]) -> list[PerturbedPa
     return [
         PerturbedParameter(name, p, users.get(id(p), []))
         for name, p in model.named_parameters()
-        if p.requires_grad and p.is_floating_point()
-        if kind_of.get(id(p), "bias" if name.endswith("bias") else "weight") in kinds
+        if p.requires_grad and p.is_floating_point() and kind_of[name] in kinds
     ]
 
 

@@ -12,26 +12,37 @@ from torch import Tensor
 TINY = 1e-30  # keeps a zero gradient from dividing by zero; far below any norm in float32
 
 
+@torch.no_grad()
+def copied(tensors: list[Tensor]) -> list[Tensor]:
+    """Return copies of tensors, of one kind each: kernels over lists take what has one device and dtype."""
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    if tensors:
+        torch._foreach_copy_(copies, tensors)
+    return copies
+
+
 @contextmanager
 def restored(tensors: list[Tensor]) -> Iterator[None]:
     """Copy the tensors back at the end, whatever happens: subtracting what was added would drift."""
-    with torch.no_grad():
-        saved = [tensor.detach().clone() for tensor in tensors]
+    alike: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    saved = [copied(group) for group in alike.values()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for tensor, value in zip(tensors, saved, strict=True):
-                tensor.copy_(value)
+            for group, values in zip(alike.values(), saved, strict=True):
+                torch._foreach_copy_(group, values)
 
 
 @contextmanager
 def displaced(tensors: list[Tensor], by: list[Tensor]) -> Iterator[None]:
     """Add to the tensors, and restore them at the end."""
     with restored(tensors):
-        with torch.no_grad():
-            for tensor, e in zip(tensors, by, strict=True):
-                tensor.add_(e)
+        if tensors:
+            with torch.no_grad():
+                torch._foreach_add_(tensors, by)
         yield
 
 
@@ -42,7 +53,7 @@ def norm(tensors: list[Tensor]) -> Tensor:
 
 def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """Return the inner product of all tensors together."""
-    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+    return torch.cat([product.flatten() for product in torch._foreach_mul(a, b)]).sum()
 
 
 def projection(a: list[Tensor], b: list[Tensor]) -> Tensor:

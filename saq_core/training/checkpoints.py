@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import platform
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from .. import files
+from .. import files, processes
 from ..models import make
-from ..quantization import KIND, check_latent, copy_model, quantize, unpack_
+from ..quantization import KIND, QUANTIZERS, check_latent, copy_model, quantize, unpack_
 from .history import History
 from .recipes import Recipe
 
@@ -43,9 +43,9 @@ def save(model: nn.Module, path: str | Path) -> None:
         "state": model.state_dict(),
         "architecture": getattr(model, "architecture", None),
         "quantization": getattr(model, "quantization", None),
-        "recipe": None if recipe is None else asdict(recipe),
+        "recipe": None if recipe is None else recipe.stored(),
         "history": None if history is None else history.state(),
-        "probe": getattr(model, "probe", None),
+        "probe": _plain(getattr(model, "probe", None)),
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
     files.write(path, "model", content)
@@ -85,12 +85,23 @@ def load(path: str | Path, model: nn.Module | None = None, *, map_location: torc
     if content["architecture"] is not None:
         attributes.architecture = content["architecture"]
     if content.get("probe") is not None:
-        attributes.probe = tuple(part.cpu() for part in content["probe"])
+        attributes.probe = processes.moved(content["probe"], "cpu")
     if content.get("recipe") is not None:
         attributes.recipe = Recipe.from_dict(content["recipe"])
     if content.get("history") is not None:
         attributes.history = History.from_state(content["history"])
     return network.to(map_location).eval()
+
+
+def _plain(value: Any) -> Any:
+    """Return a probe as a file can hold it, in plain containers; None where there is something else in it."""
+    if isinstance(value, Mapping):
+        value = {key: _plain(part) for key, part in value.items()}
+        return None if None in value.values() else value
+    if isinstance(value, list | tuple):
+        parts = [_plain(part) for part in value]
+        return None if any(part is None for part in parts) else type(value)(parts) if type(value) is tuple else parts
+    return value if isinstance(value, torch.Tensor | int | float | str) else None
 
 
 def _check_size(content: dict[str, Any], path: str | Path) -> None:
@@ -121,5 +132,8 @@ def _instance(content: dict[str, Any], model: nn.Module | None, path: str | Path
         raise ValueError(f"{kinds}: pass the float network, or quantize it alike")
     if settings is None or quantized:
         return network
+    if settings["quantizer"] not in QUANTIZERS:
+        kind = f"model must be quantized with {settings['quantizer']} to load {path}"
+        raise ValueError(f"{kind}, got a float one: quantize it alike first")
     # steps come from the file
     return quantize(network, settings["bits"], method="minmax", **{k: v for k, v in settings.items() if k != "bits"})

@@ -22,7 +22,8 @@ from ..quantization import QuantizerName, calibrate, parse_bits, quantize
 from ..results import Settings
 from ..sharpness import SAQ
 from .checkpoints import load, save
-from .loop import evaluate, train
+from .evaluation import evaluate
+from .loop import train
 from .recipes import Recipe
 
 
@@ -203,14 +204,14 @@ def reproduce(
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of an experiment and of its recipe in one dict; what a record lacks has its default."""
     fixed = {f.name: settings.get(f.name, f.default) for f in fields(Experiment) if f.name not in ("recipe", "source")}
-    return json.loads(json.dumps(fixed | asdict(Recipe.from_dict(settings["recipe"]))))
+    return json.loads(json.dumps(fixed | Recipe.from_dict(settings["recipe"]).stored()))
 
 
 def _trained(experiment: Experiment, data: Data, seed: int, out: Path, changes: dict[str, Any]) -> nn.Module:
     experiment = replace(experiment, recipe=replace(experiment.recipe, seed=seed, **changes))
     recipe, stem = experiment.recipe, f"{experiment.name}-{seed}"
     file, record = out / f"{stem}.pt", out / f"{stem}.json"
-    settings = json.loads(json.dumps(asdict(experiment)))
+    settings = json.loads(json.dumps(asdict(experiment) | {"recipe": recipe.stored()}))
     expected = stored = _compared(settings)
     if record.exists():
         try:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from landscape.checking import numbers
 
@@ -12,6 +16,8 @@ from ..fpq import FPQ
 from ..results import Settings
 from ..sharpness import SAQ
 
+OptimizerName = Literal["sgd", "adamw"]
+ScheduleName = Literal["cosine", "steps", "constant"]
 FPQ_THEN = {"placement": "post", "statistics": "batch"}  # settings of 0.1 that have only this value now
 
 
@@ -26,9 +32,11 @@ class Recipe(Settings):
         momentum: Of "sgd".
         nesterov: Of "sgd"; without effect where momentum is 0.
         weight_decay: On every parameter except the steps and clips of quantizers (a decayed clip keeps shrinking).
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw", or a function of the parameter groups that returns an optimizer, whose learning rates
+            are its own: ``lambda groups: torch.optim.Adam(groups, lr=1e-3)``. Groups have their "weight_decay".
         schedule: "cosine" (to 0 over all steps), "steps" (a tenth from 40 % of the steps on, a hundredth from 60 %)
-            or "constant".
+            or "constant"; or a function of the optimizer and the number of all steps that returns a scheduler of torch,
+            which is stepped after every step: ``lambda o, n: OneCycleLR(o, 0.1, n)``. No warm-up then.
         warmup: Epochs in which the learning rate rises linearly to the schedule's.
         sam: Sharpness-aware, or None for the plain optimizer at the price of one pass per step.
         fpq: Noise on features and their distillation from the float network, or None.
@@ -42,6 +50,8 @@ class Recipe(Settings):
 
     Raises:
         ValueError: If a setting is out of range.
+
+    A file keeps the names of functions: `load` and `train(checkpoint=)` know a recipe by them, and cannot call them.
 
     Example:
         >>> import saq_core
@@ -58,8 +68,8 @@ class Recipe(Settings):
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 1e-4
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    optimizer: OptimizerName | Callable[[list[dict[str, Any]]], Optimizer] = "sgd"
+    schedule: ScheduleName | Callable[[Optimizer, int], LRScheduler] = "cosine"
     warmup: int = 0
     sam: SAQ | None = None
     fpq: FPQ | None = None
@@ -75,6 +85,8 @@ class Recipe(Settings):
         self._check(epochs=1, batch_size=1, warmup=0, micro_batch=1, seed=0, clip_norm="> 0")
         self._check(**dict.fromkeys(("lr", "momentum", "weight_decay"), ">= 0"))
         self._check(label_smoothing="from 0 to below 1")
+        if callable(self.schedule) and self.warmup:
+            raise ValueError(f"warmup must be 0 where schedule is a function, got {self.warmup}: warm up in it")
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
@@ -82,16 +94,38 @@ class Recipe(Settings):
         made: dict[str, Any] = {"sam": SAQ(**stored["sam"])} if stored.get("sam") else {}
         if fpq := stored.get("fpq"):
             made["fpq"] = FPQ(**{name: value for name, value in fpq.items() if FPQ_THEN.get(name) != value})
+        for name, names in (("optimizer", OptimizerName), ("schedule", ScheduleName)):
+            if stored.get(name) not in (None, *get_args(names)):
+                made[name] = _Absent(name, stored[name])
         return cls(**{**stored, **made})
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0 over all epochs."""
         numbers(whole=True, at_least=0, step=step)
         numbers(whole=True, at_least=1, steps_per_epoch=steps_per_epoch)
+        return self._lr_at(step, steps_per_epoch)
+
+    def _lr_at(self, step: int, steps_per_epoch: int) -> float:
         done = step / (self.epochs * steps_per_epoch)
         shape = {
             "constant": 1.0,
             "cosine": 0.5 * (1 + math.cos(math.pi * done)),
             "steps": 1.0 if done < 0.4 else 0.1 if done < 0.6 else 0.01,
-        }[self.schedule]
+        }.get(self.schedule if isinstance(self.schedule, str) else "constant", 1.0)
         return self.lr * shape * min(1.0, (step + 1) / max(1, self.warmup * steps_per_epoch))
+
+
+class _Absent:
+    """Stand in for a function of which a file has the name."""
+
+    def __init__(self, setting: str, name: str) -> None:
+        self.setting, self.name = setting, name
+
+    def __call__(self, *_: Any) -> Any:
+        raise ValueError(
+            f"recipe must have its {self.setting} to train, got the name {self.name!r} from a file: pass the function, "
+            f"dataclasses.replace(recipe, {self.setting}=…)"
+        )
+
+    def __repr__(self) -> str:
+        return self.name

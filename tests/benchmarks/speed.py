@@ -24,7 +24,7 @@ import saq_core
 from saq_core import FPQ
 from saq_core.mixed_precision import asga, samq
 from saq_core.mixed_precision.space import Space
-from saq_core.training import loop
+from saq_core.training.steps import _compiled
 
 ROWS = (32, 64, 128, 256, 512)
 
@@ -376,7 +376,7 @@ def _step(model, x, y, method, compiled):
     sam = method if isinstance(method, saq_core.SAQ) else None
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
     optimizer = optimizer if sam is None else sam.wrap(model, optimizer)
-    made = (lambda network: loop._compiled(network, x.device)) if compiled else (lambda network: network)
+    made = (lambda network: _compiled(network, x.device)) if compiled else (lambda network: network)
     forward, teacher = _perturbed(model, method, made) if isinstance(method, FPQ) else (made(model), None)
     period = 5 if sam is not None and sam.policy.endswith(":5") else 1
 

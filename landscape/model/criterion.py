@@ -1,0 +1,118 @@
+"""What is minimised: the loss of one batch, as ``loss``, ``objective``, ``output`` and ``metrics`` say it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batches import target_of
+from .losses import (
+    BatchLoss,
+    CrossEntropy,
+    Loss,
+    Output,
+    alignment_of,
+    batch_loss_carried,
+    check_default_fits,
+    loss_carried_by,
+    name_of,
+    part_of,
+    value_of,
+    with_hits,
+)
+
+BatchObjective = Callable[[nn.Module, Any], tuple[Tensor, Any]]
+_TAKEN = ("loss", "accuracy", "stderr", "status")
+
+
+class Criterion:
+    """The loss of a batch, from what the network returns for it; measuring and training read it in the same way.
+
+    Args:
+        loss: ``loss(output, target)`` → mean, sum or one value per sample; default cross-entropy, or the loss that the
+            network's own output carries.
+        objective: ``objective(model, batch)`` → (mean loss, weight) in place of all else.
+        output: which part of what the network returns the loss is given.
+        metrics: name → ``metric(output, target)``.
+
+    Attributes:
+        name: what the loss is called.
+        has_output: whether the loss is one of the network's output, and not an objective of the user's own.
+        custom_loss: a loss that is not known here, None where it is.
+        is_default: whether nothing was said.
+        is_sum: whether the loss is known to add up over targets.
+        alignment: how the loss that outputs carry comes from their logits, once known.
+        with_hits: whether right answers are counted beside the loss.
+        checks_default: whether outputs and targets are looked at before cross-entropy is taken of them.
+
+    Raises:
+        ValueError: what is to be computed is said twice, or a metric has a name that is taken.
+    """
+
+    def __init__(
+        self,
+        loss: Loss | None = None,
+        objective: BatchObjective | None = None,
+        output: Output | None = None,
+        metrics: Mapping[str, Loss] | None = None,
+    ) -> None:
+        if objective is not None and (loss is not None or metrics or output is not None):
+            raise ValueError(
+                "objective(model, batch) computes its own loss from its own output: give loss, output and metrics, or "
+                "objective"
+            )
+        if odd := [name for name in metrics or () if name in _TAKEN or "/" in name]:
+            raise ValueError(f"metrics must have names of their own, without a slash, got {odd[0]!r}")
+        self.objective, self.metrics = objective, dict(metrics or {})
+        self._loss, self._output = loss, output
+        self._cross_entropy = CrossEntropy.of(loss) if objective is None else None
+        self.custom_loss = None if self._cross_entropy else loss
+        self.has_output = objective is None
+        self.is_default = loss is None and objective is None and output is None
+        self.is_sum = bool(self._cross_entropy and self._cross_entropy.is_sum)
+        self.name = name_of(objective or loss or torch.nn.functional.cross_entropy)
+        self.alignment: str | None = None
+        self.with_hits, self.checks_default = True, False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The four arguments that it was made from."""
+        return {"loss": self._loss, "objective": self.objective, "output": self._output, "metrics": self.metrics}
+
+    def alone(self) -> Criterion:
+        """Return the same without metrics and right answers, which decide and move nothing."""
+        other = copy.copy(self)
+        other.with_hits, other.metrics = False, {}
+        return other
+
+    def __call__(self, output: Any, batch: Any, dtype: torch.dtype | None = None) -> BatchLoss:
+        """Return the loss of a batch from the network's output, floating tensors in a dtype."""
+        target = target_of(batch)
+        carried = loss_carried_by(output) if self._loss is None and self._output is None else None
+        if carried is None:
+            return self.of_part(self.part_of(output, dtype), target)
+        self.alignment = self.alignment or alignment_of(*carried, target)
+        self.name = f"{type(output).__name__}.loss"
+        return batch_loss_carried(*carried, target, self.alignment)
+
+    def part_of(self, output: Any, dtype: torch.dtype | None = None) -> Any:
+        """Return the part of the network's output that the loss is given, floating tensors in a dtype."""
+        part = part_of(output, self._output, self._loss is None)
+        return part.to(dtype) if dtype and isinstance(part, Tensor) and part.is_floating_point() else part
+
+    def of_part(self, part: Any, target: Any) -> BatchLoss:
+        """Return the loss from the part of the output that it is given."""
+        if self.alignment is not None:  # the logits alone, of the Gauss-Newton matrix
+            return batch_loss_carried(None, part, target, self.alignment)
+        if self.checks_default and self._loss is None:
+            check_default_fits(part, target)
+        metrics = tuple(value_of(f(part, target), None, name).mean.double() for name, f in self.metrics.items())
+        if self._cross_entropy is not None:
+            return self._cross_entropy(part, target, with_hits=self.with_hits)._replace(metrics=metrics)
+        rows = (len(target) if target.ndim else 1) if isinstance(target, Tensor) else None
+        result = value_of(self._loss(part, target), rows)  # type: ignore[misc]
+        return (with_hits(result, part, target) if self.with_hits else result)._replace(metrics=metrics)

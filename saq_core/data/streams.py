@@ -1,0 +1,99 @@
+"""Splits that are no tensors: data sets of samples, and batches as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
+
+from .image_files import ImageFiles
+
+Split = Any  # a pair of tensors (inputs, targets), a map-style Dataset, a DataLoader, or a list of batches
+
+
+def is_pair(split: Any) -> bool:
+    """Return whether a split is a pair of tensors (of image files and labels)."""
+    pair = isinstance(split, tuple) and len(split) == 2 and isinstance(split[1], Tensor)
+    return pair and isinstance(split[0], Tensor | ImageFiles)
+
+
+def is_dataset(split: Any) -> bool:
+    """Return whether a split has samples by number: a map-style data set, torch's or another's."""
+    batches = isinstance(split, DataLoader | IterableDataset | Sequence | Mapping | Iterator | Tensor | np.ndarray)
+    return not batches and hasattr(split, "__getitem__") and hasattr(split, "__len__")
+
+
+def check_stream(split: Any, name: str) -> None:
+    """Raise if a split is no pair of tensors and cannot be read again and again, batch by batch."""
+    what = f"{name} must be a pair of tensors (inputs, targets), a Dataset, a DataLoader or a list of batches"
+    if isinstance(split, Iterator):
+        raise TypeError(f"{what}, got one that can be read only once ({type(split).__name__}): pass list(…)")
+    if isinstance(split, list | tuple) and len(split) == 2 and all(isinstance(p, Tensor | np.ndarray) for p in split):
+        kinds = f"a {type(split).__name__} of two {type(split[0]).__name__}s"
+        raise TypeError(f"{what}, got {kinds}: pass the tuple of two tensors (x, y)")
+    if not isinstance(split, Iterable) | is_dataset(split) or isinstance(split, Tensor | np.ndarray | Mapping | str):
+        raise TypeError(f"{what}, got {type(split).__name__}")
+    try:
+        length = len(split)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            f"{what}, got a {type(split).__name__} without a length: an epoch needs an end; give its sampler or data "
+            "set a len(), or pass a list of batches"
+        ) from None
+    if not length:
+        raise ValueError(f"{name} must hold at least one sample, got none")
+
+
+def collated(split: Any, rows: Iterable[int]) -> Any:
+    """Return samples of a data set as one batch."""
+    return default_collate([split[row] for row in rows])
+
+
+def batches_of(split: Any) -> Iterator[Any]:
+    """Yield the batches of one pass, as many as its length says.
+
+    Raises:
+        ValueError: If there are more, or none.
+    """
+    count = -1
+    for count, batch in enumerate(split):
+        if count >= len(split):
+            raise ValueError(f"data says that it has {len(split)} batches and gives more: does it end?")
+        yield batch
+    if count < 0:
+        raise ValueError("data must hold at least one batch, got none")
+
+
+def share_of(split: Any, rank: int, world_size: int) -> Any:
+    """Return what one of several processes takes of batches: every `world_size`-th of a list, its own of a loader.
+
+    Raises:
+        ValueError: If a loader gives every process the same samples.
+    """
+    if world_size == 1 or isinstance(getattr(split, "sampler", None), DistributedSampler):
+        return split
+    if isinstance(split, DataLoader):
+        rule = f"a DataLoader must have a torch.utils.data.DistributedSampler for {world_size} processes"
+        raise ValueError(f"{rule}, got {type(split.sampler).__name__}")
+    return split[rank : len(split) // world_size * world_size : world_size]
+
+
+def begin_epoch(split: Any, epoch: int, seed: int) -> None:
+    """Have a loader's samplers and generators draw by the epoch alone, so that a resumed training draws the same."""
+    sampler, batch_sampler = getattr(split, "sampler", None), getattr(split, "batch_sampler", None)
+    for part in (split, sampler, batch_sampler):
+        if (set_epoch := getattr(part, "set_epoch", None)) is not None:
+            set_epoch(epoch)
+        if isinstance(generator := getattr(part, "generator", None), torch.Generator):
+            generator.manual_seed(seed)
+
+
+def samples_in(split: Any) -> str:
+    """Return how many samples or batches there are, as text."""
+    if is_pair(split):
+        return f"{len(split[0]):,}"
+    return f"{len(split):,}" if is_dataset(split) else f"{len(split):,} batches of"

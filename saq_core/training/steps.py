@@ -1,0 +1,352 @@
+"""The steps of a training: its state, epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landscape.model import BatchLoss, Criterion, call_of, check_default_fits, mapped, moved, samples_of, translated
+
+from .. import processes
+from ..contexts import device_of, seeded
+from ..data import Data, is_pair, mix, steps_per_epoch, training_batches
+from ..fpq import Features, Student, Teacher, distilled_layers, feature_noise, teacher_of
+from ..results import name_of
+from ..sharpness import SAM
+from .evaluation import evaluated
+from .history import History
+from .optimizers import base_optimizer, scheduler_of
+from .recipes import Recipe
+
+
+class StopTraining(Exception):  # noqa: N818 - no error
+    """Raise it in `on_epoch` or `on_step` to end a training early: everything is left as after the last epoch.
+
+    In `on_step` the epoch ends with this step, is validated and counts. Under several processes all have to raise it.
+
+    Example:
+        >>> import torch, saq_core
+        >>> def patient(state):
+        ...     if state.epoch == 3:
+        ...         raise saq_core.StopTraining
+        >>> data = torch.randn(8, 3), torch.arange(8) % 2
+        >>> recipe = saq_core.Recipe(epochs=100, lr=0.1)
+        >>> len(saq_core.train(torch.nn.Linear(3, 2), data, recipe, on_epoch=patient).epochs)
+        3
+    """
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What `on_epoch` and `on_step` are given.
+
+    Args:
+        model: The network, in training mode during an epoch.
+        optimizer: That of the steps, a `SAM` where the recipe has one.
+        history: The epochs so far; in `on_epoch` the last row is that of this epoch.
+        epoch: Number of the epoch, from 1.
+        step: Number of the steps made, over all epochs.
+        loss: Of the last step, on the device: reading it waits for the device.
+
+    Example:
+        >>> import torch, saq_core
+        >>> def shown(state):
+        ...     print(state.epoch, state.step, state.loss.isfinite().item())
+        >>> data = torch.randn(8, 3), torch.arange(8) % 2
+        >>> recipe = saq_core.Recipe(epochs=2, lr=0.1, batch_size=4)
+        >>> history = saq_core.train(torch.nn.Linear(3, 2), data, recipe, on_epoch=shown)
+        1 2 True
+        2 4 True
+    """
+
+    model: nn.Module
+    optimizer: Any
+    history: History
+    epoch: int
+    step: int
+    loss: Tensor
+
+
+class Run:
+    """One training: the state of every step.
+
+    Args:
+        model, data, recipe, criterion, teacher, on_step: See `saq_core.train`.
+        stack: Takes what has to be undone at the end.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        recipe: Recipe,
+        criterion: Criterion,
+        teacher: nn.Module | None,
+        on_step: Callable[[TrainingState], Any] | None,
+        stack: ExitStack,
+    ) -> None:
+        self.model, self.data, self.recipe, self.criterion = model, data, recipe, criterion
+        self.on_step, self.history, self.stopped = on_step, History(), False
+        chosen = criterion.objective or criterion.arguments["loss"]
+        self.loss = None if chosen is None else name_of(chosen)  # as a checkpoint knows it
+        self.device, self.dtypes = device_of(model), {p.dtype for p in model.parameters() if p.is_floating_point()}
+        self.dtype = next(iter(self.dtypes), torch.float32)
+        if is_pair(data.train):
+            train = moved(data.train, data.train[1].device, self.dtype, self.dtypes)
+            self.data = data = data if train is data.train else replace(data, train=train)
+        self.per_epoch = steps_per_epoch(data, recipe.batch_size, processes.size())
+        # cross-entropy of labels that are known to lie in range
+        self.is_plain = criterion.is_default and is_pair(data.train) and data.num_classes is not None
+        if (recipe.mix or recipe.label_smoothing) and not self.is_plain:
+            named = "mix" if recipe.mix else "label_smoothing"
+            rule = f"{named} belongs to cross-entropy of tensors (inputs, labels) with num_classes"
+            raise ValueError(f"{rule}: leave loss, objective and output out, or {named}")
+        self.is_channels_last = _lay_channels_last(model, self.device, stack)
+        base, network = base_optimizer(model, recipe), model
+        self.scheduler = scheduler_of(base, recipe, recipe.epochs * self.per_epoch)
+        self.starts = [group["lr"] for group in base.param_groups]
+        self.teacher = None
+        compiled = self.device.type == "cuda" if recipe.compile is None else recipe.compile
+        prepare = partial(_compiled, device=self.device) if compiled else lambda module: module
+        if recipe.fpq is not None:
+            stack.enter_context(feature_noise(model, recipe.fpq.p))
+            if recipe.fpq.distill:
+                if not criterion.has_output or not is_pair(data.train):
+                    raise ValueError("fpq distills on tensors (inputs, targets) without objective: FPQ(distill=False)")
+                names = distilled_layers(model)
+                float_network = teacher_of(model, teacher, names)
+                _lay_channels_last(float_network, self.device, stack)
+                self.teacher = Teacher(float_network, prepare(Features(float_network, names)))
+                features = Features(model, names)
+                stack.callback(features.close)
+                network = Student(recipe.fpq, features)
+        self.forward, self.no_sync = processes.parallel(prepare(network), model)
+        self.optimizer = base if recipe.sam is None else recipe.sam.wrap(model, base, no_sync=self.no_sync)
+
+    def tell(self, callback: Callable[[TrainingState], Any], epoch: int, step: int, loss: Tensor) -> Any:
+        """Return what a callback says to the state after a step; note where it stops the training."""
+        try:
+            return callback(TrainingState(self.model, self.optimizer, self.history, epoch, step, loss))
+        except StopTraining:
+            self.stopped = True
+
+    def epoch(self, epoch: int) -> dict[str, Any]:
+        """Train for one epoch, then validate; return the row of the table."""
+        start = time.perf_counter()
+        seed = self.recipe.seed * 1_000_003 + epoch  # by epoch, so that resuming needs no stored random state
+        with seeded(seed + 7_919 * processes.rank(), self.device):  # dropout differs between processes
+            rows, lr = self.steps(seed, epoch)
+        processes.average_([rows])
+        processes.agree_(self.model)
+        rows = rows.cpu()
+        steps, means = rows[:, 0], rows.mean(0).tolist()
+        if not steps.isfinite().all():
+            at = int((~steps.isfinite()).nonzero()[0])
+            where = f"at step {at + 1} of epoch {epoch + 1}"
+            raise FloatingPointError(f"training loss is {float(steps[at])} {where}: try an lr below {self.recipe.lr}")
+        self.history.steps = torch.cat([self.history.steps, steps])
+        names = ("accuracy", *self.criterion.metrics)
+        row = {"epoch": epoch + 1, "loss": means[0], **dict(zip(names, means[1:], strict=True))}
+        row |= self.validation(epoch) | {"lr": lr, "seconds": time.perf_counter() - start}
+        diagnostics = self.optimizer.diagnostics if isinstance(self.optimizer, SAM) else {}
+        row |= {name: float(value) for name, value in diagnostics.items()}
+        return {name: value for name, value in row.items() if "accuracy" not in name or not math.isnan(value)}
+
+    def validation(self, epoch: int) -> dict[str, float]:
+        """Return the columns of the validation split, if there is one."""
+        if self.data.val is None:
+            return {}
+        self.criterion.checks_default = epoch == 0
+        result = evaluated(self.model, self.data.val, self.criterion)
+        if not math.isfinite(result.loss):
+            where = f"after epoch {epoch + 1}: its last step destroyed the network"
+            raise FloatingPointError(f"validation loss is {result.loss} {where}; try an lr below {self.recipe.lr}")
+        metrics = {f"val_{name}": value for name, value in result.metrics.items()}
+        return {"val_loss": result.loss, "val_accuracy": result.accuracy, **metrics}
+
+    def steps(self, seed: int, epoch: int) -> tuple[Tensor, float]:
+        """Return loss, accuracy and metrics of every step and the last lr, all without waiting for the device."""
+        recipe, data, made = self.recipe, self.data, len(self.history.steps)
+        self.model.train()
+        # of the data, which every process draws alike; mixing needs numbers on the host
+        generator, mixer = torch.Generator(self.device).manual_seed(seed), torch.Generator().manual_seed(seed)
+        self.criterion.checks_default = epoch == 0  # waits for the device, once
+        if isinstance(self.optimizer, SAM):
+            self.optimizer.diagnostics = {}
+        share: Any = {"epoch": epoch, "rank": processes.rank(), "world_size": processes.size()}
+        rows: list[tuple[Tensor, ...]] = []
+        lr, is_tensors = recipe.lr, is_pair(data.train)
+        for k, batch in enumerate(training_batches(data, recipe.batch_size, generator=generator, **share)):
+            if not is_tensors:
+                batch = moved(batch, self.device, self.dtype, self.dtypes)
+            if self.is_channels_last:
+                batch = mapped(batch, lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
+            lr = self.set_lr(epoch * self.per_epoch + k)
+            if recipe.mix:
+                batch = mix(batch[0], batch[1], cast(int, data.num_classes), recipe.mix, mixer)
+            if self.teacher is not None:
+                self.teacher.next_batch()
+            first: list[BatchLoss] = []
+            loss = self.step(partial(self.closure, batch, first))
+            rows.append((loss, *_means(first)))
+            self.criterion.checks_default = False
+            if self.scheduler is not None:
+                self.scheduler.step()
+            if self.on_step is not None:
+                self.tell(self.on_step, epoch + 1, made + k + 1, loss)
+            if self.stopped:
+                break
+        columns = [torch.stack(column).float() for column in zip(*rows, strict=True)]
+        return torch.stack(columns, 1), lr
+
+    def set_lr(self, step: int) -> float:
+        """Set the learning rate of a step, where the schedule has a name; return that of the first group."""
+        groups = self.optimizer.param_groups
+        if self.scheduler is None:
+            lr, named = self.recipe._lr_at(step, self.per_epoch), isinstance(self.recipe.optimizer, str)
+            for group, start in zip(groups, self.starts, strict=True):
+                group["lr"] = lr if named else lr * start / self.recipe.lr
+        return float(groups[0]["lr"])
+
+    def step(self, closure: Callable[..., Tensor]) -> Tensor:
+        """Make one step; return the loss of the first pass. The epoch's first step that has an ε is diagnosed."""
+        if isinstance(self.optimizer, SAM):
+            dtype = torch.bfloat16 if self.recipe.amp else torch.float32
+            return self.optimizer.step(closure, diagnose=None if self.optimizer.diagnostics else dtype)
+        loss = closure()
+        self.optimizer.step()
+        return loss
+
+    def closure(self, batch: Any, first: list[BatchLoss], share: float = 1.0) -> Tensor:
+        """Leave the gradient on (a share of) the batch in `.grad`; return the loss; note results of the first pass."""
+        self.optimizer.zero_grad()
+        parts, is_first = self.parts(batch, share), not first
+        rows = samples_of(batch) if len(parts) > 1 else None
+        losses, factors = [], []
+        for k, part in enumerate(parts):
+            with nullcontext() if k == len(parts) - 1 else self.no_sync(), translated("a training step", self.model):
+                result = self.loss_of(part, (share, k))
+                if not result.mean.requires_grad:
+                    raise ValueError(f"loss must depend on trainable weights, got {result.mean} without a gradient")
+                factor = 1.0 if rows is None else result.weight / rows
+                (result.mean if rows is None else result.mean * factor).backward()
+            losses.append(result.mean.detach())
+            factors.append(factor)
+            if is_first:
+                first.append(result)
+        if rows is None:
+            return losses[0]
+        total = sum(factor * loss for factor, loss in zip(factors, losses, strict=True))
+        weight = sum(factors)
+        if isinstance(weight, Tensor) or abs(weight - 1) > 1e-9:  # targets that count, or losses, were not one per row
+            total = total / self.divide_gradients(weight)
+        return cast(Tensor, total)
+
+    def divide_gradients(self, weight: float | Tensor) -> Tensor:
+        """Divide all gradients by a weight, the mean over the processes; return it."""
+        divisor = torch.as_tensor(weight, device=self.device, dtype=torch.float32).clone()
+        processes.average_([divisor])
+        tensors = [*self.model.parameters(), *self.model.buffers()]  # deltas of quantized weights too
+        torch._foreach_div_([tensor.grad for tensor in tensors if tensor.grad is not None], divisor)
+        return divisor
+
+    def parts(self, batch: Any, share: float) -> list[Any]:
+        """Return (a share of) a batch, cut into micro-batches."""
+        if share == 1 and self.recipe.micro_batch is None:
+            return [batch]
+        samples = samples_of(batch)
+        if samples is None:
+            raise ValueError("micro_batch and policy 'subset' need batches with targets, (inputs, targets) or mappings")
+        count = max(1, round(share * samples))
+        size = self.recipe.micro_batch or count
+
+        def rows(first: int) -> Any:
+            last = min(first + size, count)
+            return mapped(batch, lambda t: t[first:last] if t.ndim and len(t) == samples else t)
+
+        return [rows(first) for first in range(0, count, size)]
+
+    def loss_of(self, batch: Any, part: tuple[float, int]) -> BatchLoss:
+        """Return the loss of a batch, or of the `part` of it of that name."""
+        extra: Tensor | float = 0.0
+        with torch.autocast(self.device.type, torch.bfloat16) if self.recipe.amp else nullcontext():
+            if self.criterion.objective is not None:
+                return BatchLoss(*self.criterion.objective(self.forward, batch))
+            if self.teacher is not None:
+                output, extra = self.forward(batch[0], self.teacher.of(batch[0], part))
+            else:
+                output = call_of(self.forward, batch)
+        if self.is_plain and isinstance(output, Tensor) and output.ndim == 2:
+            if self.criterion.checks_default:
+                check_default_fits(output, batch[1])
+            result = self.cross_entropy(output.float() if self.recipe.amp else output, batch[1])
+        else:
+            result = self.criterion(output, batch, torch.float32 if self.recipe.amp else self.dtype)
+        return result._replace(mean=result.mean + extra) if self.teacher is not None else result
+
+    def cross_entropy(self, output: Tensor, y: Tensor) -> BatchLoss:
+        """Return cross-entropy for labels that are known to lie in range, or for mixed ones."""
+        labels = y if y.ndim == 1 else y.argmax(1)
+        hits = (output.detach().argmax(1) == labels).float()
+        return BatchLoss(F.cross_entropy(output, y, label_smoothing=self.recipe.label_smoothing), len(y), hits=hits)
+
+
+def _means(parts: list[BatchLoss]) -> tuple[Tensor, ...]:
+    """Return accuracy, NaN where there is none, and metrics of a batch in parts."""
+    hits = [part.hits for part in parts if part.hits is not None]
+    accuracy = parts[0].mean.new_full((), math.nan)
+    if len(hits) == len(parts):
+        right, counted = (
+            hits[0] if len(hits) == 1 else torch.cat(hits),
+            [part.counted for part in parts if part.counted is not None],
+        )
+        counts = torch.cat(counted) if counted else None
+        accuracy = right.mean() if counts is None else (right * counts).sum() / counts.sum().clamp_min(1)
+    weights = [part.weight for part in parts]
+    columns = zip(*(part.metrics for part in parts), strict=True)
+    return accuracy, *(sum(w * m.detach() for w, m in zip(weights, c, strict=True)) / sum(weights) for c in columns)
+
+
+def _lay_channels_last(model: nn.Module, device: torch.device, stack: ExitStack) -> bool:
+    """Lay the weights of convolutions out channels last until `stack` ends; return whether there are any.
+
+    PyTorch's kernels are faster so: a step of ResNet-20 takes 0.8 of the time on a CPU.
+    """
+    convolved = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    if not convolved or device.type not in ("cpu", "cuda"):
+        return False
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.ndim == 4 and t.is_contiguous()]
+    for tensor in tensors:
+        tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+    def put_back() -> None:
+        for tensor in tensors:
+            tensor.data = tensor.data.contiguous()
+
+    stack.callback(put_back)
+    return True
+
+
+def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
+    try:
+        torch.compile(lambda t: t.sin() + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever a missing compiler raises differs between platforms
+        warnings.warn(f"no working compiler, training runs eager: {str(error).splitlines()[0]}", stacklevel=3)
+        return model
+    # Else all networks of a process share one small number of compiled versions: later ones run eager, and one with
+    # hooks runs silently as the one before it without.
+    isolated: dict[str, Any] = {"isolate_recompiles": True}
+    if "isolate_recompiles" not in signature(torch.compile).parameters:  # torch 2.11
+        isolated, torch._dynamo.config.skip_nnmodule_hook_guards = {}, False
+    return cast(Any, torch.compile(model, dynamic=False, **isolated))
