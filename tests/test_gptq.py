@@ -291,6 +291,36 @@ def test_a_weight_of_two_modules_and_a_layer_that_nothing_reaches_are_rounded_to
     )
 
 
+def test_a_transposed_weight_is_rounded_like_the_weight_and_other_convolutions_to_nearest():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    (plain, transposed), x = (seeded(nn.Linear, 7, 5), seeded(conv1d, 5, 7)), walk(30, 7)
+    transposed.weight.data.copy_(plain.weight.t())
+    ours, same_again = (gptq(layer, x, "W3A32", first_last_bits=None) for layer in (plain, transposed))
+    assert torch.equal(ours.weight, same_again.weight.t()) and ours.gptq == same_again.gptq
+    assert ours.gptq["weight"].kept == "compensated"
+    network = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ConvTranspose2d(1, 2, 3), nn.Conv2d(2, 3, 1))
+    network[0].register_forward_hook(lambda m, args, output: output[:, None])
+    result = gptq(network, IMAGES[:, :, 0], "W3A32")
+    assert [np.isnan(rounding.nearest) for rounding in result.gptq.values()] == [True, True, False]
+    assert torch.equal(result[1].weight, network[1].weight)
+
+
+def test_the_network_is_run_as_forward_says():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x, scale):
+            return self.second(self.first(x) * scale)
+
+    model, x = Two(), walk(30, 4, dtype=torch.float32)
+    batches = [{"x": x, "scale": torch.full((30, 1), 2.0)}]
+    named = gptq(model, batches, "W3A8")
+    run = gptq(model, [(x,)], "W3A8", forward=lambda model, batch: model(batch[0], torch.full((30, 1), 2.0)))
+    assert same(named, run) and named.gptq == run.gptq
+
+
 @pytest.mark.parametrize("copies, passes", [(False, 0), (True, 2)])
 def test_layers_that_are_fed_the_same_tensor_share_a_pass(copies, passes):
     class Projections(nn.Module):

@@ -57,11 +57,13 @@ def gptq(
     zero first. The latent weights of the result are the w_j as they were rounded, so that Q of them is Ŵ, and training
     can go on from them.
 
-    Choose it for 3 or 4 bits without training; `train` takes longer and gets further.
+    Choose it for 3 or 4 bits without training. At 2 bits training takes longer and gets further ("resnet8" on digits,
+    three seeds, weights alone: 3 bits 98.9 %, to nearest 87.3 %, float 98.5 %; 2 bits 83.0 %, trained 98.7 %).
 
     The result lists in `.gptq`, weight -> (nearest, compensated, kept), the relative errors ‖(Ŵ - W)X‖ / ‖WX‖ of
     rounding to nearest and by GPTQ, and which of them was kept: the smaller. NaN, and the nearest kept, stand where the
-    data never reached the layer, and where other modules use its weight as well.
+    data never reached the layer, where other modules use its weight as well, and for convolutions that are transposed
+    or not two-dimensional.
 
     Args:
         model: A float network; it is left as it is.
@@ -138,8 +140,7 @@ def _order(network: nn.Module, layers: Layers, run: Callable[[], Any]) -> list[L
     # the tensors are held, so that no two have the same id
     fed = _watch(network, layers, lambda _, inputs: [(x, x._version) for x in inputs], run)
     groups: dict[Any, Layers] = {}
-    for name in [*fed, *layers]:
-        layer = layers[name]
+    for name, layer in {name: layers[name] for name in [*fed, *layers]}.items():
         if uses[id(getattr(layer, layer.weight_name))] == 1 and isinstance(layer, ROUNDED):
             key = tuple((id(x), version) for x, version in fed.get(name, [(layer, 0)]))
             groups.setdefault(key, {})[name] = layer
