@@ -133,7 +133,7 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
 def _store(path: str | Path, run: Run) -> None:
     optimizer = run.optimizer.state_dict()
     own = processes.gather(optimizer.pop("sam", None))  # what each process remembers of its ε
-    content: dict[str, Any] = {"recipe": run.recipe.stored(), "loss": run.loss, "history": run.history.state()}
+    content: dict[str, Any] = {"recipe": run.recipe.stored(), **run.minimised, "history": run.history.state()}
     content |= {"model": run.model.state_dict(), "optimizer": optimizer, "sam": own}
     if run.scheduler is not None:
         content["scheduler"] = files.storable(run.scheduler.state_dict())
@@ -146,8 +146,8 @@ def _store(path: str | Path, run: Run) -> None:
 def _resume(path: str | Path, run: Run, snapshots: str | None) -> History:
     model, recipe = run.model, run.recipe
     content = files.read(path, "training", run.device)
-    stored = Recipe.from_dict(content["recipe"]).stored() | {"loss": content.get("loss")}
-    files.check_same_settings(path, stored, recipe.stored() | {"loss": run.loss}, "recipe and loss")
+    stored = Recipe.from_dict(content["recipe"]).stored() | {name: content.get(name) for name in run.minimised}
+    files.check_same_settings(path, stored, recipe.stored() | run.minimised, "recipe and loss")
     history = History.from_state(content["history"])
     count, epochs = len(history.snapshots), len(history.epochs)
     if snapshots and count != epochs:
