@@ -261,7 +261,7 @@ def test_mappings_hold_targets_that_the_network_does_not_take():
     assert saq_core.describe(model, Indexed()).macs == 5 * 8 + 8 * 3
     assert evaluate(model, Indexed()).loss == pytest.approx(evaluate(model.net, (X, LABELS)).loss, rel=1e-6)
     saq_core.calibrate(quantize(model), Indexed())
-    with pytest.raises(ValueError, match="entries must be arguments of the model, got 'x', 'id': .*unexpected"):
+    with pytest.raises(ValueError, match="must be arguments of the model, got 'x', 'label', 'id': .*unexpected"):
         train(model, [{"x": X, "label": LABELS, "id": LABELS}], RECIPE)
 
 
@@ -542,6 +542,12 @@ def test_a_loss_that_is_nan_is_said_to_come_from_data_too():
         FloatingPointError, match="nan at step 1 of epoch 1: try an lr below 0.05, or look at that batch"
     ):
         train(perceptron(), (X * torch.nan, LABELS), RECIPE)
+
+
+def test_a_comparison_names_the_network_that_is_not_calibrated():
+    networks = {"float": perceptron(), "W4A4": quantize(nn.Sequential(*(nn.Linear(5, 5) for _ in range(3))), "W4A4")}
+    with pytest.raises(RuntimeError, match="network 'W4A4': activations of 1 are not calibrated"):
+        landscape.compare(networks, (X, LABELS))
 
 
 def test_batches_beyond_their_number_are_noticed():

@@ -52,7 +52,7 @@ def call_by_name(model: nn.Module, batch: Mapping[str, Any], with_targets: bool 
     try:
         known.bind(**given)
     except TypeError as error:
-        names = ", ".join(map(repr, given))
+        names = ", ".join(map(repr, batch))
         raise ValueError(
             f"a batch is a mapping, whose entries must be arguments of the model, got {names}: {error}"
         ) from error

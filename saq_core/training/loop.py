@@ -71,8 +71,9 @@ def train(
         RuntimeError: If activations are not calibrated.
         FloatingPointError: At the end of the epoch in which a loss, or the network itself, became NaN or infinite.
         ValueError: If cross-entropy does not fit outputs and targets where no loss is given, if a loss depends on no
-            weight, if the processes cannot share a batch, if the checkpoint belongs to another recipe or network or
-            lacks the snapshots asked for, or if there is a teacher but no distillation.
+            weight, has trainable parameters of its own, or is no mean over samples where `micro_batch` cuts them, if
+            the processes cannot share a batch, if the checkpoint belongs to another recipe, loss or network or lacks
+            the snapshots asked for, or if there is a teacher but no distillation.
         TypeError: If `data` are none of these.
 
     Cost: per step one forward and backward pass, two with `Recipe.sam`, and a forward pass of the teacher if distilled.

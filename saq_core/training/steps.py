@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -36,6 +33,8 @@ from ..data import Data, is_pair, mix, steps_per_epoch, training_batches
 from ..fpq import Features, Student, Teacher, distilled_layers, feature_noise, teacher_of
 from ..results import name_of
 from ..sharpness import SAM
+from .acceleration import compiled as _compiled
+from .acceleration import lay_channels_last
 from .evaluation import batch_loss, evaluated
 from .history import History
 from .optimizers import base_optimizer, scheduler_of
@@ -111,8 +110,9 @@ class Run:
         self.model, self.data, self.recipe, self.criterion = model, data, recipe, criterion
         self.on_step, self.history, self.stopped = on_step, History(), False
         arguments = criterion.arguments
-        chosen, part = arguments["objective"] or arguments["loss"], arguments["output"]
-        self.minimised = {"loss": _named(chosen), "output": _named(part)}  # as a checkpoint knows it
+        chosen = arguments["objective"] or arguments["loss"]
+        kept = {"loss": chosen, "output": arguments["output"]}  # as a checkpoint knows them
+        self.minimised = {key: name_of(value) if callable(value) else value for key, value in kept.items()}
         if isinstance(chosen, nn.Module):
             within = {id(p) for p in model.parameters()}
             own = [name for name, p in chosen.named_parameters() if p.requires_grad and id(p) not in within]
@@ -133,7 +133,7 @@ class Run:
             rule = f"{named} belongs to cross-entropy of tensors ({inputs}, labels) with num_classes"
             raise ValueError(f"{rule}: leave loss, objective and output out, or {named}")
         self.layout = stack.enter_context(ExitStack())
-        self.is_channels_last = _lay_channels_last(model, self.device, self.layout)
+        self.is_channels_last = lay_channels_last(model, self.device, self.layout)
         base, network = base_optimizer(model, recipe), model
         self.scheduler = scheduler_of(base, recipe, recipe.epochs * self.per_epoch)
         self.starts = [group["lr"] for group in base.param_groups]
@@ -147,7 +147,7 @@ class Run:
                     raise ValueError("fpq distills on tensors (inputs, targets) without objective: FPQ(distill=False)")
                 names = distilled_layers(model)
                 float_network = teacher_of(model, teacher, names)
-                _lay_channels_last(float_network, self.device, self.layout)
+                lay_channels_last(float_network, self.device, self.layout)
                 self.teacher = Teacher(float_network, prepare(Features(float_network, names)))
                 features = Features(model, names)
                 stack.callback(features.close)
@@ -349,16 +349,6 @@ class Run:
         return BatchLoss(loss, len(y), hits=hits, metrics=self.criterion.metrics_of(output, labels))
 
 
-def _named(function: Any) -> Any:
-    """Return a loss, or the part of an output, as a file keeps it: its name, and settings of a module."""
-    if isinstance(function, nn.Module):
-        kept = {k: v for k, v in vars(function).items() if k[0] != "_" and isinstance(v, bool | int | float | str)}
-        kept |= {k: v.tolist() for k, v in function.state_dict().items() if isinstance(v, Tensor)}
-        del kept["training"]
-        return f"{name_of(function)}({', '.join(f'{k}={v}' for k, v in kept.items())})"
-    return name_of(function) if callable(function) else function
-
-
 def _rows(batch: Any, samples: int, first: int, last: int) -> Any:
     """Return some samples of a batch."""
 
@@ -384,40 +374,3 @@ def _means(parts: list[BatchLoss]) -> tuple[Tensor, ...]:
     weights = [part.weight for part in parts]
     columns = zip(*(part.metrics for part in parts), strict=True)
     return accuracy, *(sum(w * m.detach() for w, m in zip(weights, c, strict=True)) / sum(weights) for c in columns)
-
-
-def _lay_channels_last(model: nn.Module, device: torch.device, stack: ExitStack) -> bool:
-    """Lay the weights of convolutions out channels last until `stack` ends; return whether there are any.
-
-    PyTorch's kernels are faster so: a step of ResNet-20 takes 0.8 of the time on a CPU.
-    """
-    convolved = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    if not convolved or device.type not in ("cpu", "cuda"):
-        return False
-    everything = [*model.parameters(), *model.buffers()]
-    users = Counter(t.untyped_storage().data_ptr() for t in everything)  # of views of each other none moves
-    own = [t for t in everything if t.ndim == 4 and t.is_contiguous() and users[t.untyped_storage().data_ptr()] == 1]
-    tensors = [(tensor, tensor.data) for tensor in own]
-    for tensor, first in tensors:
-        tensor.data = first.contiguous(memory_format=torch.channels_last)
-
-    def put_back() -> None:
-        for tensor, first in tensors:
-            tensor.data = first.copy_(tensor.data)  # the same memory again, for all that view it
-
-    stack.callback(put_back)
-    return True
-
-
-def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
-    try:
-        torch.compile(lambda t: t.sin() + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # whatever a missing compiler raises differs between platforms
-        warnings.warn(f"no working compiler, training runs eager: {str(error).splitlines()[0]}", stacklevel=3)
-        return model
-    # Else all networks of a process share one small number of compiled versions: later ones run eager, and one with
-    # hooks runs silently as the one before it without.
-    isolated: dict[str, Any] = {"isolate_recompiles": True}
-    if "isolate_recompiles" not in signature(torch.compile).parameters:  # torch 2.11
-        isolated, torch._dynamo.config.skip_nnmodule_hook_guards = {}, False
-    return cast(Any, torch.compile(model, dynamic=False, **isolated))
