@@ -268,8 +268,10 @@ def _looked_at(name: Any, model: nn.Module | Objective, data: Any, arguments: Ma
     """Return the objective of a network; what is wrong with one is said, with its name, before any is measured."""
     try:
         return objective_of(model, data, **arguments)
-    except ValueError as error:
-        raise ValueError(f"network {name!r}: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        if type(error) not in (ValueError, RuntimeError):
+            raise
+        raise type(error)(f"network {name!r}: {error}") from error
 
 
 def _measure(

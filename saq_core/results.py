@@ -7,6 +7,8 @@ from dataclasses import asdict, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
+from torch import nn
+
 from landscape.checking import numbers, one_of
 
 if TYPE_CHECKING:
@@ -77,5 +79,10 @@ def name_of(function: Any) -> str:
     """Return the name of a function or class with its module, or the one that a file had of it."""
     if isinstance(function, partial):
         return f"{name_of(function.func)}({', '.join(f'{k}={v!r}' for k, v in function.keywords.items())})"
+    if isinstance(function, nn.Module):  # a loss, with its settings
+        kept = {k: v for k, v in vars(function).items() if k[0] != "_" and isinstance(v, bool | int | float | str)}
+        kept |= {k: v.tolist() if hasattr(v, "tolist") else v for k, v in function.state_dict().items()}
+        named = ", ".join(f"{k}={v}" for k, v in kept.items() if k != "training")
+        return f"{name_of(type(function))}({named})"
     qualified = getattr(function, "__qualname__", type(function).__qualname__)
     return str(getattr(function, "name", f"{function.__module__}.{qualified}"))

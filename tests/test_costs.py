@@ -293,7 +293,7 @@ EMPTY = "example must hold a batch of at least one sample, in tensors, got"
         (Recurrent, {"tokens": TOKENS}, "entries must be arguments of the model, got 'tokens'"),
         (Recurrent, TOKENS[:0], f"{EMPTY} none"),
         (Recurrent, [(TOKENS[:0], LABELS)], rf"{EMPTY} \(0, 7\)"),
-        (Recurrent, {"labels": LABELS}, f"{EMPTY} none"),
+        (Recurrent, {"labels": LABELS}, "entries must be arguments of the model, got 'labels': missing .* argument"),
         (Recurrent, [], f"{EMPTY} none"),
         (small, (4, 0, 6), "example must be a whole number >= 1, each length of a shape, got 0"),
         (small, (4, 6.0, 6), "example must be a whole number >= 1, each length of a shape, got 6.0"),

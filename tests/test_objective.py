@@ -153,7 +153,7 @@ BAD = [
     (iter(PAIRS), {}, TypeError, "can be read only once"),
     (zip(FLAT.split(3), Y.split(3), strict=True), {}, TypeError, "can be read only once"),
     (5, {}, TypeError, r"data must be \(x, y\), a list of batches or a DataLoader, got int"),
-    ({"x": FLAT}, {}, ValueError, "first forward pass failed.*unexpected keyword"),
+    ({"x": FLAT}, {}, ValueError, "entries must be arguments of the model, got 'x': missing a required argument"),
     ([FLAT, Y], {}, ValueError, r"a list of two tensors: pass the tuple \(x, y\)"),
     ((FLAT, Y + 5), {}, ValueError, r"labels must lie in 0…2 for 3 outputs, got 5…7"),
     ((FLAT, Y - 1), {}, ValueError, r"labels must lie in 0…2 for 3 outputs, got -1…1"),

@@ -12,6 +12,7 @@ from ranks import launched, torchrun
 from torch import nn
 from torch.multiprocessing import ProcessExitedException
 from torch.nn import functional as F
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from saq_core import (
     FPQ,
@@ -186,6 +187,37 @@ def test_a_killed_training_goes_on_to_the_same_numbers(tmp_path, count):
     assert all(torch.equal(value, two[key]) for key, value in one.items())
     lines = [[json.loads(line) for line in (f / "run.jsonl").read_text().splitlines()] for f in (whole, killed)]
     assert [row["loss"] for row in lines[0]] == [row["loss"] for row in lines[1]] and len(lines[0]) == 4
+
+
+def _ignoring(path):
+    with processes.joined():
+        model, data = prepared()
+        y = data.train[1].clone()
+        y[::3] = -100
+        steps = [train(copy.deepcopy(model), (data.train[0], y), recipe(None, micro_batch=m)).steps for m in (None, 2)]
+        rows = list(zip(*data.train, strict=True))
+        sampler = BatchSampler(DistributedSampler(rows), 4, drop_last=True)
+        steps.append(train(copy.deepcopy(model), DataLoader(rows, batch_sampler=sampler), recipe(None)).steps)
+        refused = []
+        for batches in ([(data.train[0], y)], DataLoader(rows, 4)):
+            with pytest.raises(ValueError) as error:
+                train(model, batches, recipe(None))
+            refused.append(str(error.value))
+        if processes.rank() == 0:
+            torch.save((steps, refused), path)
+
+
+def test_targets_that_are_ignored_weigh_alike_in_all_processes(tmp_path):
+    launched(_ignoring, tmp_path / "two.pt")
+    (whole, parts, drawn), refused = torch.load(tmp_path / "two.pt")
+    model, data = prepared()
+    y = data.train[1].clone()
+    y[::3] = -100
+    one = train(model, (data.train[0], y), recipe(None)).steps
+    torch.testing.assert_close(whole, one, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(parts, one, atol=1e-5, rtol=1e-5)
+    assert drawn.isfinite().all()
+    assert "a batch for each of 2 processes, got 1" in refused[0] and "DistributedSampler" in refused[1]
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):

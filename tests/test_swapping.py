@@ -286,7 +286,10 @@ def test_attention_may_be_the_first_and_the_last():
 
 def test_examples_that_do_not_fit_are_refused_and_leave_nothing():
     model = Heads()
-    for example, message in ((torch.randn(2, 3), "forward pass of a batch of example"), ({"y": 1}, "batch of example")):
+    for example, message in (
+        (torch.randn(2, 3), "forward pass of a batch of example"),
+        ({"y": 1}, "be arguments of the model, got 'y': missing"),
+    ):
         with pytest.raises(ValueError, match=message):
             quantize(model, example=example)
     assert not any(

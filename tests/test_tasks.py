@@ -234,6 +234,93 @@ def test_data_of_any_kind_train_resume_and_leave_a_probe(data, sam, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
 
 
+class Entries(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = perceptron()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Indexed:
+    """A data set as Hugging Face has them: no class of torch's, and labels that the network has no use for."""
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, row):
+        return {"x": X[row], "label": int(LABELS[row])}
+
+
+def test_mappings_hold_targets_that_the_network_does_not_take():
+    model = Entries()
+    history = train(model, Indexed(), RECIPE)
+    assert history.steps.isfinite().all() and 0 <= history.epochs[-1]["accuracy"] <= 1
+    assert landscape.trace(model, num_probes=2).about["samples"] == 24
+    assert saq_core.describe(model, Indexed()).macs == 5 * 8 + 8 * 3
+    assert evaluate(model, Indexed()).loss == pytest.approx(evaluate(model.net, (X, LABELS)).loss, rel=1e-6)
+    saq_core.calibrate(quantize(model), Indexed())
+    with pytest.raises(ValueError, match="must be arguments of the model, got 'x', 'label', 'id': .*unexpected"):
+        train(model, [{"x": X, "label": LABELS, "id": LABELS}], RECIPE)
+
+
+def test_networks_that_need_their_targets_are_calibrated_and_counted():
+    class Own(Entries):
+        def forward(self, x, labels):
+            return {"loss": F.cross_entropy(self.net(x), labels)}
+
+    batches = [{"x": X, "labels": LABELS}]
+    assert saq_core.describe(Own(), batches).macs == 5 * 8 + 8 * 3
+    train(saq_core.calibrate(quantize(Own()), batches), batches, RECIPE)
+
+
+@pytest.mark.parametrize("part", ["network", "loss"])
+def test_views_of_images_train_although_the_layout_changes(part):
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.norm, self.head = nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Linear(108, 3)
+
+        def forward(self, x):
+            return self.head(self.norm(self.body(x)).view(len(x), -1))
+
+    class Reshaping(Viewing):
+        def forward(self, x):
+            return self.head(self.norm(self.body(x)).reshape(len(x), -1))
+
+    x, labels = segments()
+    if part == "network":
+        models, arguments = [seeded(Viewing), seeded(Reshaping)], [{}, {}]
+    else:
+        models = [seeded(lambda: nn.Conv2d(2, 4, 3, padding=1)) for _ in range(2)]
+        arguments = [
+            {
+                "loss": lambda output, y: F.cross_entropy(
+                    output.view(len(y), 4, -1), y.view(len(y), -1), ignore_index=255
+                )
+            },
+            {"loss": lambda output, y: F.cross_entropy(output, y, ignore_index=255)},
+        ]
+    y = labels[:, 0, 0] % 3 if part == "network" else labels
+    one, two = (train(m, (x, y), RECIPE, **a) for m, a in zip(models, arguments, strict=True))
+    torch.testing.assert_close(one.steps, two.steps, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_weights_keep_their_memory():
+    """And those that share it go on sharing it, also where they are two parameters."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 3, 6), nn.Flatten()
+    )
+    model[1].weight = nn.Parameter(model[0].weight.data)
+    views = [p.data.view(-1) for p in model.parameters()]
+    train(model, (segments()[0], LABELS[:12]), RECIPE)
+    assert all(torch.equal(v, p.data.view(-1)) for v, p in zip(views, model.parameters(), strict=True))
+    assert torch.equal(model[0].weight, model[1].weight)
+
+
 def test_subset_of_mappings_is_a_share_of_each_entry():
     whole = tokens()
     model = quantize(seeded(Tokens), "W4A32")
@@ -248,6 +335,44 @@ def test_metrics_are_columns():
     assert last["val_off"] < history.epochs[0]["val_off"] and 0 < last["off"] < 5 and "accuracy" not in last
     result = evaluate(perceptron(1), (X, VALUES), loss=nn.MSELoss(), metrics=off)
     assert result.metrics["off"] == pytest.approx(float((perceptron(1)(X) - VALUES).abs().mean().detach()), rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_metrics_of_classes_may_be_counts_and_numbers(smoothing):
+    recipe = Recipe(epochs=2, lr=0.0, batch_size=24, label_smoothing=smoothing, compile=False)
+    metrics = {
+        "right": lambda output, y: output.argmax(1) == y,
+        "count": lambda output, y: (output.argmax(1) == y).sum(),
+        "number": lambda output, y: float((output.argmax(1) == y).float().mean()),
+        "each": lambda output, y: F.cross_entropy(output, y, reduction="none"),
+    }
+    row = train(perceptron(), Data((X, LABELS), val=(X, LABELS), num_classes=3), recipe, metrics=metrics).epochs[-1]
+    found = [row[name] for name in ("right", "number", "val_right", "val_accuracy")]
+    assert [*found, row["count"] / 24] == pytest.approx([row["accuracy"]] * 5, rel=1e-6)
+    assert row["each"] == pytest.approx(row["val_loss"], rel=1e-6)
+
+
+def test_callbacks_may_set_the_learning_rate_under_a_constant_schedule():
+    schedulers = []
+
+    def plateau(state):
+        if not schedulers:
+            schedulers.append(torch.optim.lr_scheduler.ReduceLROnPlateau(state.optimizer, patience=0, factor=0.5))
+        schedulers[0].step(1.0)
+
+    recipe = Recipe(epochs=4, lr=0.1, schedule="constant", warmup=1, batch_size=12, compile=False)
+    assert [row["lr"] for row in train(perceptron(), (X, LABELS), recipe, on_epoch=plateau).epochs] == [
+        0.1,
+        0.1,
+        0.05,
+        0.025,
+    ]
+
+
+def test_what_an_optimizer_leaves_out_is_said():
+    recipe = Recipe(1, 0.1, optimizer=lambda groups: torch.optim.SGD(groups[0]["params"][:2], 0.1), compile=False)
+    with pytest.warns(UserWarning, match="the optimizer leaves out 2.weight and 1 more"):
+        train(perceptron(), (X, LABELS), recipe)
 
 
 def test_optimizers_and_schedules_of_ones_own():
@@ -306,6 +431,10 @@ def test_a_file_keeps_the_names_of_functions(tmp_path):
     assert torch.equal(train(again, (X, LABELS), recipe, checkpoint=tmp_path / "run.pt").steps, model.history.steps)
     with pytest.raises(ValueError, match="same recipe and loss, got other .'loss': None"):
         train(perceptron(), (X, LABELS), recipe, checkpoint=tmp_path / "run.pt", loss=nn.CrossEntropyLoss())
+    train(perceptron(), (X, LABELS), recipe, checkpoint=tmp_path / "two.pt", loss=CLASS_WEIGHTS)
+    for other in ({"loss": nn.CrossEntropyLoss(2 * CLASS_WEIGHTS.weight)}, {"loss": CLASS_WEIGHTS, "output": "scores"}):
+        with pytest.raises(ValueError, match="same recipe and loss, got other"):
+            train(Named(perceptron()).net, (X, LABELS), recipe, checkpoint=tmp_path / "two.pt", **other)
 
 
 def test_training_stops_where_a_callback_says_so(tmp_path):
@@ -343,6 +472,15 @@ def test_log_takes_anything_that_logs():
     assert Run.rows == history.epochs
 
 
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, output, y):
+        return F.cross_entropy(self.scale * output, y)
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         while True:
@@ -377,7 +515,17 @@ class Growing:
         ({"recipe": Recipe(1, 0.1, schedule=lambda o, n: torch.optim.lr_scheduler.ReduceLROnPlateau(o))}, TypeError,
          "call it in on_epoch"),
         ({"recipe": Recipe(1, 0.1, optimizer=lambda groups: 3)}, TypeError, "optimizer must return a torch.optim.Opt"),
+        ({"recipe": Recipe(1, 0.1, mix="mixup")}, ValueError, "mix belongs to .* .images, labels."),
         ({"log": 3}, TypeError, "log must be"),
+        ({"metrics": {"lr": lambda o, y: o.mean()}}, ValueError, "metrics must have names of their own, .* got 'lr'"),
+        ({"objective": lambda m, b: m(b[0]).mean()}, TypeError, "must return .mean loss, weight of the batch., got"),
+        ({"objective": lambda m, b: (m(b[0]).mean(1), 8)}, TypeError, r"a tensor of one value, got \(8,\)"),
+        ({"loss": Scaled()}, ValueError, "loss must have no trainable parameters of its own, got scale"),
+        ({"recipe": Recipe(1, 0.1, micro_batch=5), "loss": lambda o, y: F.cross_entropy(o, y, CLASS_WEIGHTS.weight)},
+         ValueError, "micro_batch needs a loss that is a mean over samples"),
+        ({"recipe": Recipe(1, 0.1, micro_batch=5), "data": (X, MANY), "loss": nn.BCEWithLogitsLoss(reduction="sum")},
+         ValueError, "micro_batch needs a loss that is a mean over samples"),
+        ({"data": [(X, LABELS), (X[:0], LABELS[:0])], "recipe": Recipe(1, 0.0)}, ValueError, "got none in batch 2"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_a_weight_moves(change, error, message):
@@ -387,6 +535,19 @@ def test_bad_input_is_refused_before_a_weight_moves(change, error, message):
     with pytest.raises(error, match=message):
         train(model, arguments.pop("data"), arguments.pop("recipe"), **arguments)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_loss_that_is_nan_is_said_to_come_from_data_too():
+    with pytest.raises(
+        FloatingPointError, match="nan at step 1 of epoch 1: try an lr below 0.05, or look at that batch"
+    ):
+        train(perceptron(), (X * torch.nan, LABELS), RECIPE)
+
+
+def test_a_comparison_names_the_network_that_is_not_calibrated():
+    networks = {"float": perceptron(), "W4A4": quantize(nn.Sequential(*(nn.Linear(5, 5) for _ in range(3))), "W4A4")}
+    with pytest.raises(RuntimeError, match="network 'W4A4': activations of 1 are not calibrated"):
+        landscape.compare(networks, (X, LABELS))
 
 
 def test_batches_beyond_their_number_are_noticed():

@@ -2,7 +2,7 @@
 
 from .adapters import is_plain, quantized_layers
 from .batches import FOLDS, mapped, moved, probe_of, samples_of
-from .checks import call_of
+from .checks import call_by_name, call_of
 from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian
 from .criterion import BatchObjective, Criterion
 from .directions import (

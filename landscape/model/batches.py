@@ -18,7 +18,7 @@ _CPU_ELEMENTS = 200_000
 _ACCELERATOR_ROWS = 1024
 FOLDS = 16  # at most: parts of the data whose scatter tells the error over data
 NEEDS_TARGETS = "data=(x, y) needs as many targets as inputs and at least one"
-_TARGETS = ("labels", "label", "targets", "target", "y")  # in the batches that are no pairs
+TARGETS = ("labels", "label", "targets", "target", "y")  # in the batches that are no pairs
 _MOST_BATCHES = 10_000  # of data without a length
 # Where tensors are cut here, so many parts for the sake of folds: fewer of small images, whose batches cost time.
 _PARTS, _FEW_PARTS, _PART_ROWS, _PART_ELEMENTS = 10, 5, 32, 50_000
@@ -128,7 +128,7 @@ def target_of(batch: Any) -> Any:
     """Return the targets of a batch: the second of a pair, or what is called so; None without any."""
     if isinstance(batch, list | tuple) and not isinstance(batch, PackedSequence):
         return batch[1] if len(batch) == 2 else None
-    for name in _TARGETS:
+    for name in TARGETS:
         target = batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)
         if target is not None:
             return target

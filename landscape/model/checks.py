@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -14,8 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from .. import parallel
 from .adapters import RoundedWeight
-from .batches import mapped, target_of, with_values
-from .criterion import BatchObjective
+from .batches import TARGETS, mapped, target_of, with_values
 from .evaluation import merged
 from .losses import BatchLoss
 from .network import Network
@@ -23,14 +23,51 @@ from .network import Network
 Reduction = Literal["mean", "sum"]
 
 
+def call_by_name(model: nn.Module, batch: Mapping[str, Any], with_targets: bool = True) -> Any:
+    """Return the network's output for the entries of a mapping, without targets that it has no argument for.
+
+    Args:
+        model: the network, or one that hands on to its ``module`` what it is given.
+        batch: the entries by name.
+        with_targets: False leaves out what it can do without, too.
+
+    Raises:
+        ValueError: entries that it has no argument for, or arguments without an entry.
+    """
+    inner: Any = getattr(model, "_orig_mod", model)
+    while any(p.kind is p.VAR_KEYWORD for p in signature(inner.forward).parameters.values()):
+        if not isinstance(getattr(inner, "module", None), nn.Module):
+            break
+        inner = inner.module
+    known = signature(inner.forward)
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in known.parameters.values())
+
+    def is_given(name: str) -> bool:
+        argument = known.parameters.get(name)
+        if name not in TARGETS or (argument and argument.default is argument.empty):
+            return True
+        return with_targets and (takes_all or argument is not None)
+
+    given = {name: value for name, value in batch.items() if is_given(name)}
+    try:
+        known.bind(**given)
+    except TypeError as error:
+        names = ", ".join(map(repr, batch))
+        raise ValueError(
+            f"a batch is a mapping, whose entries must be arguments of the model, got {names}: {error}"
+        ) from error
+    return model(**given)
+
+
 def call_of(model: nn.Module, batch: Any) -> Any:
     """Return the network's output for a batch: a pair's inputs, a mapping's entries by name, or the batch itself.
 
     Raises:
         TypeError: a tuple or list that is no pair.
+        ValueError: a mapping whose entries are not the network's arguments.
     """
     if isinstance(batch, Mapping):
-        return model(**batch)
+        return call_by_name(model, batch)
     if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
         if len(batch) != 2:
             raise TypeError(
@@ -42,18 +79,6 @@ def call_of(model: nn.Module, batch: Any) -> Any:
             f"a batch must be (inputs, targets), got {type(batch).__name__}: pass objective=, which may take any batch"
         )
     return model(batch)
-
-
-def checked_objective(objective: BatchObjective) -> BatchObjective:
-    """Return the objective, which now raises where it does not return (mean loss, weight)."""
-
-    def call(model: nn.Module, batch: Any) -> Any:
-        result: Any = objective(model, batch)
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError(f"objective must return (mean loss, weight of the batch), got {type(result).__name__}")
-        return result
-
-    return call
 
 
 class CallOnCopies:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from numbers import Number
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from .losses import (
 )
 
 BatchObjective = Callable[[nn.Module, Any], tuple[Tensor, Any]]
-_TAKEN = ("loss", "accuracy", "stderr", "status")
+_TAKEN = ("loss", "accuracy", "stderr", "status", "epoch", "lr", "seconds", "val_loss", "val_accuracy")
 
 
 class Criterion:
@@ -67,8 +68,8 @@ class Criterion:
             )
         if odd := [name for name in metrics or () if name in _TAKEN or "/" in name]:
             raise ValueError(f"metrics must have names of their own, without a slash, got {odd[0]!r}")
-        self.objective, self.metrics = objective, dict(metrics or {})
-        self._loss, self._output = loss, output
+        self.objective, self.metrics = objective and checked_objective(objective), dict(metrics or {})
+        self._loss, self._objective, self._output = loss, objective, output
         self._cross_entropy = CrossEntropy.of(loss) if objective is None else None
         self.custom_loss = None if self._cross_entropy else loss
         self.has_output = objective is None
@@ -81,7 +82,7 @@ class Criterion:
     @property
     def arguments(self) -> dict[str, Any]:
         """The four arguments that it was made from."""
-        return {"loss": self._loss, "objective": self.objective, "output": self._output, "metrics": self.metrics}
+        return {"loss": self._loss, "objective": self._objective, "output": self._output, "metrics": self.metrics}
 
     def alone(self) -> Criterion:
         """Return the same without metrics and right answers, which decide and move nothing."""
@@ -110,9 +111,35 @@ class Criterion:
             return batch_loss_carried(None, part, target, self.alignment)
         if self.checks_default and self._loss is None:
             check_default_fits(part, target)
-        metrics = tuple(value_of(f(part, target), None, name).mean.double() for name, f in self.metrics.items())
+        metrics = self.metrics_of(part, target)
         if self._cross_entropy is not None:
             return self._cross_entropy(part, target, with_hits=self.with_hits)._replace(metrics=metrics)
         rows = (len(target) if target.ndim else 1) if isinstance(target, Tensor) else None
         result = value_of(self._loss(part, target), rows)  # type: ignore[misc]
         return (with_hits(result, part, target) if self.with_hits else result)._replace(metrics=metrics)
+
+    def metrics_of(self, part: Any, target: Any) -> tuple[Tensor, ...]:
+        """Return the mean of each metric; a number, counts and what is true or false are values too."""
+
+        def value(name: str, metric: Loss) -> Tensor:
+            result: Any = metric(part, target)
+            result = torch.as_tensor(result) if isinstance(result, Number) else result
+            counts = isinstance(result, Tensor) and not result.is_floating_point()
+            return value_of(result.double() if counts else result, None, name).mean.double()
+
+        return tuple(value(name, metric) for name, metric in self.metrics.items())
+
+
+def checked_objective(objective: BatchObjective) -> BatchObjective:
+    """Return the objective, which now raises where it does not return (mean loss, weight)."""
+
+    def call(model: nn.Module, batch: Any) -> Any:
+        result: Any = objective(model, batch)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"objective must return (mean loss, weight of the batch), got {type(result).__name__}")
+        if not isinstance(result[0], Tensor) or result[0].numel() != 1:
+            shape = tuple(result[0].shape) if isinstance(result[0], Tensor) else type(result[0]).__name__
+            raise TypeError(f"objective must return (mean loss, weight), the loss a tensor of one value, got {shape}")
+        return result
+
+    return call

@@ -53,6 +53,10 @@ _REASONS = (
         r"not appear to have been used|does not require grad|does not have a grad_fn",
         "the loss depends on nothing that varies: is it computed from the model's output, without detach or .data?",
     ),
+    (
+        r"'(tuple|list|dict|\w*Output)' object has no attribute|argument 'input'.* must be Tensor, not",
+        "a container came where a tensor belongs: if it is what the network returns, say which part with output=",
+    ),
     (r"[Ss]parse", "sparse tensors are not supported here: pass sparse=False, or a dense tensor"),
     (
         r"Expected more than 1 value per channel",

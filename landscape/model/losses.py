@@ -211,6 +211,8 @@ def check_labels(target: Tensor, classes: int, ignored: int = -100) -> None:
 
 def _fitting_loss(output: Tensor, target: Tensor) -> str:
     """Return the loss that fits better than cross-entropy, empty where it fits."""
+    if not output.ndim:
+        return "the network returns one number; if that is its loss, pass loss=lambda output, target: output"
     if output.ndim == 1 and target.ndim == 0:
         return "a batch is one sample without a dimension for the batch; pass torch.utils.data.DataLoader(data)"
     classes = output.shape[1] if output.ndim > 1 else 1

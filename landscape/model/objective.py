@@ -26,7 +26,6 @@ from .checks import (
     check_integers,
     check_objective,
     check_reached,
-    checked_objective,
     reduction_seen,
 )
 from .coordinates import Coordinates, Point, Space, coordinates
@@ -120,7 +119,7 @@ class Objective:
             raise TypeError(f"model must be a torch.nn.Module or a landscape.Objective, got {type(model).__name__}")
         mode = measuring.measurement_mode(model, measuring.generator_of(model if data is None else data))
         with mode as held, translated("the first forward pass", model):
-            self._call = CallOnCopies(checked_objective(objective) if objective else call_of)
+            self._call = CallOnCopies(self.criterion.objective or call_of)
             network = partial(Network, model, self._call, layers=layers, batchnorm=batchnorm, precision=precision)
             self.rounded = rounded_weights(getattr(model, "_orig_mod", model))
             self.network = network(space=space, rounded=self.rounded)

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
 
 from ..contexts import seeded
 from .datasets import Batch, Data, Split
 from .image_files import ImageFiles
-from .streams import batches_of, begin_epoch, collated, is_dataset, is_pair, share_of
+from .streams import batches_of, begin_epoch, collated, is_dataset, is_distributed, is_pair, share_of
 
 MIXES = {"mixup": ("MixUp", 0.8), "cutmix": ("CutMix", 1.0)}  # with alpha as in DeiT
 
@@ -94,7 +93,7 @@ def evaluation_batches(
 ) -> Iterator[Any]:
     """Yield a split on the device, every sample once, in order and un-augmented; of several processes each its part."""
     if not is_pair(split) and not is_dataset(split):
-        shared = world_size > 1 and not isinstance(getattr(split, "sampler", None), DistributedSampler)
+        shared = world_size > 1 and not is_distributed(split)
         for k, batch in enumerate(batches_of(split)):
             if not shared or k % world_size == rank:
                 yield batch

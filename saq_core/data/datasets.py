@@ -32,6 +32,7 @@ MOMENTS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2557, 0.2761)),
 }
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 DataName = Literal["digits", "cifar10", "cifar100", "flowers102", "pets", "imagenet", "folder"]
 
 
@@ -149,9 +150,10 @@ def data_of(data: Any, *, has_labels: bool) -> Data:
     """Return what `train` or `search` was given as `Data`: a split alone has no validation, and classes as it shows."""
     if isinstance(data, Data):
         return data
-    if not (has_labels and is_pair(data) and data[1].dtype == torch.int64 and data[1].ndim == 1 and len(data[1])):
+    if not (has_labels and is_pair(data) and data[1].ndim == 1 and len(data[1])) or data[1].dtype not in _WHOLE:
         return Data(data)
-    return Data(data, num_classes=int(data[1].max()) + 1) if int(data[1].min()) >= 0 else Data(data)
+    x, y = data[0], data[1].long()
+    return Data((x, y), num_classes=int(y.max()) + 1 if int(y.min()) >= 0 else None)
 
 
 def check_split(split: Split, name: str, num_classes: int | None) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
 
+from landscape.model import samples_of
+
 from .image_files import ImageFiles
 
 Split = Any  # a pair of tensors (inputs, targets), a map-style Dataset, a DataLoader, or a list of batches
@@ -57,12 +59,14 @@ def batches_of(split: Any) -> Iterator[Any]:
     """Yield the batches of one pass, as many as its length says.
 
     Raises:
-        ValueError: If there are more, or none.
+        ValueError: If there are more, or none, or one is empty.
     """
     count = -1
     for count, batch in enumerate(split):
         if count >= len(split):
             raise ValueError(f"data says that it has {len(split)} batches and gives more: does it end?")
+        if samples_of(batch) == 0:
+            raise ValueError(f"data must hold at least one sample in each batch, got none in batch {count + 1}")
         yield batch
     if count < 0:
         raise ValueError("data must hold at least one batch, got none")
@@ -72,20 +76,32 @@ def share_of(split: Any, rank: int, world_size: int) -> Any:
     """Return what one of several processes takes of batches: every `world_size`-th of a list, its own of a loader.
 
     Raises:
-        ValueError: If a loader gives every process the same samples.
+        ValueError: If a loader gives every process the same samples, or a list has too few batches.
     """
-    if world_size == 1 or isinstance(getattr(split, "sampler", None), DistributedSampler):
+    if world_size == 1 or is_distributed(split):
         return split
     if isinstance(split, DataLoader):
         rule = f"a DataLoader must have a torch.utils.data.DistributedSampler for {world_size} processes"
         raise ValueError(f"{rule}, got {type(split.sampler).__name__}")
+    if len(split) < world_size:
+        raise ValueError(f"data must hold a batch for each of {world_size} processes, got {len(split)}")
     return split[rank : len(split) // world_size * world_size : world_size]
+
+
+def is_distributed(split: Any) -> bool:
+    """Return whether a loader gives each process samples of its own."""
+    return any(isinstance(sampler, DistributedSampler) for sampler in _samplers(split))
+
+
+def _samplers(split: Any) -> tuple[Any, ...]:
+    """Return a loader's samplers: of samples, of batches, and the one that those are made of."""
+    batches = getattr(split, "batch_sampler", None)
+    return getattr(split, "sampler", None), batches, getattr(batches, "sampler", None)
 
 
 def begin_epoch(split: Any, epoch: int, seed: int) -> None:
     """Have a loader's samplers and generators draw by the epoch alone, so that a resumed training draws the same."""
-    sampler, batch_sampler = getattr(split, "sampler", None), getattr(split, "batch_sampler", None)
-    for part in (split, sampler, batch_sampler):
+    for part in (split, *_samplers(split)):
         if (set_epoch := getattr(part, "set_epoch", None)) is not None:
             set_epoch(epoch)
         if isinstance(generator := getattr(part, "generator", None), torch.Generator):

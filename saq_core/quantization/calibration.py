@@ -36,8 +36,9 @@ def calibrate(
         model: A network from `quantize`.
         data: Anything with a `.probe`, as `Data` has (un-augmented training images), a tensor of inputs, a tuple
             (x, y), a mapping, a Dataset of samples, or an iterable (a list, a loader) of batches: tensors, tuples whose
-            first part is for the network, mappings, which become arguments by name (without "labels" or "label"), or
-            other objects, which are handed on as they are. Floating inputs are cast to the model's dtype.
+            first part is for the network, mappings, which become arguments by name (targets only where the model
+            needs them), or other objects, which are handed on as they are. Floating inputs are cast to the model's
+            dtype.
         forward: How to run the model on a batch, forward(model, batch); the batch is as it came, labels included, on
             the model's device. None = as said above.
         batches: Number of batches used, at most (128 samples each where the split is ours).

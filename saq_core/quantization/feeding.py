@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, IterableDataset
 
-from landscape.model.errors import translated
+from landscape.model import call_by_name, translated
 
 from ..contexts import device_of
+from ..data import is_dataset
 
 Forward = Callable[[nn.Module, Any], Any]
 BATCH = 128  # samples of each, where the split is ours
-LABELS = ("labels", "label")  # of a mapping, not for the network
 
 
 def feed(model: nn.Module, data: Any, batches: int, forward: Forward | None = None, name: str = "data") -> Any:
@@ -43,32 +42,24 @@ def feed(model: nn.Module, data: Any, batches: int, forward: Forward | None = No
         if not all(part.isfinite().all() for part in tree_leaves(x) if isinstance(part, Tensor)):
             raise ValueError(f"{name} must be finite, got NaN or infinity in the inputs: leave these samples out")
         with translated(f"the forward pass of a batch of {name}", model):
-            call(model, x, forward, name)
+            call(model, x, forward)
         first = x if first is None else first
     if first is None:
         raise ValueError(f"{name} must hold at least one sample, got none")
     return first
 
 
-def call(model: nn.Module, x: Any, forward: Forward | None = None, name: str = "data") -> Any:
+def call(model: nn.Module, x: Any, forward: Forward | None = None) -> Any:
     """Return the network's output for the inputs of a batch: those of a mapping by name; or what `forward` returns."""
     if forward is not None:
         return forward(model, x)
-    if not isinstance(x, Mapping):
-        return model(x)
-    try:
-        inspect.signature(model.forward).bind(**x)
-    except TypeError as error:
-        names = ", ".join(map(repr, x))
-        rule = f"a batch of {name} is a mapping, whose entries must be arguments of the model"
-        raise ValueError(f"{rule}, got {names}") from error
-    return model(**x)
+    return call_by_name(model, x, with_targets=False) if isinstance(x, Mapping) else model(x)
 
 
 def batches_in(data: Any, name: str) -> Iterator[Any]:
     """Yield the batches of data of any kind: a `.probe`, a pair, a tensor, a Dataset, batches."""
     data = getattr(data, "probe", data)
-    if isinstance(data, Dataset):
+    if is_dataset(data) or isinstance(data, IterableDataset):
         data = DataLoader(data, batch_size=BATCH)
     is_pair = isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)
     if isinstance(data, Tensor):
@@ -85,8 +76,8 @@ def batches_in(data: Any, name: str) -> Iterator[Any]:
 
 
 def inputs_of(batch: Any, name: str) -> Any:
-    """Return what the network takes of a batch: the first of several parts, of a mapping all but the labels."""
+    """Return what the network takes of a batch: the first of several parts, or the batch."""
     if batch is None or isinstance(batch, str | bytes | int | float) or (isinstance(batch, list | tuple) and not batch):
         raise ValueError(f"{name} must hold batches (x, y), mappings or tensors, got {type(batch).__name__}")
     first = batch[0] if isinstance(batch, list | tuple) else batch
-    return {k: v for k, v in first.items() if k not in LABELS} if isinstance(first, Mapping) else first
+    return dict(first) if isinstance(first, Mapping) else first

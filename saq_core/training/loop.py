@@ -71,8 +71,9 @@ def train(
         RuntimeError: If activations are not calibrated.
         FloatingPointError: At the end of the epoch in which a loss, or the network itself, became NaN or infinite.
         ValueError: If cross-entropy does not fit outputs and targets where no loss is given, if a loss depends on no
-            weight, if the processes cannot share a batch, if the checkpoint belongs to another recipe or network or
-            lacks the snapshots asked for, or if there is a teacher but no distillation.
+            weight, has trainable parameters of its own, or is no mean over samples where `micro_batch` cuts them, if
+            the processes cannot share a batch, if the checkpoint belongs to another recipe, loss or network or lacks
+            the snapshots asked for, or if there is a teacher but no distillation.
         TypeError: If `data` are none of these.
 
     Cost: per step one forward and backward pass, two with `Recipe.sam`, and a forward pass of the teacher if distilled.
@@ -133,7 +134,7 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
 def _store(path: str | Path, run: Run) -> None:
     optimizer = run.optimizer.state_dict()
     own = processes.gather(optimizer.pop("sam", None))  # what each process remembers of its ε
-    content: dict[str, Any] = {"recipe": run.recipe.stored(), "loss": run.loss, "history": run.history.state()}
+    content: dict[str, Any] = {"recipe": run.recipe.stored(), **run.minimised, "history": run.history.state()}
     content |= {"model": run.model.state_dict(), "optimizer": optimizer, "sam": own}
     if run.scheduler is not None:
         content["scheduler"] = files.storable(run.scheduler.state_dict())
@@ -146,8 +147,8 @@ def _store(path: str | Path, run: Run) -> None:
 def _resume(path: str | Path, run: Run, snapshots: str | None) -> History:
     model, recipe = run.model, run.recipe
     content = files.read(path, "training", run.device)
-    stored = Recipe.from_dict(content["recipe"]).stored() | {"loss": content.get("loss")}
-    files.check_same_settings(path, stored, recipe.stored() | {"loss": run.loss}, "recipe and loss")
+    stored = Recipe.from_dict(content["recipe"]).stored() | {name: content.get(name) for name in run.minimised}
+    files.check_same_settings(path, stored, recipe.stored() | run.minimised, "recipe and loss")
     history = History.from_state(content["history"])
     count, epochs = len(history.snapshots), len(history.epochs)
     if snapshots and count != epochs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -70,6 +71,10 @@ def base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
             kind = type(optimizer).__name__
             raise TypeError(f"optimizer must return a torch.optim.Optimizer that steps from one gradient, got {kind}")
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if left := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in trained]:
+            named = f"{left[0]} and {len(left) - 1} more" if len(left) > 1 else left[0]
+            warnings.warn(f"the optimizer leaves out {named}: freeze them, or add them to its groups", stacklevel=4)
     elif recipe.optimizer == "adamw":
         fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters()) or None  # of SGD cannot skip weights
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
@@ -77,9 +82,9 @@ def base_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         nesterov = recipe.nesterov and recipe.momentum > 0
         optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=nesterov)
     if recipe.clip_norm is not None:
-        trained = [p for group in groups for p in group["params"]]
 
         def clip(*_: Any) -> None:
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, cast(float, recipe.clip_norm))
 
         optimizer.register_step_pre_hook(clip)

@@ -35,8 +35,9 @@ class Recipe(Settings):
         optimizer: "sgd", "adamw", or a function of the parameter groups that returns an optimizer, whose learning rates
             are its own: ``lambda groups: torch.optim.Adam(groups, lr=1e-3)``. Groups have their "weight_decay".
         schedule: "cosine" (to 0 over all steps), "steps" (a tenth from 40 % of the steps on, a hundredth from 60 %)
-            or "constant"; or a function of the optimizer and the number of all steps that returns a scheduler of torch,
-            which is stepped after every step: ``lambda o, n: OneCycleLR(o, 0.1, n)``. No warm-up then.
+            or "constant", under which a callback may set other rates; or a function of the optimizer and the number of
+            all steps that returns a scheduler of torch, which is stepped after every step:
+            ``lambda o, n: OneCycleLR(o, 0.1, n)``. No warm-up then.
         warmup: Epochs in which the learning rate rises linearly to the schedule's.
         sam: Sharpness-aware, or None for the plain optimizer at the price of one pass per step.
         fpq: Noise on features and their distillation from the float network, or None.
@@ -103,16 +104,16 @@ class Recipe(Settings):
         """Return the learning rate of a step, counted from 0 over all epochs."""
         numbers(whole=True, at_least=0, step=step)
         numbers(whole=True, at_least=1, steps_per_epoch=steps_per_epoch)
-        return self._lr_at(step, steps_per_epoch)
+        return self._lr_at(step, steps_per_epoch, self.lr)
 
-    def _lr_at(self, step: int, steps_per_epoch: int) -> float:
+    def _lr_at(self, step: int, steps_per_epoch: int, start: float) -> float:
         done = step / (self.epochs * steps_per_epoch)
         shape = {
             "constant": 1.0,
             "cosine": 0.5 * (1 + math.cos(math.pi * done)),
             "steps": 1.0 if done < 0.4 else 0.1 if done < 0.6 else 0.01,
         }.get(self.schedule if isinstance(self.schedule, str) else "constant", 1.0)
-        return self.lr * shape * min(1.0, (step + 1) / max(1, self.warmup * steps_per_epoch))
+        return start * shape * min(1.0, (step + 1) / max(1, self.warmup * steps_per_epoch))
 
 
 class _Absent:

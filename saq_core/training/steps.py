@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import signature
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
 
-from landscape.model import BatchLoss, Criterion, call_of, check_default_fits, mapped, moved, samples_of, translated
+from landscape.model import (
+    BatchLoss,
+    Criterion,
+    call_of,
+    check_default_fits,
+    mapped,
+    measurement_mode,
+    moved,
+    samples_of,
+    translated,
+)
 
 from .. import processes
 from ..contexts import device_of, seeded
@@ -24,7 +33,9 @@ from ..data import Data, is_pair, mix, steps_per_epoch, training_batches
 from ..fpq import Features, Student, Teacher, distilled_layers, feature_noise, teacher_of
 from ..results import name_of
 from ..sharpness import SAM
-from .evaluation import evaluated
+from .acceleration import compiled as _compiled
+from .acceleration import lay_channels_last
+from .evaluation import batch_loss, evaluated
 from .history import History
 from .optimizers import base_optimizer, scheduler_of
 from .recipes import Recipe
@@ -98,8 +109,16 @@ class Run:
     ) -> None:
         self.model, self.data, self.recipe, self.criterion = model, data, recipe, criterion
         self.on_step, self.history, self.stopped = on_step, History(), False
-        chosen = criterion.objective or criterion.arguments["loss"]
-        self.loss = None if chosen is None else name_of(chosen)  # as a checkpoint knows it
+        arguments = criterion.arguments
+        chosen = arguments["objective"] or arguments["loss"]
+        kept = {"loss": chosen, "output": arguments["output"]}  # as a checkpoint knows them
+        self.minimised = {key: name_of(value) if callable(value) else value for key, value in kept.items()}
+        if isinstance(chosen, nn.Module):
+            within = {id(p) for p in model.parameters()}
+            own = [name for name, p in chosen.named_parameters() if p.requires_grad and id(p) not in within]
+            if own:
+                rule = f"loss must have no trainable parameters of its own, got {own[0]}"
+                raise ValueError(f"{rule}: make it a part of the model, whose output may carry the loss, or freeze it")
         self.device, self.dtypes = device_of(model), {p.dtype for p in model.parameters() if p.is_floating_point()}
         self.dtype = next(iter(self.dtypes), torch.float32)
         if is_pair(data.train):
@@ -108,11 +127,13 @@ class Run:
         self.per_epoch = steps_per_epoch(data, recipe.batch_size, processes.size())
         # cross-entropy of labels that are known to lie in range
         self.is_plain = criterion.is_default and is_pair(data.train) and data.num_classes is not None
-        if (recipe.mix or recipe.label_smoothing) and not self.is_plain:
-            named = "mix" if recipe.mix else "label_smoothing"
-            rule = f"{named} belongs to cross-entropy of tensors (inputs, labels) with num_classes"
+        has_images = self.is_plain and len(data.train[0].shape) == 4
+        if (recipe.mix and not has_images) or (recipe.label_smoothing and not self.is_plain):
+            named, inputs = ("mix", "images") if recipe.mix else ("label_smoothing", "inputs")
+            rule = f"{named} belongs to cross-entropy of tensors ({inputs}, labels) with num_classes"
             raise ValueError(f"{rule}: leave loss, objective and output out, or {named}")
-        self.is_channels_last = _lay_channels_last(model, self.device, stack)
+        self.layout = stack.enter_context(ExitStack())
+        self.is_channels_last = lay_channels_last(model, self.device, self.layout)
         base, network = base_optimizer(model, recipe), model
         self.scheduler = scheduler_of(base, recipe, recipe.epochs * self.per_epoch)
         self.starts = [group["lr"] for group in base.param_groups]
@@ -126,7 +147,7 @@ class Run:
                     raise ValueError("fpq distills on tensors (inputs, targets) without objective: FPQ(distill=False)")
                 names = distilled_layers(model)
                 float_network = teacher_of(model, teacher, names)
-                _lay_channels_last(float_network, self.device, stack)
+                lay_channels_last(float_network, self.device, self.layout)
                 self.teacher = Teacher(float_network, prepare(Features(float_network, names)))
                 features = Features(model, names)
                 stack.callback(features.close)
@@ -154,7 +175,8 @@ class Run:
         if not steps.isfinite().all():
             at = int((~steps.isfinite()).nonzero()[0])
             where = f"at step {at + 1} of epoch {epoch + 1}"
-            raise FloatingPointError(f"training loss is {float(steps[at])} {where}: try an lr below {self.recipe.lr}")
+            advice = f"try an lr below {self.recipe.lr}, or look at that batch: its inputs, and whether a target counts"
+            raise FloatingPointError(f"training loss is {float(steps[at])} {where}: {advice}")
         self.history.steps = torch.cat([self.history.steps, steps])
         names = ("accuracy", *self.criterion.metrics)
         row = {"epoch": epoch + 1, "loss": means[0], **dict(zip(names, means[1:], strict=True))}
@@ -191,7 +213,9 @@ class Run:
             if not is_tensors:
                 batch = moved(batch, self.device, self.dtype, self.dtypes)
             if self.is_channels_last:
-                batch = mapped(batch, lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
+                laid = mapped(batch, lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
+                self.is_channels_last = k > 0 or self.takes(laid)
+                batch = laid if self.is_channels_last else batch
             lr = self.set_lr(epoch * self.per_epoch + k)
             if recipe.mix:
                 batch = mix(batch[0], batch[1], cast(int, data.num_classes), recipe.mix, mixer)
@@ -210,13 +234,24 @@ class Run:
         columns = [torch.stack(column).float() for column in zip(*rows, strict=True)]
         return torch.stack(columns, 1), lr
 
+    def takes(self, batch: Any) -> bool:
+        """Return whether network and loss take a batch that is laid out channels last; if not, undo that layout."""
+        try:
+            with measurement_mode(self.model), torch.no_grad():
+                batch_loss(self.model, batch, self.criterion)
+        except Exception as error:  # any other comes again in the step
+            if "view size is not compatible" in str(error):
+                self.layout.close()
+                return False
+        return True
+
     def set_lr(self, step: int) -> float:
         """Set the learning rate of a step, where the schedule has a name; return that of the first group."""
         groups = self.optimizer.param_groups
-        if self.scheduler is None:
-            lr, named = self.recipe._lr_at(step, self.per_epoch), isinstance(self.recipe.optimizer, str)
+        recipe = self.recipe
+        if self.scheduler is None and (recipe.schedule != "constant" or step < recipe.warmup * self.per_epoch):
             for group, start in zip(groups, self.starts, strict=True):
-                group["lr"] = lr if named else lr * start / self.recipe.lr
+                group["lr"] = recipe._lr_at(step, self.per_epoch, start)
         return float(groups[0]["lr"])
 
     def step(self, closure: Callable[..., Tensor]) -> Tensor:
@@ -232,7 +267,10 @@ class Run:
         """Leave the gradient on (a share of) the batch in `.grad`; return the loss; note results of the first pass."""
         self.optimizer.zero_grad()
         parts, is_first = self.parts(batch, share), not first
-        rows = samples_of(batch) if len(parts) > 1 else None
+        together = processes.size() > 1 and not self.is_plain  # so that targets count alike in all processes
+        rows = samples_of(batch) if len(parts) > 1 or together else None
+        if len(parts) > 1 and is_first and self.criterion.checks_default:
+            self.check_parts(batch)
         losses, factors = [], []
         for k, part in enumerate(parts):
             with nullcontext() if k == len(parts) - 1 else self.no_sync(), translated("a training step", self.model):
@@ -249,7 +287,8 @@ class Run:
             return losses[0]
         total = sum(factor * loss for factor, loss in zip(factors, losses, strict=True))
         weight = sum(factors)
-        if isinstance(weight, Tensor) or abs(weight - 1) > 1e-9:  # targets that count, or losses, were not one per row
+        # targets that count, or losses, were not one per row; all processes go the same way
+        if together or isinstance(weight, Tensor) or abs(weight - 1) > 1e-9:
             total = total / self.divide_gradients(weight)
         return cast(Tensor, total)
 
@@ -270,12 +309,18 @@ class Run:
             raise ValueError("micro_batch and policy 'subset' need batches with targets, (inputs, targets) or mappings")
         count = max(1, round(share * samples))
         size = self.recipe.micro_batch or count
+        return [_rows(batch, samples, first, min(first + size, count)) for first in range(0, count, size)]
 
-        def rows(first: int) -> Any:
-            last = min(first + size, count)
-            return mapped(batch, lambda t: t[first:last] if t.ndim and len(t) == samples else t)
-
-        return [rows(first) for first in range(0, count, size)]
+    def check_parts(self, batch: Any) -> None:
+        """Raise if a loss of the user's own, of two micro-batches, is not the mean of those of each."""
+        samples, size = cast(int, samples_of(batch)), cast(int, self.recipe.micro_batch)
+        with measurement_mode(self.model), torch.no_grad():
+            ends = (0, 2 * size), (0, size), (size, 2 * size)
+            found = [batch_loss(self.model, _rows(batch, samples, *end), self.criterion) for end in ends]
+        whole, *parts = (float(part.mean * part.weight) for part in found)
+        if not math.isclose(whole, sum(parts), rel_tol=1e-2, abs_tol=1e-6 * float(found[0].weight)):
+            rule = f"micro_batch needs a loss that is a mean over samples, got {whole:.6g} for {sum(parts):.6g}"
+            raise ValueError(f"{rule}, times samples: class weights belong to nn.CrossEntropyLoss or to objective=")
 
     def loss_of(self, batch: Any, part: tuple[float, int]) -> BatchLoss:
         """Return the loss of a batch, or of the `part` of it of that name."""
@@ -290,7 +335,8 @@ class Run:
         if self.is_plain and isinstance(output, Tensor) and output.ndim == 2:
             if self.criterion.checks_default:
                 check_default_fits(output, batch[1])
-            result = self.cross_entropy(output.float() if self.recipe.amp else output, batch[1])
+            output = output.float() if self.recipe.amp else output
+            result = self.cross_entropy(output, batch[1])
         else:
             result = self.criterion(output, batch, torch.float32 if self.recipe.amp else self.dtype)
         return result._replace(mean=result.mean + extra) if self.teacher is not None else result
@@ -299,7 +345,19 @@ class Run:
         """Return cross-entropy for labels that are known to lie in range, or for mixed ones."""
         labels = y if y.ndim == 1 else y.argmax(1)
         hits = (output.detach().argmax(1) == labels).float()
-        return BatchLoss(F.cross_entropy(output, y, label_smoothing=self.recipe.label_smoothing), len(y), hits=hits)
+        loss = F.cross_entropy(output, y, label_smoothing=self.recipe.label_smoothing)
+        return BatchLoss(loss, len(y), hits=hits, metrics=self.criterion.metrics_of(output, labels))
+
+
+def _rows(batch: Any, samples: int, first: int, last: int) -> Any:
+    """Return some samples of a batch."""
+
+    def whole(part: Any) -> Any:
+        if isinstance(part, PackedSequence):
+            raise ValueError("micro_batch and policy 'subset' need batches that can be cut, got a PackedSequence")
+        return part
+
+    return mapped(batch, lambda t: t[first:last] if t.ndim and len(t) == samples else t, whole)
 
 
 def _means(parts: list[BatchLoss]) -> tuple[Tensor, ...]:
@@ -316,37 +374,3 @@ def _means(parts: list[BatchLoss]) -> tuple[Tensor, ...]:
     weights = [part.weight for part in parts]
     columns = zip(*(part.metrics for part in parts), strict=True)
     return accuracy, *(sum(w * m.detach() for w, m in zip(weights, c, strict=True)) / sum(weights) for c in columns)
-
-
-def _lay_channels_last(model: nn.Module, device: torch.device, stack: ExitStack) -> bool:
-    """Lay the weights of convolutions out channels last until `stack` ends; return whether there are any.
-
-    PyTorch's kernels are faster so: a step of ResNet-20 takes 0.8 of the time on a CPU.
-    """
-    convolved = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    if not convolved or device.type not in ("cpu", "cuda"):
-        return False
-    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.ndim == 4 and t.is_contiguous()]
-    for tensor in tensors:
-        tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-
-    def put_back() -> None:
-        for tensor in tensors:
-            tensor.data = tensor.data.contiguous()
-
-    stack.callback(put_back)
-    return True
-
-
-def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
-    try:
-        torch.compile(lambda t: t.sin() + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # whatever a missing compiler raises differs between platforms
-        warnings.warn(f"no working compiler, training runs eager: {str(error).splitlines()[0]}", stacklevel=3)
-        return model
-    # Else all networks of a process share one small number of compiled versions: later ones run eager, and one with
-    # hooks runs silently as the one before it without.
-    isolated: dict[str, Any] = {"isolate_recompiles": True}
-    if "isolate_recompiles" not in signature(torch.compile).parameters:  # torch 2.11
-        isolated, torch._dynamo.config.skip_nnmodule_hook_guards = {}, False
-    return cast(Any, torch.compile(model, dynamic=False, **isolated))
