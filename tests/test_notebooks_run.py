@@ -44,12 +44,16 @@ OWN = {
     },
     "07_transformers": {", warmup=1": ""},
     "08_your_own_model": {
-        r"radii=\(0\.05,\)": "radii=(0.05,), rtol=0.5",
-        r"range\(200\)": "range(5)",
-        r", (300|150)\)": ", 5)",
-        r"92 \* SCALE": "32",
+        r"radii=\(0\.05,\)\)": "radii=(0.05,), rtol=0.5)",
+        "points=POINTS": "points=3",
+        r"\[:1400\]": "[:64]",
+        r"\[1400:\]": "[-64:]",
+        r"unfold\(0, 32, 8\)": "unfold(0, 32, 400)",
+        '"test_resnet"': '"test_resnet", channels=(4, 4, 4, 4)',
+        r"range\(3 \* EPOCHS\)": "range(EPOCHS)",
     },
     "10_explorer": {"samples=64": "samples=8"},
+    "11_your_own_quantizer": {r"radii=\(0\.05,\)": "radii=(0.05,), rtol=0.5", ", 200, ": ", 5, "},
     "09_scaling": {"EPOCHS, SAMPLES = 1, 16": "EPOCHS, SAMPLES = 4, 64", '"--points", "11"': '"--points", "5"'},
 }
 OWN["09_scaling"] |= {"^import subprocess$": "import forking as subprocess"}  # no interpreter is started anew
