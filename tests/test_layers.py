@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from saq_core import Data, calibrate, dequantize, evaluate, quantize
+from saq_core import LSQ, Data, calibrate, dequantize, evaluate, quantize
 from saq_core.quantization.layers import QConv2d, QLinear
 
 
@@ -281,3 +281,31 @@ def test_the_calibration_of_the_weights_can_be_chosen():
     assert errors[0] < errors[1]
     with pytest.raises(ValueError, match="method must be one of"):
         quantize(model, method="best")
+
+
+class Half(LSQ):
+    """Somebody's own, with what LSQ gives times a half."""
+
+    def _quantize(self, x):
+        return super()._quantize(x) / 2
+
+
+@pytest.mark.parametrize("quantizer", ["lsq", "lsq-asymmetric", "lsq+", "pact", Half])
+def test_a_layer_is_the_product_of_what_its_two_quantizers_return(quantizer):
+    """In float64, gradients of steps too; the layer takes an input's step to its weight where it may."""
+    model = calibrate(quantize(small().double(), "W4A4", quantizer=quantizer), X.double())
+    layer, x = model[3], torch.randn(5, 4, 3, 3, dtype=torch.float64)
+    steps = [*layer.input_quantizer.parameters(), layer.weight]
+
+    def found(y):
+        return y, *torch.autograd.grad(y.square().sum(), steps, create_graph=True)
+
+    expected = found(nn.functional.conv2d(layer.input_quantizer(x), layer.used_weight()))
+    levels, _ = layer.operands(x)
+    assert torch.equal(levels, levels.round()) == (quantizer in ("lsq", "lsq-asymmetric"))
+    for a, b in zip(found(layer(x) - layer.bias[:, None, None]), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    seen = []
+    with layer.input_quantizer.register_forward_hook(lambda module, inputs, output: seen.append(output)):
+        torch.testing.assert_close(layer(x) - layer.bias[:, None, None], expected[0], rtol=1e-12, atol=1e-12)
+    assert torch.equal(seen[0], layer.input_quantizer(x))

@@ -50,6 +50,8 @@ def outputs_of(model, x, seed=0, passes=1):
     seen = {name: [] for name in noisy_inputs(model)}
     layers = [(name, model.get_submodule(name)) for name in seen]
     handles = [m.register_forward_pre_hook(lambda m, i, n=n: seen[n].append(None)) for n, m in layers]
+    for _, m in layers:  # whoever has a hook gets values, not levels
+        handles.append(m.input_quantizer.register_forward_hook(lambda *_: None))
     original = nn.Conv2d._conv_forward
 
     def watched(self, features, *rest):

@@ -16,6 +16,7 @@ FRACTIONS = 80  # candidates tried for each end by the calibration
 SAMPLE = 16_384  # values kept per observed batch of activations
 PERCENTILE = 0.9999
 Method = Literal["mse", "minmax", "percentile"]
+_PATH = ("forward", "_output", "_quantize")  # of x through a quantizer
 
 
 class Quantizer(nn.Module):
@@ -98,8 +99,13 @@ class Quantizer(nn.Module):
     def _set_range_(self, low: Tensor, high: Tensor) -> None:
         raise NotImplementedError
 
-    def _quantize(self, x: Tensor) -> Tensor:
+    def _factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return whole numbers and the step whose product the quantized x is; for whom does not define `_quantize`."""
         raise NotImplementedError
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        levels, step = self._factors(x)
+        return levels * step
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between neighbouring levels, in the units of the output, broadcastable to x."""
@@ -126,6 +132,14 @@ class Quantizer(nn.Module):
             where = f" of {self.layer}" if self.layer else ""
             raise RuntimeError(f"activations{where} are not calibrated: call saq_core.calibrate(model, data) first")
         return self._output(x)
+
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return whole numbers and the step whose product the quantized x is; None where it is to be asked for x."""
+        hooked = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        if hooked or self.signed is None or self.records is not None:
+            return None
+        own = any(getattr(type(self), name) is not getattr(Quantizer, name) for name in _PATH)
+        return None if own else self._factors(x)
 
     @torch.no_grad()
     @checked

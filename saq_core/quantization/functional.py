@@ -37,8 +37,8 @@ def scale_gradient(s: Tensor, factor: float) -> Tensor:
 
     A backward hook would be wrong when gradients accumulate over several uses; this is part of the graph.
     """
-    scaled = s * factor
-    return s.detach() + (scaled - scaled.detach())
+    constant = s.detach()
+    return constant.add(s - constant, alpha=factor)
 
 
 def check_bits(bits: int, name: str = "bits") -> int:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .base import Method
+from .base import Method, Quantizer
 from .quantizers import QuantizerLike, input_quantizer, weight_quantizer
 
 
@@ -60,6 +60,17 @@ class _QuantizedLayer(nn.Module):
         """Return the weight that the forward pass uses."""
         return self.filters_first(self.weight_quantizer(self.filters_first(self.weight))) + self.delta
 
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two tensors whose product is that of the quantized input and weight.
+
+        The input's step may be in the second: it has fewer values, and every pass over them costs time.
+        """
+        quantizer = self.input_quantizer
+        factors = quantizer.factors(x) if isinstance(quantizer, Quantizer) else None
+        if factors is None:
+            return quantizer(x), self.used_weight()
+        return factors[0], self.used_weight() * factors[1]
+
     @torch.no_grad()
     def quantized_weights(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Return name -> (Q(w) without delta, the delta buffer itself, step between levels)."""
@@ -73,7 +84,7 @@ class _QuantizedLayer(nn.Module):
 class _QuantizedConvolution(_QuantizedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of the quantized input with the quantized weight."""
-        return cast(Any, self)._conv_forward(self.input_quantizer(x), self.used_weight(), self.bias)
+        return cast(Any, self)._conv_forward(*self.operands(x), self.bias)
 
 
 class QConv1d(_QuantizedConvolution, nn.Conv1d):
@@ -95,7 +106,7 @@ class _QuantizedTransposedConvolution(_QuantizedLayer):
         """Return the transposed convolution of the quantized input with the quantized weight."""
         m, n = cast(Any, self), self.weight.ndim - 2
         more = m._output_padding(x, output_size, m.stride, m.padding, m.kernel_size, n, m.dilation)
-        inputs = self.input_quantizer(x), self.used_weight(), self.bias
+        inputs = *self.operands(x), self.bias
         convolve = getattr(nn.functional, f"conv_transpose{n}d")
         return convolve(*inputs, m.stride, m.padding, more, m.groups, m.dilation)
 
@@ -119,7 +130,8 @@ class QTransposedLinear(_QuantizedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product of the quantized input with the quantized weight."""
-        return nn.functional.linear(self.input_quantizer(x), self.used_weight().t(), self.bias)
+        x, weight = self.operands(x)
+        return nn.functional.linear(x, weight.t(), self.bias)
 
     def extra_repr(self) -> str:
         """Show the sizes, as the float layer does."""
@@ -131,7 +143,7 @@ class QLinear(_QuantizedLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product of the quantized input with the quantized weight."""
-        return nn.functional.linear(self.input_quantizer(x), self.used_weight(), self.bias)
+        return nn.functional.linear(*self.operands(x), self.bias)
 
 
 CONVOLUTIONS = (QConv1d, QConv2d, QConv3d, QConvTranspose1d, QConvTranspose2d, QConvTranspose3d)

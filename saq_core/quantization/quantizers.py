@@ -56,16 +56,15 @@ class LSQ(Quantizer):
         self.step.data.copy_(high / self._range()[1])
 
     def _step(self) -> Tensor:
-        return self.step.abs().clamp_min(SMALLEST_STEP)
+        return nn.functional.threshold(self.step.abs(), SMALLEST_STEP, SMALLEST_STEP)
 
     def _gradient_factor(self, x: Tensor) -> float:
-        values = x[0].numel() if self.activation else x.numel() // self.step.numel()
+        values = x.shape[1:].numel() if self.activation else x.numel() // self.step.numel()
         return (max(values, 1) * self._range()[1]) ** -0.5
 
-    def _quantize(self, x: Tensor) -> Tensor:
-        low, high = self._range()
+    def _factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
         s = scale_gradient(self._step(), self._gradient_factor(x))
-        return round_ste(clip(x * (1 / s), low, high)) * s
+        return round_ste(clip(x * (1 / s), *self._range())), s
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the step, broadcastable to x."""
@@ -113,7 +112,8 @@ class LSQPlus(LSQ):
 
     def _quantize(self, x: Tensor) -> Tensor:
         offset = scale_gradient(self.offset, self._gradient_factor(x))
-        return super()._quantize(x - offset) + offset
+        levels, s = self._factors(x - offset)
+        return levels * s + offset
 
 
 class AsymmetricLSQ(LSQ):
@@ -155,9 +155,9 @@ class AsymmetricLSQ(LSQ):
         self.step.data.copy_((high - low) / last)
         self.zero.copy_((last - high / self._step()).round())
 
-    def _quantize(self, x: Tensor) -> Tensor:
+    def _factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
         s = scale_gradient(self._step(), self._gradient_factor(x))
-        return (round_ste(clip(x * (1 / s) + self.zero, *self._range())) - self.zero) * s
+        return round_ste(clip(x * (1 / s) + self.zero, *self._range())) - self.zero, s
 
 
 class _Clipping(Quantizer):

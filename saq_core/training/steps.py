@@ -363,14 +363,14 @@ def _rows(batch: Any, samples: int, first: int, last: int) -> Any:
 def _means(parts: list[BatchLoss]) -> tuple[Tensor, ...]:
     """Return accuracy, NaN where there is none, and metrics of a batch in parts."""
     hits = [part.hits for part in parts if part.hits is not None]
-    accuracy = parts[0].mean.new_full((), math.nan)
-    if len(hits) == len(parts):
-        right, counted = (
-            hits[0] if len(hits) == 1 else torch.cat(hits),
-            [part.counted for part in parts if part.counted is not None],
-        )
-        counts = torch.cat(counted) if counted else None
-        accuracy = right.mean() if counts is None else (right * counts).sum() / counts.sum().clamp_min(1)
+    counted = [part.counted for part in parts if part.counted is not None]
+    if len(hits) < len(parts):
+        accuracy = parts[0].mean.new_full((), math.nan)
+    elif counted:
+        counts = torch.cat(counted)
+        accuracy = (torch.cat(hits) * counts).sum() / counts.sum().clamp_min(1)
+    else:
+        accuracy = (hits[0] if len(hits) == 1 else torch.cat(hits)).mean()
     weights = [part.weight for part in parts]
     columns = zip(*(part.metrics for part in parts), strict=True)
     return accuracy, *(sum(w * m.detach() for w, m in zip(weights, c, strict=True)) / sum(weights) for c in columns)

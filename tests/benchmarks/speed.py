@@ -21,10 +21,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import landscape
 import saq_core
+from landscape.model import Criterion
 from saq_core import FPQ
 from saq_core.mixed_precision import asga, samq
 from saq_core.mixed_precision.space import Space
-from saq_core.training.steps import _compiled
+from saq_core.training.steps import Run, _compiled
 
 ROWS = (32, 64, 128, 256, 512)
 
@@ -32,8 +33,10 @@ ROWS = (32, 64, 128, 256, 512)
 class HostEvent:
     """What torch.cuda.Event is on a GPU."""
 
+    clock = time.perf_counter
+
     def record(self):
-        self.at = time.perf_counter()
+        self.at = self.clock()
 
     def synchronize(self):
         pass
@@ -319,6 +322,129 @@ def steps(given, device):
         show(f"training step, batch 128, {kind}", seconds, "QAT")
 
 
+# as multiples of a plain PyTorch float step, on one thread: what this project's own steps are to reach
+REACH = {"float": 0.85, "W4A4": 1.12, "SAM": 1.75, "SAQ, case 3, W4A4": 2.3}
+
+
+def training(given, device):
+    """Steps of `saq_core.train` on batches of 64, one thread, against those of others; and of a small MLP."""
+    x, y = images(128, device)
+    twin = lambda: saq_core.calibrate(saq_core.quantize(given.model(), "W4A4"), (x, y))  # noqa: E731
+    functions = {
+        "plain PyTorch, float": _plain(given.model(), x, y),
+        "float": _ours(given.model(), x, y),
+        "W4A4": _ours(twin(), x, y),
+        "SAM": _ours(given.model(), x, y, saq_core.SAQ(case=2)),
+        "SAQ, case 3, W4A4": _ours(twin(), x, y, saq_core.SAQ()),
+        "two-pass SAM as of davda54, float": _plain(given.model(), x, y, rho=0.05),
+        "LSQ as usually written, W4A4": _plain(_swapped(given.model(), _usual), x, y),
+        "two-pass SAM on that": _plain(_swapped(given.model(), _usual), x, y, rho=0.05),
+        "torch.ao FakeQuantize, W4A4": _plain(_swapped(given.model(), _torch_ao), x, y),
+        "brevitas, W4A4": _plain(_swapped(given.model(), _brevitas), x, y),
+    }
+    a, b = torch.randn(2560, 64, device=device), torch.randint(0, 10, (2560,), device=device)
+    mlp = lambda: nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)  # noqa: E731
+    small = {"plain PyTorch": _plain(mlp(), a, b, 128), "train": _ours(mlp(), a, b, None, 128)}
+    threads, clock = torch.get_num_threads(), time.process_time if device.type == "cpu" else time.perf_counter
+    torch.set_num_threads(1)
+    with unittest.mock.patch.object(HostEvent, "clock", clock):
+        seconds, little = measured(functions, max(7, given.repeats), device), measured(small, 15, device)
+    torch.set_num_threads(threads)
+    reference = "plain PyTorch, float"
+    ratios = {name: seconds[name] / seconds[reference] for name in REACH}
+    told = {n: f"{n}; to reach {r:.2f}{', falls short' if ratios[n] > r else ''}" for n, r in REACH.items()}
+    show("training step, batch 64", {told.get(n, n): value for n, value in seconds.items()}, reference)
+    show("training step, MLP 64-128-10, batch 128", little, "plain PyTorch")
+
+
+def _ours(model, x, y, sam=None, rows=64):
+    recipe = saq_core.Recipe(epochs=1, lr=1e-3, batch_size=rows, sam=sam, compile=False)
+    data = saq_core.Data((x, y), (x[:1], y[:1]), (x[:1], y[:1]), 10)
+    made = Run(model, data, recipe, Criterion(None, None, None, None), None, None, contextlib.ExitStack())
+    run = lambda: made.steps(0, 1)  # noqa: E731
+    run.steps = len(x) // rows
+    return run
+
+
+def _plain(model, x, y, rows=64, rho=0.0):
+    """A loop as people write it; with rho, SAM by two passes over the batch: up along the gradient, back, step."""
+    parameters = list(model.train().parameters())
+    optimizer = torch.optim.SGD(parameters, 1e-3, 0.9, weight_decay=1e-4, nesterov=True)
+
+    def gradient(batch):
+        optimizer.zero_grad()
+        cross_entropy(model(x[batch]), y[batch]).backward()
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def run():
+        for batch in torch.randperm(len(x), device=x.device).split(rows):
+            grads = gradient(batch)
+            if rho:
+                scale = rho / (torch.stack([g.norm() for g in grads]).norm() + 1e-12)
+                moved = [(p, p.grad * scale) for p in parameters if p.grad is not None]
+                with torch.no_grad():
+                    [p.add_(e) for p, e in moved]
+                gradient(batch)
+                with torch.no_grad():
+                    [p.sub_(e) for p, e in moved]
+            optimizer.step()
+
+    run.steps = len(x) // rows
+    return run
+
+
+class UsualLSQ(nn.Module):
+    """LSQ with a division, a clamp and two straight-through expressions, as most repositories have it."""
+
+    def __init__(self, low, high):
+        super().__init__()
+        self.step, self.low, self.high = nn.Parameter(torch.tensor(0.1)), low, high
+
+    def forward(self, x):
+        factor = (x.numel() * self.high) ** -0.5
+        s = (self.step - self.step * factor).detach() + self.step * factor
+        v = (x / s).clamp(self.low, self.high)
+        return ((v.round() - v).detach() + v) * s
+
+
+class Swapped(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(self.input(x), self.rounded(self.weight), self.bias)
+
+
+def _usual(layer, settings):
+    new = Swapped(**settings)
+    new.input, new.rounded = UsualLSQ(0, 15), UsualLSQ(-8, 7)
+    return new
+
+
+def _torch_ao(layer, settings):
+    new, kind = Swapped(**settings), torch.ao.quantization.FakeQuantize
+    new.input = kind(quant_min=0, quant_max=15, dtype=torch.quint8)
+    new.rounded = kind(quant_min=-8, quant_max=7, dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)
+    return new
+
+
+def _brevitas(layer, settings):
+    with silence():
+        from brevitas.nn import QuantConv2d
+        from brevitas.quant import Uint8ActPerTensorFloat
+
+        return QuantConv2d(**settings, weight_bit_width=4, input_quant=Uint8ActPerTensorFloat, input_bit_width=4)
+
+
+def _swapped(model, make):
+    """Put a quantized convolution of somebody else in the place of each."""
+    for module in list(model.modules()):
+        for name, layer in module.named_children():
+            if isinstance(layer, nn.Conv2d):
+                names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+                new = make(layer, {n: getattr(layer, n) for n in names} | {"bias": False})
+                new.weight.data.copy_(layer.weight.data)
+                setattr(module, name, new.to(layer.weight.device))
+    return model
+
+
 def searches(given, device):
     """An epoch over 512 images of each search for bits, as a multiple of quantization-aware training's."""
     batch, model = images(512, device), given.model()
@@ -455,7 +581,10 @@ def _peak(given, sam, device):
     return peak
 
 
-SECTIONS = {f.__name__: f for f in (product, eigenvalues, traces, pictures, scaling, steps, memory, searches, explorer)}
+SECTIONS = {
+    f.__name__: f
+    for f in (product, eigenvalues, traces, pictures, scaling, steps, training, memory, searches, explorer)
+}
 
 
 def main():
