@@ -18,7 +18,7 @@ from ..costs import describe
 from ..data import Data, steps_per_epoch, training_batches
 from ..quantization import QuantizerName, parse_bits
 from ..results import Settings
-from ..sharpness import SAM, SAQ, TINY, Case, Stepper, checked_range, common_grads, dot, norm
+from ..sharpness import SAM, SAQ, TINY, Case, checked_range, common_grads, dot, norm
 from ..training import Recipe, base_optimizer, batch_loss, brought_to
 from .baselines import solve
 from .checkpoint import Checkpoint
@@ -238,7 +238,7 @@ class RecordingPolicy:
         self.state: dict[str, Any] = {}
         self.rows: list[dict[str, Tensor]] = []
 
-    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes."""
         losses: list[Tensor] = []
 

@@ -3,6 +3,6 @@
 from .metrics import Metric
 from .radius import AdaptiveRho, checked_range
 from .sam import CASES, SAM, SAQ, Case
-from .step_policies import Stepper, StepPolicy
+from .step_policies import StepPolicy
 from .targets import Kind, kinds_of
 from .vectors import TINY, common_grads, dot, norm
