@@ -16,6 +16,7 @@ import torch.distributed as distributed
 import torch.distributed.nn.functional  # noqa: F401  (imported later, its defaults would keep the process group alive)
 from torch import Tensor, nn
 
+from landscape.model import quantized_layers
 from landscape.parallel import gather, leave, rank, size, sum_  # noqa: F401  (used as processes.gather, …)
 
 
@@ -37,13 +38,9 @@ def joined() -> Iterator[torch.device]:
         distributed.destroy_process_group()
 
 
-def _together() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
 def average_(tensors: list[Tensor]) -> None:
     """Replace tensors by their means over the processes, in one exchange."""
-    if not _together() or not tensors:
+    if size() == 1 or not tensors:
         return
     flat = sum_(torch.cat([tensor.flatten() for tensor in tensors])) / size()
     for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
@@ -61,7 +58,7 @@ def moved(value: Any, device: torch.device | str) -> Any:
 
 def agree_(model: nn.Module) -> None:
     """Broadcast the buffers of the first process (BatchNorm statistics of its rows)."""
-    if _together():
+    if size() > 1:
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
 
@@ -76,7 +73,7 @@ def bar(epochs: range, label: str) -> Iterable[int]:
 
 def wait() -> None:
     """Wait for all processes."""
-    if _together():
+    if size() > 1:
         distributed.barrier()
 
 
@@ -85,10 +82,10 @@ def parallel(forward: nn.Module, model: nn.Module) -> tuple[nn.Module, Callable[
 
     Its buffers follow the first process's in every forward pass, except the deltas: each process has its own ε.
     """
-    if not _together():
+    if size() == 1:
         return forward, nullcontext
-    quantized = [cast(Any, layer) for layer in model.modules() if hasattr(layer, "quantized_weights")]
-    deltas = {id(delta) for layer in quantized for _, delta, _ in layer.quantized_weights().values()}
+    layers = quantized_layers(model).values()
+    deltas = {id(delta) for layer in layers for _, delta, _ in layer.quantized_weights().values()}
     names = [name for name, buffer in forward.named_buffers() if id(buffer) in deltas]
     kind = nn.parallel.DistributedDataParallel
     cast(Any, kind)._set_params_and_buffers_to_ignore_for_model(forward, names)

@@ -18,13 +18,13 @@ from .. import processes
 from ..contexts import device_of
 from ..results import Settings, Shown
 from .diagnostics import diagnose as diagnostics_of
-from .metrics import Metric, scaled
 from .radius import AdaptiveRho, Radius, checked_range
 from .step_policies import StepPolicy, make_policy
-from .targets import Combination, Kind, Point, Target, Weights, find_parameters, find_targets, gradients_at
+from .targets import Kind, Metric, Point, Target, Weights, find_parameters, find_targets, gradients_at, scaled
 from .vectors import TINY, common_grads, copied, displaced, norm, projection, restored
 
 Case = Literal[1, 2, 3]
+Combination = Literal["perturbed", "mean", "gsam"]
 CASES: dict[int, tuple[Weights, Weights]] = {
     1: ("latent", "quantized"),
     2: ("latent", "latent"),
