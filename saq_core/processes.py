@@ -38,9 +38,13 @@ def joined() -> Iterator[torch.device]:
         distributed.destroy_process_group()
 
 
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def average_(tensors: list[Tensor]) -> None:
     """Replace tensors by their means over the processes, in one exchange."""
-    if size() == 1 or not tensors:
+    if not _together() or not tensors:
         return
     flat = sum_(torch.cat([tensor.flatten() for tensor in tensors])) / size()
     for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
@@ -58,7 +62,7 @@ def moved(value: Any, device: torch.device | str) -> Any:
 
 def agree_(model: nn.Module) -> None:
     """Broadcast the buffers of the first process (BatchNorm statistics of its rows)."""
-    if size() > 1:
+    if _together():
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
 
@@ -73,7 +77,7 @@ def bar(epochs: range, label: str) -> Iterable[int]:
 
 def wait() -> None:
     """Wait for all processes."""
-    if size() > 1:
+    if _together():
         distributed.barrier()
 
 
@@ -82,7 +86,7 @@ def parallel(forward: nn.Module, model: nn.Module) -> tuple[nn.Module, Callable[
 
     Its buffers follow the first process's in every forward pass, except the deltas: each process has its own ε.
     """
-    if size() == 1:
+    if not _together():
         return forward, nullcontext
     layers = quantized_layers(model).values()
     deltas = {id(delta) for layer in layers for _, delta, _ in layer.quantized_weights().values()}
