@@ -1,4 +1,4 @@
-"""The device of a network, and seeded random state."""
+"""The device and dtype of a network, and seeded random state."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from landscape.checking import seed_of
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's weights; the CPU if it has none."""
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the first floating dtype of the model's weights; float32 if it has none."""
+    return next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), torch.float32)
 
 
 @contextmanager

@@ -16,9 +16,8 @@ from torch.utils._pytree import tree_leaves
 from landscape.checking import numbers
 from landscape.model.errors import translated
 
-from .examples import first_inputs, on_one, shapes_of
+from .feeding import call, first_inputs, on_one, shapes_of
 from .quantization import Bits, dequantize, find_layers, quantize
-from .quantization.feeding import call
 from .results import Shown
 
 FLOAT_BITS = 32
@@ -175,11 +174,7 @@ def describe(model: nn.Module, example: Any = None, *, first_input_bits: int = I
 
 
 def cost(
-    model: nn.Module,
-    example: Any = None,
-    *,
-    bits: Bits | None = None,
-    first_input_bits: int = IMAGE_BITS,
+    model: nn.Module, example: Any = None, *, bits: Bits | None = None, first_input_bits: int = IMAGE_BITS
 ) -> Description:
     """Return ``.macs``, ``.bops``, ``.parameters`` and ``.size_bytes`` of a sample, of `model` or of it at other bits.
 

@@ -16,6 +16,7 @@ import torch.distributed as distributed
 import torch.distributed.nn.functional  # noqa: F401  (imported later, its defaults would keep the process group alive)
 from torch import Tensor, nn
 
+from landscape.model import quantized_layers
 from landscape.parallel import gather, leave, rank, size, sum_  # noqa: F401  (used as processes.gather, …)
 
 
@@ -87,8 +88,8 @@ def parallel(forward: nn.Module, model: nn.Module) -> tuple[nn.Module, Callable[
     """
     if not _together():
         return forward, nullcontext
-    quantized = [cast(Any, layer) for layer in model.modules() if hasattr(layer, "quantized_weights")]
-    deltas = {id(delta) for layer in quantized for _, delta, _ in layer.quantized_weights().values()}
+    layers = quantized_layers(model).values()
+    deltas = {id(delta) for layer in layers for _, delta, _ in layer.quantized_weights().values()}
     names = [name for name, buffer in forward.named_buffers() if id(buffer) in deltas]
     kind = nn.parallel.DistributedDataParallel
     cast(Any, kind)._set_params_and_buffers_to_ignore_for_model(forward, names)

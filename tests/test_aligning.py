@@ -12,14 +12,12 @@ from scipy.optimize import brentq
 from torch import nn
 from torch.nn import functional as F
 
-from landscape.model import Criterion
 from saq_core import SAM, Data, Policy, build_model, calibrate, cost, quantize
 from saq_core.mixed_precision.asga import (
     ASGA,
     Alignment,
     Mixture,
     RecordingPolicy,
-    asga,
     complexity,
     derive,
     multiplications,
@@ -75,9 +73,9 @@ def aligned(**settings):
     return Alignment(model, data, space, ASGA(**{**QUICK, **settings}), 0)
 
 
-def of(seed):
-    checkpoint = Checkpoint(None, {"seed": seed}, torch.device("cpu"))
-    return {"seed": seed, "quantizer": "lsq", "criterion": Criterion(), "checkpoint": checkpoint}
+def asga(model, data, space, budget, settings, seed):
+    run = Alignment(model, data, space, settings, seed)
+    return run.found(budget, Checkpoint(None, {"seed": seed}, torch.device("cpu")))
 
 
 def tensors(model):
@@ -391,9 +389,15 @@ def test_without_shrinking_nothing_changes_to_the_bit(case, metric):
     assert sam.shrink == 0.0
     measure = sam.epsilon
 
+    def scale(place):
+        tensor = place.parameter.tensor.detach()
+        if metric == "plain" or tensor.ndim < 2:
+            return torch.ones(())
+        return tensor.std() if metric == "normalised" else place.weight().abs() + 0.01
+
     def noted(gradient, at=None):
         epsilon, places = measure(gradient, at), at or sam._targets
-        scales = [sam._scale(places[n]) for n in gradient]
+        scales = [scale(places[n]) for n in gradient]
         scaled = [g * t for g, t in zip(gradient.values(), scales, strict=True)]
         factor = 0.2 / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(scaled)))
         for name, t, g in zip(gradient, scales, scaled, strict=True):
@@ -514,7 +518,7 @@ def test_the_derived_policys_costs_are_those_counted_by_hand(digits):
     budget = cost(model, digits.input_shape, bits=3).bops
     settings = ASGA(epochs=1, batch_size=30, lr=0.02)
     with torch.random.fork_rng(devices=[]):
-        choice, details = asga(model, digits, space, budget, settings=settings, **of(0))
+        choice, details = asga(model, digits, space, budget, settings, 0)
     bits = space.bits(choice)
     assert set(bits.values()) <= {"W2A2", "W3A3", "W4A4", "W5A5"}
     macs, sizes = {}, {}
@@ -554,7 +558,7 @@ def test_it_learns_logs_and_repeats_itself_and_leaves_model_and_data_alone(digit
     for seed in (1, 1, 2):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            found.append(asga(model, digits, space, budget, settings=settings, **of(seed)))
+            found.append(asga(model, digits, space, budget, settings, seed))
     assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1] != found[2][1]
     rows = found[0][1]["epochs"]
     assert [row["epoch"] for row in rows] == [1, 2, 3] and rows[-1]["loss"] < rows[0]["loss"]

@@ -193,7 +193,7 @@ def test_measuring_leaves_no_perturbation_and_no_gradient(data, what):
     before = state(model)
     passes = watched(model)
     if what == "perturbed loss":
-        loss = run.perturbed_loss(*(part[:7] for part in run.held_out))
+        loss = run.perturbed_loss(tuple(part[:7] for part in run.held_out))
         assert not loss.requires_grad
     elif what == "sharpness":
         run.sharpness(alternating(run.space))

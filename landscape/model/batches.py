@@ -152,8 +152,8 @@ def with_values(batch: Mapping[str, Any], values: dict[str, Any]) -> Any:
     return other
 
 
-def moved(batch: Any, device: torch.device, dtype: torch.dtype, dtypes: Collection[torch.dtype] = ()) -> Any:
-    """Bring a batch to a device, and its floating tensors to a dtype unless they have one of several.
+def moved(batch: Any, device: torch.device, dtype: torch.dtype | None, dtypes: Collection[torch.dtype] = ()) -> Any:
+    """Bring a batch to a device, and its floating tensors to a dtype, if any, unless they have one of several.
 
     What needs no change is handed on as the very same object, and what is no plain container moves itself.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..contexts import seeded
 from .datasets import Batch, Data, Split
 from .image_files import ImageFiles
-from .streams import batches_of, begin_epoch, collated, is_dataset, is_distributed, is_pair, share_of
+from .streams import batches_of, begin_epoch, collated, is_dataset, is_distributed, is_pair, samples_in, share_of
 
 MIXES = {"mixup": ("MixUp", 0.8), "cutmix": ("CutMix", 1.0)}  # with alpha as in DeiT
 
@@ -21,9 +22,8 @@ def steps_per_epoch(data: Data, batch_size: int, world_size: int = 1) -> int:
 
     Of a DataLoader or a list those that it has, each process its own.
     """
-    if is_pair(data.train) or is_dataset(data.train):
-        return max(1, len(data.train[0] if is_pair(data.train) else data.train) // batch_size)
-    return max(1, len(share_of(data.train, 0, world_size)))
+    samples = samples_in(data.train)
+    return max(1, len(share_of(data.train, 0, world_size)) if samples is None else samples // batch_size)
 
 
 def training_batches(
@@ -43,12 +43,12 @@ def training_batches(
     Raises:
         ValueError: If the shares of a batch would differ in size.
     """
-    split = data.train
-    if not is_pair(split) and not is_dataset(split):
+    split, samples = data.train, samples_in(data.train)
+    if samples is None:
         begin_epoch(split, epoch, generator.initial_seed())
         yield from batches_of(share_of(split, rank, world_size))
         return
-    samples, device = (len(split[1]), split[0].device) if is_pair(split) else (len(split), generator.device)
+    device = split[0].device if is_pair(split) else generator.device
     size = min(batch_size, samples)
     if size % world_size:
         rule = f"equal shares for {world_size} processes, whose gradients are averaged"
@@ -92,13 +92,11 @@ def evaluation_batches(
     split: Split, batch_size: int, device: torch.device, *, rank: int = 0, world_size: int = 1
 ) -> Iterator[Any]:
     """Yield a split on the device, every sample once, in order and un-augmented; of several processes each its part."""
-    if not is_pair(split) and not is_dataset(split):
-        shared = world_size > 1 and not is_distributed(split)
-        for k, batch in enumerate(batches_of(split)):
-            if not shared or k % world_size == rank:
-                yield batch
+    samples = samples_in(split)
+    if samples is None:
+        step = 1 if is_distributed(split) else world_size
+        yield from islice(batches_of(split), rank % step, None, step)
         return
-    samples = len(split[1]) if is_pair(split) else len(split)
     first, last = (samples * k // world_size for k in (rank, rank + 1))
     rows = [slice(k, min(k + batch_size, last)) for k in range(first, last, batch_size)]
     if is_dataset(split):

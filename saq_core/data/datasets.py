@@ -93,7 +93,8 @@ class Data:
             raise ValueError(f"fill must hold one value, or one for each channel, got {self.fill}")
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{samples_in(split)} {name}" for name, split in self.splits.items())
+        kinds = {name: "" if samples_in(split) is not None else "batches of " for name, split in self.splits.items()}
+        sizes = ", ".join(f"{samples_in(s) or len(s):,} {kinds[name]}{name}" for name, s in self.splits.items())
         inputs = f"; inputs {self.input_shape}" if is_pair(self.train) else f"; {type(self.train).__name__}"
         return f"Data({self.name}: {sizes}{inputs}{f', {self.num_classes} classes' if self.num_classes else ''})"
 

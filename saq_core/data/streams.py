@@ -108,8 +108,6 @@ def begin_epoch(split: Any, epoch: int, seed: int) -> None:
             generator.manual_seed(seed)
 
 
-def samples_in(split: Any) -> str:
-    """Return how many samples or batches there are, as text."""
-    if is_pair(split):
-        return f"{len(split[0]):,}"
-    return f"{len(split):,}" if is_dataset(split) else f"{len(split):,} batches of"
+def samples_in(split: Any) -> int | None:
+    """Return how many samples there are to draw from, None where they come in batches."""
+    return len(split[1]) if is_pair(split) else len(split) if is_dataset(split) else None

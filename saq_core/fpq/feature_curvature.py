@@ -131,11 +131,9 @@ def feature_noise_penalty(
         trace = landscape.trace(operator, rtol=rtol, num_probes=num_probes, seed=seed)
         factor = p * step**2 / 24
         layers[name] = LayerPenalty(step, trace.value, factor * trace.value, factor * trace.stderr)
-    increases = (
-        _measured(model, batches, list(inputs.values()), p, num_samples, seed)
-        if num_samples
-        else torch.full((2,), math.nan)
-    )
+    increases = torch.full((2,), math.nan)
+    if num_samples:
+        increases = _measured(model, batches, list(inputs.values()), p, num_samples, seed)
     return FeatureNoisePenalty(
         predicted=sum(layer.delta_loss for layer in layers.values()),
         predicted_stderr=sum(layer.stderr**2 for layer in layers.values()) ** 0.5,
@@ -197,17 +195,14 @@ def _measured(
         return torch.stack(losses).sum() / sum(len(y) for _, y in batches)
 
     device = device_of(model)
-    with measurement_mode(model):
+    with measurement_mode(model):  # which takes the hooks back
         plain, increases = loss(), []
-        handles = [attach(model.get_submodule(path), leaf, partial(noise, width)) for path, leaf, width in tensors]
-        try:
-            for draw in range(num_samples):
-                pair = []
-                for sign[0] in (1.0, -1.0):
-                    with seeded(seed * 1_000_003 + draw, device):
-                        pair.append(loss())
-                increases.append((pair[0] + pair[1]) / 2 - plain)
-        finally:
-            for handle in handles:
-                handle.remove()
+        for path, leaf, width in tensors:
+            attach(model.get_submodule(path), leaf, partial(noise, width))
+        for draw in range(num_samples):
+            pair = []
+            for sign[0] in (1.0, -1.0):
+                with seeded(seed * 1_000_003 + draw, device):
+                    pair.append(loss())
+            increases.append((pair[0] + pair[1]) / 2 - plain)
     return torch.stack(increases).cpu()

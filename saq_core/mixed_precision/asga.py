@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,13 +14,14 @@ from landscape.model import Criterion
 
 from ..contexts import device_of
 from ..costs import describe
-from ..data import Data, steps_per_epoch, training_batches
+from ..data import Data, steps_per_epoch
 from ..quantization import QuantizerName, parse_bits
 from ..results import Settings
-from ..sharpness import SAM, SAQ, TINY, Case, Stepper, checked_range, common_grads, dot, norm
-from ..training import Recipe, base_optimizer, batch_loss, brought_to
+from ..sharpness import SAM, SAQ, TINY, Case, checked_range, common_grads, dot, norm
+from ..training import Recipe, base_optimizer, batch_loss
 from .baselines import solve
 from .checkpoint import Checkpoint
+from .descent import descend
 from .space import Space
 from .switchable import QuantizerSwitch, Switchable
 
@@ -238,7 +238,7 @@ class RecordingPolicy:
         self.state: dict[str, Any] = {}
         self.rows: list[dict[str, Tensor]] = []
 
-    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes."""
         losses: list[Tensor] = []
 
@@ -287,15 +287,15 @@ class Alignment:
         quantizer: QuantizerName = "lsq",
         criterion: Criterion | None = None,
     ) -> None:
-        self.settings, self.seed, self.criterion = settings, seed, criterion or Criterion()
+        self.space, self.settings, self.seed, self.criterion = space, settings, seed, criterion or Criterion()
         self.model, self.logits = relax(model, space, data, quantizer=quantizer)
-        self.device = device_of(self.model)
-        self.data = data.to(self.device)
+        self.data = data.to(device_of(self.model))
         macs, first = multiplications(space, model, data)
         self.macs = (macs.double() / first).to(self.logits)
         self.bits = torch.tensor([parse_bits(label) for label in space.candidates]).to(self.logits)
-        recipe = Recipe(settings.epochs, settings.lr, nesterov=False, weight_decay=settings.weight_decay)
-        self.optimizer = base_optimizer(self.model, recipe)
+        plain: Any = {"nesterov": False, "weight_decay": settings.weight_decay}
+        self.recipe = Recipe(settings.epochs, settings.lr, settings.batch_size, **plain)
+        self.optimizer = base_optimizer(self.model, self.recipe)
         self.optimizer.add_param_group({"params": [self.logits], "lr": settings.lr_alpha, "weight_decay": 0.0})
         self.optimizer.register_step_pre_hook(self.add_cost)
         self.starts = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -330,21 +330,15 @@ class Alignment:
 
     def epoch(self, epoch: int) -> dict[str, float]:
         """Make an epoch; return the means of its steps' statistics."""
-        settings = self.settings
-        self.model.train()
-        random = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + epoch)
-        per_epoch = steps_per_epoch(self.data, settings.batch_size)
-        losses = []
-        batches = training_batches(self.data, settings.batch_size, generator=random, epoch=epoch)
-        for k, batch in enumerate(brought_to(self.model, batches)):
-            factor = settings.lr_factor(epoch * per_epoch + k, settings.epochs * per_epoch)
+        steps = self.recipe.epochs * steps_per_epoch(self.data, self.recipe.batch_size)
+
+        def step(k: int, batch: Any) -> Tensor:
             for group, start in zip(self.optimizer.param_groups, self.starts, strict=True):
-                group["lr"] = start * factor
-            losses.append(self.step(batch))
-        loss = float(torch.stack(losses).mean())
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"training loss is {loss} in epoch {epoch + 1}: try an lr below {settings.lr}")
-        return {"epoch": epoch + 1, "loss": loss, **self.step_means(), **self.mixture_statistics()}
+                group["lr"] = start * self.settings.lr_factor(k, steps)
+            return self.step(batch)
+
+        row = descend(self.model, self.data, self.recipe, self.seed, epoch, step)
+        return {**row, **self.step_means(), **self.mixture_statistics()}
 
     def step_means(self) -> dict[str, float]:
         """Return the means over the steps since the last call: ρ, how often at its ends, the gap h, ‖g‖, the cosine.
@@ -367,29 +361,17 @@ class Alignment:
         logs = self.logits.log_softmax(1)
         return {"entropy": float(-(logs.exp() * logs).sum(1).mean()), "complexity": float(self.complexity())}
 
-
-def asga(
-    model: nn.Module,
-    data: Data,
-    space: Space,
-    budget: float,
-    *,
-    settings: ASGA,
-    seed: int,
-    quantizer: QuantizerName,
-    criterion: Criterion,
-    checkpoint: Checkpoint,
-) -> tuple[Tensor, dict[str, Any]]:
-    """Return the choice that the search derived and its history: see `search`."""
-    run = Alignment(model, data, space, settings, seed, quantizer, criterion)
-    state = {"network": run.model, "logits": nn.ParameterList([run.logits]), "optimizer": run.sam or run.optimizer}
-    epochs = checkpoint.rows("epochs", settings.epochs, run.epoch, **state)
-    logits = run.logits.detach().cpu()
-    probable = logits.argmax(1)
-    stored = asdict(settings) | {"rho_range": settings.rho_range and list(settings.rho_range)}  # as JSON has it
-    return derive(logits, space, budget, settings.slack), {
-        "epochs": epochs,
-        "chances": dict(zip(space.groups, logits.softmax(1).tolist(), strict=True)),
-        "argmax": {"bits": space.bits(probable), "bops": int(space.bops(probable))},
-        "settings": stored,
-    }
+    def found(self, budget: float, checkpoint: Checkpoint) -> tuple[Tensor, dict[str, Any]]:
+        """Make the epochs; return the choice that they lead to within the budget, and the history: see `search`."""
+        settings = self.settings
+        state = {"network": self.model, "logits": nn.ParameterList([self.logits])}
+        epochs = checkpoint.rows("epochs", settings.epochs, self.epoch, **state, optimizer=self.sam or self.optimizer)
+        logits = self.logits.detach().cpu()
+        probable = logits.argmax(1)
+        stored = asdict(settings) | {"rho_range": settings.rho_range and list(settings.rho_range)}  # as JSON has it
+        return derive(logits, self.space, budget, settings.slack), {
+            "epochs": epochs,
+            "chances": dict(zip(self.space.groups, logits.softmax(1).tolist(), strict=True)),
+            "argmax": {"bits": self.space.bits(probable), "bops": int(self.space.bops(probable))},
+            "settings": stored,
+        }

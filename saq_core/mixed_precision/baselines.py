@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from landscape import Objective, trace
 from landscape.checking import seed_of
+from landscape.model import quantized_layers
 
 from ..quantization import QuantizerName, quantize
 from .checkpoint import Checkpoint
@@ -122,12 +123,10 @@ def _errors(space: Space, model: nn.Module, quantizer: QuantizerName) -> dict[st
     for k in range(len(space.candidates)):
         quantized = quantize(model, space.bits(space.everywhere(k)), quantizer=quantizer)
         free = {name for group in space.groups.values() for name in group}
-        for layer_name in [n for n, _ in quantized.named_modules() if n in free]:
-            layer = cast(Any, quantized.get_submodule(layer_name))
-            if hasattr(layer, "quantized_weights"):
-                for name, (value, _, _) in layer.quantized_weights().items():
-                    error = (value - layer.get_parameter(name).detach()).double().square().sum()
-                    errors.setdefault(f"{layer_name}.{name}", []).append(error.cpu())
+        for layer_name, layer in quantized_layers(quantized).items():
+            for name, (value, _, _) in layer.quantized_weights().items() if layer_name in free else ():
+                error = (value - layer.get_parameter(name).detach()).double().square().sum()
+                errors.setdefault(f"{layer_name}.{name}", []).append(error.cpu())
     return {name: torch.stack(column) for name, column in errors.items()}
 
 

@@ -16,23 +16,14 @@ from torch.utils.data import Subset
 from landscape.model import Criterion, measurement_mode
 
 from ..contexts import device_of
-from ..data import (
-    Data,
-    ImageFiles,
-    Split,
-    balanced_order,
-    evaluation_batches,
-    is_dataset,
-    is_pair,
-    steps_per_epoch,
-    training_batches,
-)
+from ..data import Data, ImageFiles, Split, balanced_order, evaluation_batches, is_dataset, samples_in, steps_per_epoch
 from ..quantization import QuantizerName
 from ..results import Settings
 from ..sharpness import SAQ, Metric
 from ..training import Evaluation, Recipe, base_optimizer, batch_loss, brought_to, evaluated
 from .checkpoint import Checkpoint
 from .controller import Controller, Reinforce
+from .descent import descend
 from .space import MILLION, Space
 from .switchable import Switchable
 
@@ -134,16 +125,10 @@ class Search:
         self.network = Switchable(model, space, data, quantizer=quantizer)
         self.device = device_of(self.network.model)
         self.ours, self.held_out = halves(data, settings.share, seed, self.device)
-        self.recipe = Recipe(
-            epochs=settings.epochs,
-            lr=settings.lr,
-            batch_size=settings.batch_size,
-            weight_decay=settings.weight_decay,
-            schedule="steps",
-            sam=SAQ(settings.rho, metric=settings.metric),
-        )
-        base = base_optimizer(self.network.model, self.recipe)
-        self.sam = cast(SAQ, self.recipe.sam).wrap(self.network.model, base)
+        kept: Any = {"weight_decay": settings.weight_decay, "schedule": "steps"}
+        self.recipe = Recipe(settings.epochs, settings.lr, settings.batch_size, **kept)
+        sharp = SAQ(settings.rho, metric=settings.metric)
+        self.sam = sharp.wrap(self.network.model, base_optimizer(self.network.model, self.recipe))
         self.controller = Controller(len(space.groups), len(space.candidates), seed=seed)
         self.reinforce = Reinforce(
             self.controller,
@@ -160,20 +145,15 @@ class Search:
 
     def weight_epoch(self, epoch: int) -> dict[str, float]:
         """Train the weights on their half for an epoch: SAQ, bits drawn anew per batch, the same in both passes."""
-        self.network.model.train()
-        random = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + epoch)
         per_epoch = steps_per_epoch(self.ours, self.recipe.batch_size)
-        losses = []
-        batches = training_batches(self.ours, self.recipe.batch_size, generator=random)
-        for k, batch in enumerate(brought_to(self.network.model, batches)):
+
+        def step(k: int, batch: Any) -> Tensor:
             for group in self.sam.param_groups:
-                group["lr"] = self.recipe.lr_at(epoch * per_epoch + k, per_epoch)
+                group["lr"] = self.recipe.lr_at(k, per_epoch)
             self.network.choose_(self.draw(uniform=epoch < self.settings.warmup))
-            losses.append(self.sam.step(partial(self.backward, [batch])))
-        loss = float(torch.stack(losses).mean())
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"training loss is {loss} in epoch {epoch + 1}: try an lr below {self.recipe.lr}")
-        return {"epoch": epoch + 1, "loss": loss}
+            return cast(Tensor, self.sam.step(partial(self.backward, [batch])))
+
+        return descend(self.network.model, self.ours, self.recipe, self.seed, epoch, step)
 
     @torch.no_grad()
     def draw(self, *, uniform: bool) -> Tensor:
@@ -262,33 +242,20 @@ class Search:
         warnings.warn(f"{rule}: {lowest}; raise tries or epochs", stacklevel=2)
         return drawn[chosen]
 
+    def found(self, checkpoint: Checkpoint) -> tuple[Tensor, dict[str, Any]]:
+        """Make the epochs, compare what they lead to; return the choice of least sharpness and the history."""
+        learned: Any = {"network": self.network.model, "sam": self.sam, "controller": self.controller}
+        epochs = checkpoint.rows("epochs", self.settings.epochs, self.epoch, **learned, reinforce=self.reinforce)
+        choices = self.derive()
 
-def samq(
-    model: nn.Module,
-    data: Data,
-    space: Space,
-    budget: float,
-    *,
-    settings: SAMQ,
-    seed: int,
-    quantizer: QuantizerName,
-    criterion: Criterion,
-    checkpoint: Checkpoint,
-) -> tuple[Tensor, dict[str, Any]]:
-    """Return the choice of least sharpness and the history: see `search`."""
-    run = Search(model, data, space, budget, settings, seed, quantizer, criterion)
-    state = {"network": run.network.model, "sam": run.sam, "controller": run.controller, "reinforce": run.reinforce}
-    epochs = checkpoint.rows("epochs", settings.epochs, run.epoch, **state)
-    choices = run.derive()
+        def compare(k: int) -> dict[str, Any]:
+            delta_loss, flat = self.sharpness(choices[k])
+            row: dict[str, Any] = {"bits": self.space.bits(choices[k]), "bops": int(self.space.bops(choices[k]))}
+            return row | {"sharpness": delta_loss, "loss": flat.loss, "accuracy": flat.accuracy}
 
-    def compare(k: int) -> dict[str, Any]:
-        delta_loss, flat = run.sharpness(choices[k])
-        row: dict[str, Any] = {"bits": space.bits(choices[k]), "bops": int(space.bops(choices[k]))}
-        return row | {"sharpness": delta_loss, "loss": flat.loss, "accuracy": flat.accuracy}
-
-    compared = checkpoint.rows("compared", len(choices), compare)
-    best = min(range(len(compared)), key=[row["sharpness"] for row in compared].__getitem__)
-    return choices[best], {"epochs": epochs, "compared": compared, "settings": asdict(settings)}
+        compared = checkpoint.rows("compared", len(choices), compare)
+        best = min(range(len(compared)), key=[row["sharpness"] for row in compared].__getitem__)
+        return choices[best], {"epochs": epochs, "compared": compared, "settings": asdict(self.settings)}
 
 
 def halves(data: Data, share: float, seed: int, device: torch.device) -> tuple[Data, Split]:
@@ -297,11 +264,10 @@ def halves(data: Data, share: float, seed: int, device: torch.device) -> tuple[D
     Raises:
         ValueError: If one of them would be empty, or the samples come in batches already.
     """
-    train = data.train
-    if not is_pair(train) and not is_dataset(train):
+    train, samples = data.train, samples_in(data.train)
+    if samples is None:
         rule = "data must be tensors or a Dataset for method='samq', which divides the samples in two"
         raise ValueError(f"{rule}, got {type(train).__name__}")
-    samples = len(train[1] if is_pair(train) else train)
     mixed = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     order = balanced_order(train[1].cpu(), seed, proportional=True) if data.num_classes else mixed
     count = round(share * samples)
@@ -321,7 +287,4 @@ def _rows(split: Split, rows: Tensor, device: torch.device) -> Split:
 
 def distinct(drawn: Tensor) -> Tensor:
     """Return the distinct rows, in the order of their first occurrence."""
-    first: dict[tuple[int, ...], int] = {}
-    for k, row in enumerate(drawn.tolist()):
-        first.setdefault(tuple(row), k)
-    return drawn[list(first.values())]
+    return torch.tensor(list(dict.fromkeys(map(tuple, drawn.tolist()))))

@@ -16,12 +16,13 @@ from landscape.model import Criterion
 from .. import processes
 from ..contexts import device_of, seeded
 from ..data import data_of
-from ..examples import first_inputs
+from ..feeding import first_inputs
 from ..quantization import QuantizerName
-from .asga import ASGA, asga
+from ..quantization.convert import check_float
+from .asga import ASGA, Alignment
 from .baselines import at_random, by_hessian, uniform
 from .checkpoint import Checkpoint
-from .samq import SAMQ, samq
+from .samq import SAMQ, Search
 from .space import Policy, Space
 
 Method = Literal["uniform", "random", "hessian", "samq", "asga"]
@@ -116,11 +117,13 @@ def search(
         elif method == "hessian":
             choice, details = by_hessian(space, model, data, room, seed, quantizer, kept, **functions)
         else:
-            run = samq if method == "samq" else asga
-            options: dict[str, Any] = {"settings": settings or SETTINGS[method](), "seed": seed, "quantizer": quantizer}
             criterion = Criterion(**functions)
-            options |= {"criterion": criterion, "checkpoint": kept}
-            choice, details = run(model, data_of(data, has_labels=criterion.is_default), space, room, **options)
+            data = data_of(data, has_labels=criterion.is_default)
+            how: Any = (settings or SETTINGS[method](), seed, quantizer, criterion)
+            if method == "samq":
+                choice, details = Search(model, data, space, room, *how).found(kept)
+            else:
+                choice, details = Alignment(model, data, space, *how).found(room, kept)
     peak = torch.cuda.max_memory_allocated(device) if cuda else None
     bops = int(space.bops(choice))
     return Policy(space.bits(choice), bops, kept.seconds, method, float(budget), int(seed), peak, details)
@@ -136,7 +139,6 @@ def _check(
     given = [name for name, value in functions.items() if value is not None]
     if given and method in ("uniform", "random"):
         raise ValueError(f"{given[0]} must be None for method={method!r}, which looks at no loss, got one")
-    if any(hasattr(module, "quantized_weights") for module in model.modules()):
-        raise ValueError("model must be a float network, got one that is quantized already: use dequantize() first")
+    check_float(model)
     if processes.size() > 1:
         raise ValueError(f"search runs in one process, got {processes.size()}: call it in one and pass policy.bits on")

@@ -73,7 +73,7 @@ class Switchable:
         self.switches: dict[str, list[Switch]] = {leader: [] for leader in space.groups}
         owners = {name: leader for leader, group in space.groups.items() for name in group}
         for name in [n for n, m in self.model.named_modules() if isinstance(m, Quantizer)]:
-            owner = next((part for part in _prefixes(name) if part in owners), None)
+            owner = max((layer for layer in owners if name.startswith(f"{layer}.")), key=len, default=None)
             if owner is not None:
                 options = cast(list[Any], [network.get_submodule(name) for network in networks])
                 by_bits = {option.bits: option for option in options}
@@ -91,9 +91,3 @@ class Switchable:
         for switches, k in zip(self.switches.values(), choice.tolist(), strict=True):
             for switch in switches:
                 switch.chosen = k
-
-
-def _prefixes(name: str) -> list[str]:
-    """Return the names of all modules that hold the one of this name, the innermost first."""
-    parts = name.split(".")
-    return [".".join(parts[:k]) for k in range(len(parts) - 1, 0, -1)]

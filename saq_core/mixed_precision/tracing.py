@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
+from ..feeding import call
 from ..quantization import copy_model, find_layers
-from ..quantization.feeding import call
+from ..quantization.usage import Tracer
 
 ADDITIONS = ("add", "add_", "__add__", "__iadd__", "__radd__")
 
@@ -25,18 +25,17 @@ class Origin(NamedTuple):
     alone: bool
 
 
-class _Origins(TorchFunctionMode):
+class _Origins(Tracer):
     """Trace the values of a forward pass back to the layers that made them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.known: dict[int, tuple[Tensor, Origin]] = {}  # the tensor too, for its id must not be used again
         self.follows: dict[str, str] = {}
         self.norms: dict[str, str] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        parts = [origin for t in _tensors((args, kwargs or {})) if (origin := self.of(t)) is not None]
+        parts: list[Origin] = self._of((args, kwargs))
         if parts:
             deepest = max(parts, key=lambda origin: len(origin.before))
             if getattr(func, "__name__", "") in ADDITIONS and len(parts) == 2:
@@ -44,13 +43,6 @@ class _Origins(TorchFunctionMode):
             before, alone = frozenset().union(*(origin.before for origin in parts)), len(parts) == 1 and deepest.alone
             self._put(output, Origin(deepest.layer, before, alone))
         return output
-
-    def of(self, tensor: Tensor) -> Origin | None:
-        """Return the origin of a value, None for the input and for parameters."""
-        return self.known[id(tensor)][1] if id(tensor) in self.known else None
-
-    def _put(self, values: Any, origin: Origin) -> None:
-        self.known.update({id(t): (t, origin) for t in _tensors(values)})
 
     def _note_shortcut(self, short: Origin, long: Origin) -> None:
         both = short.alone and long.alone and len(short.before) < len(long.before)
@@ -60,23 +52,13 @@ class _Origins(TorchFunctionMode):
 
     def layer(self, name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Record a layer's output (a forward hook)."""
-        origins = [origin for t in _tensors(inputs) if (origin := self.of(t)) is not None]
-        before = max((origin.before for origin in origins), key=len, default=frozenset())
+        before: frozenset[str] = max((origin.before for origin in self._of(inputs)), key=len, default=frozenset())
         self._put(output, Origin(name, before | {name}, True))
 
     def norm(self, name: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Record which layer feeds a BatchNorm (a forward pre-hook)."""
-        origin = self.of(inputs[0])
-        if origin is not None:
+        for origin in self._of(inputs[0]):
             self.norms.setdefault(name, origin.layer)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, Iterable) and not isinstance(values, str):
-        for value in values.values() if isinstance(values, dict) else values:
-            yield from _tensors(value)
 
 
 def trace_shortcuts(model: nn.Module, x: Any) -> tuple[dict[str, str], dict[str, str]]:

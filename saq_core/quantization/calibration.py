@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from landscape.checking import numbers
-from landscape.model.measuring import measurement_mode
+from landscape.model import measurement_mode, quantized_layers
 
+from ..feeding import Forward, call, feed
 from .attention import AttentionProducts
 from .base import Method, Quantizer
 from .convert import leave_float
-from .feeding import Forward, call, feed
 from .usage import Usage
 
 
@@ -106,8 +106,8 @@ def _reached(model: nn.Module, x: Any, forward: Forward | None) -> tuple[list[st
     sizes = {tensor.shape[:1] for tensor in tree_leaves(x) if isinstance(tensor, Tensor)}
     if forward is None and len(sizes) == 1 and sizes != {()}:
         x = tree_map_only(Tensor, lambda tensor: tensor[:1], x)
-    layers = {name: cast(Any, m) for name, m in model.named_modules() if hasattr(m, "quantized_weights")}
-    pairs = {name: [getattr(layer, layer.weight_name), layer.delta] for name, layer in layers.items()}
+    layers = quantized_layers(model).items()
+    pairs = {name: [getattr(layer, layer.weight_name), layer.delta] for name, layer in layers}
     with measurement_mode(model), torch.enable_grad():
         tensors = [tensor.requires_grad_() for pair in pairs.values() for tensor in pair]
         with Usage(model) as usage:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from landscape.checking import numbers
 from landscape.model.measuring import measurement_mode
 
+from ..feeding import batches_in, feed
 from .calibration import calibrate
 from .convert import Bits, quantize
-from .feeding import batches_in, feed
 from .layers import QTransposedLinear
 from .quantizers import QuantizerLike
 

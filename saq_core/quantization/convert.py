@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
-from landscape.model.measuring import copied, measurement_mode
+from landscape.model import copied, measurement_mode, quantized_layers
 
+from ..feeding import feed
 from .attention import QMultiheadAttention
 from .base import Method, Quantizer, check_latent
-from .feeding import feed
 from .functional import check_bits
 from .layers import LAYERS, QLinear, QTransposedLinear
 from .quantizers import QuantizerLike, quantizer_classes, quantizer_name
@@ -126,7 +126,7 @@ def quantize(
           (input_quantizer): LSQ(bits=2, signed=None)
         )
     """
-    _check_float(model)
+    check_float(model)
     quantizer_classes(quantizer)
     model = copy_model(model)
     layers, left_out = find_layers(model)
@@ -134,15 +134,15 @@ def quantize(
     for name in skip:
         if layers.pop(name, None) is None:
             raise ValueError(f"skip must name layers that can be quantized, got {name!r}: there are {list(layers)[:5]}")
+    reasons = [f"{name or 'model'} ({reason})" for name, reason in left_out.items()]
     if not layers:
-        reasons = "; ".join(f"{name or 'model'} ({reason})" for name, reason in list(left_out.items())[:3])
         rule = "model must have a convolution, linear layer or attention to quantize"
-        raise ValueError(f"{rule}, got none{': ' if reasons else ''}{reasons}")
-    if left_out:
+        raise ValueError(f"{rule}, got none{': ' if reasons else ''}{'; '.join(reasons[:3])}")
+    if reasons:
         loud = f"only {share:.1%} of the weights that multiply are in quantized layers\n" if share < 0.5 else ""
-        shown = [f"\n  {name or 'model'} ({reason})" for name, reason in list(left_out.items())[:NAMED]]
-        more = f"\n  and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
-        warnings.warn(f"{loud}these stay in full precision:{''.join(shown)}{more}", stacklevel=3)
+        more = [f"and {len(reasons) - NAMED} more"] if len(reasons) > NAMED else []
+        shown = "\n  ".join(["these stay in full precision:", *reasons[:NAMED], *more])
+        warnings.warn(f"{loud}{shown}", stacklevel=3)
     parts = {name: [f"{name}{part}" for part in quantized_form(layer).parts] for name, layer in layers.items()}
     names = [part for several in parts.values() for part in several]
     plan = _layer_bits(names, bits, find_ends(model, names, example), first_last_bits, input_bits)
@@ -164,7 +164,7 @@ def quantize(
     return model
 
 
-def _check_float(model: nn.Module) -> None:
+def check_float(model: nn.Module) -> None:
     """Raise if a network is quantized, by whomever."""
     for name, module in model.named_modules():
         if hasattr(module, "quantized_weights"):
@@ -209,9 +209,8 @@ def find_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
     left_out: dict[str, str] = {}
     closed: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if name.startswith(closed) or "parametrizations" in name.split("."):
-            continue
-        if hasattr(module, "quantized_weights") or getattr(module, "is_quantizer", False):
+        ours = hasattr(module, "quantized_weights") or getattr(module, "is_quantizer", False)
+        if ours or name.startswith(closed) or "parametrizations" in name.split("."):
             continue
         reason = _refusal(module)
         if reason is not None:
@@ -221,12 +220,12 @@ def find_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]
         elif quantized_form(module):
             layers[name] = module
         elif not isinstance(module, EMBEDDINGS):
-            kind, inner = type(module).__name__, any(True for _ in module.children())
-            for key, parameter in module.named_parameters(recurse=False):
-                if is_matrix(parameter) and inner:
-                    left_out[f"{name}.{key}".removeprefix(".")] = f"a parameter of {kind}"
-                elif is_matrix(parameter):
-                    left_out[name] = f"{kind}: there is no quantized form of it"
+            kind = type(module).__name__
+            matrices = [key for key, p in module.named_parameters(recurse=False) if is_matrix(p)]
+            if any(True for _ in module.children()):
+                left_out |= {f"{name}.{key}".removeprefix("."): f"a parameter of {kind}" for key in matrices}
+            elif matrices:
+                left_out[name] = f"{kind}: there is no quantized form of it"
     return layers, left_out
 
 
@@ -281,18 +280,16 @@ def _layer_bits(
         close = difflib.get_close_matches(name, names) or names[:5]
         raise ValueError(f"bits must name layers of the model, got {name!r}: close are {close}")
     unnamed = (32, 32) if isinstance(bits, Mapping) else parse_bits(bits)
-    edge = None if first_last_bits is None else check_bits(first_last_bits, "first_last_bits")
-    first, last = ends
+    edge, (first, last) = list(unnamed), ends
+    if first_last_bits is not None:
+        outer = check_bits(first_last_bits, "first_last_bits")
+        edge = [outer if isinstance(bits, Mapping) or inner < 32 else 32 for inner in unnamed]
     if first is None and input_bits is not None:
         rule = "input_bits must be None for a network none of whose layers takes its input, say tokens"
         raise ValueError(f"{rule}, got {input_bits}")
     plan = {}
     for name in names:
-        weight, activation = unnamed
-        if edge is not None and name in (first, *last):
-            float_plan = isinstance(bits, Mapping)
-            weight = edge if float_plan or weight < 32 else 32
-            activation = edge if float_plan or activation < 32 else 32
+        weight, activation = edge if name in (first, *last) else unnamed
         if name == first:
             activation = 32 if input_bits is None else check_bits(input_bits, "input_bits")
         key = name if name in named else name.removesuffix(".products")
@@ -338,7 +335,7 @@ def dequantize(model: nn.Module, *, latent: bool = False) -> nn.Module:
     if latent:
         check_latent(model, "use latent=False")
     model = copy_model(model)
-    for layer in [cast(Any, m) for m in model.modules() if hasattr(m, "quantized_weights")]:
+    for layer in quantized_layers(model).values():
         if not latent:  # a new one: whoever was tied to it keeps the float weight
             old = getattr(layer, layer.weight_name)
             setattr(layer, layer.weight_name, nn.Parameter(layer.used_weight(), requires_grad=old.requires_grad))

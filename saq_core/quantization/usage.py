@@ -20,7 +20,22 @@ def is_matrix(value: Any) -> bool:
     return isinstance(value, nn.Parameter) and value.ndim >= 2 and len(value) > 1
 
 
-class Usage(TorchFunctionMode):
+class Tracer(TorchFunctionMode):
+    """Know where values of a forward pass come from: what was put with a tensor, until it is put anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._origins: dict[int, tuple[Tensor, Any]] = {}  # the tensor too, for its id must not be used again
+
+    def _of(self, values: Any) -> list[Any]:
+        """Return the origins of those tensors that have one."""
+        return [self._origins[id(value)][1] for value in tree_leaves(values) if id(value) in self._origins]
+
+    def _put(self, values: Any, origin: Any) -> None:
+        self._origins.update({id(t): (t, origin) for t in tree_leaves(values) if isinstance(t, Tensor)})
+
+
+class Usage(Tracer):
     """Follow the values of a forward pass from the network's input on.
 
     Its hooks stay on the model: use it in `measurement_mode`, which takes them off.
@@ -37,7 +52,6 @@ class Usage(TorchFunctionMode):
         self.products: dict[str, str] = {}  # module -> the function with which it multiplies two activations
         self.output: Any = None
         self._inside: list[str] = []
-        self._origins: dict[int, tuple[Tensor, int]] = {}  # the tensor too, for its id must not be used again
         for name, module in model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
                 module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
@@ -54,12 +68,6 @@ class Usage(TorchFunctionMode):
                 self.products.setdefault(self._inside[-1], name)
         return output
 
-    def _of(self, values: Any) -> list[int]:
-        return [self._origins[id(value)][1] for value in values if id(value) in self._origins]
-
-    def _put(self, values: Any, origin: int) -> None:
-        self._origins.update({id(t): (t, origin) for t in tree_leaves(values) if isinstance(t, Tensor)})
-
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self._inside:
             self._put((args, kwargs), INPUT)
@@ -68,7 +76,7 @@ class Usage(TorchFunctionMode):
     def _leave(self, name: str, is_layer: bool, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._inside.pop()
         if is_layer:
-            if self.first is None and INPUT in self._of(tree_leaves((args, kwargs))):
+            if self.first is None and INPUT in self._of((args, kwargs)):
                 self.first = name
             self.used.append(name)
             self._put(output, len(self.used) - 1)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..contexts import device_of
-from .step_policies import Stepper
 from .targets import PerturbedParameter, Point, Weights, find_targets, gradients_at
 from .vectors import TINY, common_grads, displaced, dot, norm
 
+if TYPE_CHECKING:
+    from .sam import SAM
+
 
 @torch.no_grad()
-def diagnose(sam: Stepper, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
+def diagnose(sam: SAM, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return diagnostics of ε while the gradients that it came from stand; NaN where one is not defined.
 
     Args:
@@ -42,13 +45,13 @@ def diagnose(sam: Stepper, epsilon: Point, dtype: torch.dtype) -> dict[str, Tens
     return result
 
 
-def _hypothetical(sam: Stepper, measured_at: Weights, applied_to: Weights) -> Point:
+def _hypothetical(sam: SAM, measured_at: Weights, applied_to: Weights) -> Point:
     """Return the ε of another case from the gradients of this step."""
     targets = find_targets(sam.parameters, measured_at, applied_to)
     return sam.epsilon(gradients_at(targets), targets)
 
 
-def _flip_rate(sam: Stepper) -> Tensor:
+def _flip_rate(sam: SAM) -> Tensor:
     targets = find_targets(sam.parameters, "latent", "latent")
     epsilon = sam.epsilon(gradients_at(targets), targets)
     before = _levels(sam.parameters)
@@ -61,7 +64,7 @@ def _flip_rate(sam: Stepper) -> Tensor:
     return flipped / torch.stack([r.sum() for r in real]).sum()
 
 
-def _received(sam: Stepper, epsilon: Point, dtype: torch.dtype) -> Tensor:
+def _received(sam: SAM, epsilon: Point, dtype: torch.dtype) -> Tensor:
     targets = find_targets(sam.parameters, sam.measured_at, sam.applied_to)
     matrices = {name: e for name, e in epsilon.items() if targets[name].tensor.ndim >= 2}
     if not matrices:

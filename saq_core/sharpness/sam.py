@@ -18,13 +18,13 @@ from .. import processes
 from ..contexts import device_of
 from ..results import Settings, Shown
 from .diagnostics import diagnose as diagnostics_of
-from .metrics import Metric, scaled
 from .radius import AdaptiveRho, Radius, checked_range
 from .step_policies import StepPolicy, make_policy
-from .targets import Combination, Kind, Point, Target, Weights, find_parameters, find_targets, gradients_at
+from .targets import Kind, Metric, Point, Target, Weights, find_parameters, find_targets, gradients_at, scaled
 from .vectors import TINY, common_grads, copied, displaced, norm, projection, restored
 
 Case = Literal[1, 2, 3]
+Combination = Literal["perturbed", "mean", "gsam"]
 CASES: dict[int, tuple[Weights, Weights]] = {
     1: ("latent", "quantized"),
     2: ("latent", "latent"),
@@ -346,7 +346,7 @@ class SAM(Shown, Optimizer):
         """Stay at w + ε, ε from one call of the closure; yield its loss, leave no gradient, make no step."""
         with self._gradients_at_deltas(False):
             loss = self.backward(torch.enable_grad()(closure))
-            epsilon = self.epsilon(self.shared(self.gradient()))
+            epsilon = self.epsilon(self.gradient())
             self.zero_grad()
             with self.displaced(epsilon):
                 yield loss
@@ -358,17 +358,16 @@ class SAM(Shown, Optimizer):
 
         With `share`, the first pass sees a part of the batch. The plain gradient is empty where nothing needs it.
         """
-        whole = share is None
-        random = _random_state(device_of(self.model))
-        loss = self.backward(closure, *(() if whole else (share,)), local=True, still=not whole)
-        epsilon = self.epsilon(self.shared(self.gradient()))
-        self.observe(epsilon)
+        whole, device = share is None, device_of(self.model)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the second pass draws the same
+            loss = self.backward(closure, *(() if whole else (share,)), local=True, still=not whole)
+            epsilon = self.epsilon(self.gradient())
+            self.observe(epsilon)
         plain = {}
         if keep_plain or self.combine != "perturbed":
             plain = self.gradients()
             plain = dict(zip(plain, copied(list(plain.values())), strict=True))
             processes.average_(list(plain.values()))
-        _replay(random)
         with self.displaced(epsilon):
             perturbed = self.backward(closure, still=whole)
         if callable(self.rho):
@@ -406,11 +405,8 @@ class SAM(Shown, Optimizer):
         return loss
 
     def gradient(self) -> Point:
-        """Return the gradients where they are measured, by the names of the weights."""
-        return gradients_at(self._targets)
-
-    def shared(self, gradient: Point) -> Point:
-        """Average a gradient over the processes where ε is to be the same in all."""
+        """Return the gradients where they are measured, by the names of the weights; `synchronised`, their mean."""
+        gradient = gradients_at(self._targets)
         if self.synchronised:
             processes.average_(list(gradient.values()))
         return gradient
@@ -476,14 +472,3 @@ class SAM(Shown, Optimizer):
     def _clear_deltas(self) -> None:
         for delta in self._deltas:
             delta.grad = None
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None, torch.device]:
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), cuda, device
-
-
-def _replay(state: tuple[Tensor, Tensor | None, torch.device]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], state[2])

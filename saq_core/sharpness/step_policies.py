@@ -7,63 +7,35 @@ below: the SAQ paper's own efficient strategy is not known to us and is not clai
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
 
 from .. import processes
-from .targets import Combination, PerturbedParameter, Point, Target, Weights
 from .vectors import TINY, common_grads, norm, projection
+
+if TYPE_CHECKING:
+    from .sam import SAM
 
 NOISE = 1e-5
 LOOK_ALPHA = 0.7  # LookSAM's, in public re-implementations
-
-
-class Stepper(Protocol):
-    """What a policy may use of `SAM`; see there."""
-
-    model: nn.Module
-    parameters: list[PerturbedParameter]
-    steps: int
-    combine: Combination
-    radius: float | Tensor
-    measured_at: Weights
-    applied_to: Weights
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]: ...  # noqa: D102
-
-    def full_step(  # noqa: D102
-        self, closure: Callable[..., Any], share: float | None = None, *, keep_plain: bool = False
-    ) -> tuple[Any, dict[int, Tensor]]: ...
-
-    def backward(self, closure: Callable[..., Any]) -> Any: ...  # noqa: D102
-
-    def gradients(self) -> dict[int, Tensor]: ...  # noqa: D102
-
-    def gradient(self) -> Point: ...  # noqa: D102
-
-    def epsilon(self, gradient: Point, targets: dict[str, Target] | None = None) -> Point: ...  # noqa: D102
-
-    def displaced(self, epsilon: Point) -> AbstractContextManager[None]: ...  # noqa: D102
-
-    def observe(self, epsilon: Point) -> None: ...  # noqa: D102
 
 
 @runtime_checkable
 class StepPolicy(Protocol):
     """What `SAM` asks of a policy: `step`, and `state` (tensors and primitives) that a checkpoint stores and sets.
 
+    Of `SAM` a step may use the methods `full_step`, `backward`, `gradients`, `gradient`, `epsilon`, `displaced` and
+    `observe`, and what it was made with.
+
     One with ``compares = False`` does not see the same batch at w and at w + ε: no adaptive radius, no combining.
     """
 
     state: dict[str, Any]
 
-    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
         """Call the closure as often as it takes; leave the update's gradient in `.grad`; return the first loss."""
         ...
 
@@ -74,7 +46,7 @@ class Full:
 
     state: dict[str, Any] = field(default_factory=dict)
 
-    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes."""
         return sam.full_step(closure)[0]
 
@@ -94,7 +66,7 @@ class Look:
     k: int = 5
     state: dict[str, Any] = field(default_factory=dict)
 
-    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes or one."""
         if sam.steps % self.k:
             loss = sam.backward(closure)
@@ -111,7 +83,7 @@ class Look:
         self.state["orthogonal"] = dict(zip(names, torch._foreach_mul(rest, real), strict=True))
         return loss
 
-    def _reuse(self, sam: Stepper) -> None:
+    def _reuse(self, sam: SAM) -> None:
         gradients, orthogonal = common_grads(sam.gradients(), self.state["orthogonal"])
         factor = LOOK_ALPHA * norm(gradients) / norm(orthogonal).clamp_min(TINY)
         torch._foreach_add_(gradients, torch._foreach_mul(orthogonal, factor))
@@ -137,7 +109,7 @@ class Momentum:
     decay: float = 0.6
     state: dict[str, Any] = field(default_factory=dict)
 
-    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
         """Make a step with one pass."""
         epsilon = sam.epsilon(self.state)
         with sam.displaced(epsilon):
@@ -171,7 +143,7 @@ class Subset:
     share: float = 0.25
     state: dict[str, Any] = field(default_factory=dict)
 
-    def step(self, sam: Stepper, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
         """Make a step with a small first pass."""
         takes = signature(closure)
         try:

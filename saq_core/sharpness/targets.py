@@ -1,4 +1,4 @@
-"""What a sharpness-aware step perturbs: trainable tensors, and the quantized layers that use them."""
+"""What a sharpness-aware step perturbs: trainable tensors, the quantized layers that use them, and the units of ε."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
+
+from landscape.model import quantized_layers
 
 Kind = Literal["weight", "bias", "norm", "weight_step", "input_step"]
 Weights = Literal["latent", "quantized"]
-Combination = Literal["perturbed", "mean", "gsam"]
+Metric = Literal["plain", "adaptive", "normalised"]
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+ADAPTIVE_OFFSET = 0.01  # ASAM's eta
 
 Point = dict[str, Tensor]
 
@@ -66,11 +70,10 @@ def find_parameters(model: nn.Module, kinds: Sequence[Kind]) -> list[PerturbedPa
     """Return the trainable parameters of these kinds."""
     users: dict[int, list[tuple[nn.Module, str, str]]] = {}
     kind_of = kinds_of(model)
-    for layer in model.modules():
-        if hasattr(layer, "quantized_weights"):
-            for name, (_, delta, _) in cast(Any, layer).quantized_weights().items():
-                buffer_name = next(key for key, buffer in layer.named_buffers() if buffer is delta)
-                users.setdefault(id(layer.get_parameter(name)), []).append((layer, name, buffer_name))
+    for layer in quantized_layers(model).values():
+        for name, (_, delta, _) in layer.quantized_weights().items():
+            buffer_name = next(key for key, buffer in layer.named_buffers() if buffer is delta)
+            users.setdefault(id(layer.get_parameter(name)), []).append((layer, name, buffer_name))
     return [
         PerturbedParameter(name, p, users.get(id(p), []))
         for name, p in model.named_parameters()
@@ -95,3 +98,20 @@ def gradients_at(targets: dict[str, Target]) -> Point:
     """Return the gradient of every target that has one."""
     grads = ((name, target.source.grad) for name, target in targets.items() if target.parameter.tensor.requires_grad)
     return {name: grad.detach() for name, grad in grads if grad is not None}
+
+
+def scaled(gradients: list[Tensor], targets: list[Target], metric: Metric) -> tuple[list[Tensor], list[Tensor]]:
+    """Return T·g and T²·g for the T of the metric."""
+    once, twice = list(gradients), list(gradients)
+    matrices = [k for k, t in enumerate(targets) if t.parameter.tensor.ndim > 1 and t.parameter.tensor.numel() > 1]
+    if metric == "plain" or not matrices:
+        return once, twice
+    if metric == "normalised":
+        scales = [targets[k].parameter.tensor.detach().std() for k in matrices]
+    else:
+        weights = [targets[k].weight() for k in matrices]
+        scales = list(torch._foreach_add(torch._foreach_abs(weights), ADAPTIVE_OFFSET))
+    products = torch._foreach_mul([gradients[k] for k in matrices], scales)
+    for k, first, second in zip(matrices, products, torch._foreach_mul(products, scales), strict=True):
+        once[k], twice[k] = first, second
+    return once, twice

@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from landscape.model import quantized_layers
+
 from .. import files, processes
 from ..models import make
 from ..quantization import KIND, QUANTIZERS, check_latent, copy_model, quantize, unpack_
@@ -125,12 +127,11 @@ def _instance(content: dict[str, Any], model: nn.Module | None, path: str | Path
         network = make(content["architecture"])
     else:
         raise ValueError(f"model must be given for {path}, got None: its network is not one of build_model's")
-    quantized = any(hasattr(module, "quantized_weights") for module in network.modules())
     settings, expected = content["quantization"], getattr(network, "quantization", None)
     if settings and expected and settings["quantizer"] != expected["quantizer"]:
         kinds = f"model must have the quantizer {settings['quantizer']!r} of {path}, got {expected['quantizer']!r}"
         raise ValueError(f"{kinds}: pass the float network, or quantize it alike")
-    if settings is None or quantized:
+    if settings is None or quantized_layers(network):
         return network
     if settings["quantizer"] not in QUANTIZERS:
         kind = f"model must be quantized with {settings['quantizer']} to load {path}"

@@ -25,8 +25,8 @@ from landscape.model import (
 from landscape.parallel import check_agreement
 
 from .. import processes
-from ..contexts import device_of
-from ..data import Split, check_split, evaluation_batches, is_dataset, is_pair
+from ..contexts import device_of, dtype_of
+from ..data import Split, check_split, evaluation_batches, samples_in
 
 
 class Evaluation(NamedTuple):
@@ -80,7 +80,7 @@ def evaluate(
     check_agreement(**locals())
     numbers(whole=True, at_least=1, batch_size=batch_size)
     check_split(split, "split", None)
-    if (is_pair(split) or is_dataset(split)) and (n := len(split[1] if is_pair(split) else split)) < processes.size():
+    if (n := samples_in(split)) is not None and n < processes.size():
         raise ValueError(f"split must hold at least one sample per process, got {n}")
     criterion = Criterion(loss, objective, output, metrics)
     criterion.checks_default = True
@@ -107,7 +107,7 @@ def brought_to(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
     """Yield batches on the device of a model, floating tensors in its dtype."""
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     for batch in batches:
-        yield moved(batch, device_of(model), next(iter(dtypes), torch.float32), dtypes)
+        yield moved(batch, device_of(model), dtype_of(model), dtypes)
 
 
 def batch_loss(model: nn.Module, batch: Any, criterion: Criterion) -> BatchLoss:

@@ -61,15 +61,10 @@ class History(Shown):
 
         return draw_history(self.frame, axes, scale=scale, title=title)
 
-    def _curves(self) -> tuple[list[int], dict[str, list[float]]]:
-        columns = [name for name in CURVES if any(name in row for row in self.epochs)]
-        curves = {name: [float(row.get(name, torch.nan)) for row in self.epochs] for name in columns}
-        return [row["epoch"] for row in self.epochs], curves
-
     def _picture(self) -> str:
         """Return the curves as SVG; values that are not finite are gaps."""
-        curves = self._curves()[1]
-        values = torch.tensor(list(curves.values()))
+        curves = [name for name in CURVES if any(name in row for row in self.epochs)]
+        values = torch.tensor([[float(row.get(name, torch.nan)) for row in self.epochs] for name in curves])
         finite = values[values.isfinite()]
         if len(self.epochs) < 2 or not len(finite):
             return ""

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -22,20 +22,19 @@ from landscape.model import (
     check_default_fits,
     mapped,
     measurement_mode,
-    moved,
     samples_of,
     translated,
 )
 
 from .. import processes
-from ..contexts import device_of, seeded
+from ..contexts import device_of, dtype_of, seeded
 from ..data import Data, is_pair, mix, steps_per_epoch, training_batches
 from ..fpq import Features, Student, Teacher, distilled_layers, feature_noise, teacher_of
 from ..results import name_of
 from ..sharpness import SAM
 from .acceleration import compiled as _compiled
 from .acceleration import lay_channels_last
-from .evaluation import batch_loss, evaluated
+from .evaluation import batch_loss, brought_to, evaluated
 from .history import History
 from .optimizers import base_optimizer, scheduler_of
 from .recipes import Recipe
@@ -119,11 +118,7 @@ class Run:
             if own:
                 rule = f"loss must have no trainable parameters of its own, got {own[0]}"
                 raise ValueError(f"{rule}: make it a part of the model, whose output may carry the loss, or freeze it")
-        self.device, self.dtypes = device_of(model), {p.dtype for p in model.parameters() if p.is_floating_point()}
-        self.dtype = next(iter(self.dtypes), torch.float32)
-        if is_pair(data.train):
-            train = moved(data.train, data.train[1].device, self.dtype, self.dtypes)
-            self.data = data = data if train is data.train else replace(data, train=train)
+        self.device, self.dtype = device_of(model), dtype_of(model)
         self.per_epoch = steps_per_epoch(data, recipe.batch_size, processes.size())
         # cross-entropy of labels that are known to lie in range
         self.is_plain = criterion.is_default and is_pair(data.train) and data.num_classes is not None
@@ -208,10 +203,8 @@ class Run:
             self.optimizer.diagnostics = {}
         share: Any = {"epoch": epoch, "rank": processes.rank(), "world_size": processes.size()}
         rows: list[tuple[Tensor, ...]] = []
-        lr, is_tensors = recipe.lr, is_pair(data.train)
-        for k, batch in enumerate(training_batches(data, recipe.batch_size, generator=generator, **share)):
-            if not is_tensors:
-                batch = moved(batch, self.device, self.dtype, self.dtypes)
+        batches, lr = training_batches(data, recipe.batch_size, generator=generator, **share), recipe.lr
+        for k, batch in enumerate(brought_to(self.model, batches)):
             if self.is_channels_last:
                 laid = mapped(batch, lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
                 self.is_channels_last = k > 0 or self.takes(laid)
@@ -271,24 +264,21 @@ class Run:
         rows = samples_of(batch) if len(parts) > 1 or together else None
         if len(parts) > 1 and is_first and self.criterion.checks_default:
             self.check_parts(batch)
-        losses, factors = [], []
+        total: Any = 0
+        weight: Any = 0
         for k, part in enumerate(parts):
             with nullcontext() if k == len(parts) - 1 else self.no_sync(), translated("a training step", self.model):
                 result = self.loss_of(part, (share, k))
                 if not result.mean.requires_grad:
                     raise ValueError(f"loss must depend on trainable weights, got {result.mean} without a gradient")
-                factor = 1.0 if rows is None else result.weight / rows
-                (result.mean if rows is None else result.mean * factor).backward()
-            losses.append(result.mean.detach())
-            factors.append(factor)
+                factor = 1 if rows is None else result.weight / rows
+                loss = result.mean if rows is None else result.mean * factor
+                loss.backward()
+            total, weight = total + loss.detach(), weight + factor
             if is_first:
                 first.append(result)
-        if rows is None:
-            return losses[0]
-        total = sum(factor * loss for factor, loss in zip(factors, losses, strict=True))
-        weight = sum(factors)
         # targets that count, or losses, were not one per row; all processes go the same way
-        if together or isinstance(weight, Tensor) or abs(weight - 1) > 1e-9:
+        if rows is not None and (together or isinstance(weight, Tensor) or abs(weight - 1) > 1e-9):
             total = total / self.divide_gradients(weight)
         return cast(Tensor, total)
 
