@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from landscape.checking import numbers
 from landscape.model.errors import translated
 
-from .feeding import call, first_inputs, on_one, shapes_of
+from .data.feeding import call, first_inputs, on_one, shapes_of
 from .quantization import Bits, dequantize, find_layers, quantize
 from .results import Shown
 

@@ -650,7 +650,7 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
         )
         odd += no(arity={"mine": lambda: 1}, listed=[cross_entropy])
         return odd + junk("none", "empty dict", "dict") + no(thing={"a": Thing()})
-    if name in ("watch", "on_epoch", "no_sync"):
+    if name in ("watch", "on_epoch", "on_step", "no_sync"):
         more = {} if name == "no_sync" else ARITY
         return no(**more) + junk("none", "function", "class", "module")
     if name in ("layers", "skip") and call not in RESULTS:

@@ -44,11 +44,11 @@ OWN = {
     },
     "07_transformers": {", warmup=1": ""},
     "08_your_own_model": {
-        r"radii=\(0\.05,\)\)": "radii=(0.05,), rtol=0.5)",
+        r"radii=\(0\.05,\), rtol=0\.5, num_probes=2": "radii=(0.05,), rtol=0.5",
         "points=POINTS": "points=3",
         r"\[:1400\]": "[:64]",
         r"\[1400:\]": "[-64:]",
-        r"unfold\(0, 32, 8\)": "unfold(0, 32, 400)",
+        r"unfold\(0, 32, 16\)": "unfold(0, 32, 400)",
         '"test_resnet"': '"test_resnet", channels=(4, 4, 4, 4)',
         r"range\(3 \* EPOCHS\)": "range(EPOCHS)",
     },

@@ -16,7 +16,7 @@ from landscape.model import Criterion
 from .. import processes
 from ..contexts import device_of, seeded
 from ..data import data_of
-from ..feeding import first_inputs
+from ..data.feeding import first_inputs
 from ..quantization import QuantizerName
 from ..quantization.convert import check_float
 from .asga import ASGA, Alignment

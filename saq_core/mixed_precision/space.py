@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..costs import cost
-from ..feeding import first_inputs, on_one
+from ..data.feeding import first_inputs, on_one
 from ..quantization import find_ends, find_layers, parse_bits, quantized_form
 from ..results import Shown
 from .tracing import leader_of, trace_shortcuts

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..feeding import call
+from ..data.feeding import call
 from ..quantization import copy_model, find_layers
 from ..quantization.usage import Tracer
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from landscape.checking import numbers
 from landscape.model import measurement_mode, quantized_layers
 
-from ..feeding import Forward, call, feed
+from ..data.feeding import Forward, call, feed
 from .attention import AttentionProducts
 from .base import Method, Quantizer
 from .convert import leave_float

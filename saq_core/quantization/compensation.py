@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from landscape.checking import numbers
 from landscape.model.measuring import measurement_mode
 
-from ..feeding import batches_in, feed
+from ..data.feeding import batches_in, feed
 from .calibration import calibrate
 from .convert import Bits, quantize
 from .layers import QTransposedLinear

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from landscape.model import copied, measurement_mode, quantized_layers
 
-from ..feeding import feed
+from ..data.feeding import feed
 from .attention import QMultiheadAttention
 from .base import Method, Quantizer, check_latent
 from .functional import check_bits

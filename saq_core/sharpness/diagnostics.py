@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,9 @@ from ..contexts import device_of
 from .targets import PerturbedParameter, Point, Weights, find_targets, gradients_at
 from .vectors import TINY, common_grads, displaced, dot, norm
 
-if TYPE_CHECKING:
-    from .sam import SAM
-
 
 @torch.no_grad()
-def diagnose(sam: SAM, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
+def diagnose(sam: Any, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return diagnostics of ε while the gradients that it came from stand; NaN where one is not defined.
 
     Args:
@@ -45,13 +42,13 @@ def diagnose(sam: SAM, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
     return result
 
 
-def _hypothetical(sam: SAM, measured_at: Weights, applied_to: Weights) -> Point:
+def _hypothetical(sam: Any, measured_at: Weights, applied_to: Weights) -> Point:
     """Return the ε of another case from the gradients of this step."""
     targets = find_targets(sam.parameters, measured_at, applied_to)
     return sam.epsilon(gradients_at(targets), targets)
 
 
-def _flip_rate(sam: SAM) -> Tensor:
+def _flip_rate(sam: Any) -> Tensor:
     targets = find_targets(sam.parameters, "latent", "latent")
     epsilon = sam.epsilon(gradients_at(targets), targets)
     before = _levels(sam.parameters)
@@ -64,7 +61,7 @@ def _flip_rate(sam: SAM) -> Tensor:
     return flipped / torch.stack([r.sum() for r in real]).sum()
 
 
-def _received(sam: SAM, epsilon: Point, dtype: torch.dtype) -> Tensor:
+def _received(sam: Any, epsilon: Point, dtype: torch.dtype) -> Tensor:
     targets = find_targets(sam.parameters, sam.measured_at, sam.applied_to)
     matrices = {name: e for name, e in epsilon.items() if targets[name].tensor.ndim >= 2}
     if not matrices:

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
 from .. import processes
 from .vectors import TINY, common_grads, norm, projection
-
-if TYPE_CHECKING:
-    from .sam import SAM
 
 NOISE = 1e-5
 LOOK_ALPHA = 0.7  # LookSAM's, in public re-implementations
@@ -35,7 +32,7 @@ class StepPolicy(Protocol):
 
     state: dict[str, Any]
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Any, closure: Callable[..., Any]) -> Any:
         """Call the closure as often as it takes; leave the update's gradient in `.grad`; return the first loss."""
         ...
 
@@ -46,7 +43,7 @@ class Full:
 
     state: dict[str, Any] = field(default_factory=dict)
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Any, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes."""
         return sam.full_step(closure)[0]
 
@@ -66,7 +63,7 @@ class Look:
     k: int = 5
     state: dict[str, Any] = field(default_factory=dict)
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Any, closure: Callable[..., Any]) -> Any:
         """Make a step with two passes or one."""
         if sam.steps % self.k:
             loss = sam.backward(closure)
@@ -83,7 +80,7 @@ class Look:
         self.state["orthogonal"] = dict(zip(names, torch._foreach_mul(rest, real), strict=True))
         return loss
 
-    def _reuse(self, sam: SAM) -> None:
+    def _reuse(self, sam: Any) -> None:
         gradients, orthogonal = common_grads(sam.gradients(), self.state["orthogonal"])
         factor = LOOK_ALPHA * norm(gradients) / norm(orthogonal).clamp_min(TINY)
         torch._foreach_add_(gradients, torch._foreach_mul(orthogonal, factor))
@@ -109,7 +106,7 @@ class Momentum:
     decay: float = 0.6
     state: dict[str, Any] = field(default_factory=dict)
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Any, closure: Callable[..., Any]) -> Any:
         """Make a step with one pass."""
         epsilon = sam.epsilon(self.state)
         with sam.displaced(epsilon):
@@ -143,7 +140,7 @@ class Subset:
     share: float = 0.25
     state: dict[str, Any] = field(default_factory=dict)
 
-    def step(self, sam: SAM, closure: Callable[..., Any]) -> Any:
+    def step(self, sam: Any, closure: Callable[..., Any]) -> Any:
         """Make a step with a small first pass."""
         takes = signature(closure)
         try:

@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from landscape.checking import numbers
 from landscape.model import call_by_name, generator_of, mapped, measurement_mode, moved, translated
 
-from .contexts import device_of, dtype_of
-from .data import Data, ImageFiles, is_dataset, is_pair
+from ..contexts import device_of, dtype_of
+from .datasets import Data
+from .image_files import ImageFiles
+from .streams import is_dataset, is_pair
 
 Forward = Callable[[nn.Module, Any], Any]
 T = TypeVar("T")
