@@ -338,7 +338,7 @@ def test_layers_that_are_fed_the_same_tensor_share_a_pass(copies, passes):
     assert Projections.calls == 2 * (2 + 1) + 1 + 2 * (1 + passes)  # calibrated twice, ordered, summed up
 
 
-@pytest.mark.parametrize("bits", ["W3A32", "W3A3"])
+@pytest.mark.parametrize("bits", [pytest.param("W3A32", marks=pytest.mark.slow), "W3A3"])
 def test_a_trained_network_does_better_than_rounded_to_nearest_and_goes_on(trained, digits, bits, tmp_path):
     nearest = calibrate(quantize(trained, bits, per_channel=True), digits)
     model = gptq(trained, digits, bits)
