@@ -65,12 +65,11 @@ def batches_in(data: Any, name: str) -> Iterator[Any]:
     data = getattr(data, "probe", data)
     if is_dataset(data) or isinstance(data, IterableDataset):
         data = DataLoader(data, batch_size=BATCH)
-    is_pair = isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)
     if isinstance(data, Tensor):
         yield from data.split(BATCH) if data.ndim and len(data) else ()
-    elif is_pair and isinstance(data[0], Tensor):
+    elif _is_batch(data) and isinstance(data[0], Tensor):
         yield from (tuple(part[k : k + BATCH] for part in data) for k in range(0, len(data[0]), BATCH))
-    elif isinstance(data, Mapping) or (is_pair and isinstance(data[0], Mapping)):
+    elif isinstance(data, Mapping) or (_is_batch(data) and isinstance(data[0], Mapping)):
         yield data
     elif isinstance(data, Iterable):
         yield from data
@@ -99,8 +98,7 @@ def first_inputs(model: nn.Module, example: Any, name: str = "example") -> Any:
         for length in example:
             numbers(whole=True, at_least=1, note="each length of a shape", **{name: length})
         return torch.zeros(1, *example)
-    one = isinstance(example, tuple) and len(example) == 2 and isinstance(example[1], Tensor)
-    data = [example] if one else [(example,)] if _is_packed(example) else example
+    data = [example] if _is_batch(example) else [(example,)] if _is_packed(example) else example
     with measurement_mode(model, generator_of(data)):  # a loader draws
         x = next((inputs_of(batch, name) for batch in batches_in(data, name)), None)
     if not _samples(x):
@@ -130,6 +128,11 @@ def _samples(x: Any) -> int:
         if isinstance(t, Tensor | PackedSequence) and t.data.ndim:
             return int(t.batch_sizes[0]) if isinstance(t, PackedSequence) else len(t)
     return 0
+
+
+def _is_batch(data: Any) -> bool:
+    """Return whether data are one pair (inputs of any kind, targets)."""
+    return isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)
 
 
 def _is_packed(x: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 def lay_channels_last(model: nn.Module, device: torch.device, stack: ExitStack) -> bool:
     """Lay the weights of convolutions out channels last until `stack` ends; return whether there are any.
 
-    PyTorch's kernels are faster so: a step of ResNet-20 takes 0.8 of the time on a CPU.
+    PyTorch's kernels are faster so: on a CPU a step of ResNet-20 takes 0.82 to 0.89 of a plain loop's time.
     """
     convolved = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if not convolved or device.type not in ("cpu", "cuda"):

@@ -62,8 +62,8 @@ def train(
         checkpoint: File that is written after every epoch; if it exists, training resumes from it, to the numbers of an
             uninterrupted training (on a CPU in float32). Results of `on_epoch` are kept as far as they consist of
             numbers, texts and tensors.
-        log: File for the table as JSON lines, written after every epoch; or what has ``.log(dict)``, as a run of W&B
-            or trackio, and the module mlflow's ``log_metrics`` wrapped so, which is given each row.
+        log: File for the table as JSON lines, written after every epoch; or an object whose method ``log`` is given
+            each row, a dict, as runs of W&B and trackio have one.
         teacher: Float network of the same layers, for a recipe that distills; None takes `model` as it comes, without
             quantizers and with its latent weights. It is left as it is; a resumed training has that of its checkpoint.
 
