@@ -583,3 +583,11 @@ def test_own_data_set_says_what_it_is():
     data = Data(TensorDataset(X, LABELS), val=DataLoader(TensorDataset(X, LABELS), 8))
     assert repr(data) == "Data(custom: 24 train, 3 batches of val; TensorDataset)"
     assert data.input_shape == (5,) and saq_core.Data((X, VALUES)).probe[1].shape == (24, 1)
+
+
+def test_a_layout_is_tried_once_in_a_training():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(18, 3))
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    history = train(model, (torch.randn(24, 1, 5, 5), LABELS), RECIPE)
+    assert len(calls) == len(history.steps) + 1

@@ -129,6 +129,7 @@ class Run:
             raise ValueError(f"{rule}: leave loss, objective and output out, or {named}")
         self.layout = stack.enter_context(ExitStack())
         self.is_channels_last = lay_channels_last(model, self.device, self.layout)
+        self.is_tried = False  # on a batch: a network may ask for the other layout
         base, network = base_optimizer(model, recipe), model
         self.scheduler = scheduler_of(base, recipe, recipe.epochs * self.per_epoch)
         self.starts = [group["lr"] for group in base.param_groups]
@@ -207,8 +208,8 @@ class Run:
         for k, batch in enumerate(brought_to(self.model, batches)):
             if self.is_channels_last:
                 laid = mapped(batch, lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
-                self.is_channels_last = k > 0 or self.takes(laid)
-                batch = laid if self.is_channels_last else batch
+                self.is_channels_last = self.is_tried or self.takes(laid)
+                batch, self.is_tried = laid if self.is_channels_last else batch, True
             lr = self.set_lr(epoch * self.per_epoch + k)
             if recipe.mix:
                 batch = mix(batch[0], batch[1], cast(int, data.num_classes), recipe.mix, mixer)
