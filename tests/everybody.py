@@ -129,7 +129,7 @@ def perceptron():
 
 PIXELS = {"loss": nn.CrossEntropyLoss(ignore_index=255), "output": "out"}
 MSE = {"loss": nn.MSELoss()}
-NETWORKS = {  # name -> (network, data, what measuring and training are told)
+NETWORKS = {  # name -> (network, data, arguments of measuring and training)
     "torchvision resnet18": (partial(torchvision_network, "resnet18"), images, {}),
     "torchvision mobilenet_v3_small": (partial(torchvision_network, "mobilenet_v3_small"), images, {}),
     "torchvision convnext_tiny": (thin_convnext, partial(images, 64), {}),
@@ -169,7 +169,7 @@ class Calls:
     """All calls on one network, in their order: each starts from what those before made."""
 
     def __init__(self, name):
-        made, data, self.told = NETWORKS[name]
+        made, data, self.arguments = NETWORKS[name]
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model = made().eval()
@@ -196,7 +196,7 @@ class Calls:
         assert set(policy.bits.values()) == {"W4A4"}
 
     def search_hessian(self):
-        settings = {"budget": self.budget, "method": "hessian", "candidates": (2, 4), **self.told}
+        settings = {"budget": self.budget, "method": "hessian", "candidates": (2, 4), **self.arguments}
         assert saq_core.search(self.model, self.data, **settings).bops <= self.budget
 
     def gptq(self):
@@ -205,7 +205,7 @@ class Calls:
 
     def train(self):
         recipe = saq_core.Recipe(epochs=1, lr=0.001, batch_size=4, sam=saq_core.SAQ(), compile=False)
-        history = saq_core.train(self.copy, self.data, recipe, **self.told)
+        history = saq_core.train(self.copy, self.data, recipe, **self.arguments)
         assert history.steps.isfinite().all()
 
     def save_load(self):
@@ -227,7 +227,7 @@ class Calls:
         assert landscape.surface(self._objective(), points=3).loss.isfinite().any()
 
     def _objective(self):
-        return landscape.Objective(self.copy, self.data, **self.told)
+        return landscape.Objective(self.copy, self.data, **self.arguments)
 
 
 CALLS = [name for name in vars(Calls) if not name.startswith("_")]

@@ -12,6 +12,7 @@ from torch.nn.functional import conv2d, linear
 import landscape
 import saq_core
 from saq_core import calibrate, dequantize, evaluate, export, gptq, load, quantize
+from saq_core.quantization import compensation
 from saq_core.quantization.compensation import _compensated
 from saq_core.quantization.quantizers import weight_quantizer
 
@@ -387,3 +388,37 @@ nn.init.constant_(HUGE[0].weight, 1e38)
 def test_what_cannot_be_done_is_refused(message, model, data, settings):
     with pytest.raises(ValueError, match=message):
         gptq(model, data, **settings)
+
+
+@pytest.mark.parametrize("kind", ["linear", "grouped"])
+@pytest.mark.filterwarnings("ignore")  # brevitas' own
+def test_brevitas_rounds_the_same_weights_to_the_same_levels(kind):
+    import brevitas.nn
+    from brevitas.graph.gptq import gptq_mode
+    from brevitas.inject.enum import ScalingImplType
+    from brevitas.quant import Int8WeightPerChannelFloat
+
+    class ThreeBits(Int8WeightPerChannelFloat):
+        bit_width, narrow_range, scaling_impl_type = 3, False, ScalingImplType.PARAMETER_FROM_STATS
+
+    if kind == "linear":
+        sizes, settings, x = (24, 12), {}, noise(256, 24) @ noise(24, 24, seed=1)
+    else:
+        sizes, settings, x = (6, 8, 3), {"groups": 2, "padding": 1, "stride": 2}, walk(12, 6, 8, 8)
+    names = ("Linear", "QuantLinear") if kind == "linear" else ("Conv2d", "QuantConv2d")
+    layer = getattr(nn, names[0])(*sizes, bias=False, **settings).double()
+    theirs = getattr(brevitas.nn, names[1])(*sizes, bias=False, weight_quant=ThreeBits, **settings).double()
+    theirs.weight.data.copy_(layer.weight)
+    network = nn.Sequential(theirs).eval()
+    network(x)
+    with torch.no_grad(), gptq_mode(network, use_quant_activations=False, act_order=True, dtype=torch.float64) as mode:
+        mode.model(x)
+        mode.update()
+    ours = quantize(nn.Sequential(layer), "W3A32", per_channel=True, first_last_bits=None)
+    quantizer = ours[0].weight_quantizer
+    quantizer.step.data.copy_(theirs.weight_quant.scale().reshape(quantizer.step.shape))
+    with torch.no_grad():
+        matrix = compensation._gram_matrices(ours[0], [x])[0]
+        found = quantizer(compensation._compensated(quantizer, ours[0].weight, matrix, 0.01, ""))
+    torch.testing.assert_close(found, theirs.quant_weight().value.detach(), rtol=1e-12, atol=1e-12)
+    assert not torch.equal(found, quantizer(ours[0].weight))
