@@ -13,6 +13,7 @@ mixed_precision.jsonl beside this file.
 
 import argparse
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +21,8 @@ from typing import Any
 
 import saq_core
 
-from .study import RUNS, append, markdown, mean_and_error, number, read, visible
+from .methods import TEST_IMAGES
+from .study import RUNS, Judged, append, images_unknown, judge, markdown, marked, mean_and_error, number, read
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 POLICIES = Path(__file__).with_name("policies.jsonl")
@@ -96,29 +98,56 @@ def wanted(seeds: list[int]) -> list[tuple[str, str, str, int]]:
 
 
 def table() -> list[list[str]]:
-    """Return accuracy, cost and what the search took: means over seeds (for chance, over policies); titles first.
+    """Return accuracy, cost and what the search took; titles first.
 
-    Differences to uniform bits are paired by seed, in brackets the least that so many would find four times of five.
+    A policy that was searched once is one policy, however often it is tuned: the spread of its networks is an error of
+    tuning, not of the search, so its means stand without one. Uniform bits are not searched, random ones were drawn
+    five times; the difference of these is paired by seed (the mean of a seed's policies) and tested, as in `study`.
     """
-    rows, policies = read(ROWS, "policy", "searched_on", "trained_on", "seed"), read(POLICIES, "policy", "searched_on")
-    titles = ["policy", "searched on", "trained on", "networks", "accuracy, %", "− uniform"]
-    found = [titles + ["M BOPs", "bits", "search, s", "MiB"]]
-    uniform = {(on, seed): row["accuracy"] for (label, _, on, seed), row in rows.items() if label == "uniform"}
-    groups: dict[tuple[str, str, str], list[dict]] = {}
-    for (label, source, on, _), row in rows.items():
-        groups.setdefault((label.split()[0] if label.startswith("random") else label, source, on), []).append(row)
-    for (label, source, on), own in sorted(groups.items(), key=lambda pair: (pair[0][2], pair[0])):
+    titles = ["policy", "searched on", "trained on", "searches", "networks", "accuracy, %", "− uniform"]
+    found, policies = [titles + ["M BOPs", "bits", "search, s", "MiB"]], read(POLICIES, "policy", "searched_on")
+    for (label, source, on), own in sorted(groups().items(), key=lambda pair: (pair[0][2], pair[0])):
         found_by = [policies[row["policy"], source] for row in own]
         bits = [fmean((int(b[1]) + int(b[3])) / 2 for b in policy["bits"].values()) for policy in found_by]
         memory = [policy["resident_mib"] - policy["resident_before_mib"] for policy in found_by]
-        accuracy = number(*mean_and_error([row["accuracy"] for row in own]))
-        others = [row for row in own if label != "uniform" and (on, row["seed"]) in uniform]
-        less = [row["accuracy"] - uniform[on, row["seed"]] for row in others]
-        paired = f"{number(*mean_and_error(less), sign='+')} ({visible(less):.2f})" if len(less) > 1 else "–"
+        searches = len({row["policy"] for row in own})
+        mean, error = mean_and_error([row["accuracy"] for row in own])
+        less, cells = list(less_uniform(label, source, on).values()), ["–", f"{mean:.2f}", "–"]
+        if label == "uniform":
+            cells[1] = number(mean, error)
+        elif searches == 1:
+            cells = ["1", f"{mean:.2f}", number(fmean(less), math.nan, "+") if less else "–"]
+        else:
+            cells = [str(searches), number(mean, error), marked(against_uniform(label, source, on))]
         spent = [f"{fmean(row['bops'] for row in own) / 1e6:.1f}", f"{fmean(bits):.2f}"]
         spent += [f"{fmean(policy['seconds'] for policy in found_by):.0f}", f"+{fmean(memory):.0f}"]
-        found.append([label, source, on, str(len(own)), accuracy, paired, *spent])
+        found.append([label, source, on, cells[0], str(len(own)), *cells[1:], *spent])
     return found
+
+
+def groups() -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """Return the rows of every (policy, searched on, trained on), random policies as one."""
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for (label, source, on, _), row in read(ROWS, "policy", "searched_on", "trained_on", "seed").items():
+        found.setdefault((label.split()[0] if label.startswith("random") else label, source, on), []).append(row)
+    return found
+
+
+def less_uniform(label: str, source: str, on: str) -> dict[int, float]:
+    """Return seed -> accuracy, the mean of a seed's policies, less that of uniform bits from the same float network."""
+    rows = groups()
+    own: dict[int, list[float]] = {}
+    alike = [row for (name, _, to), found in rows.items() if (name, to) == ("uniform", on) for row in found]
+    uniform = {row["seed"]: row["accuracy"] for row in alike}
+    for row in rows[label, source, on]:
+        own.setdefault(row["seed"], []).append(row["accuracy"])
+    return {seed: fmean(values) - uniform[seed] for seed, values in sorted(own.items()) if seed in uniform}
+
+
+def against_uniform(label: str, source: str = "cifar10", on: str = "cifar10") -> Judged:
+    """Test the difference to uniform bits over the seeds: the one test of this table."""
+    less = list(less_uniform(label, source, on).values())
+    return judge({label: less}, images={label: images_unknown(len(less), TEST_IMAGES)})[label]
 
 
 if __name__ == "__main__":

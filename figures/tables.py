@@ -4,7 +4,7 @@ Theirs are the published ones; what differs in the set-up stands in the last col
 this file (`figures.methods`, `figures.mixed_precision`), which hold what was trained so far.
 """
 
-import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ import saq_core
 
 from . import methods, mixed_precision
 from .catalogue import Figure
-from .drawing import METHODS, note, panels
+from .drawing import METHODS, legend, note, panels
 from .profiles import Profile
-from .study import mean_and_error, number, visible
+from .study import Judged, mean_and_error, number
 
 OURS = "ours: ResNet-20, symmetric LSQ, 10,000 images, 20 epochs"
 THEIRS = "theirs: ResNet-18, asymmetric LSQ, all 50,000, 200 epochs, one number without an error"
@@ -30,6 +30,8 @@ PRINTED: dict[tuple[str, int, int, str], dict[int, float]] = {
     ("mobilenet_v2", 1000, 224, "G"): {2: 1.93, 3: 3.37, 4: 5.39},
 }
 UNITS = {"M": 1e6, "G": 1e9}
+# verdict -> what the legend says, how the mark is filled
+MARKS = {"holm": ("survives Holm", "full"), "bh": ("only Benjamini-Hochberg", "left"), "none": ("neither", "none")}
 # FPQ's tables 1 to 3, CIFAR-10, ResNet-18: what it calls the row -> (bits, ours, accuracy in the paper)
 FPQ_ROWS = {
     "table 1, W4A4: FP": ("fp32", 88.72),
@@ -88,31 +90,36 @@ def table_fpq() -> list[list[str]]:
 
 
 def draw_methods():
-    """Draw every method's difference to SGD at the same bits, paired by seed, and what the design can see."""
-    rows = methods.by_seed()
-    shown = {"accuracy": "Test accuracy, %", "trace": "Trace", "top": "λ₁", "worst_case": "Worst-case rise at 1 %"}
-    differences = {name: methods.paired(rows, name) for name in methods.NAMES}
-    names = [name for name, own in differences.items() if len(own["accuracy"]) > 1]
-    figure, axes = panels(4, 0.5 + 0.2 * len(names), sharey=True)
-    for row, name in enumerate(names):
-        colour = METHODS[name.removeprefix(f"{methods.BASE}-").partition("-")[2]][1]
-        for ax, column in zip(axes, shown, strict=True):
-            mean, error = mean_and_error(differences[name][column])
-            least = visible(differences[name][column])
-            ax.barh(row, 2 * least, 0.7, -least, color="0.92", zorder=0)
-            ax.errorbar(mean, row, xerr=error, fmt="o", color=colour, capsize=2, markersize=4)
+    """Draw every method's difference to SGD at the same bits, paired, with its interval and what it survives."""
+    tests = methods.judged(methods.by_seed())
+    titles = {"accuracy": "Test accuracy, %", "trace": "Trace", "top": "λ₁", "worst_case": "Worst-case loss increase"}
+    shown = {c: title for c, title in titles.items() if any(column == c for _, column in tests)}
+    names = [n for n in methods.NAMES if (n, "accuracy") in tests and methods.baseline(n).endswith("-sgd")]
+    figure, axes = panels(len(shown), 0.7 + 0.2 * len(names), sharey=True)
     for ax, (column, title) in zip(axes, shown.items(), strict=True):
-        ax.axvline(0, color="0.5", linewidth=0.6)
-        found = [differences[name][column] for name in names]
-        widest = max((abs(d) for own in found for d in [*own, visible(own)] if math.isfinite(d)), default=1)
-        ax.set(title=title, xlim=(-1.1 * widest, 1.1 * widest))
+        for row, name in enumerate(names):
+            if (name, column) in tests:
+                _interval(ax, row, tests[name, column], name.removeprefix(f"{methods.BASE}-").partition("-")[2])
+        ax.axvline(0, color="0.5", linewidth=0.6, zorder=0)
+        ax.set(title=title, xlabel="Method − SGD")
         ax.grid(axis="x")
     axes[0].set_yticks(range(len(names)), map(methods.label, names))
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    seeds = sorted({len(differences[name]["accuracy"]) for name in names})
-    told = "ResNet-20, 10,000 images, 20 epochs; method minus SGD, paired; grey: below what the design can see"
-    note(figure, f"{told}; seeds: {', '.join(map(str, seeds))}")
+    for label, fill in MARKS.values():
+        axes[0].plot([], [], "o", fillstyle=fill, color="0.2", markersize=4, label=label)
+    legend(figure, axes[0], len(MARKS))
+    seeds = sorted({tests[name, "accuracy"].n for name in names})
+    about = f"ResNet-20, 10,000 images, 20 epochs; {' to '.join(map(str, seeds))} pairs each; bars: 95 % intervals"
+    note(figure, f"{about}, each by itself\nMarks: corrected over the {len(tests)} tests of the table, at 5 %")
     return figure
+
+
+def _interval(ax: Any, row: int, judged: Judged, variant: str) -> None:
+    """Draw one difference and its interval in the method's colour, with the mark of its verdict."""
+    colour = METHODS[variant][1]
+    ax.plot(judged.interval, [row, row], color=colour, linewidth=1)
+    _, fill = MARKS[judged.verdict]
+    ax.plot(judged.mean, row, "o", color=colour, fillstyle=fill, markersize=4.5, markerfacecoloralt="white")
 
 
 FIGURES = [
