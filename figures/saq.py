@@ -257,7 +257,7 @@ FIGURES = [
     Figure(
         "saq_radii",
         "SAQ, sharpness against ρ",
-        "SAQ lowers the worst-case rise at every radius, Case 3 the most",
+        "SAQ lowers the worst-case loss increase at every radius, Case 3 the most",
         compute_radii,
         draw_radii,
     ),

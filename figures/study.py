@@ -74,12 +74,12 @@ def images_of(hits: Sequence[np.ndarray], base_hits: Sequence[np.ndarray]) -> Im
     return Images(max(0.0, over_images - over_cells), over_images)
 
 
-def images_unknown(seeds: int, images: int) -> Images:
-    """Return the same where no hits were kept: bounded by DISAGREEMENT, on other images in every seed.
+def images_unknown(seeds: int, images: int, disagreement: float = DISAGREEMENT) -> Images:
+    """Return the same where no hits were kept: of a share of images that two networks disagree on, new in every seed.
 
     Networks of this study disagree on 5 to 12 % of the test images, a variance of 100² times that share for an image.
     """
-    return Images(0.0, 1e4 * DISAGREEMENT / (seeds * images))
+    return Images(0.0, 1e4 * disagreement / (seeds * images))
 
 
 @dataclass(frozen=True)

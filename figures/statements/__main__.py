@@ -1,0 +1,5 @@
+"""python -m figures.statements: rewrite both documents."""
+
+from . import main
+
+main()
