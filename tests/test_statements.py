@@ -75,7 +75,7 @@ def test_a_verdict_is_read_off_the_tests(tests, expected):
 
 
 def test_other_rows_make_other_sentences(changed):
-    assert "At 4 bits yes for all" in cifar.cases() and "not known to be lower" not in cifar.cheaper()
+    assert " yes for " in cifar.cases() and "not known to be lower" not in cifar.cheaper()
 
     def as_sgd(rows):
         """SAQ's traces are of SGD's mean, with noise."""
@@ -90,7 +90,7 @@ def test_other_rows_make_other_sentences(changed):
 
 
 def test_without_a_float_network_tuned_as_long_there_is_no_control(changed):
-    assert "Quantized − FP32, 3 pairs" in words.paragraph(cifar.float_control())
+    assert "Quantized − FP32" in words.paragraph(cifar.float_control())
     changed(lambda rows: {key: row for key, row in rows.items() if key[0] != f"{BASE}-fp32"})
     assert "no fair control yet" in cifar.float_control()
 

@@ -132,11 +132,45 @@ def test_fiellers_interval_holds_the_ratio_and_is_the_whole_line_where_nothing_i
     assert study.fieller([1.0, 2.0, 3.0], [1.0, -1.0, 0.5]) == (-math.inf, math.inf)
 
 
+def older_rows():
+    """The rows that the review counted, which have no probe loss."""
+    return {key: row for key, row in methods.by_seed().items() if math.isnan(row["probe_loss"])}
+
+
 def test_fiellers_intervals_of_the_committed_rows_are_the_reviews():
-    rows, names = methods.by_seed(), ("saq3-subset", "saq3-momentum")
+    rows, names = older_rows(), ("saq3-subset", "saq3-momentum")
     found = [methods.kept(rows, f"{methods.BASE}-w4a4-{name}", "trace") for name in names]
     assert [round(100 * share) for share, _ in found] == [58, 19]
     assert [[round(100 * end) for end in ends] for _, ends in found] == [[12, 80], [-22, 43]]
+
+
+def old_limma(variances, freedom):
+    """limma before 2017: s₀² is the limit of its formula where d₀ = ∞, and the quantiles are then a normal's."""
+    prior, scale = study.prior_of(variances, freedom)
+    if np.isinf(prior):
+        logs = np.log(variances) - special.digamma(freedom / 2) + np.log(freedom / 2)
+        return np.full_like(variances, math.exp(logs.mean())), np.full_like(freedom, math.inf)
+    return (prior * scale + freedom * variances) / (prior + freedom), prior + freedom
+
+
+@pytest.mark.parametrize(
+    ("moderated", "survive", "discovered"),
+    [
+        pytest.param(lambda variances, freedom: (variances, freedom), 1, 19, id="each its own variance"),
+        pytest.param(old_limma, 26, 41, id="borrowed as if independent"),
+        pytest.param(study.moderate, 20, 38, id="with the bound for a shared baseline"),
+    ],
+)
+def test_what_survives_of_the_older_rows_by_how_much_is_borrowed(monkeypatch, moderated, survive, discovered):
+    """72 differences of 70 networks, with the worst cases that did not converge and without a floor of the images."""
+    monkeypatch.setattr(study, "moderate", moderated)
+    rows, columns = older_rows(), ("accuracy", "trace", "top", methods.UNCONVERGED)
+    recipes = [name for name in methods.NAMES if methods.baseline(name).endswith("-sgd")]
+    differences = {(name, c): methods.paired(rows, name)[c] for name in recipes for c in columns}
+    tests = study.judge(differences, lambda key: (key[1], methods.baseline(key[0])))
+    assert len(tests) == 72
+    assert sum(test.holm <= study.ALPHA for test in tests.values()) == survive
+    assert sum(test.bh <= study.ALPHA for test in tests.values()) == discovered
 
 
 def test_hits_survive_packing():
