@@ -243,12 +243,18 @@ def _cells(values: dict[str, list[float]], tests: dict[str, Judged], sign: str =
 
 
 def summary() -> list[list[str]]:
-    """Return accuracy and trace of SGD, and every method's differences to them, marked as in `table`; titles first."""
-    rows, columns = by_seed(), list(product(("w4a4", "w2a2"), ("accuracy", "trace")))
+    """Return SGD's accuracy, loss and trace, and every method's differences to them, marked as in `table`; titles first.
+
+    Losses on the probe only where they were measured.
+    """
+    rows = by_seed()
     tests = judged(rows)
+    shown = [c for c in ("accuracy", "probe_loss", "trace") if any(column == c for _, column in tests)]
+    columns = list(product(("w4a4", "w2a2"), shown))
     found = [["", *(f"{bits.upper()}: {COLUMNS[c]}" for bits, c in columns)]]
     sgd = [[row[c] for (name, _), row in rows.items() if name == f"{BASE}-{bits}-sgd"] for bits, c in columns]
-    found.append([METHODS["sgd"][0], *(number(*mean_and_error(own)) for own in sgd)])
+    measured = [[value for value in own if not math.isnan(value)] for own in sgd]
+    found.append([METHODS["sgd"][0], *(number(*mean_and_error(own)) if own else "–" for own in measured)])
     for variant, (title, *_) in METHODS.items():
         keys = [(f"{BASE}-{bits}-{variant}", c) for bits, c in columns]
         if variant != "sgd" and any(key in tests for key in keys):

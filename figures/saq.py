@@ -124,21 +124,22 @@ def draw_flips(data: xarray.Dataset):
 
 
 def compute_curvature(profile: Profile) -> xarray.Dataset:
-    """Measure trace and λ₁ of D·H·D behind the rounding and, straight-through, in the latent weights."""
+    """Measure trace and λ₁ of D·H·D, and the loss, behind the rounding and, straight-through, in the latent weights."""
     spaces, variants = ("quantized", "latent"), profile.effort(TRAINED, ("sgd", "saq3"))
 
-    def curvature(variant: str, bits: str, seed: int, space: str) -> tuple[float, float]:
+    def curvature(variant: str, bits: str, seed: int, space: str) -> tuple[float, float, float]:
         model = profile.network(variant, bits, seed)
         hessian = landscape.Hessian(model, profile.measured(model), space=space).filter_relative()
         top = landscape.top_eigenvalues(hessian, k=1, tol=profile.effort(1e-2, 0.1))
         settings = {"rtol": profile.rtol or 0.03, "num_probes": profile.effort(30, 2)}
-        return landscape.trace(hessian, eigenvalues=top, **settings).value, float(top.values[0])
+        trace = landscape.trace(hessian, eigenvalues=top, **settings)
+        return trace.value, float(top.values[0]), trace.about["centre_loss"]
 
     found = np.array(
         [[[[curvature(v, b, s, space) for space in spaces] for s in profile.seeds] for v in variants] for b in BITS]
     )
     where = {"bits": BITS, "variant": variants, "seed": profile.seeds, "space": spaces}
-    return profile.dataset({"trace": found[..., 0], "top": found[..., 1]}, **where)
+    return profile.dataset(dict(zip(("trace", "top", "probe_loss"), np.moveaxis(found, -1, 0), strict=True)), **where)
 
 
 def draw_curvature(data: xarray.Dataset):

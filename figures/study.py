@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -137,7 +137,7 @@ def judge(
             found[key] = Judged(float(mean), error, float(df), n, float(p_value(mean, error, df)))
     p = np.array([found[key].p for key in values])
     corrected = zip(values, holm(p), benjamini_hochberg(p), strict=True)
-    return {key: Judged(**{**found[key].__dict__, "holm": float(h), "bh": float(b)}) for key, h, b in corrected}
+    return {key: replace(found[key], holm=float(h), bh=float(b)) for key, h, b in corrected}
 
 
 def p_value(mean: Any, error: Any, df: Any) -> Any:

@@ -64,11 +64,13 @@ def rows_of(values: dict[str, list[float]], **others: float) -> dict[tuple, dict
 def test_the_summary_marks_what_survives_the_tables_correction(monkeypatch):
     """The same mean difference of 5 with an error of 0.06 and of 2.9, over the whole table's tests."""
     values = {"w4a4-sgd": [1.0, 2.0, 3.0], "w4a4-saq1": [5.9, 7.0, 8.1], "w2a2-sgd": [0.0] * 3, "w2a2-saq1": [0, 5, 10]}
-    monkeypatch.setattr(methods, "by_seed", lambda: rows_of(values))
+    monkeypatch.setattr(methods, "by_seed", lambda: rows_of(values, probe_loss=math.nan))
     shown = methods.summary()[1:]
     assert shown[0] == ["LSQ, SGD", *["2.00 ± 0.58"] * 2, *["0.00 ± 0.00"] * 2]
     assert shown[1][2] == "**+5.000 [4.752, 5.248]**" and shown[1][1] == "**+5.00 [4.14, 5.86]**"
     assert shown[1][3:] == ["+5.0 [−7.4, 17.4]"] * 2
+    monkeypatch.setattr(methods, "by_seed", lambda: rows_of(values))
+    assert methods.summary()[0][2::3] == ["W4A4: probe loss", "W2A2: probe loss"]
 
 
 def test_a_worst_case_that_did_not_converge_is_shown_and_not_tested(monkeypatch):

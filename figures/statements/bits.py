@@ -21,7 +21,7 @@ from ..study import (
     number,
     read,
 )
-from .digits import compared, data_of, per_seed
+from .digits import compared, curvature, data_of, per_seed
 from .words import bullets, claimed, conclude, joined, listed, upper
 
 SEARCHED = {"samq": "SAMQ", "asga": "ASGA", "hessian": "the Hessian policy"}
@@ -99,7 +99,7 @@ def asga_surfaces(claim: str) -> str:
     alike = sum(a == b for a, b in zip(*policies.values(), strict=True))
     return claimed(
         claim,
-        f"lower curvature: {conclude(tests, -1)}",
+        f"lower curvature: {conclude(curvature(tests), -1)}",
         f"""ASGA − plain search: {listed(tests)} (trace {mean_shown(per_seed(data, "Plain search", "trace_filter"))}).
         In {alike} of {len(data.about["order"])} seeds both find the same bits; the seed drawn is one where they
         differ.""",

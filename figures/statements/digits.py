@@ -11,7 +11,8 @@ from ..fpq import mean_shift
 from ..study import Judged, judge, mean_shown
 from .words import claimed, conclude, joined, listed, upper
 
-QUANTITIES = {"trace_filter": "trace", "lambda1_filter": "λ₁"}
+QUANTITIES = {"trace_filter": "trace", "lambda1_filter": "λ₁", "loss": "probe loss"}
+CURVATURE = ("trace", "λ₁")  # the loss stands beside them: a network may be flatter because it is fitted more, or less
 UNCONVERGED = "The ascent's convergence was not recorded: the worst cases are lower bounds, and are not tested."
 
 
@@ -33,9 +34,14 @@ def per_seed(comparison: Any, network: str, quantity: str) -> np.ndarray:
 
 
 def compared(comparison: Any, network: str, other: str) -> dict[str, Judged]:
-    """Test trace and λ₁ of a network less another's, paired by seed."""
+    """Test trace, λ₁ and loss of a network less another's, paired by seed."""
     quantities = QUANTITIES.items()
     return judge({n: per_seed(comparison, network, q) - per_seed(comparison, other, q) for q, n in quantities})
+
+
+def curvature(tests: dict[str, Judged]) -> dict[str, Judged]:
+    """Return those of the tests that say how sharp a network is."""
+    return {name: tests[name] for name in CURVATURE}
 
 
 def saq_surfaces(claim: str) -> str:
@@ -47,9 +53,9 @@ def saq_surfaces(claim: str) -> str:
     float_tests = compared(data, sgd, fp32)
     return claimed(
         claim,
-        f"lower curvature: {conclude(tests, -1)}",
+        f"lower curvature: {conclude(curvature(tests), -1)}",
         f"""SAQ − SGD: {listed(tests)} (of {joined(values)}). Are 2 bits sharper than the float network, tuned as
-        long? {upper(conclude(float_tests, 1))}: SGD − FP32 {listed(float_tests)}.""",
+        long? {upper(conclude(curvature(float_tests), 1))}: SGD − FP32 {listed(float_tests)}.""",
     )
 
 
@@ -121,7 +127,7 @@ def saq_flips(claim: str) -> str:
 def saq_curvature(claim: str) -> str:
     """Trace and λ₁ of SAQ's cases against SGD's."""
     data = data_of("saq_curvature").sel(space="quantized")
-    names = {"trace": "trace", "top": "λ₁"}
+    names = {q: title for q, title in (("trace", "trace"), ("top", "λ₁"), ("probe_loss", "probe loss")) if q in data}
     differences = {
         (short(v), str(b), q): (data[q].sel(bits=b, variant=v) - data[q].sel(bits=b, variant="sgd")).values
         for b in data.bits.values
@@ -134,7 +140,7 @@ def saq_curvature(claim: str) -> str:
     for b in data.bits.values:
         for q, title in names.items():
             own = {key[0]: test for key, test in tests.items() if key[1:] == (str(b), q)}
-            verdicts.append(f"{title} at {b}: {conclude(own, -1)}")
+            verdicts += [f"{title} at {b}: {conclude(own, -1)}"] if title in CURVATURE else []
             parts.append(f"{title} at {b} {listed(own)} (SGD {mean_shown(data[q].sel(bits=b, variant='sgd').values)})")
     return claimed(claim, "; ".join(verdicts), f"Less SGD, corrected over these {len(tests)}: {'; '.join(parts)}.")
 
