@@ -243,7 +243,7 @@ def _cells(values: dict[str, list[float]], tests: dict[str, Judged], sign: str =
 
 
 def summary() -> list[list[str]]:
-    """Return SGD's accuracy, loss and trace, and every method's differences to them, marked as in `table`; titles first.
+    """Return SGD's accuracy, loss and trace, and the methods' differences to them, marked as in `table`; titles first.
 
     Losses on the probe only where they were measured.
     """

@@ -32,8 +32,9 @@ def tests_of(bits: str, column: str, variants: Any = tuple(METHODS)) -> dict[str
 
 
 def values(name: str, column: str) -> list[float]:
-    """Return a column of all networks of a recipe ("w4a4-sgd")."""
-    return [row[column] for (own, _), row in sorted(_study()[0].items()) if own == f"{methods.BASE}-{name}"]
+    """Return a column of all networks of a recipe ("w4a4-sgd") for which it was measured."""
+    found = [row[column] for (own, _), row in sorted(_study()[0].items()) if own == f"{methods.BASE}-{name}"]
+    return [value for value in found if not np.isnan(value)]
 
 
 def mean(name: str, column: str) -> str:
@@ -85,7 +86,7 @@ def float_control() -> str:
         )
     pairs = max(test.n for test in verdicts.values())
     starts = {seed[1] for name, seed in _study()[0] if name == fp32}
-    older = " (by seed alone: these rows do not tell their float network)" if 0.0 in starts else ""
+    older = " (of the older rows by seed alone: they do not tell their float network)" if 0.0 in starts else ""
     return f"""Are fewer bits flatter, against the float network tuned as long (FP32: {mean("fp32", "accuracy")} %,
         trace {mean("fp32", "trace")}, λ₁ {mean("fp32", "top")})? {upper(conclude(verdicts, -1))}. Quantized − FP32,
         {pairs} pairs{older}: {"; ".join(parts)}."""
@@ -230,13 +231,12 @@ def _flips() -> str:
 def _repeated() -> str:
     """Say what a training repeated on another machine differs by."""
     rows, name = _study()[0], f"{methods.BASE}-w2a2-sgd"
-    seeds = sorted({seed for own, (seed, start) in rows if own == name and start})
     again = [
         (rows[own, s]["accuracy"], rows[own, (s[0], 0.0)]["accuracy"])
         for own, s in rows
         if own == name and s[1] and (own, (s[0], 0.0)) in rows
     ]
-    if not seeds or not again:
+    if not again:
         return ""
     text = ", ".join(f"{new - old:+.2f}".replace("-", "−") for new, old in again)
     return f"""Another machine repeats a training only roughly: LSQ's {len(again)} networks at 2 bits that were trained
@@ -246,14 +246,11 @@ def _repeated() -> str:
 
 def table_fpq(claim: str) -> str:
     """Say what the table of FPQ's accuracies shows."""
-    parts = [f"{conclude(tests_of(b, 'accuracy', ('sfp', 'csd', 'fpq')), 1)} at {label}" for b, label in BITS.items()]
-    tests = {
-        f"{name} at {label}": t
-        for b, label in BITS.items()
-        for name, t in tests_of(b, "accuracy", ("sfp", "csd", "fpq")).items()
-    }
+    by_bits = {label: tests_of(bits, "accuracy", ("sfp", "csd", "fpq")) for bits, label in BITS.items()}
+    parts = [f"at {label} {conclude(tests, 1)}" for label, tests in by_bits.items()]
+    numbers = "; ".join(f"at {label} {listed(tests)}" for label, tests in by_bits.items())
     more = f"Other p against 0.1 at 2 bits: {listed(scan_tests())} points: lower? {upper(conclude(scan_tests(), -1))}."
-    return claimed(claim, f"more accurate than LSQ: {'; '.join(parts)}", f"{listed(tests)} points.", more)
+    return claimed(claim, f"more accurate than LSQ: {'; '.join(parts)}", f"Less LSQ, {numbers} points.", more)
 
 
 def table_methods(claim: str) -> str:
