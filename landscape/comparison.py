@@ -13,7 +13,7 @@ from torch import nn
 
 from . import parallel
 from .curvature import Hessian, Scaled, eigenvalues_of
-from .flatness import RADII, average_sharpness, worst_case_sharpness
+from .flatness import RADII, WORST_RADII, average_sharpness, worst_case_sharpness
 from .linalg import fold_stderr, hutchinson, lanczos, mean_and_stderr
 from .model import BatchObjective, Evaluation, Loss, Objective, Space, objective_of, probe_of
 from .progress import progress, resumable, stopwatch
@@ -50,7 +50,7 @@ class Measured:
         stderr: its standard error, over samples, draws, probes and folds of the data; NaN where there is none to state.
         parts: its draws, which pair up with those of another network measured alike, or None.
         folds: (values, shares) of the samples, or of folds of the data, which pair up as well, or None.
-        converged: False where Lanczos stopped before its tolerance.
+        converged: False where Lanczos, or the ascent to the worst case, stopped before its tolerance.
     """
 
     value: float
@@ -186,7 +186,7 @@ class Comparison(Result):
         return "{samples} samples, {space} space, {derivatives} derivatives".format(**self.about)
 
     def _caption(self) -> str:
-        stopped = "" if all(row["converged"] for row in self.rows) else "; † Lanczos stopped before its tolerance"
+        stopped = "" if all(row["converged"] for row in self.rows) else "; † stopped before its tolerance"
         return (
             f"{self._short()}; "
             "± is one standard error, over seeds where a network has several, else over samples, draws or probes; "
@@ -200,6 +200,7 @@ def compare(
     *,
     space: Space | None = None,
     radii: Sequence[float] = RADII,
+    worst_radii: Sequence[float] = WORST_RADII,
     span: float = 1.0,
     points: int = 25,
     rtol: float = 0.05,
@@ -217,8 +218,8 @@ def compare(
         models: name → network, or a list of them: the same network over seeds.
         data: ``(x, y)`` or batches; default the probe that all models carry.
         space: ``"quantized"`` (default) or ``"latent"``.
-        radii: of the worst-case (10 ascent steps) and average (20 draws) loss increase, relative to each filter's
-            norm.
+        radii, worst_radii: of the average (10 pairs ±ε) and of the worst-case loss increase, relative to each filter's
+            norm; the worst case leaves a valley sooner, see `worst_case_sharpness`.
         span, points: of the curves and surfaces (of each network's first seed); points=0 leaves them out.
         rtol: relative standard error at which a trace's probes stop.
         seed: of probes, draws and directions.
@@ -227,8 +228,8 @@ def compare(
     Raises:
         ValueError: no models, different probes, networks whose weights have different units.
 
-    Cost per network: 50 to 60 Hessian-vector products, 30 gradients, 100 forward passes; points² + 2·points more for
-    each network that is drawn.
+    Cost per network: 50 to 60 Hessian-vector products, 15 to 225 gradients, 80 forward passes; points² + 2·points
+    more for each network that is drawn.
 
     Example:
         >>> import torch, landscape
@@ -250,7 +251,7 @@ def compare(
     measured: dict[str, list[dict[str, dict[str, Any]]]] = {name: [] for name in groups}
     abouts: list[dict[str, Any]] = []
     for name, function in progress([(n, part) for n, group in functions.items() for part in group], "networks"):
-        quantities, about = _measure(function, radii, rtol, seed)
+        quantities, about = _measure(function, (radii, worst_radii), rtol, seed)
         abouts.append(about)
         if len(groups[name]) > 1:  # differences are then paired by seed: parts would only fill the file
             quantities = {name: replace(part, parts=None, folds=None) for name, part in quantities.items()}
@@ -275,32 +276,34 @@ def _looked_at(name: Any, model: nn.Module | Objective, data: Any, arguments: Ma
 
 
 def _measure(
-    function: Objective, radii: Sequence[float], rtol: float, seed: int
+    function: Objective, radii: tuple[Sequence[float], Sequence[float]], rtol: float, seed: int
 ) -> tuple[dict[str, Measured], dict[str, Any]]:
     hessian = Hessian(function)
     quantities = fit(function.centre)
     if not hessian.coordinates.norm() > 0:  # nothing has filters: no direction, no unit
         names = ["trace_filter", "lambda1_filter", "lambda1_over_lambda5"]
-        names += [f"{kind}_{radius:g}" for kind in ("worst", "average") for radius in radii]
+        names += [f"{kind}_{r:g}" for kind, own in zip(("average", "worst"), radii, strict=True) for r in own]
         quantities |= dict.fromkeys(names, Measured(math.nan))
     else:
         quantities |= trace_and_top(hessian.filter_relative(), "filter", rtol, seed)
-        quantities |= _increases(function, radii, seed)
+        quantities |= _increases(function, *radii, seed)
     quantities |= trace_and_top(hessian, "raw", rtol, seed)
     return quantities | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
 
 
-def _increases(function: Objective, radii: Sequence[float], seed: int) -> dict[str, Measured]:
+def _increases(
+    function: Objective, radii: Sequence[float], worst_radii: Sequence[float], seed: int
+) -> dict[str, Measured]:
     quantities = {}
-    worst = worst_case_sharpness(function, radii=radii)
+    worst = worst_case_sharpness(function, radii=worst_radii)
     average = average_sharpness(function, radii=radii, seed=seed)
     for name, result in (("worst", worst), ("average", average)):
-        columns = (radii, result.delta_loss, result.stderr, result.stderr_data, result.samples, result.data_delta_loss)
-        for radius, increase, over_draws, over_data, parts, rows in zip(*columns, strict=True):
-            draws = parts.tolist() if name == "average" else None
-            folds = [rows.tolist(), result.data_weights.tolist()]
-            error = join(float(over_draws), float(over_data))
-            quantities[f"{name}_{radius:g}"] = Measured(float(increase), error, draws, folds=folds)
+        for index, radius in enumerate(result.radii.tolist()):
+            draws = result.samples[index].tolist() if name == "average" else None
+            folds = [result.data_delta_loss[index].tolist(), result.data_weights.tolist()]
+            error = join(float(result.stderr[index]), float(result.stderr_data[index]))
+            value, done = float(result.delta_loss[index]), bool(result.converged[index])
+            quantities[f"{name}_{radius:g}"] = Measured(value, error, draws, done, folds)
     return quantities
 
 
