@@ -109,7 +109,8 @@ class Density(Result):
         outliers = ", ".join(f"{value:.4g}" for value in self.atoms.tolist()[:5]) + ", …" * (len(self.atoms) > 5)
         values = [f"{self.size:,}", f"{len(self.atoms)}: {outliers}", f"{low} to {high}"]
         rows = ["eigenvalues", "outliers", "bulk", "trace", "negative, of Σ|λ|"]
-        return {"": rows, "density": [*values, *(with_error(*e) for e in (self.implied_trace(), self.negative_share()))]}
+        estimates = (self.implied_trace(), self.negative_share())
+        return {"": rows, "density": values + [with_error(*estimate) for estimate in estimates]}
 
     def __repr__(self) -> str:
         value, error = self.implied_trace()
@@ -166,12 +167,11 @@ def slq(
         theta, tau = _quadrature(operator, random_unit(n, generator, known), known, nodes.shape[1])
         nodes[i] = theta.max()  # after a breakdown the nodes that are missing have no weight
         nodes[i, : len(theta)], weights[i, : len(tau)] = theta, tau * (1 - len(known) / n)
-    return _smoothed({"products": int((weights > 0).sum())}, n, nodes, weights, atoms, points)
+    band = {"band": f"Student's t over {num_probes} vectors"} if num_probes > 1 else {}
+    return _smoothed({"products": int((weights > 0).sum())} | band, n, nodes, weights, atoms, points)
 
 
-def _smoothed(
-    about: dict[str, Any], n: int, nodes: Tensor, weights: Tensor, atoms: Tensor, points: int
-) -> Density:
+def _smoothed(about: dict[str, Any], n: int, nodes: Tensor, weights: Tensor, atoms: Tensor, points: int) -> Density:
     """Put a Gaussian on every node, average over the start vectors, and put a band around."""
     low, high = (float(nodes.min()), float(nodes.max())) if nodes.numel() else (0.0, 0.0)
     size = float(torch.cat([nodes.flatten(), atoms]).abs().max()) or 1.0
@@ -180,12 +180,11 @@ def _smoothed(
     kernels = (torch.exp(-((grid[:, None] - row) / width).square() / 2) for row in nodes)
     curves = torch.stack([kernel @ row for kernel, row in zip(kernels, weights, strict=True)])
     curves /= width * math.sqrt(2 * math.pi)
-    mean, reach = curves.mean(0), torch.tensor(math.nan)
-    if len(curves) > 1:  # the density is skewed over the vectors and never negative: its logarithm is neither
-        stderr = curves.std(0) / len(curves) ** 0.5
-        reach = t_interval(0.0, 1.0, len(curves) - 1)[1] * stderr / mean.clamp_min(torch.finfo(mean.dtype).tiny)
+    mean, df = curves.mean(0), len(curves) - 1
+    stderr = curves.std(0, correction=0) / max(df, 1) ** 0.5
+    # a density is skewed over the vectors and never negative: its logarithm is neither
+    reach = t_interval(0.0, 1.0, df)[1] * stderr / mean.clamp_min(torch.finfo(mean.dtype).tiny)
     edges = mean * torch.exp(-reach), mean * torch.exp(reach)
-    about = about | {"band": f"Student's t over {len(curves)} vectors"}
     return Density(about, n, nodes, weights, atoms, width, grid, mean, *edges)
 
 

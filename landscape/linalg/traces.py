@@ -78,9 +78,8 @@ class Trace(Result):
             ValueError: level outside (0, 1), over neither of the two.
         """
         one_of("over", over, Over)
-        data = over == "data"
-        count, stderr = len(self.fold_weights if data else self.samples), self.stderr_data if data else self.stderr
-        return t_interval(self.value, stderr, count - 1, level)
+        stderr, parts = (self.stderr, self.samples) if over == "probes" else (self.stderr_data, self.fold_weights)
+        return t_interval(self.value, stderr, len(parts) - 1, level)
 
     def _cells(self) -> dict[str, list[str]]:
         data = with_error(self.value, self.stderr_data) if self.stderr_data >= 0 else "–"
@@ -93,8 +92,8 @@ class Trace(Result):
 
     def __repr__(self) -> str:
         low, high = self.interval()
-        folds = f" over data ({len(self.fold_weights)} folds)"
-        data = "" if math.isnan(self.stderr_data) else f" ± {self.stderr_data:.2g}{folds}"
+        error, folds = self.stderr_data, len(self.fold_weights)
+        data = "" if math.isnan(error) else f" ± {error:.2g} over data ({folds} folds)"
         more = "" if self.converged else ", stopped before the tolerance"
         sign = "" if low > 0 or high < 0 else ", sign unresolved"
         kind = f"; {self._kind()}" if self._kind() else ""

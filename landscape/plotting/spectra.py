@@ -199,7 +199,7 @@ def plot_density(density: Any, *, scale: Scale = "auto", title: str | None = Non
         figure.update_yaxes(range=[0, top / 2.8])
     value, error = density.implied_trace()
     note = f"{density.size:,} eigenvalues · trace {value:.4g} ± {error:.2g} · smoothed over {density.width:.2g}"
-    interactive.finish(figure, title or "Density of eigenvalues", [note, _about_density(density)])
+    interactive.finish(figure, title or "Density of eigenvalues", [note, caption({"": density})])
     figure.update_layout(height=440)
     return figure
 
@@ -235,7 +235,7 @@ def draw_density(density: Any, ax: Axes | None = None, *, scale: Scale = "auto",
             ticks = asinh_ticks(width, *ax.get_xlim())
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         paper.label_axes(ax, "Eigenvalue" + " (asinh scale)" * asinh, "Density")
-        paper.entitle(ax, title, _about_density(density))
+        paper.entitle(ax, title, caption({"": density}))
         ax.legend(frameon=False)
     return paper.figure_of(ax)
 
@@ -269,11 +269,6 @@ def _pairs(eigenvalues: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 def _about_pairs(eigenvalues: Any, errors: np.ndarray) -> str:
     bars = f"bars: ± 1 stderr over the data, {len(eigenvalues.fold_weights)} folds" if np.isfinite(errors).any() else ""
     return " · ".join(filter(None, [caption({"": eigenvalues}), bars]))
-
-
-def _about_density(density: Any) -> str:
-    band = density.about.get("band", "bootstrap over the vectors")  # files of 0.1 say nothing
-    return " · ".join(filter(None, [caption({"": density}), f"band: {band}" * bool(density.low.isfinite().all())]))
 
 
 def _curves(density: Any) -> tuple[Any, ...]:
