@@ -33,6 +33,11 @@ class Size(NamedTuple):
     steps: int = 300
 
 
+def flat(part):
+    """Return a number or several as a vector."""
+    return torch.as_tensor(part, dtype=torch.float64).reshape(-1)
+
+
 class Row:
     """The errors of one quantity, run by run."""
 
@@ -41,11 +46,11 @@ class Row:
 
     def add(self, value, stderr, truth, interval=None, shrink=1.0) -> None:
         """Add what a run says, a number or several; shrink: what a finite population takes off the scatter."""
-        value, stderr, truth = (torch.as_tensor(part, dtype=torch.float64).reshape(-1) for part in (value, stderr, truth))
+        value, stderr, truth = (flat(part) for part in (value, stderr, truth))
         self.errors.append((value - truth) / shrink)
         self.stderrs.append(stderr)
         if interval is not None:
-            low, high = (torch.as_tensor(end, dtype=torch.float64).reshape(-1) for end in interval)
+            low, high = (flat(end) for end in interval)
             self.inside.append(((low <= truth) & (truth <= high)).double())
 
     def summary(self) -> dict[str, float]:
@@ -53,7 +58,8 @@ class Row:
         errors, stderrs = torch.stack(self.errors), torch.stack(self.stderrs)
         stated = float(stderrs.square().mean()) ** 0.5
         numbers = [len(errors), float(errors.mean()) / stated, float(errors.std(0).square().mean()) ** 0.5 / stated]
-        shares = [float((errors.abs() <= times * stderrs).double().mean()) if stated > 0 else stated for times in (1, 2)]
+        shares = [float((errors.abs() <= times * stderrs).double().mean()) for times in (1, 2)]
+        shares = shares if stated > 0 else [stated] * 2
         held = float(torch.stack(self.inside).mean()) if self.inside else math.nan
         return dict(zip(COLUMNS, [*numbers, *shares, held], strict=True))
 
@@ -72,7 +78,8 @@ def population(size: Size):
     centres = torch.randn(CLASSES, 1, SIDE, SIDE, generator=generator)
     labels = torch.randint(CLASSES, (size.population + 2048,), generator=generator)
     images = 0.5 * centres[labels] + torch.randn(len(labels), 1, SIDE, SIDE, generator=generator)
-    return (images[: size.population], labels[: size.population]), (images[size.population :], labels[size.population :])
+    cut = (size.population, 2048)
+    return tuple(zip(images.split(cut), labels.split(cut), strict=True))
 
 
 def trained(model, data, steps: int):
@@ -104,7 +111,7 @@ def dense(operator):
 
 def joined(*errors):
     """Add standard errors up in quadrature."""
-    return torch.stack([torch.as_tensor(error, dtype=torch.float64) for error in errors]).square().sum(0).sqrt()
+    return torch.stack([flat(error) for error in errors]).square().sum(0).sqrt()
 
 
 SETTINGS = {
@@ -142,25 +149,26 @@ def truths(model, everybody, draws: int):
 
 def over_data(rows: Rows, name: str, model, data, seed: int, truth, shrink: float) -> None:
     """Measure one network on one set: each number against the population's."""
-    trace = landscape.trace(model, data, units="filter", rtol=0.05, seed=seed)
+    steps = None if hasattr(model[0], "delta") else (4,)
+    function = landscape.Objective(model, data)  # checked once
+    trace = landscape.trace(function, units="filter", rtol=0.05, seed=seed)
     interval = trace.interval(over="data")
     rows[f"{name} trace (data)"].add(trace.value, trace.stderr_data, truth["trace_filter"], interval, shrink)
-    top = landscape.top_eigenvalues(model, data, k=1, units="filter", which="largest", seed=seed)
+    top = landscape.top_eigenvalues(function, k=1, units="filter", which="largest", seed=seed)
     rows[f"{name} λ₁ (data)"].add(top.values, top.stderr_data, truth["lambda1_filter"], top.interval().T, shrink)
-    line, middle = landscape.line(model, data, **SETTINGS["line"]), SETTINGS["line"]["points"] // 2
+    line, middle = landscape.line(function, **SETTINGS["line"]), SETTINGS["line"]["points"] // 2
     off = torch.arange(len(line.loss)) != middle
     moved = (line.loss - line.loss[middle])[off], line.stderr[off]
     rows[f"{name} line"].add(*moved, (truth["line"] - truth["line"][middle])[off], None, shrink)
-    average = landscape.average_sharpness(model, data, seed=seed, **SETTINGS["average"])
+    average = landscape.average_sharpness(function, seed=seed, **SETTINGS["average"])
     error = joined(average.stderr, average.stderr_data)
     rows[f"{name} average sharpness"].add(average.delta_loss, error, truth["average"], None, shrink)
-    steps = None if hasattr(model[0], "delta") else (4,)
-    noise = landscape.rounding_sharpness(model, data, bits=steps, seed=seed)
+    noise = landscape.rounding_sharpness(function, bits=steps, seed=seed)
     error = joined(noise.stderr, noise.stderr_data)
     rows[f"{name} rounding noise"].add(noise.delta_loss, error, truth["rounding"], None, shrink)
-    scale = landscape.curvature_at_scale(model, data, seed=seed, **SETTINGS["curvature"])
+    scale = landscape.curvature_at_scale(function, seed=seed, **SETTINGS["curvature"])
     rows[f"{name} curvature at scale"].add(scale.value, scale.stderr, truth["curvature"], None, shrink)
-    worst = landscape.worst_case_sharpness(model, data, **SETTINGS["worst"])
+    worst = landscape.worst_case_sharpness(function, **SETTINGS["worst"])
     error = joined(worst.stderr_data, getattr(worst, "gain", torch.zeros(1)))
     rows[f"{name} worst case"].add(worst.delta_loss, error, truth["worst"], None, shrink)
 
@@ -168,8 +176,7 @@ def over_data(rows: Rows, name: str, model, data, seed: int, truth, shrink: floa
 def over_draws(rows: Rows, name: str, model, data, runs: int) -> None:
     """Measure one network's dense Hessian on one set with new probes and vectors: each against its eigenvalues."""
     matrix = dense(landscape.Hessian(model, data).filter_relative())
-    values, n = torch.linalg.eigvalsh(matrix), len(matrix)
-    pairs = lanczos(matrix, 10, tol=1e-9)
+    values, pairs = torch.linalg.eigvalsh(matrix), lanczos(matrix, 10, tol=1e-9)
     bulk = values[values.abs().argsort(descending=True)][10:]
     share = float(-values.clamp_max(0).sum() / values.abs().sum())
     for seed in range(runs):
