@@ -28,7 +28,13 @@ ROWS = Path(__file__).with_suffix(".jsonl")
 KEYS = ("family", "bits", "case", "rho", "seed")
 FAMILIES = {"digits-resnet8": 128, "cifar10-resnet20": 256}  # images of the probe that are measured
 BITS, CASES, RADII = ("W2A2", "W4A4"), (3, 2, 1), (0.05, 0.1, 0.2, 0.5, 1.0)
-SHOWN = {"trace": "Trace", "top": "λ₁", "worst": "Worst-case rise", "loss": "Probe loss", "accuracy": "Test accuracy, %"}
+SHOWN = {
+    "trace": "Trace",
+    "top": "λ₁",
+    "worst": "Worst-case rise",
+    "loss": "Probe loss",
+    "accuracy": "Test accuracy, %",
+}
 TESTED = tuple(SHOWN)
 
 

@@ -48,7 +48,9 @@ def wanted(family: str, seeds: list[int]) -> Iterator[tuple[str, str, str, int]]
         yield from ((family, method, bits, seed) for bits, method in product(widths, METHODS))
 
 
-def network(family: str, method: str, bits: str, seed: int, data: saq_core.Data, root: str | None, **how: Any) -> nn.Module:
+def network(
+    family: str, method: str, bits: str, seed: int, data: saq_core.Data, root: str | None, **how: Any
+) -> nn.Module:
     """Return a network, trained or rounded where it is not kept."""
     base = saq_core.EXPERIMENTS[family]
     names = {"tuned": f"{family}-fp32", "start": family}
@@ -164,7 +166,13 @@ def table(family: str = "digits-resnet8", matched: str = "epochs", units: str = 
 
 
 def _order(method: str, bits: str) -> tuple[Any, ...]:
-    return (method != "fp32", "A32" not in bits, -int(bits[1]) if bits[1:2].isdigit() and method != "fp32" else 0, bits, method)
+    return (
+        method != "fp32",
+        "A32" not in bits,
+        -int(bits[1]) if bits[1:2].isdigit() and method != "fp32" else 0,
+        bits,
+        method,
+    )
 
 
 def draw(family: str = "digits-resnet8", matched: str = "epochs") -> Any:
@@ -173,7 +181,9 @@ def draw(family: str = "digits-resnet8", matched: str = "epochs") -> Any:
     figure, axes = panels(len(MEASURES), 1.7, len(UNITS))
     for panel, (ax, (units, measure)) in enumerate(zip(axes, product(UNITS, MEASURES), strict=True)):
         ax.axhline(0 if measure == "negative" else 1, color="0.5", linewidth=0.6)
-        for place, ((method, (label, colour)), (kind, form)) in enumerate(product(METHODS.items(), ACTIVATIONS.items())):
+        for place, ((method, (label, colour)), (kind, form)) in enumerate(
+            product(METHODS.items(), ACTIVATIONS.items())
+        ):
             keys = [(method, form.format(bits), measure, units) for bits in WIDTHS[family]]
             points = [(x, tests[key]) for x, key in enumerate(keys) if key in tests]
             if not points:
