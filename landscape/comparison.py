@@ -13,8 +13,8 @@ from torch import nn
 
 from . import parallel
 from .curvature import Hessian, Scaled, eigenvalues_of
-from .flatness import RADII, average_sharpness, worst_case_sharpness
-from .linalg import fold_stderr, hutchinson, lanczos, mean_and_stderr
+from .flatness import RADII, WORST_RADII, average_sharpness, worst_case_sharpness
+from .linalg import fold_stderr, hutchinson, lanczos, mean_and_stderr, t_interval
 from .model import BatchObjective, Evaluation, Loss, Objective, Space, objective_of, probe_of
 from .progress import progress, resumable, stopwatch
 from .results import Result, join, with_error
@@ -50,7 +50,7 @@ class Measured:
         stderr: its standard error, over samples, draws, probes and folds of the data; NaN where there is none to state.
         parts: its draws, which pair up with those of another network measured alike, or None.
         folds: (values, shares) of the samples, or of folds of the data, which pair up as well, or None.
-        converged: False where Lanczos stopped before its tolerance.
+        converged: False where Lanczos, or the ascent to the worst case, stopped before its tolerance.
     """
 
     value: float
@@ -83,13 +83,16 @@ class Comparison(Result):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One record per network and quantity: seeds, value, stderr, and delta, delta_stderr to the first network."""
+        """One record per network and quantity: seeds, value, stderr, and the difference to the first network.
+
+        That is delta, delta_stderr, and delta_df, the error's degrees of freedom (see `interval`).
+        """
         first = next(iter(self.seeds))
         return [
             {"network": network, "quantity": quantity, "seeds": len(group)}
             | {"converged": all(seed.converged for seed in self._measured(network, quantity))}
-            | dict(zip(("value", "stderr"), _mean(self._measured(network, quantity)), strict=True))
-            | dict(zip(("delta", "delta_stderr"), self.difference(network, first, quantity), strict=True))
+            | dict(zip(("value", "stderr"), self.value(network, quantity), strict=True))
+            | dict(zip(("delta", "delta_stderr", "delta_df"), self._compared(network, first, quantity), strict=True))
             for network, group in self.seeds.items()
             for quantity in group[0]
         ]
@@ -97,12 +100,36 @@ class Comparison(Result):
     def difference(self, network: Hashable, other: Hashable, quantity: str) -> tuple[float, float]:
         """Return network − other and its standard error, paired by seed, or by draw where both have one seed.
 
+        An accuracy's error counts one image more than have changed, √(stderr² + 1/n²), as Agresti and Min (2005) do:
+        that none of n has changed does not say that none would. Judge by `interval`: with few seeds or folds two
+        standard errors are no 95 %.
+
         Raises:
             KeyError: no such network or quantity.
         """
+        return self._compared(network, other, quantity)[:2]
+
+    def interval(self, network: Hashable, other: Hashable, quantity: str, level: float = 0.95) -> tuple[float, float]:
+        """Return the confidence interval of network − other; where it holds zero, the two are not told apart.
+
+        By Student's t with seeds − 1 degrees of freedom, or folds − 1 (of curvatures), samples − 1, draws − 1, the
+        fewest where several errors add up. One interval misses the truth with probability 1 − level; of a table of
+        twenty one does.
+
+        Raises:
+            KeyError: no such network or quantity.
+            ValueError: level outside (0, 1).
+        """
+        return t_interval(*self._compared(network, other, quantity), level)
+
+    def _compared(self, network: Hashable, other: Hashable, quantity: str) -> tuple[float, float, float]:
+        mine, theirs = (self._measured(name, quantity) for name in (network, other))
         if network == other:
-            return 0.0, 0.0
-        return _difference(self._measured(network, quantity), self._measured(other, quantity))
+            return 0.0, 0.0, math.inf
+        value, stderr, df = _difference(mine, theirs)
+        if quantity == "accuracy" and isinstance(samples := self.about.get("samples"), int):
+            stderr = math.hypot(stderr, 1 / (samples * len(mine)))
+        return value, stderr, df
 
     def select(self, *networks: str) -> Comparison:
         """Return the comparison of these networks alone; differences are to the first of them.
@@ -149,7 +176,8 @@ class Comparison(Result):
             columns.setdefault(row["network"], {})[label] = with_error(row["value"], row["stderr"]) + mark
             if row["network"] != first:
                 difference = columns.setdefault(f"{row['network']} − {first}", {})
-                difference[label] = with_error(row["delta"], row["delta_stderr"], sign=True)
+                few = f" ({row['delta_df']:.2g} df)" if row["delta_df"] < 30 and row["delta_stderr"] > 0 else ""
+                difference[label] = with_error(row["delta"], row["delta_stderr"], sign=True) + few
         return pandas.DataFrame(columns)
 
     def value(self, network: Hashable, quantity: str) -> tuple[float, float]:
@@ -158,7 +186,7 @@ class Comparison(Result):
         Raises:
             KeyError: no such network or quantity.
         """
-        return _mean(self._measured(network, quantity))
+        return _mean(self._measured(network, quantity))[:2]
 
     def _drawn(self) -> dict[str, Surface]:
         return {str(name): surface for name, surface in self.surfaces.items()}
@@ -186,10 +214,11 @@ class Comparison(Result):
         return "{samples} samples, {space} space, {derivatives} derivatives".format(**self.about)
 
     def _caption(self) -> str:
-        stopped = "" if all(row["converged"] for row in self.rows) else "; † Lanczos stopped before its tolerance"
+        stopped = "" if all(row["converged"] for row in self.rows) else "; † stopped before its tolerance"
         return (
             f"{self._short()}; "
             "± is one standard error, over seeds where a network has several, else over samples, draws or probes; "
+            "df: degrees of freedom where under 30, to judge by Student's t (`interval`), not by two standard errors; "
             f"{_NOTE}{stopped}"
         )
 
@@ -200,6 +229,7 @@ def compare(
     *,
     space: Space | None = None,
     radii: Sequence[float] = RADII,
+    worst_radii: Sequence[float] = WORST_RADII,
     span: float = 1.0,
     points: int = 25,
     rtol: float = 0.05,
@@ -217,8 +247,8 @@ def compare(
         models: name → network, or a list of them: the same network over seeds.
         data: ``(x, y)`` or batches; default the probe that all models carry.
         space: ``"quantized"`` (default) or ``"latent"``.
-        radii: of the worst-case (10 ascent steps) and average (20 draws) loss increase, relative to each filter's
-            norm.
+        radii, worst_radii: of the average (10 pairs ±ε) and of the worst-case loss increase, relative to each filter's
+            norm; the worst case leaves a valley sooner, see `worst_case_sharpness`.
         span, points: of the curves and surfaces (of each network's first seed); points=0 leaves them out.
         rtol: relative standard error at which a trace's probes stop.
         seed: of probes, draws and directions.
@@ -227,8 +257,8 @@ def compare(
     Raises:
         ValueError: no models, different probes, networks whose weights have different units.
 
-    Cost per network: 50 to 60 Hessian-vector products, 30 gradients, 100 forward passes; points² + 2·points more for
-    each network that is drawn.
+    Cost per network: 50 to 60 Hessian-vector products, 15 to 225 gradients, 80 forward passes; points² + 2·points
+    more for each network that is drawn.
 
     Example:
         >>> import torch, landscape
@@ -250,7 +280,7 @@ def compare(
     measured: dict[str, list[dict[str, dict[str, Any]]]] = {name: [] for name in groups}
     abouts: list[dict[str, Any]] = []
     for name, function in progress([(n, part) for n, group in functions.items() for part in group], "networks"):
-        quantities, about = _measure(function, radii, rtol, seed)
+        quantities, about = _measure(function, (radii, worst_radii), rtol, seed)
         abouts.append(about)
         if len(groups[name]) > 1:  # differences are then paired by seed: parts would only fill the file
             quantities = {name: replace(part, parts=None, folds=None) for name, part in quantities.items()}
@@ -275,43 +305,45 @@ def _looked_at(name: Any, model: nn.Module | Objective, data: Any, arguments: Ma
 
 
 def _measure(
-    function: Objective, radii: Sequence[float], rtol: float, seed: int
+    function: Objective, radii: tuple[Sequence[float], Sequence[float]], rtol: float, seed: int
 ) -> tuple[dict[str, Measured], dict[str, Any]]:
     hessian = Hessian(function)
     quantities = fit(function.centre)
     if not hessian.coordinates.norm() > 0:  # nothing has filters: no direction, no unit
         names = ["trace_filter", "lambda1_filter", "lambda1_over_lambda5"]
-        names += [f"{kind}_{radius:g}" for kind in ("worst", "average") for radius in radii]
+        names += [f"{kind}_{r:g}" for kind, own in zip(("average", "worst"), radii, strict=True) for r in own]
         quantities |= dict.fromkeys(names, Measured(math.nan))
     else:
         quantities |= trace_and_top(hessian.filter_relative(), "filter", rtol, seed)
-        quantities |= _increases(function, radii, seed)
+        quantities |= _increases(function, *radii, seed)
     quantities |= trace_and_top(hessian, "raw", rtol, seed)
     return quantities | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
 
 
-def _increases(function: Objective, radii: Sequence[float], seed: int) -> dict[str, Measured]:
+def _increases(
+    function: Objective, radii: Sequence[float], worst_radii: Sequence[float], seed: int
+) -> dict[str, Measured]:
     quantities = {}
-    worst = worst_case_sharpness(function, radii=radii)
+    worst = worst_case_sharpness(function, radii=worst_radii)
     average = average_sharpness(function, radii=radii, seed=seed)
     for name, result in (("worst", worst), ("average", average)):
-        columns = (radii, result.delta_loss, result.stderr, result.stderr_data, result.samples, result.data_delta_loss)
-        for radius, increase, over_draws, over_data, parts, rows in zip(*columns, strict=True):
-            draws = parts.tolist() if name == "average" else None
-            folds = [rows.tolist(), result.data_weights.tolist()]
-            error = join(float(over_draws), float(over_data))
-            quantities[f"{name}_{radius:g}"] = Measured(float(increase), error, draws, folds=folds)
+        for index, radius in enumerate(result.radii.tolist()):
+            draws = result.samples[index].tolist() if name == "average" else None
+            folds = [result.data_delta_loss[index].tolist(), result.data_weights.tolist()]
+            error = join(float(result.stderr[index]), float(result.stderr_data[index]))
+            value, done = float(result.delta_loss[index]), bool(result.converged[index])
+            quantities[f"{name}_{radius:g}"] = Measured(value, error, draws, done, folds)
     return quantities
 
 
 def fit(here: Evaluation) -> dict[str, Measured]:
     """Return loss and accuracy (where there are classes), with the scatter over the samples where the loss tells it."""
     weights = here.weights.tolist()
-    return {
-        name: Measured(float(value), float(here.stderr(field=field)), folds=[getattr(here, field).tolist(), weights])
-        for name, value, field in (("loss", here.loss, "losses"), ("accuracy", here.accuracy, "hits"))
-        if name == "loss" or not value.isnan()
-    }
+    found = {"loss": Measured(float(here.loss), float(here.stderr()), folds=[here.losses.tolist(), weights])}
+    if not here.accuracy.isnan():  # √(stderr² + 1/n²): where all are right, one more might be wrong
+        error, hits = float(here.stderr(field="hits")), [here.hits.tolist(), here.hit_weights.tolist()]
+        found["accuracy"] = Measured(float(here.accuracy), math.hypot(error, 1 / max(len(hits[0]), 1)), folds=hits)
+    return found
 
 
 @resumable("curvature")
@@ -351,35 +383,39 @@ def trace_and_top(
     return quantities
 
 
-def _mean(seeds: list[Measured]) -> tuple[float, float]:
+def _mean(seeds: list[Measured]) -> tuple[float, float, float]:
+    """Return the mean, its standard error and degrees of freedom: over seeds, or those of a single network."""
     if len(seeds) == 1:
-        return seeds[0].value, seeds[0].stderr
+        return seeds[0].value, seeds[0].stderr, min((df for _, df in _scatter(seeds[0])), default=math.inf)
     values = torch.tensor([seed.value for seed in seeds], dtype=torch.float64)
-    return float(values.mean()), float(values.std() / len(seeds) ** 0.5)
+    return *mean_and_stderr(values), len(seeds) - 1
 
 
-def _difference(mine: list[Measured], theirs: list[Measured]) -> tuple[float, float]:
-    """Return the difference and its standard error: over paired seeds, paired draws, or of two separate numbers."""
+def _difference(mine: list[Measured], theirs: list[Measured]) -> tuple[float, float, float]:
+    """Return the difference, its error and df: over paired seeds, paired draws, or of two separate numbers."""
     if len(mine) == len(theirs) > 1:
         return _mean([Measured(a.value - b.value) for a, b in zip(mine, theirs, strict=True)])
-    (value, error), (other, other_error) = _mean(mine), _mean(theirs)
-    errors = [math.hypot(error, other_error)]
-    if len(mine) == len(theirs):
-        errors = _paired(mine[0], theirs[0]) or errors
-    return value - other, math.hypot(*errors)
+    here, there = _mean(mine), _mean(theirs)
+    paired = _scatter(_paired(mine[0], theirs[0])) if len(mine) == len(theirs) else []
+    stderrs, dfs = zip(*(paired or [here[1:], there[1:]]), strict=True)
+    return here[0] - there[0], math.hypot(*stderrs), min(dfs)
 
 
-def _paired(mine: Measured, theirs: Measured) -> list[float]:
-    """Return the standard errors of a difference: over what both have in parts, and over the folds of the data."""
-    errors = []
-    if mine.parts and theirs.parts and min(len(mine.parts), len(theirs.parts)) > 1:
-        # a trace's probes may stop at different counts: those that both have in common tell the scatter
-        pairs = [a - b for a, b in zip(mine.parts, theirs.parts, strict=False)]
-        errors.append(mean_and_stderr(torch.tensor(pairs, dtype=torch.float64))[1])
-    if mine.folds and theirs.folds and len(mine.folds[1]) > 1 and mine.folds[1] == theirs.folds[1]:
-        values, others, shares = (torch.tensor(v, dtype=torch.float64) for v in (*mine.folds[:1], *theirs.folds))
-        errors.append(fold_stderr(values - others, shares))
-    return errors
+def _paired(mine: Measured, theirs: Measured) -> Measured:
+    """Return the difference with what both have in parts, and in the same folds of the data."""
+    # a trace's probes may stop at different counts: those that both have in common tell the scatter
+    parts = [a - b for a, b in zip(mine.parts or [], theirs.parts or [], strict=False)]
+    (values, shares), (others, their_shares) = mine.folds or [[], []], theirs.folds or [[], []]
+    folds = [[a - b for a, b in zip(values, others, strict=False)], shares] if shares == their_shares else None
+    return Measured(mine.value - theirs.value, parts=parts, folds=folds)
+
+
+def _scatter(one: Measured) -> list[tuple[float, float]]:
+    """Return the standard errors, each with its degrees of freedom, that parts and folds of the data tell."""
+    parts = torch.tensor(one.parts or [], dtype=torch.float64)
+    values, shares = torch.tensor(one.folds or [[], []], dtype=torch.float64)
+    errors = [(mean_and_stderr(parts)[1], len(parts) - 1), (fold_stderr(values, shares), len(shares) - 1)]
+    return [(error, df) for error, df in errors if df > 0]
 
 
 def common_probe(groups: Mapping[str, Sequence[Model]]) -> Any:

@@ -86,7 +86,39 @@ def test_traces_are_paired_by_probe_as_far_as_both_have_probes(singles):
 
 def test_one_network_against_several_adds_their_errors():
     one, several = [Measured(1.0, 0.3)], [Measured(2.0, 0.1), Measured(4.0, 0.1)]
-    assert _difference(several, one) == pytest.approx((2.0, math.hypot(0.3, 1.0)))
+    assert _difference(several, one) == pytest.approx((2.0, math.hypot(0.3, 1.0), 1))
+
+
+def test_an_interval_is_students_with_the_degrees_of_freedom_of_what_tells_the_error(singles, seeds):
+    from scipy.stats import t
+
+    for comparison, pair, quantity, df in (
+        (seeds[0], ("b", "a"), "trace_filter", 2),  # three pairs of seeds
+        (seeds[1], ("three", "FP32"), "loss", 2),  # three seeds of the one, seven samples of the other
+        (singles, ("W4A4", "FP32"), "average_0.05", 6),  # 20 draws, 7 samples
+        (singles, ("W4A4", "FP32"), "loss", 6),
+    ):
+        difference, stderr = comparison.difference(*pair, quantity)
+        for level in (0.68, 0.95):
+            expected = t.interval(level, df, difference, stderr)
+            assert comparison.interval(*pair, quantity, level) == pytest.approx(expected), quantity
+        row = row_of(comparison.select(*pair[::-1]), pair[0], quantity)
+        assert row["delta_df"] == df
+    assert f"{seeds[0].table['b − a'].iloc[0]}".endswith("(2 df)") and "df" not in seeds[0].table["a"].iloc[0]
+    assert "Student's t" in str(singles) and singles.interval("FP32", "FP32", "loss") == (0.0, 0.0)
+    assert all(map(math.isnan, singles.interval("W4A4", "FP32", "lambda1_over_lambda5")))
+    with pytest.raises(ValueError, match="level must be between 0 and 1"):
+        singles.interval("W4A4", "FP32", "loss", 1.0)
+
+
+def test_an_accuracy_that_no_image_changes_has_an_error_of_one_image():
+    model = convolutional()
+    found = compare({"a": model, "b": rescaled(model)}, (X, Y), radii=(0.05,), points=0)
+    assert found.difference("b", "a", "accuracy") == pytest.approx((0.0, 1 / 7))
+    assert "±" in found.table["b − a"]["accuracy"]
+    hits = (model.eval()(X).argmax(1) == Y).double()
+    scatter = float(hits.std()) / 7**0.5
+    assert found.value("a", "accuracy") == pytest.approx((float(hits.mean()), math.hypot(scatter, 1 / 7)))
 
 
 def test_networks_over_seeds_are_paired_by_seed(seeds):

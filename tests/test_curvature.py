@@ -3,6 +3,7 @@ import math
 import warnings
 
 import pytest
+import scipy.stats
 import torch
 from networks import (
     CASES,
@@ -261,7 +262,10 @@ def test_the_error_over_data_is_the_spread_of_the_folds_at_the_eigenvectors_of_a
         [dense_hessian(model, lambda m, x=x, y=y: cross_entropy(m(x), y), varied(model)).trace() for x, y in batches]
     )
     assert found.stderr_data == pytest.approx(float(traces.std()) / 8**0.5, rel=0.2)
-    assert "over data" in repr(found) and "over data" in repr(top)
+    assert "over data" in repr(found) and f"over data ({len(top.fold_weights)} folds)" in repr(top)
+    for interval, value, error in zip(top.interval(0.9).tolist(), top.values, top.stderr_data, strict=True):
+        expected = scipy.stats.t.interval(0.9, len(top.fold_weights) - 1, float(value), float(error))
+        assert interval == pytest.approx(expected)
     assert "over data" not in repr(top_eigenvalues(model, batches[:2], k=1))
 
 

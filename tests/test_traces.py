@@ -64,8 +64,10 @@ def test_the_interval_is_students():
 
     found = trace_of_samples([1.0, 2.0, 6.0, 3.0], rtol=1.0, atol=0.0)
     assert found.interval(0.9) == pytest.approx(t.interval(0.9, 3, found.value, found.stderr))
-    with pytest.raises(ValueError, match="level must be between 0 and 1, got 1"):
-        found.interval(1)
+    assert all(map(math.isnan, found.interval(over="data")))
+    for settings, message in (({"level": 1}, "level must be between 0 and 1, got 1"), ({"over": "seeds"}, "over must")):
+        with pytest.raises(ValueError, match=message):
+            found.interval(**settings)
 
 
 def test_deflation_is_unbiased_and_takes_the_large_eigenvalues_out_of_the_noise():
@@ -144,12 +146,14 @@ def test_the_error_over_data_is_calibrated(method):
         folds = truth + loud[:, None, None] * symmetric([1.0, 0.5] + [0.0] * 38, seed=1)
         found = METHODS[method](Folded(folds, weights), seed=seed, rtol=1e-3)
         scores.append((found.value - float(truth.trace())) / found.stderr_data)
-        assert "over data" in repr(found)
+        assert "over data (5 folds)" in repr(found)
     scores = torch.tensor(scores)
     from scipy.stats import t
 
     for level in (0.68, 0.95):  # five folds: Student's t with four degrees of freedom
-        inside = float((scores.abs() <= t.ppf((1 + level) / 2, 4)).double().mean())
+        reach = t.ppf((1 + level) / 2, 4)
+        assert found.interval(level, over="data")[1] == pytest.approx(found.value + reach * found.stderr_data)
+        inside = float((scores.abs() <= reach).double().mean())
         assert abs(inside - level) < 0.15, (level, inside)
 
 

@@ -198,7 +198,7 @@ def density(
         model: a network, or any symmetric operator or matrix (see `trace`).
         data: ``(x, y)`` or batches; default ``model.probe``.
         k: outliers taken out first, by magnitude, to a residual of 1e-3; 0 for none.
-        num_probes: random start vectors; the band comes from their scatter.
+        num_probes: random start vectors; the 95 % band comes from their scatter, by Student's t.
         steps: Lanczos steps for each; more resolve the bulk more finely.
         points: of the grid.
         units: ``"raw"``, or ``"filter"`` for D·H·D (see `trace`).
@@ -230,7 +230,7 @@ def density(
     pairs = lanczos(operator, k, max_basis=_room(operator, k), seed=seed) if k else None
     result = slq(operator, pairs=pairs, num_probes=num_probes, steps=steps, points=points, seed=seed)
     products = result.about["products"] + (pairs.products if pairs else 0)
-    return replace(result, about=about | {"products": products, "seed": seed, "seconds": elapsed()})
+    return replace(result, about=about | result.about | {"products": products, "seed": seed, "seconds": elapsed()})
 
 
 def deflated_trace(operator: Operator, krylov: Eigenpairs, **settings: Any) -> Trace:

@@ -5,6 +5,7 @@ from .rounding import RoundingSharpness, rounding_sharpness
 from .sharpness_table import (
     MEASURES,
     RADII,
+    WORST_RADII,
     Sharpness,
     SharpnessTable,
     average_sharpness,

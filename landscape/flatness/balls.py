@@ -14,6 +14,7 @@ from ..model import Coordinates, Objective, Point, filter_norms
 from ..progress import progress
 
 METRICS = ("filter", "plain", "adaptive")
+FIRST_ROUND, _MOMENTUM = 5, 0.25  # gradients of the first round
 
 
 class Ball(NamedTuple):
@@ -30,11 +31,14 @@ class Ball(NamedTuple):
         whole = torch.stack([part.double().square().sum() for part in v.values()]).sum().sqrt().clamp_min(tiny)
         return dict.fromkeys(v, whole)
 
-    def ascent_step(self, v: Point, gradient: Point, radius: float, share: float) -> Point:
-        """Move v along the gradient by share·radius, and project back onto the ball."""
+    def moved(self, v: Point, gradient: Point, length: float) -> Point:
+        """Move v along the gradient, by this length where the ball is round."""
         slope = {name: t * gradient[name] for name, t in self.scale.items()}
         norms = self.norms(slope)
-        v = {name: part + share * radius * (slope[name] / norms[name]) for name, part in v.items()}
+        return {name: part + length * (slope[name] / norms[name]) for name, part in v.items()}
+
+    def projected(self, v: Point, radius: float) -> Point:
+        """Return the point next to v in the ball of this radius."""
         norms = self.norms(v)
         return {name: part * (radius / norms[name]).clamp_max(1) for name, part in v.items()}
 
@@ -65,25 +69,61 @@ def ball_of(centre: Coordinates, radii: Sequence[float], metric: str, relative: 
     return Ball({name: root * w.abs() for name, w in centre.centre.items()}, False)
 
 
-def largest_increases(
-    function: Objective, ball: Ball, radii: Sequence[float], steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the largest increase along the ascent, (radii,), each sample's there, (radii, n), and their weights."""
-    centre = function.coordinates.centre
-    largest, by_sample = [], []
+class Ascent(NamedTuple):
+    """The largest increases found, what their last round added, and how many rounds that took; those of the samples."""
+
+    increases: Tensor
+    gains: Tensor
+    rounds: Tensor
+    by_sample: Tensor
+    weights: Tensor
+
+
+def largest_increases(function: Objective, ball: Ball, radii: Sequence[float], steps: int, rtol: float) -> Ascent:
+    """Ascend within each radius; see `worst_case_sharpness`."""
+    found, gains, rounds = [], [], []
     with function.measurement_mode():
         here = function.centre
         for radius in progress(radii, "worst-case sharpness"):
-            v: Point = {name: torch.zeros_like(centre[name]) for name in ball.scale}
-            visited = [here]  # the centre lies in every ball
-            for step in range(steps):
-                v = ball.ascent_step(v, function.gradient(ball.epsilon(v)), radius, 1 - step / steps)
-                visited.append(function.evaluate(ball.epsilon(v)))
-            # a NaN counts as the largest: a loss that broke is not hidden
-            top = torch.stack([point.loss for point in visited]).argmax()
-            largest.append(torch.stack([point.loss for point in visited])[top] - here.loss)
-            by_sample.append(torch.stack([point.losses for point in visited])[top] - here.losses)
-    return torch.stack(largest).cpu(), torch.stack(by_sample).cpu(), here.weights.cpu()
+            v, gain, count = _highest(function, ball, radius, steps, rtol)
+            there = function.evaluate(ball.epsilon(v))
+            found.append(here if there.loss < here.loss else there)  # a gradient's loss is rounded in other places
+            gains.append(gain)
+            rounds.append(count)
+    largest = torch.stack([there.loss for there in found]) - here.loss
+    by_sample = torch.stack([there.losses for there in found]) - here.losses
+    return Ascent(largest.cpu(), torch.stack(gains).cpu(), torch.tensor(rounds), by_sample.cpu(), here.weights.cpu())
+
+
+def _highest(function: Objective, ball: Ball, radius: float, steps: int, rtol: float) -> tuple[Point, Tensor, int]:
+    """Return the highest point that the ascent meets, what the last round added, and the number of rounds.
+
+    A round starts from the highest point so far, with steps of half the length and twice as many; nothing waits for
+    the device within one. A NaN counts as the highest: a loss that broke is not hidden.
+    """
+    best: Point = {name: torch.zeros_like(function.coordinates.centre[name]) for name in ball.scale}
+    lowest = highest = function.centre.loss
+    length, count = radius, min(FIRST_ROUND, steps)
+    gain, rounds = highest - lowest, 0
+    while rounds == 0 or (steps >= count and (gain > rtol * (highest - lowest) or highest == lowest)):
+        v = previous = best
+        before = highest
+        for _ in range(count):
+            loss, gradient = function.loss_and_gradient(ball.epsilon(v))
+            best, highest = _higher(v, loss, best, highest)
+            ahead = ball.projected(ball.moved(v, gradient, length), radius)
+            carried = {name: v[name] - previous[name] - (ahead[name] - v[name]) for name in v}
+            previous, v = v, ball.projected({name: ahead[name] + _MOMENTUM * carried[name] for name in v}, radius)
+        best, highest = _higher(v, function.evaluate(ball.epsilon(v)).loss, best, highest)
+        gain, steps = highest - before, steps - count
+        length, count, rounds = length / 2, 2 * count, rounds + 1
+    return best, gain, rounds
+
+
+def _higher(v: Point, loss: Tensor, best: Point, highest: Tensor) -> tuple[Point, Tensor]:
+    """Return the higher of two points, with its loss."""
+    better = ~(loss <= highest) & ~highest.isnan()
+    return {name: torch.where(better, v[name], best[name]) for name in v}, torch.where(better, loss, highest)
 
 
 def mean_increases(
@@ -91,7 +131,8 @@ def mean_increases(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the mean loss increase and its error over the draws, (rows,), and those of draws and of the data.
 
-    The latter two are (rows, num_samples) and, means over the draws, (rows, n) with weights (n,).
+    The latter two are (rows, num_samples) and, means over the draws, (rows, n) with weights (n,). A draw is the mean of
+    both signs: the gradient, which has no part in the mean, has none in the scatter either.
     """
     increases = torch.empty(rows, num_samples, dtype=torch.float64, device=function.device)
     with function.measurement_mode():
@@ -100,8 +141,9 @@ def mean_increases(
         for draw in progress(range(num_samples), "average sharpness"):
             for row, displacement in enumerate(displacements(draw)):
                 there = function.evaluate(displacement)
-                increases[row, draw] = there.loss - here.loss
-                by_sample[row] += (there.losses - here.losses) / num_samples
+                back = function.evaluate({name: -part for name, part in displacement.items()})
+                increases[row, draw] = (there.loss + back.loss) / 2 - here.loss
+                by_sample[row] += ((there.losses + back.losses) / 2 - here.losses) / num_samples
     increases = increases.cpu()
     stderr = increases.std(1) / num_samples**0.5
     return increases.mean(1), stderr, increases, by_sample.cpu(), here.weights.cpu()

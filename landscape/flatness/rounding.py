@@ -98,14 +98,14 @@ def rounding_sharpness(
         model: any network; not touched. A quantized one is taken at its rounded weights.
         data: ``(x, y)`` or batches; default ``model.probe``.
         bits: 2 to 16, or 0 for the network's own steps; default (0,) where it is quantized, else (8, 4, 3, 2).
-        num_samples: draws of the noise, the same at every number of bits.
+        num_samples: draws of the noise, each with both signs, the same at every number of bits.
         seed: of the draws.
         loss, objective: see `Objective`.
 
     Raises:
         ValueError: bits outside of that, 0 where nothing is quantized, num_samples < 2, bad data.
 
-    Cost: bits·(num_samples + 1) forward passes.   Source: uniform noise model of rounding, Widrow and Kollár 2008.
+    Cost: bits·(2·num_samples + 1) forward passes.   Source: uniform noise model of rounding, Widrow and Kollár 2008.
 
     Example:
         >>> import torch, landscape

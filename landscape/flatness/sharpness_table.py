@@ -17,13 +17,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import parallel
+from ..checking import numbers
 from ..model import (
     BatchObjective,
     Loss,
@@ -38,13 +39,14 @@ from ..model import (
 )
 from ..progress import progress, stopwatch
 from ..results import Result, with_errors
-from .balls import ball_of, check_draws, largest_increases, mean_increases
+from .balls import FIRST_ROUND, ball_of, check_draws, largest_increases, mean_increases
 from .rounding import RoundingSharpness, bits_label, rounding_sharpness
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RADII = (0.01, 0.05, 0.1)
+WORST_RADII = (0.001, 0.002, 0.005)  # at 1 % of every filter a deep network's loss is far above that of guessing
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,9 @@ class Sharpness(Result):
         samples: (radii, num_samples) the single increases; of the worst case (radii, groups).
         data_delta_loss: (radii, n) those of the n samples (means over the draws), or of the groups where there are
             several; n = 0 where the data come in no fixed order. data_weights: (n,) their shares.
+        gain: (radii,) of the worst case, how much of delta_loss the ascent's last round added: about as much, or the
+            tolerance where that is more, is missing to the maximum. Empty for an average.
+        converged: (radii,) whether that is within the tolerance; what is not is marked †.
 
     Example:
         >>> import torch, landscape
@@ -73,8 +78,16 @@ class Sharpness(Result):
     samples: Tensor
     data_delta_loss: Tensor
     data_weights: Tensor
+    gain: Tensor = field(default_factory=lambda: torch.empty(0))
     columns: ClassVar[tuple[str, ...]] = ("radii", "delta_loss", "stderr", "stderr_data")
     picture: ClassVar[str] = "radii.increases"
+
+    @property
+    def converged(self) -> Tensor:
+        """(radii,) whether the ascent got up, and its last round added no more than its tolerance; True of averages."""
+        if not len(self.gain):
+            return torch.full((len(self.radii),), "steps" not in self.about)  # a file of 0.2 does not tell
+        return (self.delta_loss > 0) & (self.gain <= self.about["rtol"] * self.delta_loss)
 
     @property
     def stderr_data(self) -> Tensor:
@@ -83,15 +96,22 @@ class Sharpness(Result):
 
     def _cells(self) -> dict[str, list[str]]:
         radii = [f"{radius:g}" for radius in self.radii.tolist()]
-        return {"radius": radii, "loss increase": with_errors(self.delta_loss, self.stderr, self.stderr_data)}
+        increases = with_errors(self.delta_loss, self.stderr, self.stderr_data)
+        marked = [text + mark for text, mark in zip(increases, self._marks(), strict=True)]
+        gains = {"last round added": [f"{gain:.2g}" for gain in self.gain.tolist()]} if len(self.gain) else {}
+        return {"radius": radii, "loss increase": marked} | gains
+
+    def _marks(self) -> list[str]:
+        return ["" if done else " †" for done in self.converged.tolist()]
 
     def __repr__(self) -> str:
         parts = []
         columns = (self.radii, self.delta_loss, self.stderr, self.stderr_data)
-        for radius, increase, draws, data in zip(*(column.tolist() for column in columns), strict=True):
+        rows = zip(*(column.tolist() for column in columns), self._marks(), strict=True)
+        for radius, increase, draws, data, mark in rows:
             errors = ((draws, ""), (data, " over data"))
             known = "".join(f" ± {error:.1g}{what}" for error, what in errors if not math.isnan(error))
-            parts.append(f"{increase:.3g}{known} at {radius:g}")
+            parts.append(f"{increase:.3g}{known}{mark} at {radius:g}")
         return f"Sharpness({self.about['measure']}: {', '.join(parts)})"
 
 
@@ -100,7 +120,7 @@ def average_sharpness(
     data: Any = None,
     *,
     radii: Sequence[float] = RADII,
-    num_samples: int = 20,
+    num_samples: int = 10,
     metric: str = "filter",
     relative: bool = True,
     space: Space | None = None,
@@ -108,8 +128,9 @@ def average_sharpness(
     loss: Loss | None = None,
     objective: BatchObjective | None = None,
 ) -> Sharpness:
-    """Measure the mean loss increase over random perturbations.
+    """Measure the mean loss increase over random perturbations, each taken with both signs.
 
+    [f(w + ε) + f(w − ε)]/2 − f(w) has the mean of f(w + ε) − f(w), without the scatter of the gradient.
     With the filter metric ‖ε_f‖ = r·‖w_f‖ in every filter; with the others ε = T·z is Gaussian, T = r·‖w‖/√n (plain)
     or r·|w| (adaptive), so that the mean square of its distance is that of the radius. The draws depend on names,
     shapes and the seed alone, so networks of one architecture are perturbed alike.
@@ -118,7 +139,7 @@ def average_sharpness(
         model: any network; not touched.
         data: ``(x, y)`` or batches; default ``model.probe``.
         radii: r, relative; ρ with ``relative=False``.
-        num_samples: random perturbations per radius, the same directions at every radius.
+        num_samples: pairs ±ε per radius, along the same directions at every radius.
         metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.flatness.sharpness_table`.
         relative: whether the radius is relative to the weights (the filter metric knows no other).
         space: ``"quantized"`` (default) or ``"latent"``.
@@ -128,7 +149,7 @@ def average_sharpness(
     Raises:
         ValueError: a radius that is not > 0, num_samples < 2, unknown metric, bad data.
 
-    Cost: num_samples·radii forward passes over the data.
+    Cost: 2·num_samples·radii forward passes over the data.
 
     Source: average-case sharpness, Andriushchenko et al. 2023, §2.
 
@@ -137,7 +158,7 @@ def average_sharpness(
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
         >>> data = torch.randn(32, 3), torch.randint(2, (32,))
         >>> landscape.average_sharpness(model, data, radii=(0.1,)).samples.shape
-        torch.Size([1, 20])
+        torch.Size([1, 10])
     """
     parallel.check_agreement(**locals())
     elapsed = stopwatch()
@@ -155,7 +176,7 @@ def average_sharpness(
         return ({n: radius * d for n, d in direction.items()} for radius in radii)
 
     increases = mean_increases(function, len(radii), num_samples, displacements)
-    about = function.about(measure=f"average of {num_samples} draws", metric=metric, seed=seed, seconds=elapsed())
+    about = function.about(measure=f"average of {num_samples} pairs", metric=metric, seed=seed, seconds=elapsed())
     return Sharpness(about, torch.tensor(radii, dtype=torch.float64), *increases)
 
 
@@ -163,8 +184,9 @@ def worst_case_sharpness(
     model: nn.Module | Objective,
     data: Any = None,
     *,
-    radii: Sequence[float] = RADII,
-    steps: int = 10,
+    radii: Sequence[float] = WORST_RADII,
+    steps: int = 75,
+    rtol: float = 0.02,
     metric: str = "filter",
     relative: bool = True,
     m: int | None = None,
@@ -174,9 +196,14 @@ def worst_case_sharpness(
 ) -> Sharpness:
     """Measure the largest loss increase that projected gradient ascent finds within a ball around the weights.
 
-    In v = ε/T, where the ball is round, every step moves along the gradient by a share of the radius that falls from 1
-    to 1/steps, and projects back; with the filter metric each filter moves in a ball of its own. The largest loss met
-    counts, the centre's included: a lower bound of the true worst case.
+    In v = ε/T, where the ball is round (with the filter metric each filter has a ball of its own), v moves along the
+    gradient, with momentum, and is projected back. The first round has 5 steps as long as the radius; every further one
+    starts from the highest point met, with twice as many steps of half the length, until what it adds is at most
+    rtol of the increase. The result states what the last round added (``gain``), and † where that was more: the largest
+    loss met is a lower bound of the true worst case.
+
+    Its error over data holds the perturbation fixed, which is right to first order: where the increase is largest it
+    does not depend on ε. The ascent fits the perturbation to the samples: over *others* the increase is smaller.
 
     With m it is the mean over groups of m samples of each group's own worst case: never less than that of all samples
     together, but for what ascent misses.
@@ -184,8 +211,10 @@ def worst_case_sharpness(
     Args:
         model: any network; not touched.
         data: ``(x, y)`` or batches; default ``model.probe``.
-        radii: r, relative; ρ with ``relative=False``.
-        steps: gradient steps per radius.
+        radii: r, relative; ρ with ``relative=False``. Choose them so that the loss stays below that of guessing:
+            beyond it a valley has been left, and the increase says nothing about it.
+        steps: gradient steps per radius, at most; whole rounds are made of them, 5, 15, 35 and 75.
+        rtol: share of the increase that a round has to add for another one to follow.
         metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.flatness.sharpness_table`.
         relative: whether the radius is relative to the weights (the filter metric knows no other).
         m: samples per group, at most; default all in one.
@@ -193,41 +222,45 @@ def worst_case_sharpness(
         loss, objective: see `Objective`.
 
     Raises:
-        ValueError: a radius that is not > 0, steps or m < 1, unknown metric, batches larger than m, bad data.
+        ValueError: a radius that is not > 0, steps or m < 1, rtol < 0, unknown metric, batches larger than m, bad data.
 
-    Cost: radii·steps gradients and as many forward passes over the data; with m seven forward passes more.
+    Cost: per radius 5 to 75 gradients (15 where the loss is nearly quadratic) and two to five forward passes over the
+    data; with m seven forward passes more.
 
     Source: plain, Foret et al. 2021 (SAM); adaptive, Kwon et al. 2021 (ASAM), whose ε of a zero weight is zero;
     filter, as ASAM's filter-wise operator, with a ball for each filter where they have one for all; m, Foret et al.
-    2021, §4.1, and Andriushchenko and Flammarion 2022.
+    2021, §4.1, and Andriushchenko and Flammarion 2022. Momentum and halving are those of APGD, Croce and Hein 2020,
+    whose checkpoints are replaced by rounds.
 
     Example:
         >>> import torch, landscape
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
         >>> data = torch.randn(32, 3), torch.randint(2, (32,))
-        >>> bool(landscape.worst_case_sharpness(model, data, radii=(0.1,)).delta_loss > 0)
-        True
+        >>> found = landscape.worst_case_sharpness(model, data, radii=(0.1,))
+        >>> bool(found.delta_loss > 0), bool(found.converged)
+        (True, True)
     """
     parallel.check_agreement(**locals())
     elapsed = stopwatch()
-    if steps < 1:
-        raise ValueError(f"steps must be >= 1, got {steps}")
-    if m is not None and m < 1:
-        raise ValueError(f"m must be >= 1, got {m}")
+    numbers(whole=True, at_least=1, steps=steps)
+    numbers(whole=True, at_least=1, optional=True, m=m)
+    numbers(at_least=0, rtol=rtol)
     arguments = {"space": space, "loss": loss, "objective": objective}
     batch_size = None if isinstance(model, Objective) else m
     function = objective_of(model, data, batch_size=batch_size, **arguments)
     ball = ball_of(function.coordinates, radii, metric, relative)
     groups = [function] if m is None else _groups(function, m)
-    ascents = [largest_increases(group, ball, radii, steps) for group in progress(groups, "worst-case sharpness")]
-    largest = torch.stack([increase for increase, *_ in ascents], 1)  # (radii, groups)
+    ascents = [largest_increases(group, ball, radii, steps, rtol) for group in progress(groups, "worst-case sharpness")]
     shares = torch.tensor([sum(group.batch_weights) for group in groups], dtype=torch.float64)
     shares /= shares.sum()
+    largest, gains, rounds = (torch.stack(parts, 1) for parts in list(zip(*ascents, strict=True))[:3])  # by group
     of = "" if m is None else f", mean over {len(groups)} groups"
-    about = function.about(measure=f"worst of {steps} ascent steps{of}", metric=metric, steps=steps, seconds=elapsed())
+    about = function.about(measure=f"worst of {steps} ascent steps{of}", metric=metric, steps=steps, rtol=rtol)
+    about |= {"rounds": rounds.amax(1).tolist(), "seconds": elapsed()}
     unknown = torch.full((len(radii),), math.nan, dtype=torch.float64)
-    parts = ascents[0][1:] if m is None else (largest, shares)
-    return Sharpness(about, torch.tensor(radii, dtype=torch.float64), largest @ shares, unknown, largest, *parts)
+    by_sample = (ascents[0].by_sample, ascents[0].weights) if m is None else (largest, shares)
+    chosen = torch.tensor(radii, dtype=torch.float64)
+    return Sharpness(about, chosen, largest @ shares, unknown, largest, *by_sample, gains @ shares)
 
 
 def _groups(function: Objective, m: int) -> list[Objective]:
@@ -254,7 +287,8 @@ class SharpnessTable(Result):
 
     Attributes:
         rows: one record per measure and setting: measure, setting, value (a loss increase), stderr over draws,
-            stderr_data over the data, gradients and forwards (its cost, in passes over the data), source.
+            stderr_data over the data, converged (see `Sharpness`), gradients and forwards (its cost, in passes over
+            the data), source.
 
     Example:
         >>> import torch, landscape
@@ -280,6 +314,8 @@ class SharpnessTable(Result):
         frame = self.frame.set_index(["measure", "setting"])
         for name in ("value", "stderr", "stderr_data"):
             frame[name] = [f"{value:.3g}".replace("nan", "–") for value in frame[name]]
+        if "converged" in frame:  # which files of 0.2 do not say
+            frame["value"] += [" †" * (not done) for done in frame.pop("converged")]
         return frame.rename(columns={"value": "loss increase", "stderr_data": "stderr over data"})
 
     def __repr__(self) -> str:
@@ -292,7 +328,7 @@ class SharpnessTable(Result):
     def _caption(self) -> str:
         return (
             f"loss {self.about['loss']:.4g} on {self.about['samples']} samples, {self.about['space']} space; "
-            "sharpness alone often fails to predict generalisation (arXiv 2302.07011)"
+            "† its ascent has not converged; sharpness alone often fails to predict generalisation (arXiv 2302.07011)"
         )
 
 
@@ -305,7 +341,7 @@ class _Measure(NamedTuple):
 
 
 MEASURES: dict[str, _Measure] = {
-    "worst case, filter": _Measure(worst_case_sharpness, {"radii": (0.01,)}, "after Kwon et al. 2021, filter-wise"),
+    "worst case, filter": _Measure(worst_case_sharpness, {"radii": (0.005,)}, "after Kwon et al. 2021, filter-wise"),
     "worst case, plain": _Measure(
         worst_case_sharpness, {"metric": "plain", "radii": (0.05,), "relative": False}, "Foret et al. 2021"
     ),
@@ -339,9 +375,9 @@ def sharpness(
     """Measure sharpness in several ways and lay them out as one table.
 
     The radii are those of the sources: ρ = 0.05 for SAM (plain), 0.5 for ASAM (adaptive); elsewhere small enough that
-    the loss of a trained network does not explode: 1 % of each filter's norm in the worst case, 5 % of it or of ‖w‖ on
-    average, half a step for rounding. No measure is right for all
-    purposes, and sharpness often fails to predict generalisation (arXiv 2302.07011).
+    the loss of a trained network does not explode: 0.5 % of each filter's norm in the worst case, 5 % of it or of ‖w‖
+    on average, half a step for rounding. No measure is right for all purposes, and sharpness often fails to predict
+    generalisation (arXiv 2302.07011).
 
     Args:
         model: any network; not touched. A quantized one is moved in quantized space.
@@ -354,7 +390,7 @@ def sharpness(
     Raises:
         ValueError: an unknown measure, settings that a measure refuses, bad data.
 
-    Cost: 40 gradients and 100 to 130 forward passes over the data, which take the time of about 250 forward passes.
+    Cost: 20 to 300 gradients (60 where the loss is nearly quadratic) and about 100 forward passes over the data.
 
     Example:
         >>> import torch, landscape
@@ -393,21 +429,23 @@ def _rows(result: Sharpness | RoundingSharpness, settings: Mapping[str, Any]) ->
     if isinstance(result, RoundingSharpness):
         for index, label in enumerate(map(bits_label, result.bits)):
             rows.append(_row(f"noise {label}", result.delta_loss, result.stderr, result.stderr_data, index))
-            rows[-1] |= {"gradients": 0, "forwards": result.samples.shape[1]}
+            rows[-1] |= {"gradients": 0, "forwards": 2 * result.samples.shape[1]}
             unknown = torch.full_like(result.rounded, math.nan)
             rows.append(_row(f"rounded {label}", result.rounded, unknown, result.rounded_stderr_data, index))
             rows[-1] |= {"gradients": 0, "forwards": 1}
         return rows
-    ascends = "steps" in result.about
-    passes = result.about["steps"] if ascends else result.samples.shape[1]
+    about = result.about
+    rounds = about.get("rounds", [])
     name = "r" if settings.get("relative", True) else "ρ"
     m = f", m = {settings['m']}" if settings.get("m") else ""
     for index, radius in enumerate(result.radii.tolist()):
         rows.append(_row(f"{name} = {radius:g}{m}", result.delta_loss, result.stderr, result.stderr_data, index))
-        rows[-1] |= {"gradients": passes if ascends else 0, "forwards": passes}
+        gradients = min(FIRST_ROUND, about["steps"]) * (2 ** rounds[index] - 1) if rounds else 0
+        forwards = rounds[index] + 1 if rounds else 2 * result.samples.shape[1]
+        rows[-1] |= {"gradients": gradients, "forwards": forwards, "converged": bool(result.converged[index])}
     return rows
 
 
 def _row(setting: str, value: Tensor, stderr: Tensor, stderr_data: Tensor, index: int) -> dict[str, Any]:
-    numbers = {"value": value, "stderr": stderr, "stderr_data": stderr_data}
-    return {"setting": setting} | {name: float(part[index]) for name, part in numbers.items()}
+    columns = {"value": value, "stderr": stderr, "stderr_data": stderr_data}
+    return {"setting": setting} | {name: float(part[index]) for name, part in columns.items()} | {"converged": True}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checking import numbers
 from ..results import Result, with_errors
-from .traces import fold_stderr
+from .traces import fold_stderr, t_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,15 @@ class Eigenvalues(Result):
         errors = [fold_stderr(column, self.fold_weights) for column in self.fold_values.T]
         return torch.tensor(errors or [math.nan] * len(self.values), dtype=torch.float64)
 
+    def interval(self, level: float = 0.95) -> Tensor:
+        """Return (k, 2) confidence intervals over the data, by Student's t with folds − 1 degrees of freedom.
+
+        Raises:
+            ValueError: level outside (0, 1).
+        """
+        pairs, df = zip(self.values.tolist(), self.stderr_data.tolist(), strict=True), len(self.fold_weights) - 1
+        return torch.tensor([t_interval(value, stderr, df, level) for value, stderr in pairs], dtype=torch.float64)
+
     def vector(self, i: int = 0) -> dict[str, Tensor]:
         """Return the i-th eigenvector as a direction: name → tensor."""
         numbers(whole=True, at_least=-len(self.values), below=len(self.values), i=i)
@@ -70,7 +79,7 @@ class Eigenvalues(Result):
         errors = self.stderr_data.tolist()
         shown = zip(self.values.tolist(), errors, strict=True)
         values = ", ".join(f"{v:.4g}" + (f" ± {e:.2g}" if e == e else "") for v, e in shown)
-        over = " over data" if errors and errors[0] == errors[0] else ""
+        over = f" over data ({len(self.fold_weights)} folds)" if errors and errors[0] == errors[0] else ""
         missing = int((~self.converged).sum())
         more = f", {missing} not converged" if missing else ""
         quality = f"residual ≤ {float(self.residuals.max()):.1e}, {self.about['products']} products{more}"

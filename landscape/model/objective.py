@@ -190,7 +190,11 @@ class Objective:
 
         Cost: one gradient over the data; at the first call that of `check_derivatives`.
         """
-        total, weights = None, 0.0
+        return self.loss_and_gradient(displacement)[1]
+
+    def loss_and_gradient(self, displacement: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Point]:
+        """Return the mean loss there too; see `gradient`."""
+        losses, total, weights = [], None, 0.0
         with self.measurement_mode(), translated("the gradient", self.model), torch.enable_grad():
             self.check_derivatives(1)
             for batch in self.batches():
@@ -199,9 +203,11 @@ class Objective:
                 parts = torch.autograd.grad(loss.mean * loss.weight, list(leaves.values()), materialize_grads=True)
                 # never in place: two weights may be handed one and the same tensor as their gradient
                 total = parts if total is None else tuple(a + b for a, b in zip(total, parts, strict=True))
+                losses.append(loss.mean.detach().double() * loss.weight)
                 weights += loss.weight
         assert total is not None
-        return {name: part / weights for name, part in zip(self.coordinates.names, total, strict=True)}
+        gradient = {name: part / weights for name, part in zip(self.coordinates.names, total, strict=True)}
+        return torch.stack(losses).sum() / weights, gradient
 
     def check_derivatives(self, order: int) -> None:
         """Raise if a derivative up to this order is not what backward computes; measured once, at the first call.

@@ -73,6 +73,7 @@ def caption(results: Mapping[str, Any], value: str = "") -> str:
         "space": lambda about: f"{about['space']} weights",
         "batchnorm": lambda about: f"BatchNorm statistics {about['batchnorm']}",
         "samples": lambda about: f"{about['samples']:{',' * isinstance(about['samples'], int)}} samples",
+        "band": lambda about: f"band: {about['band']}",
         "interpolation_error": lambda about: _interpolated(interpolated, value),
     }
     parts = ["stderr of the loss's difference to the centre"] * (value == "stderr")

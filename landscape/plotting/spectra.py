@@ -267,7 +267,7 @@ def _pairs(eigenvalues: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 
 
 def _about_pairs(eigenvalues: Any, errors: np.ndarray) -> str:
-    bars = "bars: ± 1 stderr over the data" if np.isfinite(errors).any() else ""
+    bars = f"bars: ± 1 stderr over the data, {len(eigenvalues.fold_weights)} folds" if np.isfinite(errors).any() else ""
     return " · ".join(filter(None, [caption({"": eigenvalues}), bars]))
 
 

@@ -1,0 +1,225 @@
+"""Are quantized networks flatter? By bits, method, measure and unit, at matched epochs and at matched probe loss.
+
+Networks of one family: the float one tuned as long as its quantized copies, those trained with the rounding (LSQ, SGD),
+and those rounded after training, by GPTQ and to the nearest level; and float networks trained for fewer epochs, between
+which a measure is read off at the probe loss of a quantized one. Run from the top folder; networks are kept in
+build/runs, a row per network in flatness.jsonl beside this file:
+
+    python -m figures.flatness run --family digits-resnet8 --seeds 0 1 2 3 4           (an hour on one core)
+    python -m figures.flatness run --family cifar10-resnet20 --seeds 0 1 2 --root DIR  (a day on one core)
+    python -m figures.flatness table
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+import landscape
+import saq_core
+
+from .drawing import legend, note, panels
+from .measures import MEASURES, UNITS, all_measures, settings_of, tested
+from .study import RUNS, Judged, append, judge, markdown, read
+
+ROWS = Path(__file__).with_suffix(".jsonl")
+KEYS = ("family", "method", "bits", "seed")
+FAMILIES = {"digits-resnet8": 128, "cifar10-resnet20": 256}  # images of the probe that are measured
+BITS = (8, 4, 3, 2)
+WIDTHS = {"digits-resnet8": BITS, "cifar10-resnet20": (4, 2)}
+EPOCHS = {"digits-resnet8": (2, 3, 5, 8), "cifar10-resnet20": (5, 10)}  # of float networks that fit less
+METHODS = {"qat": ("QAT (LSQ)", "#D55E00"), "gptq": ("GPTQ", "#0072B2"), "nearest": ("Nearest", "#555555")}
+ACTIVATIONS = {"weights": "W{0}A32", "both": "W{0}A{0}"}
+
+Rows = dict[tuple[str, str], dict[int, dict[str, Any]]]  # (method, bits) -> seed -> row
+
+
+def wanted(family: str, seeds: list[int]) -> Iterator[tuple[str, str, str, int]]:
+    """Return the keys of all networks, whole seeds first."""
+    widths = [form.format(b) for b in WIDTHS[family] for form in ACTIVATIONS.values()]
+    for seed in seeds:
+        yield from ((family, "fp32", epochs, seed) for epochs in ("tuned", "start", *map(str, EPOCHS[family])))
+        yield from ((family, method, bits, seed) for bits, method in product(widths, METHODS))
+
+
+def network(
+    family: str, method: str, bits: str, seed: int, data: saq_core.Data, root: str | None, **how: Any
+) -> nn.Module:
+    """Return a network, trained or rounded where it is not kept."""
+    base = saq_core.EXPERIMENTS[family]
+    names = {"tuned": f"{family}-fp32", "start": family}
+
+    def trained(experiment: Any) -> nn.Module:
+        return saq_core.reproduce(experiment, root, seed=seed, out=RUNS, **how)
+
+    if method == "fp32" and bits not in names:
+        return trained(replace(base, name=f"{family}-epochs{bits}", recipe=replace(base.recipe, epochs=int(bits))))
+    if method == "qat":
+        sgd = saq_core.EXPERIMENTS[f"{family}-w4a4-sgd"]
+        return trained(replace(sgd, name=f"{family}-{bits.lower()}-sgd", bits=bits))
+    model = trained(names.get(bits, f"{family}-fp32"))
+    if method == "gptq":
+        return saq_core.gptq(model, data, bits)
+    return saq_core.calibrate(saq_core.quantize(model, bits), data) if method == "nearest" else model
+
+
+def run(family: str, root: str | None, seeds: list[int], **how: Any) -> None:
+    """Train, round and measure what has no row yet."""
+    done, base = read(ROWS, *KEYS), saq_core.EXPERIMENTS[family]
+    data = saq_core.load_data(base.data, root, limit=base.limit)
+    for keys in wanted(family, seeds):
+        if keys in done:
+            continue
+        model = network(*keys, data, root, **how)
+        probe = tuple(part[: FAMILIES[family]] for part in data.probe)
+        found = all_measures(landscape.Objective(model, probe)) | tested(model, data)
+        stem = {"fp32": f"{RUNS}/{family}-{keys[3]}"}.get(keys[1])
+        append(ROWS, dict(zip(KEYS, keys, strict=True)) | found | ({"settings": settings_of(stem)} if stem else {}))
+
+
+def rows_of(family: str) -> Rows:
+    """Return the rows of a family by method and bits, then seed."""
+    found: Rows = {}
+    for (own, method, bits, seed), row in sorted(read(ROWS, *KEYS).items()):
+        if own == family:
+            found.setdefault((method, bits), {})[seed] = row
+    return found
+
+
+def value(row: dict[str, Any], measure: str, units: str) -> float:
+    """Return what is compared: the logarithm of a measure, a share as it is; NaN where an ascent did not converge."""
+    own = row[f"{measure}_{units}"]
+    if measure == "worst" and not row[f"converged_{units}"]:
+        return math.nan
+    return own if measure == "negative" else math.log(own) if own > 0 else math.nan
+
+
+def at_loss(rows: Rows, seed: int, loss: float, measure: str, units: str) -> float:
+    """Return the value that the float network of a seed has at a probe loss, between those of fewer and more epochs.
+
+    Linear in log loss between the two that enclose it; NaN outside of what was trained.
+    """
+    own = [seeds[seed] for (method, _), seeds in rows.items() if method == "fp32" and seed in seeds]
+    points = sorted((math.log(row["loss"]), value(row, measure, units)) for row in own)
+    x, y = np.array([point for point in points if not math.isnan(point[1])]).reshape(-1, 2).T
+    inside = len(x) > 1 and x[0] <= math.log(loss) <= x[-1]
+    return float(np.interp(math.log(loss), x, y)) if inside else math.nan
+
+
+def compared(rows: Rows, matched: str) -> dict[tuple[str, str, str, str], Judged]:
+    """Test every quantized network against the float one, at matched "epochs" or "loss", as one table.
+
+    (method, bits, measure, units) -> the mean over the seeds of the difference of `value`: a log ratio, or of shares.
+    """
+    differences: dict[tuple[str, str, str, str], list[float]] = {}
+    for (method, bits), seeds in rows.items():
+        if method == "fp32":
+            continue
+        for measure, units in product(MEASURES, UNITS):
+            base = {
+                seed: value(rows["fp32", "tuned"][seed], measure, units)
+                if matched == "epochs"
+                else at_loss(rows, seed, row["loss"], measure, units)
+                for seed, row in seeds.items()
+                if seed in rows.get(("fp32", "tuned"), {})
+            }
+            own = [value(seeds[seed], measure, units) - there for seed, there in base.items()]
+            differences[method, bits, measure, units] = [d for d in own if not math.isnan(d)]
+    return judge(differences, lambda key: (key[0], *key[2:]))
+
+
+def verdict(judged: Judged | None) -> str:
+    """Return "flatter", "sharper", or "cannot tell", by Holm's correction over the table."""
+    if judged is None or judged.verdict != "holm":
+        return "cannot tell"
+    return "flatter" if judged.mean < 0 else "sharper"
+
+
+def ratio(judged: Judged | None, measure: str) -> str:
+    """Return a ratio to the float network with its 95 % interval, or a difference of shares; bold if it survives Holm."""
+    if judged is None:
+        return "–"
+    numbers = [judged.mean, *judged.interval]
+    told = [f"{x:+.2f}".replace("-", "−") if measure == "negative" else f"{math.exp(x):.2f}" for x in numbers]
+    text = f"{told[0]} [{told[1]}, {told[2]}]"
+    return {"holm": f"**{text}**", "bh": f"*{text}*", "none": text}[judged.verdict]
+
+
+def table(family: str = "digits-resnet8", matched: str = "epochs", units: str = "filter") -> list[list[str]]:
+    """Return every quantized network's measures as ratios to the float network's, with 95 % intervals; titles first."""
+    rows = rows_of(family)
+    tests = compared(rows, matched)
+    found = [["", "networks", "probe loss", "accuracy, %", "corrupted, %", *MEASURES.values()]]
+    for (method, bits), seeds in sorted(rows.items(), key=lambda pair: _order(*pair[0])):
+        name = f"FP32, {bits}" if method == "fp32" else f"{METHODS[method][0]}, {bits}"
+        means = [np.mean([row[c] for row in seeds.values()]) for c in ("loss", "accuracy", "corrupted")]
+        cells = [ratio(tests.get((method, bits, measure, units)), measure) for measure in MEASURES]
+        shown = [f"{means[0]:.3g}", f"{means[1]:.1f}", f"{means[2]:.1f}"]
+        found.append([name, str(len(seeds)), *shown, *(cells if method != "fp32" else ["–"] * len(MEASURES))])
+    return found
+
+
+def _order(method: str, bits: str) -> tuple[Any, ...]:
+    return (
+        method != "fp32",
+        "A32" not in bits,
+        -int(bits[1]) if bits[1:2].isdigit() and method != "fp32" else 0,
+        bits,
+        method,
+    )
+
+
+def draw(family: str = "digits-resnet8", matched: str = "epochs") -> Any:
+    """Draw the ratio to the float network against the bits: a panel for every measure, a row for each unit."""
+    tests = compared(rows_of(family), matched)
+    figure, axes = panels(len(MEASURES), 1.7, len(UNITS))
+    for panel, (ax, (units, measure)) in enumerate(zip(axes, product(UNITS, MEASURES), strict=True)):
+        ax.axhline(0 if measure == "negative" else 1, color="0.5", linewidth=0.6)
+        for place, ((method, (label, colour)), (kind, form)) in enumerate(
+            product(METHODS.items(), ACTIVATIONS.items())
+        ):
+            keys = [(method, form.format(bits), measure, units) for bits in WIDTHS[family]]
+            points = [(x, tests[key]) for x, key in enumerate(keys) if key in tests]
+            if not points:
+                continue
+            shown = (lambda y: y) if measure == "negative" else np.exp
+            means = np.array([shown(judged.mean) for _, judged in points])
+            ends = np.array([[shown(end) for end in judged.interval] for _, judged in points])
+            x = np.array([x for x, _ in points]) + 0.1 * (place - 2.5)
+            filled = {"mfc": colour if kind == "both" else "white", "ms": 3, "lw": 0.8, "color": colour}
+            name = f"{label}, {'weights' if kind == 'weights' else 'weights and activations'}"
+            ax.errorbar(x, means, np.abs(ends.T - means), fmt="o", label=name, **filled)
+        ax.set_xticks(range(len(WIDTHS[family])), map(str, WIDTHS[family]))
+        if measure != "negative":
+            ax.set_yscale("log")
+        if panel < len(MEASURES):
+            ax.set_title(MEASURES[measure], fontsize=8)
+        else:
+            ax.set_xlabel("Bits")
+        if measure == next(iter(MEASURES)):
+            ax.set_ylabel(f"{units}, / FP32")
+    legend(figure, axes[0], 3)
+    how = "float network tuned for as many epochs" if matched == "epochs" else "float network at the same probe loss"
+    note(figure, f"{family}; {how}; paired by seed, 95 % intervals; negative share: a difference")
+    return figure
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("--family", choices=list(FAMILIES), default="digits-resnet8")
+    parser.add_argument("--root", help="folder that holds the data set's files")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--compile", action="store_true", help="compile the training steps")
+    given = parser.parse_args()
+    if given.command == "run":
+        run(given.family, given.root, given.seeds, **({"compile": True} if given.compile else {}))
+    else:
+        for matched, units in product(("epochs", "loss"), UNITS):
+            print(f"matched {matched}, {units} units\n\n{markdown(table(given.family, matched, units))}")

@@ -1,0 +1,86 @@
+"""What the studies of flatness measure of one network: curvature and sharpness in both units, and its test images."""
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import landscape
+import saq_core
+
+from .study import pack_hits
+
+UNITS = ("raw", "filter")
+# measure -> title; each in raw and in filter-relative units. Raw radii are distances ‖ε‖, the same for all networks.
+MEASURES = {
+    "trace": "Trace",
+    "top": "λ₁",
+    "negative": "Negative share of Σ|λ|",
+    "worst": "Worst case",
+    "average": "Average",
+}
+WORST = {"raw": {"metric": "plain", "relative": False, "radii": (0.05,)}, "filter": {"radii": (0.005,)}}
+AVERAGE = {"raw": {"metric": "plain", "relative": False, "radii": (1.0,)}, "filter": {"radii": (0.05,)}}
+
+
+def curvature(hessian: Any, seed: int = 0) -> dict[str, Any]:
+    """Return the probe's loss, and trace and λ₁ with what tells how sure they are."""
+    top = landscape.top_eigenvalues(hessian, k=1, tol=1e-2)
+    trace = landscape.trace(hessian, eigenvalues=top, rtol=0.05, num_probes=20, seed=seed)
+    return {
+        "trace": trace.value,
+        "trace_stderr": trace.stderr,
+        "top": float(top.values[0]),
+        "top_converged": bool(top.converged[0]),
+    }
+
+
+def worst_case(function: landscape.Objective, units: str) -> dict[str, Any]:
+    """Return the largest increase of the loss, what the ascent's last round added, and whether it converged."""
+    found: Any = landscape.worst_case_sharpness(function, **WORST[units])
+    return {"worst": float(found.delta_loss), "worst_gain": float(found.gain), "converged": bool(found.converged)}
+
+
+def all_measures(function: landscape.Objective) -> dict[str, Any]:
+    """Return every measure in both units, "trace_raw" and so on."""
+    hessian, found = landscape.Hessian(function), {"loss": float(function.centre.loss)}
+    for units, operator in zip(UNITS, (hessian, hessian.filter_relative()), strict=True):
+        density = landscape.density(operator, k=0, num_probes=3, steps=12)
+        average = landscape.average_sharpness(function, **AVERAGE[units])
+        own = curvature(operator) | worst_case(function, units)
+        own |= {"negative": density.negative_share()[0], "average": float(average.delta_loss)}
+        found |= {f"{name}_{units}": value for name, value in own.items()}
+    return found | {"space": function.about()["space"], "weight_norm": function.coordinates.norm()}
+
+
+def corrupted(x: Tensor) -> dict[str, Tensor]:
+    """Return normalised images under noise (σ = 0.5), blur (3×3 means), and with 0.4 of their contrast: made here."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return {"noise": x + 0.5 * noise, "blur": blurred, "contrast": mean + 0.4 * (x - mean)}
+
+
+@torch.no_grad()
+def tested(model: nn.Module, data: saq_core.Data) -> dict[str, Any]:
+    """Return test accuracy and hits, and the mean accuracy under `corrupted`; losses and accuracies in percent."""
+
+    def hits(x: Tensor) -> Tensor:
+        parts = zip(x.split(500), data.test[1].split(500), strict=True)
+        return torch.cat([model.eval()(part).argmax(1) == labels for part, labels in parts])
+
+    clean, others = hits(data.test[0]), [hits(x).float().mean() for x in corrupted(data.test[0]).values()]
+    return {
+        "accuracy": 100 * float(clean.float().mean()),
+        "corrupted": 100 * float(torch.stack(others).mean()),
+        "hits": pack_hits(clean.cpu().numpy()),
+    }
+
+
+def settings_of(stem: str) -> dict[str, Any]:
+    """Return what the record of a trained network says of how it was made."""
+    with open(f"{stem}.json") as file:
+        record = json.load(file)
+    return {key: record[key] for key in ("data", "network", "bits", "quantizer", "start", "limit", "recipe")}
