@@ -21,8 +21,7 @@ import saq_core
 
 from .drawing import METHODS, legend, note, panels
 from .measures import curvature, settings_of, tested, worst_case
-from .study import RUNS, Judged, append, images_of, judge, markdown, marked, mean_and_error, number, read
-from .study import unpack_hits
+from .study import RUNS, Judged, append, images_of, judge, markdown, marked, mean_and_error, number, read, unpack_hits
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 KEYS = ("family", "bits", "case", "rho", "seed")
