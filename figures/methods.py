@@ -110,7 +110,7 @@ def _measured(stem: str, root: str) -> dict[str, Any]:
     x, y = (part[:SAMPLES] for part in model.probe)
     top = landscape.top_eigenvalues(model, (x, y), k=1, units="filter", tol=1e-2)
     trace = landscape.trace(model, (x, y), units="filter", eigenvalues=top, rtol=0.03, num_probes=30)
-    worst: Any = landscape.worst_case_sharpness(model, (x, y), radii=[0.01])
+    worst = landscape.worst_case_sharpness(model, (x, y), radii=[0.01])
     hits = _hits(model, saq_core.load_data(record["data"], root, limit=record["limit"]))
     return {
         "accuracy": 100 * float(hits.mean()),

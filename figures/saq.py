@@ -58,15 +58,14 @@ def compute_radii(profile: Profile) -> xarray.Dataset:
     """Measure the worst-case rise of the loss (projected gradient ascent) within relative radii of Q(w)."""
     variants = profile.effort(("sgd", *CASES), ("sgd", "saq3"))
 
-    def rises(variant: str, bits: str, seed: int) -> np.ndarray:
-        model = profile.network(variant, bits, seed)
-        fewer = profile.effort({}, {"steps": 1})
+    def increases(variant: str, bits: str, seed: int) -> np.ndarray:
+        model, fewer = profile.network(variant, bits, seed), profile.effort({}, {"steps": 1})
         found = landscape.worst_case_sharpness(model, profile.measured(model), radii=RADII, **fewer)
-        return found.delta_loss.numpy()
+        return np.stack([found.delta_loss.numpy(), found.converged.numpy()])
 
-    rise = [[[rises(v, bits, seed) for seed in profile.seeds] for v in variants] for bits in BITS]
+    found = np.array([[[increases(v, bits, seed) for seed in profile.seeds] for v in variants] for bits in BITS])
     where = {"bits": BITS, "variant": variants, "seed": profile.seeds, "radius": RADII}
-    return profile.dataset({"rise": rise}, **where)
+    return profile.dataset({"rise": found[..., 0, :], "converged": found[..., 1, :] > 0}, **where)
 
 
 def draw_radii(data: xarray.Dataset):

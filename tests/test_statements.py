@@ -4,10 +4,11 @@ import re
 
 import numpy as np
 import pytest
+import xarray
 
 from figures import methods, statements, study
 from figures.__main__ import FIGURES
-from figures.statements import bits, cifar, words
+from figures.statements import bits, cifar, digits, words
 from figures.study import Judged
 
 BASE = methods.BASE
@@ -119,6 +120,22 @@ def test_the_float_networks_were_tuned_as_long_as_their_quantized_copies():
     assert {k: v for k, v in own["recipe"].items() if k not in ("seed", "fpq")} == {
         k: v for k, v in other["recipe"].items() if k not in ("seed", "fpq")
     }
+
+
+def test_worst_cases_are_tested_where_every_ascent_converged(monkeypatch):
+    """Case 1 is at half of SGD's; the largest radius did not converge for one seed of SGD."""
+    data = digits.data_of("saq_radii")
+    assert "**Not tested.**" in digits.saq_radii("none") or "converged" in data
+    halved = xarray.where(data["variant"] == "saq1", 0.5, 1.0) * data.rise.sel(variant="sgd") + 1e-4 * data.rise
+    done = xarray.ones_like(data.rise, bool)
+    done.loc[{"variant": "sgd", "seed": 0, "radius": data.radius.values[-1]}] = False
+    monkeypatch.setattr(
+        digits, "data_of", lambda name: data.assign(rise=halved.transpose(*data.rise.dims), converged=done)
+    )
+    found = digits.saq_radii("none")
+    cases, radii = data.sizes["variant"] - 1, data.sizes["radius"]
+    assert f"Corrected over {2 * cases * (radii - 1)} tests." in found and f"For {2 * cases} of the points" in found
+    assert "yes for Case 1 at 0.5 %" in found
 
 
 def test_a_search_of_which_there_is_one_has_no_error_and_no_verdict():
