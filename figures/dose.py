@@ -1,4 +1,4 @@
-"""How large a radius ρ should SAQ take? Trace, λ₁, worst case and accuracy against ρ; ρ is chosen on the validation split.
+"""How large a radius ρ should SAQ take? Curvature, worst case and accuracy against ρ, chosen on the validation split.
 
 Run from the top folder; networks are kept in build/runs, a row per network in dose.jsonl beside this file:
 
@@ -119,7 +119,7 @@ def _hits(*rows: dict[str, Any]) -> list[np.ndarray]:
 
 
 def table(family: str = "digits-resnet8") -> list[list[str]]:
-    """Return SGD's means, and each case's differences to it at the radius that the validation split chose; titles first.
+    """Return SGD's means, and each case's differences to it at the radius chosen on the validation split; titles first.
 
     With 95 % intervals; bold where they survive Holm's correction over the whole table, in italics where only
     Benjamini and Hochberg's.

@@ -142,7 +142,7 @@ def verdict(judged: Judged | None) -> str:
 
 
 def ratio(judged: Judged | None, measure: str) -> str:
-    """Return a ratio to the float network with its 95 % interval, or a difference of shares; bold if it survives Holm."""
+    """Return a ratio to the float network (a difference of shares) with its interval; bold if it survives Holm."""
     if judged is None:
         return "–"
     numbers = [judged.mean, *judged.interval]

@@ -12,7 +12,7 @@ import xarray
 
 import saq_core
 
-from . import methods, mixed_precision
+from . import dose, flatness, methods, mixed_precision, scatter
 from .catalogue import Figure
 from .drawing import METHODS, legend, note, panels
 from .profiles import Profile
@@ -123,6 +123,27 @@ def _interval(ax: Any, row: int, judged: Judged, variant: str) -> None:
 
 
 FIGURES = [
+    Figure(
+        "flatness_accuracy",
+        "ours",
+        "what makes a quantized network flatter makes it more accurate",
+        None,
+        scatter.draw,
+    ),
+    Figure(
+        "flatness_by_bits",
+        "ours, after WinQ, QT-DoG and FQAT, who disagree",
+        "quantized networks are flatter than their float twins",
+        None,
+        flatness.draw,
+    ),
+    Figure(
+        "dose_response",
+        "ours: SAQ's radius",
+        "SAQ is flatter than SGD where its radius is chosen on the validation split",
+        None,
+        dose.draw,
+    ),
     Figure(
         "cifar10_methods",
         "SAQ and FPQ, the main comparison",

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ..__main__ import FIGURES
-from . import bits, cifar, digits
+from . import bits, cifar, digits, flatness
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "figures" / "README.md")
@@ -19,6 +19,9 @@ OF_FIGURES: dict[str, Callable[[str], str]] = {
     function.__name__: function
     for function in (
         cifar.cifar10_methods,
+        flatness.flatness_accuracy,
+        flatness.flatness_by_bits,
+        flatness.dose_response,
         digits.saq_surfaces,
         digits.saq_staircase,
         digits.saq_radii,

@@ -1,0 +1,133 @@
+"""What the studies of the radius and of flatness say, from dose.jsonl, flatness.jsonl and methods.jsonl."""
+
+from functools import cache
+from typing import Any
+
+from .. import dose, flatness, scatter
+from ..measures import MEASURES, UNITS
+from ..study import Judged, decimal, markdown
+from .words import LEGEND, bullets, claimed, conclude, joined, listed, paragraph, upper
+
+FAMILY = "digits-resnet8"
+NAMES = {measure: title if title[0] in "λΣ" else title.lower() for measure, title in MEASURES.items()}
+# whose claim -> what it says, in our terms: method, what is rounded, measure, and the sign that it expects
+LITERATURE: dict[str, tuple[str, str, str, str, int]] = {
+    "WinQ (arXiv 2605.17471), bits": ("fewer bits have smaller eigenvalues", "qat", "weights", "top", -1),
+    "WinQ, saddle points": ("quantized training ends with many negative eigenvalues", "qat", "weights", "negative", 1),
+    "QT-DoG (arXiv 2410.06020)": ("rounding the weights leads to flatter minima", "qat", "weights", "average", -1),
+    "FQAT (arXiv 2412.05551)": ("quantization-aware training sharpens the landscape", "qat", "both", "worst", 1),
+}
+
+
+@cache
+def _tests(matched: str) -> dict[tuple[str, str, str, str], Judged]:
+    return flatness.compared(flatness.rows_of(FAMILY), matched)
+
+
+def _of(matched: str, method: str, kind: str, measure: str, units: str) -> dict[str, Judged]:
+    """Return the tests of one method and measure by bits."""
+    keys = {bits: (method, flatness.ACTIVATIONS[kind].format(bits), measure, units) for bits in flatness.BITS}
+    return {f"{bits} bits": _tests(matched)[key] for bits, key in keys.items() if key in _tests(matched)}
+
+
+def _says(matched: str, units: str, method: str, kind: str, measure: str, sign: int) -> str:
+    tests = _of(matched, method, kind, measure, units)
+    return conclude(tests, sign) if tests else "cannot tell (no float network at that loss)"
+
+
+def literature() -> str:
+    """Return a table of what others say, and whether it holds here, by unit and by what is matched."""
+    columns = [(matched, units) for matched in ("epochs", "loss") for units in UNITS]
+    rows = [["claim", "measure", *(f"{units}, matched {matched}" for matched, units in columns)]]
+    for who, (claim, method, kind, measure, sign) in LITERATURE.items():
+        verdicts = [_says(matched, units, method, kind, measure, sign) for matched, units in columns]
+        rounded = "weights" if kind == "weights" else "weights and activations"
+        rows.append([f"{who}: {claim}", f"{NAMES[measure]}, {rounded}", *verdicts])
+    return markdown(rows).rstrip()
+
+
+def flatness_by_bits(claim: str) -> str:
+    """Say whether quantized networks are flatter: a verdict for every measure, and the tables."""
+    parts = []
+    for kind, what in (("weights", "weights alone"), ("both", "weights and activations")):
+        for units in UNITS:
+            verdicts = {NAMES[measure]: _says("epochs", units, "qat", kind, measure, -1) for measure in MEASURES}
+            told = "; ".join(f"{name}: {verdict}" for name, verdict in verdicts.items())
+            parts.append(f"Flatter than FP32, {what}, {units} units, matched epochs? {upper(told)}.")
+    head = claimed(
+        claim,
+        _headline(),
+        f"""ResNet-8 on the digits, {_seeds()} paired seeds; a quantized network against the float one tuned as long
+        (matched epochs), and against float networks trained for fewer epochs, at its own probe loss (matched loss);
+        Holm's correction over all {len(_tests("epochs"))} and {len(_tests("loss"))} tests.""",
+    )
+    tables = [
+        f"{upper(units)} units, matched {matched}; ratios to FP32 with 95 % intervals, {LEGEND}:\n\n"
+        + markdown(flatness.table(FAMILY, matched, units)).rstrip()
+        for matched, units in (("epochs", "filter"), ("loss", "filter"), ("epochs", "raw"))
+    ]
+    said = """What others say of it, in our terms and as far as their texts were at hand; their networks and data are
+        not these:"""
+    return "\n\n".join([head, bullets(parts), paragraph(said), literature(), *tables])
+
+
+def _seeds() -> int:
+    return max(len(own) for own in flatness.rows_of(FAMILY).values())
+
+
+def _headline() -> str:
+    tests = {key: test for key, test in _tests("epochs").items() if key[0] == "qat" and key[2] != "negative"}
+    ways = [flatness.verdict(test) for test in tests.values()]
+    return (
+        f"of {len(ways)} comparisons of QAT with FP32 at matched epochs {ways.count('sharper')} are sharper, "
+        f"{ways.count('flatter')} flatter, and of {ways.count('cannot tell')} we cannot tell"
+    )
+
+
+@cache
+def _doses() -> tuple[Any, dict[tuple[str, int, str], Judged]]:
+    rows = dose.rows_of(FAMILY)
+    return rows, dose.compared(rows)
+
+
+def dose_response(claim: str) -> str:
+    """Say what SAQ does at the radius that the validation split chose."""
+    rows, tests = _doses()
+    parts = []
+    for bits in dose.BITS:
+        own = {
+            f"Case {case}": tests[bits, case, "trace"] for case in sorted(dose.CASES) if (bits, case, "trace") in tests
+        }
+        radii = [f"{dose.chosen(rows, bits, case):g}" for case in sorted(dose.CASES) if (bits, case, "trace") in tests]
+        if own:
+            accuracy = {name: tests[bits, int(name[-1]), "accuracy"] for name in own}
+            parts.append(
+                f"""{bits}, ρ = {joined(radii)} for {joined(own)}: flatter than SGD by the trace?
+                {upper(conclude(own, -1))} ({listed(own)}). More accurate? {upper(conclude(accuracy, 1))}
+                ({listed(accuracy)} points)."""
+            )
+    rivals = {bits: tests[bits, -3, "trace"] for bits in dose.BITS if (bits, -3, "trace") in tests}
+    parts.append(f"Case 3 flatter than Case 2? {upper(conclude(rivals, -1))} (trace {listed(rivals)}).")
+    seeds = max(len(own) for own in rows.values())
+    head = claimed(
+        claim, conclude({f"{b}, Case 3": tests[b, 3, "trace"] for b in dose.BITS if (b, 3, "trace") in tests}, -1)
+    )
+    about = paragraph(
+        f"""{seeds} seeds, all of ρ = {joined(f"{rho:g}" for rho in dose.RADII)}; of each case the ρ of the least mean
+        loss on the validation split, so the differences below are not chosen by themselves. {upper(LEGEND)}."""
+    )
+    return "\n\n".join([head, about, bullets(parts), markdown(dose.table(FAMILY)).rstrip()])
+
+
+def flatness_accuracy(claim: str) -> str:
+    """Say whether the flatter of two networks is the more accurate one."""
+    verdicts, details = [], []
+    for bits, (rho, low, high, n) in scatter.correlations().items():
+        verdict = "yes" if low > 0 else "the opposite" if high < 0 else "cannot tell"
+        verdicts.append(f"{bits.upper()}: {verdict}")
+        ends = f"[{decimal(low, 2)}, {decimal(high, 2)}]"
+        details.append(
+            f"{bits.upper()} {decimal(rho, 2, '+')} {ends} over {n} pairs of a network and SGD's of its seed"
+        )
+    told = f"Rank correlation of a lower trace with a higher accuracy: {'; '.join(details)} (bootstrap over methods)."
+    return claimed(claim, "; ".join(verdicts), told)
