@@ -71,6 +71,8 @@ class SAQ(Settings):
         >>> import saq_core
         >>> saq_core.SAQ(0.1, case=2)
         SAQ(rho=0.1, case=2)
+        >>> saq_core.SAQ(0.01, relative=True, freeze_steps=0.2)
+        SAQ(rho=0.01, relative=True, freeze_steps=0.2)
         >>> saq_core.Recipe(epochs=1, lr=0.1, sam=saq_core.SAQ(policy="look:5"))
         Recipe(epochs=1, lr=0.1, sam=SAQ(policy='look:5'))
     """
@@ -185,7 +187,8 @@ class SAM(Shown, Optimizer):
             for (quantized, latent): ε would be measured after rounding and added where rounding undoes it. In a step
             without closure, of a GradScaler, or if the closure leaves no gradient; the weights then are as before.
 
-    Cost: two forward and backward passes per step, or what the policy says.
+    Cost: two forward and backward passes per step, or what the policy says; `freeze_steps` adds a few small kernels per
+    quantizer and, on several processes, two short exchanges.
 
     Source: Foret et al. (2021) eq. 2-3; Kwon et al. (2021) for "adaptive" (eta on weights only, as released);
     Liu et al. (2021) for the cases; Zhuang et al. (2022) for "gsam". Departures: BatchNorm statistics, and all other

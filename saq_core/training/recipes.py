@@ -66,6 +66,8 @@ class Recipe(Settings):
         Recipe(epochs=10, lr=0.1, sam=SAQ())
         >>> [round(recipe.lr_at(step, 1), 3) for step in (0, 5, 9)]
         [0.1, 0.05, 0.002]
+        >>> saq_core.Recipe(epochs=10, lr=0.1, winq=saq_core.WinQ(every=100), ema=0.999)
+        Recipe(epochs=10, lr=0.1, winq=WinQ(every=100), ema=0.999)
     """
 
     epochs: int
