@@ -198,11 +198,9 @@ def test_a_relative_epsilon_equals_its_formula():
 
 
 SETTINGS = {
-    "winq": {"winq": WinQ(every=5, noise=0.05)},
     "winq and saq": {"winq": WinQ(every=5, noise=0.05, noise_at="quantized"), "sam": SAQ(0.3)},
     "ema and winq": {"ema": 0.9, "winq": WinQ(every=2)},
     "frozen": {"sam": SAQ(2.0, freeze_steps=0.03)},
-    "relative": {"sam": SAQ(0.1, relative=True)},
 }
 
 
