@@ -47,6 +47,7 @@ from .training import (
     Recipe,
     StopTraining,
     TrainingState,
+    WinQ,
     evaluate,
     load,
     parameter_groups,
@@ -63,8 +64,8 @@ __all__ = [
     "cost", "search", "Policy", "SAMQ", "ASGA",
     "SAM", "SAQ", "parameter_groups",
     "FPQ", "feature_noise", "distillation_loss", "feature_noise_penalty", "FeatureNoisePenalty",
-    "Recipe", "History", "train", "TrainingState", "StopTraining", "evaluate", "Experiment", "EXPERIMENTS", "reproduce",
-    "save", "load", "export", "SizeReport",
+    "Recipe", "WinQ", "History", "train", "TrainingState", "StopTraining", "evaluate",
+    "Experiment", "EXPERIMENTS", "reproduce", "save", "load", "export", "SizeReport",
 ]
 # fmt: on
 check_public(sys.modules[__name__], check_agreement)

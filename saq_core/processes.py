@@ -60,10 +60,10 @@ def moved(value: Any, device: torch.device | str) -> Any:
     return type(value)(moved(item, device) for item in value) if isinstance(value, list | tuple) else value
 
 
-def agree_(model: nn.Module) -> None:
+def agree_(*models: nn.Module) -> None:
     """Broadcast the buffers of the first process (BatchNorm statistics of its rows)."""
     if _together():
-        for buffer in model.buffers():
+        for buffer in dict.fromkeys(buffer for model in models for buffer in model.buffers()):
             distributed.broadcast(buffer, 0)
 
 

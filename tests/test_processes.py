@@ -20,6 +20,7 @@ from saq_core import (
     Data,
     Experiment,
     Recipe,
+    WinQ,
     calibrate,
     evaluate,
     load,
@@ -40,6 +41,9 @@ METHODS = {
     "mean": SAQ(0.3, combine="mean", synchronised=True),
     "look": SAQ(0.3, policy="look:2", synchronised=True),
     "momentum": SAQ(0.3, policy="momentum", synchronised=True),
+    "winq": {"winq": WinQ(every=2, noise=0.05), "sam": SAQ(0.3, synchronised=True)},
+    "averaged": {"ema": 0.7},
+    "frozen": {"sam": SAQ(0.3, synchronised=True, freeze_steps=0.03, relative=True)},
     "own ε": SAQ(0.3),
 }
 
@@ -57,7 +61,7 @@ def prepared():
 
 
 def recipe(method, **settings):
-    own = {"fpq" if isinstance(method, FPQ) else "sam": method}
+    own = method if isinstance(method, dict) else {"fpq" if isinstance(method, FPQ) else "sam": method}
     return Recipe(**{"epochs": 2, "lr": 0.1, "batch_size": 8, "seed": 3, **own, **settings})
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from landscape.model.criterion import Criterion
-from saq_core import FPQ, SAQ, Data, Recipe, build_model, calibrate, evaluate, load_data, quantize, train
+from saq_core import FPQ, SAQ, Data, Recipe, WinQ, build_model, calibrate, evaluate, load_data, quantize, train
 from saq_core.data.batches import training_batches
+from saq_core.training import weights
 from saq_core.training.steps import Run
 
 
@@ -478,18 +479,21 @@ IN_PARTS = {"sam": SAQ(0.05, case=2, rho_range=(0.01, 0.1)), "clip_norm": 1.0, "
         ("minmax", {"sam": SAQ(0.05, policy="momentum")}),
         ("lsq", {"sam": SAQ(0.05, policy="subset:0.5")}),
         ("lsq", {"sam": SAQ(0.05), "fpq": FPQ()}),
+        ("lsq", {"sam": SAQ(0.05, relative=True, freeze_steps=0.2), "ema": 0.9}),
+        ("lsq", {"winq": WinQ(every=2)}),
     ],
-    ids=["sgd", "case 3", "adaptive case 1", "case 2 in parts", "look", "momentum", "subset", "fpq"],
+    ids=["sgd", "case 3", "adaptive case 1", "case 2 in parts", "look", "momentum", "subset", "fpq", "frozen", "winq"],
 )
 def test_a_step_waits_for_no_number_and_stays_on_its_device(quantizer, settings, monkeypatch):
     """On the meta device tensors hold no numbers: a step that asks for one, or that mixes devices, raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know this device
+    monkeypatch.setattr(weights, "device_of", lambda _: torch.device("cpu"))  # no generator knows it either
     device, data = torch.device("meta"), Data(*[(X, Y)] * 3, 3)
     model, (x, y) = quantized("W4A4", quantizer=quantizer).to(device), (X.to(device), Y.to(device))
     with ExitStack() as stack:
         run = Run(model, data, Recipe(epochs=1, lr=0.1, compile=False, **settings), Criterion(), None, None, stack)
         model.train()
-        for _ in range(3):
+        for k in range(3):
             if run.teacher is not None:
                 run.teacher.next_batch()
-            assert run.step(partial(run.closure, (x, y), [])).device == device
+            assert run.step(partial(run.closure, (x, y), []), k).device == device

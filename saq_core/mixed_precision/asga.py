@@ -46,7 +46,7 @@ class ASGA(Settings):
         lam: λ, the weight of C. With more of it the search leans to fewer bits.
         rho: Radius of the first step, and of all where `rho_range` is None.
         rho_range: (lowest, highest) of ``ρ ← ln(1 + h)``, h = L(w + ε) - L(w) of the step before (see `AdaptiveRho`);
-            the rule and the cap are the paper's, the floor is ours.
+            the rule and a cap are the paper's, the floor and the cap's value are ours.
         beta: β, how much of the gradient's own length shortens ε.
         combine: "mean" as above, or "perturbed", ∇L(w + ε) alone (SAM).
         case: Where ε is measured and added, as in `SAQ`: 3 = quantized weights (ours: rounding undoes little of it);
@@ -57,10 +57,11 @@ class ASGA(Settings):
     ``h ≈ ρ‖g‖ + ½σρ²``, σ the curvature along g, and ‖g‖ < 1 it falls to the floor where it starts below
     ``ρ* ≈ 2(1 - ‖g‖)/(σ - ‖g‖²)`` and rises to the cap above; with ‖g‖ > 1 it rises (our analysis).
 
-    Source: Ma et al., Adaptive Sharpness-Aware Gradient Aligning (2025), of which the body was not at hand: the rule
-    for ρ, that L, L(w + ε) and their gap are lowered together by aligning gradients, and that the search is
-    differentiable. Ours: the formula for that, taken over from SAGM (Wang et al., 2023, β = 1e-3, ρ = 0.05), that the
-    weights alone are perturbed, that h is without C, the cap of 0.1. Schedule, λ and C: GMPQ (Wang et al., 2021) and
+    Source: Ma et al., Adaptive Sharpness-Aware Gradient Aligning (2025), whose own name for it is GMPQ-ASGA, with GMPQ
+    (Wang et al., 2021) as the base search. Its body was not at hand; from its only long source, a summary: the rule
+    ``ρ = min(ρ_max, ln(h + 1))``, that L, L(w + ε) and their gap are lowered together by aligning gradients, and that
+    the search is differentiable. Ours: the formula for that, taken over from SAGM (Wang et al., 2023, β = 1e-3,
+    ρ = 0.05), that the weights alone are perturbed, that h is without C, the cap of 0.1. Schedule, λ and C: GMPQ and
     EdMIPS (Cai and Vasconcelos, 2020). Departure from those: one α per decision of `Space`, not one for weights and one
     for inputs.
 

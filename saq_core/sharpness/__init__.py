@@ -3,5 +3,5 @@
 from .radius import AdaptiveRho, checked_range
 from .sam import CASES, SAM, SAQ, Case
 from .step_policies import StepPolicy
-from .targets import Kind, Metric, kinds_of
-from .vectors import TINY, common_grads, dot, norm
+from .targets import Kind, Metric, Weights, find_parameters, find_targets, kinds_of
+from .vectors import TINY, common_grads, displaced, dot, norm, restored

@@ -1,4 +1,4 @@
-"""Diagnostics of the perturbation of a sharpness-aware step."""
+"""Diagnostics of a sharpness-aware step, and the freezing of quantizers' steps by one of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..contexts import device_of
 from .targets import PerturbedParameter, Point, Weights, find_targets, gradients_at
-from .vectors import TINY, common_grads, displaced, dot, norm
+from .vectors import common_grads, copied, cosine, displaced, norm
+
+WINDOW = 50  # steps over which disorder is averaged
 
 
 @torch.no_grad()
@@ -25,7 +28,8 @@ def diagnose(sam: Any, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
     Returns:
         "epsilon_norm": ‖ε‖; "relative_norm": ‖ε‖/‖w‖; "received_cosine": between ε and what rounding and the dtype let
         through, over tensors of two or more dimensions; "flip_rate": share of weights whose level changes at Q(w + ε),
-        the diminishment of Case 2; "cosine_case1_case3": between the ε of these cases.
+        the diminishment of Case 2; "cosine_case1_case3": between the ε of these cases. The second pass adds those of
+        `StepFreezing`.
     """
     nan = torch.full((), math.nan, device=device_of(sam.model))
     names = ("epsilon_norm", "relative_norm", "received_cosine", "flip_rate", "cosine_case1_case3")
@@ -38,7 +42,7 @@ def diagnose(sam: Any, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
     if any(parameter.users for parameter in sam.parameters):
         result["flip_rate"] = _flip_rate(sam)
         case1, case3 = _hypothetical(sam, "latent", "quantized"), _hypothetical(sam, "quantized", "quantized")
-        result["cosine_case1_case3"] = _cosine(*common_grads(case1, case3))
+        result["cosine_case1_case3"] = cosine(*common_grads(case1, case3))
     return result
 
 
@@ -70,7 +74,7 @@ def _received(sam: Any, epsilon: Point, dtype: torch.dtype) -> Tensor:
     with displaced([targets[name].tensor for name in matrices], list(matrices.values())):
         after = [_used(targets[name].parameter, targets[name].user).to(dtype) for name in matrices]
     received = [a.to(e.dtype) - b.to(e.dtype) for a, b, e in zip(after, before, matrices.values(), strict=True)]
-    return _cosine(list(matrices.values()), received)
+    return cosine(list(matrices.values()), received)
 
 
 def _used(parameter: PerturbedParameter, user: int) -> Tensor:
@@ -85,5 +89,39 @@ def _levels(parameters: list[PerturbedParameter]) -> list[tuple[Tensor, Tensor]]
     return [(q, step) for q, _, step in weights]
 
 
-def _cosine(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    return dot(a, b) / (norm(a) * norm(b)).clamp_min(TINY)
+class StepFreezing:
+    """Compare the gradients of quantizers' steps at w (of the task) and at w + ε, and zero those with much disorder.
+
+    Args:
+        steps: Steps, clips and offsets that are trained.
+        share: See `SAQ`, freeze_steps; None only compares.
+    """
+
+    def __init__(self, steps: list[Tensor], share: float | None) -> None:
+        self.steps, self.share = steps, share
+        self.disorder: Tensor | None = None
+
+    def gradients(self) -> list[Tensor]:
+        """Return copies of the gradients of all steps, their means over the processes."""
+        gradients = copied([torch.zeros_like(p) if p.grad is None else p.grad for p in self.steps])
+        processes.average_(gradients)
+        return gradients
+
+    @torch.no_grad()
+    def compare(self, task: list[Tensor]) -> Point:
+        """Take in the gradients of the task, while those at w + ε stand; return what is said of them.
+
+        "step_cosine": between both, over all steps together; "steps_opposed": the share of steps, each for itself, in
+        which the two point against each other.
+        """
+        perturbed = self.gradients()
+        products = torch.stack([product.sum() for product in torch._foreach_mul(task, perturbed)])
+        opposed = (products < 0).to(products.dtype)
+        self.disorder = (0 * opposed if self.disorder is None else self.disorder).lerp(opposed, 1 / WINDOW)
+        return {"step_cosine": cosine(task, perturbed), "steps_opposed": opposed.mean()}
+
+    def freeze(self) -> None:
+        """Zero the gradients of the steps with more disorder than `share`, without waiting for the device."""
+        if self.share is not None and self.disorder is not None:
+            for p, moves in zip(self.steps, self.disorder <= self.share, strict=True):
+                p.grad = None if p.grad is None else p.grad.mul_(moves)

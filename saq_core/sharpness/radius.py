@@ -18,7 +18,8 @@ class AdaptiveRho:
 
     h = loss at the perturbed weights - loss at the weights. Use it as `SAM(rho=…)`.
 
-    Source: ASGA, ``min(rho_max, ln(h + 1))``. The floor is ours: a radius of 0 would hold itself for ever.
+    Source: ASGA, ``rho = min(rho_max, ln(h + 1))`` as its only long source, a summary, has it. The floor is ours: a
+    radius of 0 would hold itself for ever.
     """
 
     start: float = 0.05

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import is_not
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from landscape.checking import numbers
 from .. import processes
 from ..contexts import device_of
 from ..results import Settings, Shown
+from .diagnostics import StepFreezing
 from .diagnostics import diagnose as diagnostics_of
 from .radius import AdaptiveRho, Radius, checked_range
 from .step_policies import StepPolicy, make_policy
@@ -39,7 +40,8 @@ class SAQ(Settings):
     """Configure sharpness-aware training by the case numbers of the SAQ paper: ``Recipe(sam=SAQ())``.
 
     Args:
-        rho: Radius, in the units of the metric (0.05 is usual in plain units, 0.4 in normalised ones).
+        rho: Radius, in the units of the metric (0.05 is usual in plain units, 0.4 in normalised ones), or as `relative`
+            says.
         case: 1 = gradient at the latent weights, ε added to the quantized ones; 2 = both at the latent weights (SAM;
             rounding swallows most of it); 3 = both at the quantized weights (SAQ itself).
         metric: See `SAM`.
@@ -48,16 +50,29 @@ class SAQ(Settings):
         perturbed: See `SAM`. A weight that a quantized layer shares with an embedding is perturbed in that layer alone.
         rho_range: (lowest, highest) lets `AdaptiveRho` move rho within this range, starting from `rho`; None holds it.
         synchronised: See `SAM`.
+        relative: See `SAM`; `rho_range` then holds shares as well.
+        freeze_steps: Share c in [0, 1) above which the disorder of a quantizer's step (clip, offset) freezes it: its
+            gradient is zeroed, so that with momentum it comes to rest within some steps. Disorder is the average
+            ``d ← d + (o - d)/50`` over the steps with two passes, from d = 0, with o = 1 where the step's gradients at
+            w (of the task) and at w + ε point against each other, ⟨∇ₛL(w), ∇ₛL(w + ε)⟩ < 0, else 0. A frozen one is
+            still compared, and thaws where d falls to c. None freezes nothing.
 
     Raises:
-        ValueError: If a setting is out of range, or the policy cannot serve `combine` or `rho_range`.
+        ValueError: If a setting is out of range, or the policy cannot serve `combine`, `rho_range` or `freeze_steps`.
 
-    Source: Liu et al., Sharpness-aware Quantization (2021).
+    Source: Liu et al., Sharpness-aware Quantization (2021). That the two gradients of quantizers' steps conflict under
+    SAM, that a "gradient disorder" tells where, and that the steps' gradients are then frozen layer by layer: GAQAT
+    (Jiang et al., 2024, arXiv 2412.05551) and FQAT (2025, arXiv 2509.00859), of which abstracts and public reviews
+    were at hand. Ours: this formula for disorder, its 50 steps, every step for itself, and what is frozen. By the
+    reviews GAQAT counts changes of sign over K steps and freezes the task's gradient where its disorder is *low*;
+    `freeze_steps` is another rule, in the spirit of FQAT's abstract (unstable layers are frozen).
 
     Example:
         >>> import saq_core
         >>> saq_core.SAQ(0.1, case=2)
         SAQ(rho=0.1, case=2)
+        >>> saq_core.SAQ(0.01, relative=True, freeze_steps=0.2)
+        SAQ(rho=0.01, relative=True, freeze_steps=0.2)
         >>> saq_core.Recipe(epochs=1, lr=0.1, sam=saq_core.SAQ(policy="look:5"))
         Recipe(epochs=1, lr=0.1, sam=SAQ(policy='look:5'))
     """
@@ -70,35 +85,39 @@ class SAQ(Settings):
     perturbed: tuple[Kind, ...] = ("weight", "bias", "norm")
     rho_range: tuple[float, float] | None = None
     synchronised: bool = False
+    relative: bool = False
+    freeze_steps: float | None = None
 
     def __post_init__(self) -> None:
-        self._check(rho=">= 0")
+        self._check(rho=">= 0", freeze_steps="from 0 to below 1")
         object.__setattr__(self, "perturbed", _checked_kinds(self.perturbed))
         object.__setattr__(self, "rho_range", checked_range(self.rho, self.rho_range))
-        _check_policy(make_policy(self.policy), adaptive=self.rho_range is not None, combine=self.combine)
+        _check_policy(make_policy(self.policy), self.combine, self.rho_range, self.freeze_steps)
 
     @classmethod
     def from_paper(cls, rho: float = 0.4, **settings: Any) -> SAQ:
         """Return the settings of the authors' released code: normalised units, activation clips perturbed as well.
 
+        That is the code at its HEAD of 25 November 2021 (commit 594e9c7), where `include_aclip` is True: changed from
+        False a day before, which an independent re-implementation takes for the default.
+
         Departures: weights stay in their own units (see `LIQ`), and BatchNorm statistics are updated once.
         """
-        kinds = ("weight", "bias", "norm", "input_step")
-        return cls(**{"rho": rho, "metric": "normalised", "perturbed": kinds, **settings})
+        theirs = {"metric": "normalised", "perturbed": ("weight", "bias", "norm", "input_step")}
+        return cls(rho, **{**theirs, **settings})
 
     def wrap(self, model: nn.Module, optimizer: Optimizer, **settings: Any) -> SAM:
         """Return `optimizer` as a SAM with these settings; others of `SAM` go before."""
-        measured_at, applied_to = CASES[self.case]
-        shared = {name: getattr(self, name) for name in ("metric", "combine", "policy", "perturbed", "synchronised")}
+        at, to = CASES[self.case]
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("rho", "case", "rho_range")}
         rho = AdaptiveRho(self.rho, *self.rho_range) if self.rho_range else self.rho
-        settings = {"measured_at": measured_at, "applied_to": applied_to, **shared, **settings}
-        return SAM(model, optimizer, rho=rho, **settings)
+        return SAM(model, optimizer, rho=rho, **{"measured_at": at, "applied_to": to, **shared, **settings})
 
 
-def _check_policy(policy: StepPolicy, *, adaptive: bool, combine: str) -> None:
-    if not getattr(policy, "compares", True) and (adaptive or combine != "perturbed"):
-        name = type(policy).__name__.lower()
-        raise ValueError(f"policy must see a whole batch at w and at w + ε for this rho or combine, got {name!r}")
+def _check_policy(policy: StepPolicy, combine: str, *comparing: Any) -> None:
+    if not getattr(policy, "compares", True) and (combine != "perturbed" or any(x is not None for x in comparing)):
+        rule = "policy must see a whole batch at w and at w + ε for this rho, combine or freeze_steps"
+        raise ValueError(f"{rule}, got {type(policy).__name__.lower()!r}")
 
 
 def _checked_kinds(perturbed: Sequence[Kind]) -> tuple[Kind, ...]:
@@ -159,13 +178,17 @@ class SAM(Shown, Optimizer):
         no_sync: DistributedDataParallel's context of this name: keeps a backward pass from averaging gradients. Pass
             it there unless `synchronised`; a quantized network's must not broadcast its buffers.
         shrink: Shortens ε to ``rho - shrink·‖T g‖``; below 0 it points downhill (beta of SAGM, Wang et al., 2023).
+        relative: Take rho as a share of ‖w‖: ``ε = rho·‖w‖·T²g/‖T²g‖``, so that ‖ε‖ = rho·‖w‖ in every metric. ‖w‖ is
+            the plain norm of the latent values of all that gets an ε, the same for every case.
+        freeze_steps: See `SAQ`.
 
     Raises:
         ValueError: If a setting is out of range, if nothing that the optimizer trains is of the kinds `perturbed`, or
             for (quantized, latent): ε would be measured after rounding and added where rounding undoes it. In a step
             without closure, of a GradScaler, or if the closure leaves no gradient; the weights then are as before.
 
-    Cost: two forward and backward passes per step, or what the policy says.
+    Cost: two forward and backward passes per step, or what the policy says; `freeze_steps` adds a few small kernels per
+    quantizer and, on several processes, two short exchanges.
 
     Source: Foret et al. (2021) eq. 2-3; Kwon et al. (2021) for "adaptive" (eta on weights only, as released);
     Liu et al. (2021) for the cases; Zhuang et al. (2022) for "gsam". Departures: BatchNorm statistics, and all other
@@ -212,10 +235,11 @@ class SAM(Shown, Optimizer):
         synchronised: bool = False,
         no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
         shrink: float = 0.0,
+        relative: bool = False,
+        freeze_steps: float | None = None,
     ) -> None:
-        if not callable(rho):
-            numbers(at_least=0, rho=rho)
-        numbers(at_least=0, shrink=shrink)
+        numbers(at_least=0, rho=0.0 if callable(rho) else rho, shrink=shrink)
+        numbers(optional=True, at_least=0, below=1, freeze_steps=freeze_steps)
         if (measured_at, applied_to) not in CASES.values():
             rule = 'applied_to must be "quantized" when measured_at is "quantized", got "latent"'
             raise ValueError(f"{rule}: rounding would undo a perturbation that was measured after it")
@@ -224,12 +248,13 @@ class SAM(Shown, Optimizer):
             raise ValueError(f"{rule}: {type(optimizer).__name__} calls the closure by itself")
         self.model, self.optimizer, self.no_sync = model, optimizer, no_sync
         self.__setstate__({})
-        self.rho, self.metric, self.combine, self.shrink = rho, metric, combine, shrink
+        self.rho, self.metric, self.combine, self.shrink, self.relative = rho, metric, combine, shrink, relative
         self.measured_at, self.applied_to, self.synchronised = measured_at, applied_to, synchronised
+        self.freeze_steps = freeze_steps
         self.policy = make_policy(policy) if isinstance(policy, str) else policy
-        _check_policy(self.policy, adaptive=callable(rho), combine=combine)
+        _check_policy(self.policy, combine, rho if callable(rho) else None, freeze_steps)
         self.diagnostics: Point = {}
-        self.steps = 0
+        self.steps, self._passed = 0, False  # whether the gradient of a step stands in .grad
         self.losses: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)  # at w and at w + ε, when last both
         self.perturbed = _checked_kinds(perturbed)
         self._find()
@@ -244,7 +269,6 @@ class SAM(Shown, Optimizer):
             raise ValueError(f"{rule}: set broadcast_buffers=False of DistributedDataParallel, or synchronised=True")
         self.radius: float | Tensor = 0.0
         self._dtype: torch.dtype | None = None
-        self._passed = False  # the gradient of a step stands in .grad
         self._earlier: dict[Tensor, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -259,11 +283,12 @@ class SAM(Shown, Optimizer):
         self._groups = len(self.param_groups)
         trained = {id(p) for p in self._trained()}
         self.parameters = [p for p in find_parameters(self.model, self.perturbed) if id(p.tensor) in trained]
+        steps = {id(p.tensor) for p in find_parameters(self.model, ("weight_step", "input_step"))}
+        self.freezing = StepFreezing([p for p in self._trained() if id(p) in steps], self.freeze_steps)
         self._targets: dict[str, Target] = {}
         self._deltas: list[Tensor] = []
         # what a forward pass may write to: all buffers but the deltas of quantized weights
-        modules = list(self.model.modules())
-        self._buffers = [(m._buffers, name) for m in modules for name in m._buffers if name != "delta"]
+        self._buffers = [(m._buffers, name) for m in self.model.modules() for name in m._buffers if name != "delta"]
 
     def _trained(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -271,8 +296,8 @@ class SAM(Shown, Optimizer):
     def __repr__(self) -> str:
         values = sum(p.tensor.numel() for p in self.parameters)
         size = f"{len(self.parameters)} perturbed parameters of {values:,} values, {self.steps} steps"
-        pair = f"{self.measured_at} → {self.applied_to}"
-        return f"SAM({type(self.optimizer).__name__}, rho={self.rho}, {pair}, {size})"
+        rho, optimizer = f"{self.rho}{'·‖w‖' if self.relative else ''}", type(self.optimizer).__name__
+        return f"SAM({optimizer}, rho={rho}, {self.measured_at} → {self.applied_to}, {size})"
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = [(p.name, tuple(p.tensor.shape), len(p.users)) for p in self.parameters]
@@ -296,7 +321,8 @@ class SAM(Shown, Optimizer):
 
         Under several processes each has its own: who wants to resume to the same numbers stores those of all.
         """
-        local = {"steps": self.steps, "losses": self.losses, "policy": self.policy.state}
+        local: dict[str, Any] = {"steps": self.steps, "losses": self.losses, "policy": self.policy.state}
+        local["disorder"] = self.freezing.disorder
         return {**self.optimizer.state_dict(), "sam": processes.moved(local, "cpu")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -308,6 +334,7 @@ class SAM(Shown, Optimizer):
         if "sam" in state_dict:
             local = processes.moved(state_dict["sam"], device_of(self.model))
             self.steps, self.losses, self.policy.state = local["steps"], local["losses"], local["policy"]
+            self.freezing.disorder = local.get("disorder")
 
     def step(self, closure: Callable[..., Any] | None = None, *, diagnose: torch.dtype | None = None) -> Any:
         """Make one step; return the loss of the first pass.
@@ -338,6 +365,7 @@ class SAM(Shown, Optimizer):
         self._dtype, self._passed = diagnose, False
         with self._gradients_at_deltas(diagnose is not None):
             loss = self.policy.step(self, torch.enable_grad()(closure))
+        self.freezing.freeze()
         self._passed = True
         return loss
 
@@ -363,6 +391,7 @@ class SAM(Shown, Optimizer):
             loss = self.backward(closure, *(() if whole else (share,)), local=True, still=not whole)
             epsilon = self.epsilon(self.gradient())
             self.observe(epsilon)
+        task = self.freezing.gradients() if self._dtype is not None or self.freeze_steps is not None else []
         plain = {}
         if keep_plain or self.combine != "perturbed":
             plain = self.gradients()
@@ -370,6 +399,8 @@ class SAM(Shown, Optimizer):
             processes.average_(list(plain.values()))
         with self.displaced(epsilon):
             perturbed = self.backward(closure, still=whole)
+        if task:
+            self.diagnostics = self.freezing.compare(task) | self.diagnostics  # what a step before left stays
         if callable(self.rho):
             if not (isinstance(loss, Tensor) and isinstance(perturbed, Tensor)):
                 raise ValueError(f"closure must return the loss (a tensor) for a rho that adapts to it, got {loss!r}")
@@ -418,7 +449,10 @@ class SAM(Shown, Optimizer):
         if not gradient:
             return {}
         once, twice = scaled(list(gradient.values()), [targets[name] for name in gradient], self.metric)
-        factor = self.radius / norm(once).clamp_min(TINY) - self.shrink
+        length = norm(once)
+        if self.relative:
+            length = norm(twice) / norm([targets[k].parameter.tensor for k in gradient if not targets[k].user])
+        factor = self.radius / length.clamp_min(TINY) - self.shrink
         return dict(zip(gradient, torch._foreach_mul(twice, factor), strict=True))
 
     @contextmanager

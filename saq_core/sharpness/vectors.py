@@ -56,6 +56,11 @@ def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.cat([product.flatten() for product in torch._foreach_mul(a, b)]).sum()
 
 
+def cosine(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """Return the cosine between a and b; 0 where one of them is 0."""
+    return dot(a, b) / (norm(a) * norm(b)).clamp_min(TINY)
+
+
 def projection(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """Return the coefficient of the projection of a onto b, ⟨a, b⟩/‖b‖²."""
     return dot(a, b) / norm(b).square().clamp_min(TINY)

@@ -8,3 +8,4 @@ from .loop import train
 from .optimizers import base_optimizer, parameter_groups
 from .recipes import Recipe
 from .steps import StopTraining, TrainingState
+from .weights import WinQ

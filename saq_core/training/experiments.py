@@ -7,7 +7,7 @@ import importlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -20,11 +20,12 @@ from ..fpq import FPQ
 from ..models import build_model
 from ..quantization import QuantizerName, calibrate, parse_bits, quantize
 from ..results import Settings
-from ..sharpness import SAQ
+from ..sharpness import SAQ, Case
 from .checkpoints import load, save
 from .evaluation import evaluate
 from .loop import train
 from .recipes import Recipe
+from .weights import WinQ
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,9 +72,7 @@ class Experiment(Settings):
 
 VARIANTS: dict[str, dict[str, Any]] = {  # changes of the recipe
     "sgd": {},
-    "saq1": {"sam": SAQ(0.05, case=1)},
-    "saq2": {"sam": SAQ(0.05, case=2)},
-    "saq3": {"sam": SAQ(0.05, case=3)},
+    **{f"saq{case}": {"sam": SAQ(0.05, case=case)} for case in get_args(Case)},
     "saq3-momentum": {"sam": SAQ(0.05, policy="momentum:0.6")},
     "saq3-subset": {"sam": SAQ(0.05, policy="subset:0.15")},
     "sfp": {"fpq": FPQ(distill=False)},
@@ -82,6 +81,9 @@ VARIANTS: dict[str, dict[str, Any]] = {  # changes of the recipe
     "sfp-p1": {"fpq": FPQ(p=1.0, distill=False)},
     "fpq-p0.5": {"fpq": FPQ(p=0.5)},  # with csd, p = 0, and fpq, p = 0.1: the scan of FPQ's table 3
     "fpq-p1": {"fpq": FPQ(p=1.0)},
+    "winq": {"winq": WinQ(every=100)},
+    "saq3-frozen": {"sam": SAQ(0.05, freeze_steps=0.2)},  # a share that freezes half of the steps at W2A2
+    "ema": {"ema": 0.99},
 }
 
 

@@ -113,9 +113,9 @@ def train(
             row = run.epoch(epoch)
             history.epochs.append(row)
             if snapshots:
-                history.snapshots.append(_snapshot(model))
+                history.snapshots.append(_snapshot(run.average))
             if on_epoch is not None:
-                result = run.tell(on_epoch, epoch + 1, len(history.steps), history.steps[-1])
+                result = run.tell(on_epoch, run.average, epoch + 1, len(history.steps), history.steps[-1])
                 row.update(result if isinstance(result, dict) else {} if result is None else {"on_epoch": result})
             if checkpoint is not None:
                 _store(checkpoint, run)
@@ -124,6 +124,8 @@ def train(
             processes.wait()
             if run.stopped:
                 break
+        if recipe.ema is not None:
+            model.load_state_dict(run.average.state_dict())
     return history
 
 
@@ -136,6 +138,7 @@ def _store(path: str | Path, run: Run) -> None:
     own = processes.gather(optimizer.pop("sam", None))  # what each process remembers of its ε
     content: dict[str, Any] = {"recipe": run.recipe.stored(), **run.minimised, "history": run.history.state()}
     content |= {"model": run.model.state_dict(), "optimizer": optimizer, "sam": own}
+    content["average"] = run.average.state_dict()  # the model's tensors, and no bytes more, where the recipe has none
     if run.scheduler is not None:
         content["scheduler"] = files.storable(run.scheduler.state_dict())
     if run.teacher is not None:
@@ -161,6 +164,7 @@ def _resume(path: str | Path, run: Run, snapshots: str | None) -> History:
         content["optimizer"]["sam"] = parts[processes.rank() % len(parts)]
     run.optimizer.load_state_dict(content["optimizer"])  # first, because it may refuse
     model.load_state_dict(content["model"])
+    run.average.load_state_dict(content.get("average", content["model"]))
     if run.scheduler is not None:
         run.scheduler.load_state_dict(content["scheduler"])
     if run.teacher is not None:  # of the model as it came then, not as it comes now

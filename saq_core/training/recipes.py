@@ -15,6 +15,7 @@ from landscape.checking import numbers
 from ..fpq import FPQ
 from ..results import Settings
 from ..sharpness import SAQ
+from .weights import WinQ
 
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["cosine", "steps", "constant"]
@@ -41,6 +42,10 @@ class Recipe(Settings):
         warmup: Epochs in which the learning rate rises linearly to the schedule's.
         sam: Sharpness-aware, or None for the plain optimizer at the price of one pass per step.
         fpq: Noise on features and their distillation from the float network, or None.
+        winq: Noise on the weights and their reset towards the quantized ones, or None.
+        ema: d of the average ``m ← d·m + (1 - d)·w`` after every step, from the weights at the start, of all that is
+            trained, quantizers' steps too, and of BatchNorm's statistics, which are not taken anew from the data.
+            Validation, snapshots and `on_epoch` see the average, and at the end the network is it.
         label_smoothing: Share of the label that is spread over all classes.
         mix: "mixup", "cutmix" or "both" blends pairs of images and their labels; None leaves them.
         clip_norm: Longest gradient, over all parameters together; ε comes from the gradient before.
@@ -61,6 +66,8 @@ class Recipe(Settings):
         Recipe(epochs=10, lr=0.1, sam=SAQ())
         >>> [round(recipe.lr_at(step, 1), 3) for step in (0, 5, 9)]
         [0.1, 0.05, 0.002]
+        >>> saq_core.Recipe(epochs=10, lr=0.1, winq=saq_core.WinQ(every=100), ema=0.999)
+        Recipe(epochs=10, lr=0.1, winq=WinQ(every=100), ema=0.999)
     """
 
     epochs: int
@@ -74,6 +81,8 @@ class Recipe(Settings):
     warmup: int = 0
     sam: SAQ | None = None
     fpq: FPQ | None = None
+    winq: WinQ | None = None
+    ema: float | None = None
     label_smoothing: float = 0.0
     mix: Literal[None, "mixup", "cutmix", "both"] = None
     clip_norm: float | None = None
@@ -85,14 +94,14 @@ class Recipe(Settings):
     def __post_init__(self) -> None:
         self._check(epochs=1, batch_size=1, warmup=0, micro_batch=1, seed=0, clip_norm="> 0")
         self._check(**dict.fromkeys(("lr", "momentum", "weight_decay"), ">= 0"))
-        self._check(label_smoothing="from 0 to below 1")
+        self._check(label_smoothing="from 0 to below 1", ema="from 0 to below 1")
         if callable(self.schedule) and self.warmup:
             raise ValueError(f"warmup must be 0 where schedule is a function, got {self.warmup}: warm up in it")
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
         """Rebuild a recipe from `dataclasses.asdict`, also one of 0.1."""
-        made: dict[str, Any] = {"sam": SAQ(**stored["sam"])} if stored.get("sam") else {}
+        made: dict[str, Any] = {k: c(**stored[k]) for k, c in (("sam", SAQ), ("winq", WinQ)) if stored.get(k)}
         if fpq := stored.get("fpq"):
             made["fpq"] = FPQ(**{name: value for name, value in fpq.items() if FPQ_THEN.get(name) != value})
         for name, names in (("optimizer", OptimizerName), ("schedule", ScheduleName)):

@@ -30,6 +30,7 @@ from .. import processes
 from ..contexts import device_of, dtype_of, seeded
 from ..data import Data, is_pair, mix, steps_per_epoch, training_batches
 from ..fpq import Features, Student, Teacher, distilled_layers, feature_noise, teacher_of
+from ..quantization import copy_model
 from ..results import name_of
 from ..sharpness import SAM
 from .acceleration import compiled as _compiled
@@ -38,6 +39,7 @@ from .evaluation import batch_loss, brought_to, evaluated
 from .history import History
 from .optimizers import base_optimizer, scheduler_of
 from .recipes import Recipe
+from .weights import Resetting, average_
 
 
 class StopTraining(Exception):  # noqa: N818 - no error
@@ -62,7 +64,7 @@ class TrainingState:
     """What `on_epoch` and `on_step` are given.
 
     Args:
-        model: The network, in training mode during an epoch.
+        model: The network, in training mode during an epoch; its average, a copy, in `on_epoch` with `Recipe.ema`.
         optimizer: That of the steps, a `SAM` where the recipe has one.
         history: The epochs so far; in `on_epoch` the last row is that of this epoch.
         epoch: Number of the epoch, from 1.
@@ -128,11 +130,13 @@ class Run:
             rule = f"{named} belongs to cross-entropy of tensors ({inputs}, labels) with num_classes"
             raise ValueError(f"{rule}: leave loss, objective and output out, or {named}")
         self.layout = stack.enter_context(ExitStack())
-        self.is_channels_last = lay_channels_last(model, self.device, self.layout)
-        self.is_tried = False  # on a batch: a network may ask for the other layout
+        # tried on a batch: a network may ask for the other layout
+        self.is_channels_last, self.is_tried = lay_channels_last(model, self.device, self.layout), False
         base, network = base_optimizer(model, recipe), model
         self.scheduler = scheduler_of(base, recipe, recipe.epochs * self.per_epoch)
         self.starts = [group["lr"] for group in base.param_groups]
+        self.resetting = None if recipe.winq is None else Resetting(recipe.winq, model, recipe.seed)
+        self.average = model if recipe.ema is None else copy_model(model)
         self.teacher = None
         compiled = self.device.type == "cuda" if recipe.compile is None else recipe.compile
         prepare = partial(_compiled, device=self.device) if compiled else lambda module: module
@@ -151,10 +155,10 @@ class Run:
         self.forward, self.no_sync = processes.parallel(prepare(network), model)
         self.optimizer = base if recipe.sam is None else recipe.sam.wrap(model, base, no_sync=self.no_sync)
 
-    def tell(self, callback: Callable[[TrainingState], Any], epoch: int, step: int, loss: Tensor) -> Any:
-        """Return what a callback says to the state after a step; note where it stops the training."""
+    def tell(self, callback: Callable[[TrainingState], Any], model: nn.Module, *after: Any) -> Any:
+        """Return what a callback says to the state after an epoch, step and loss; note where it stops the training."""
         try:
-            return callback(TrainingState(self.model, self.optimizer, self.history, epoch, step, loss))
+            return callback(TrainingState(model, self.optimizer, self.history, *after))
         except StopTraining:
             self.stopped = True
 
@@ -165,20 +169,18 @@ class Run:
         with seeded(seed + 7_919 * processes.rank(), self.device):  # dropout differs between processes
             rows, lr = self.steps(seed, epoch)
         processes.average_([rows])
-        processes.agree_(self.model)
+        processes.agree_(self.model, self.average)
         rows = rows.cpu()
         steps, means = rows[:, 0], rows.mean(0).tolist()
         if not steps.isfinite().all():
             at = int((~steps.isfinite()).nonzero()[0])
-            where = f"at step {at + 1} of epoch {epoch + 1}"
             advice = f"try an lr below {self.recipe.lr}, or look at that batch: its inputs, and whether a target counts"
-            raise FloatingPointError(f"training loss is {float(steps[at])} {where}: {advice}")
+            raise FloatingPointError(f"training loss is {steps[at]} at step {at + 1} of epoch {epoch + 1}: {advice}")
         self.history.steps = torch.cat([self.history.steps, steps])
         names = ("accuracy", *self.criterion.metrics)
         row = {"epoch": epoch + 1, "loss": means[0], **dict(zip(names, means[1:], strict=True))}
         row |= self.validation(epoch) | {"lr": lr, "seconds": time.perf_counter() - start}
-        diagnostics = self.optimizer.diagnostics if isinstance(self.optimizer, SAM) else {}
-        row |= {name: float(value) for name, value in diagnostics.items()}
+        row |= {name: float(value) for name, value in getattr(self.optimizer, "diagnostics", {}).items()}
         return {name: value for name, value in row.items() if "accuracy" not in name or not math.isnan(value)}
 
     def validation(self, epoch: int) -> dict[str, float]:
@@ -186,7 +188,7 @@ class Run:
         if self.data.val is None:
             return {}
         self.criterion.checks_default = epoch == 0
-        result = evaluated(self.model, self.data.val, self.criterion)
+        result = evaluated(self.average, self.data.val, self.criterion)
         if not math.isfinite(result.loss):
             where = f"after epoch {epoch + 1}: its last step destroyed the network"
             raise FloatingPointError(f"validation loss is {result.loss} {where}; try an lr below {self.recipe.lr}")
@@ -216,13 +218,13 @@ class Run:
             if self.teacher is not None:
                 self.teacher.next_batch()
             first: list[BatchLoss] = []
-            loss = self.step(partial(self.closure, batch, first))
+            loss = self.step(partial(self.closure, batch, first), made + k)
             rows.append((loss, *_means(first)))
             self.criterion.checks_default = False
             if self.scheduler is not None:
                 self.scheduler.step()
             if self.on_step is not None:
-                self.tell(self.on_step, epoch + 1, made + k + 1, loss)
+                self.tell(self.on_step, self.model, epoch + 1, made + k + 1, loss)
             if self.stopped:
                 break
         columns = [torch.stack(column).float() for column in zip(*rows, strict=True)]
@@ -241,20 +243,24 @@ class Run:
 
     def set_lr(self, step: int) -> float:
         """Set the learning rate of a step, where the schedule has a name; return that of the first group."""
-        groups = self.optimizer.param_groups
-        recipe = self.recipe
+        groups, recipe = self.optimizer.param_groups, self.recipe
         if self.scheduler is None and (recipe.schedule != "constant" or step < recipe.warmup * self.per_epoch):
             for group, start in zip(groups, self.starts, strict=True):
                 group["lr"] = recipe._lr_at(step, self.per_epoch, start)
         return float(groups[0]["lr"])
 
-    def step(self, closure: Callable[..., Tensor]) -> Tensor:
+    def step(self, closure: Callable[..., Tensor], index: int) -> Tensor:
         """Make one step; return the loss of the first pass. The epoch's first step that has an ε is diagnosed."""
         if isinstance(self.optimizer, SAM):
             dtype = torch.bfloat16 if self.recipe.amp else torch.float32
-            return self.optimizer.step(closure, diagnose=None if self.optimizer.diagnostics else dtype)
-        loss = closure()
+            closure = partial(self.optimizer.passes, closure, diagnose=None if self.optimizer.diagnostics else dtype)
+        with nullcontext() if self.resetting is None else self.resetting.noisy(index):
+            loss = closure()
         self.optimizer.step()
+        if self.resetting is not None:
+            self.resetting.after(index)
+        if self.recipe.ema is not None:
+            average_(self.average, self.model, self.recipe.ema)
         return loss
 
     def closure(self, batch: Any, first: list[BatchLoss], share: float = 1.0) -> Tensor:
