@@ -28,7 +28,7 @@ AVERAGE = {"raw": {"metric": "plain", "relative": False, "radii": (1.0,)}, "filt
 def curvature(hessian: Any, seed: int = 0) -> dict[str, Any]:
     """Return the probe's loss, and trace and λ₁ with what tells how sure they are."""
     top = landscape.top_eigenvalues(hessian, k=1, tol=1e-2)
-    trace = landscape.trace(hessian, eigenvalues=top, rtol=0.05, num_probes=20, seed=seed)
+    trace = landscape.trace(hessian, eigenvalues=top, rtol=0.05, num_probes=10, seed=seed)
     return {
         "trace": trace.value,
         "trace_stderr": trace.stderr,
@@ -47,8 +47,8 @@ def all_measures(function: landscape.Objective) -> dict[str, Any]:
     """Return every measure in both units, "trace_raw" and so on."""
     hessian, found = landscape.Hessian(function), {"loss": float(function.centre.loss)}
     for units, operator in zip(UNITS, (hessian, hessian.filter_relative()), strict=True):
-        density = landscape.density(operator, k=0, num_probes=3, steps=12)
-        average = landscape.average_sharpness(function, **AVERAGE[units])
+        density = landscape.density(operator, k=0, num_probes=2, steps=12)
+        average = landscape.average_sharpness(function, num_samples=5, **AVERAGE[units])
         own = curvature(operator) | worst_case(function, units)
         own |= {"negative": density.negative_share()[0], "average": float(average.delta_loss)}
         found |= {f"{name}_{units}": value for name, value in own.items()}

@@ -129,5 +129,5 @@ def flatness_accuracy(claim: str) -> str:
         details.append(
             f"{bits.upper()} {decimal(rho, 2, '+')} {ends} over {n} pairs of a network and SGD's of its seed"
         )
-    told = f"Rank correlation of a lower trace with a higher accuracy: {'; '.join(details)} (bootstrap over methods)."
-    return claimed(claim, "; ".join(verdicts), told)
+    told = "Rank correlation of a lower trace with a higher accuracy than SGD's of the seed"
+    return claimed(claim, "; ".join(verdicts), f"{told}: {'; '.join(details)} (bootstrap over methods).")
