@@ -51,8 +51,11 @@ def _rank_correlation(pairs: np.ndarray) -> float:
 def draw() -> Any:
     """Draw a panel for each number of bits, a point for each network and its SGD twin."""
     figure, axes = panels(2, 2.4)
+    found = {bits: points(bits) for bits in BITS}
+    shown = [variant for variant in METHODS if any(variant in own for own in found.values())]
     for ax, bits in zip(axes, BITS, strict=True):
-        for variant, pairs in points(bits).items():
+        for variant in shown:  # in both panels, for one legend
+            pairs = found[bits].get(variant, np.empty((0, 2)))
             label, colour, _ = METHODS[variant]
             marker = "os^v<>DPX*"[list(METHODS).index(variant) % 10]
             ax.plot(np.exp(-pairs[:, 0]), pairs[:, 1], marker, color=colour, ms=4, label=label, alpha=0.85)
