@@ -20,7 +20,7 @@ from .profiles import Profile
 BITS = ("W4A4", "W2A2")
 CASES = ("saq1", "saq2", "saq3")
 TRAINED = ("sgd", *CASES, "saq3-momentum")
-RADII = (0.005, 0.01, 0.02, 0.05, 0.1)
+RADII = (0.001, 0.002, 0.005, 0.01)  # beyond, the loss is that of guessing
 ROUNDS = 15
 
 
