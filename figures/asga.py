@@ -18,7 +18,7 @@ from .study import mean_and_error, two_digits
 WIDTHS = ("W2A2", "W3A3", "W4A4", "W8A8")
 PROXIES = {"target": ("the target", "#882255", "D"), "tenth": ("a tenth of it", "#117733", "v")}
 PROXIES |= {"half": ("half of its classes", "#0072B2", "s")}
-SHARPNESS = {"trace_filter": "trace", "lambda1_filter": "λ₁", "worst_0.01": "worst-case rise at 1 %"}
+SHARPNESS = {"trace_filter": "trace", "lambda1_filter": "λ₁"}
 SEEDS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 FOUND = {  # policy and training -> label, mark
     ("hessian", "sgd"): ("Hessian, SGD", "^"),

@@ -21,7 +21,19 @@ import saq_core
 
 from .drawing import METHODS, legend, note, panels
 from .measures import curvature, settings_of, tested, worst_case
-from .study import RUNS, Judged, append, images_of, judge, markdown, marked, mean_and_error, number, read, unpack_hits
+from .study import (
+    RUNS,
+    Judged,
+    append,
+    images_of,
+    judge,
+    markdown,
+    marked,
+    mean_and_error,
+    mean_shown,
+    read,
+    unpack_hits,
+)
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 KEYS = ("family", "bits", "case", "rho", "seed")
@@ -30,7 +42,7 @@ BITS, CASES, RADII = ("W2A2", "W4A4"), (3, 2, 1), (0.05, 0.1, 0.2, 0.5, 1.0)
 SHOWN = {
     "trace": "Trace",
     "top": "λ₁",
-    "worst": "Worst-case rise",
+    "worst": "Worst-case increase",
     "loss": "Probe loss",
     "accuracy": "Test accuracy, %",
 }
@@ -128,7 +140,7 @@ def table(family: str = "digits-resnet8") -> list[list[str]]:
     tests, found = compared(rows), [["", "ρ", "networks", *SHOWN.values()]]
     for bits in BITS:
         if sgd := rows.get((bits, 0, 0.0)):
-            means = [number(*mean_and_error([row[c] for row in sgd.values()])) for c in SHOWN]
+            means = [mean_shown(np.array([r[c] for r in sgd.values() if _holds(c, r)])) for c in SHOWN]
             found.append([f"{METHODS['sgd'][0]}, {bits}", "–", str(len(sgd)), *means])
         for case in (1, 2, 3, -1, -3):
             own = {column: tests[bits, case, column] for column in SHOWN if (bits, case, column) in tests}
@@ -173,7 +185,7 @@ def draw(family: str = "digits-resnet8") -> Any:
     legend(figure, axes[0], 3)
     seeds = max(len(own) for own in rows.values())
     told = f"{family}, {seeds} seeds, 95 % intervals; orange: SGD; rings: ρ of the least validation loss"
-    note(figure, f"{told}; curvature filter-relative, worst case at 0.5 % of each filter's norm")
+    note(figure, f"{told}; filter-relative, worst case at 0.5 %")
     return figure
 
 

@@ -35,6 +35,7 @@ BITS = (8, 4, 3, 2)
 WIDTHS = {"digits-resnet8": BITS, "cifar10-resnet20": (4, 2)}
 EPOCHS = {"digits-resnet8": (2, 3, 5, 8), "cifar10-resnet20": (5, 10)}  # of float networks that fit less
 METHODS = {"qat": ("QAT (LSQ)", "#D55E00"), "gptq": ("GPTQ", "#0072B2"), "nearest": ("Nearest", "#555555")}
+ROUNDED = ("gptq", "nearest")  # after training
 ACTIVATIONS = {"weights": "W{0}A32", "both": "W{0}A{0}"}
 
 Rows = dict[tuple[str, str], dict[int, dict[str, Any]]]  # (method, bits) -> seed -> row
@@ -112,14 +113,14 @@ def at_loss(rows: Rows, seed: int, loss: float, measure: str, units: str) -> flo
     return float(np.interp(math.log(loss), x, y)) if inside else math.nan
 
 
-def compared(rows: Rows, matched: str) -> dict[tuple[str, str, str, str], Judged]:
-    """Test every quantized network against the float one, at matched "epochs" or "loss", as one table.
+def compared(rows: Rows, matched: str, methods: tuple[str, ...] = ("qat",)) -> dict[tuple[str, str, str, str], Judged]:
+    """Test quantized networks against the float one, at matched "epochs" or "loss"; QAT is one table, rounding another.
 
     (method, bits, measure, units) -> the mean over the seeds of the difference of `value`: a log ratio, or of shares.
     """
     differences: dict[tuple[str, str, str, str], list[float]] = {}
     for (method, bits), seeds in rows.items():
-        if method == "fp32":
+        if method not in methods:
             continue
         for measure, units in product(MEASURES, UNITS):
             base = {
@@ -151,17 +152,27 @@ def ratio(judged: Judged | None, measure: str) -> str:
     return {"holm": f"**{text}**", "bh": f"*{text}*", "none": text}[judged.verdict]
 
 
+def tests_of(rows: Rows, matched: str) -> dict[tuple[str, str, str, str], Judged]:
+    """Return the tests of both tables."""
+    return compared(rows, matched) | compared(rows, matched, ROUNDED)
+
+
 def table(family: str = "digits-resnet8", matched: str = "epochs", units: str = "filter") -> list[list[str]]:
-    """Return every quantized network's measures as ratios to the float network's, with 95 % intervals; titles first."""
+    """Return every quantized network's measures as ratios to the float network's, with 95 % intervals; titles first.
+
+    At matched loss without those whose loss no float network had.
+    """
     rows = rows_of(family)
-    tests = compared(rows, matched)
+    tests = tests_of(rows, matched)
     found = [["", "networks", "probe loss", "accuracy, %", "corrupted, %", *MEASURES.values()]]
     for (method, bits), seeds in sorted(rows.items(), key=lambda pair: _order(*pair[0])):
-        name = f"FP32, {bits}" if method == "fp32" else f"{METHODS[method][0]}, {bits}"
+        own = [tests.get((method, bits, measure, units)) for measure in MEASURES]
+        if not any(own) and (method != "fp32" or matched == "loss"):
+            continue
+        name = f"FP32, {bits}{' epochs' * bits.isdigit()}" if method == "fp32" else f"{METHODS[method][0]}, {bits}"
         means = [np.mean([row[c] for row in seeds.values()]) for c in ("loss", "accuracy", "corrupted")]
-        cells = [ratio(tests.get((method, bits, measure, units)), measure) for measure in MEASURES]
-        shown = [f"{means[0]:.3g}", f"{means[1]:.1f}", f"{means[2]:.1f}"]
-        found.append([name, str(len(seeds)), *shown, *(cells if method != "fp32" else ["–"] * len(MEASURES))])
+        cells = [ratio(judged, measure) for judged, measure in zip(own, MEASURES, strict=True)]
+        found.append([name, str(len(seeds)), f"{means[0]:.2g}", f"{means[1]:.1f}", f"{means[2]:.1f}", *cells])
     return found
 
 
@@ -177,7 +188,7 @@ def _order(method: str, bits: str) -> tuple[Any, ...]:
 
 def draw(family: str = "digits-resnet8", matched: str = "epochs") -> Any:
     """Draw the ratio to the float network against the bits: a panel for every measure, a row for each unit."""
-    tests = compared(rows_of(family), matched)
+    tests = tests_of(rows_of(family), matched)
     figure, axes = panels(len(MEASURES), 1.7, len(UNITS))
     for panel, (ax, (units, measure)) in enumerate(zip(axes, product(UNITS, MEASURES), strict=True)):
         ax.axhline(0 if measure == "negative" else 1, color="0.5", linewidth=0.6)
@@ -205,7 +216,7 @@ def draw(family: str = "digits-resnet8", matched: str = "epochs") -> Any:
         if measure == next(iter(MEASURES)):
             ax.set_ylabel(f"{units}, / FP32")
     legend(figure, axes[0], 3)
-    how = "float network tuned for as many epochs" if matched == "epochs" else "float network at the same probe loss"
+    how = "float network tuned as long" if matched == "epochs" else "float network at the same probe loss"
     note(figure, f"{family}; {how}; paired by seed, 95 % intervals; negative share: a difference")
     return figure
 

@@ -17,12 +17,18 @@ UNITS = ("raw", "filter")
 MEASURES = {
     "trace": "Trace",
     "top": "λ₁",
-    "negative": "Negative share of Σ|λ|",
+    "negative": "Negative share",
     "worst": "Worst case",
     "average": "Average",
 }
-WORST = {"raw": {"metric": "plain", "relative": False, "radii": (0.05,)}, "filter": {"radii": (0.005,)}}
-AVERAGE = {"raw": {"metric": "plain", "relative": False, "radii": (1.0,)}, "filter": {"radii": (0.05,)}}
+WORST: dict[str, dict[str, Any]] = {
+    "raw": {"metric": "plain", "relative": False, "radii": (0.05,), "steps": 315},
+    "filter": {"radii": (0.005,), "steps": 315},
+}
+AVERAGE: dict[str, dict[str, Any]] = {
+    "raw": {"metric": "plain", "relative": False, "radii": (1.0,)},
+    "filter": {"radii": (0.05,)},
+}
 
 
 def curvature(hessian: Any, seed: int = 0) -> dict[str, Any]:

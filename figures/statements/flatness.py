@@ -4,12 +4,12 @@ from functools import cache
 from typing import Any
 
 from .. import dose, flatness, scatter
-from ..measures import MEASURES, UNITS
+from ..measures import AVERAGE, MEASURES, UNITS, WORST
 from ..study import Judged, decimal, markdown
 from .words import LEGEND, bullets, claimed, conclude, joined, listed, paragraph, upper
 
 FAMILY = "digits-resnet8"
-NAMES = {measure: title if title[0] in "λΣ" else title.lower() for measure, title in MEASURES.items()}
+NAMES = {measure: title.lower() for measure, title in MEASURES.items()}
 # whose claim -> what it says, in our terms: method, what is rounded, measure, and the sign that it expects
 LITERATURE: dict[str, tuple[str, str, str, str, int]] = {
     "WinQ (arXiv 2605.17471), bits": ("fewer bits have smaller eigenvalues", "qat", "weights", "top", -1),
@@ -32,7 +32,7 @@ def _of(matched: str, method: str, kind: str, measure: str, units: str) -> dict[
 
 def _says(matched: str, units: str, method: str, kind: str, measure: str, sign: int) -> str:
     tests = _of(matched, method, kind, measure, units)
-    return conclude(tests, sign) if tests else "cannot tell (no float network at that loss)"
+    return conclude(tests, sign) if tests else "cannot tell (not tested)"
 
 
 def literature() -> str:
@@ -59,7 +59,9 @@ def flatness_by_bits(claim: str) -> str:
         _headline(),
         f"""ResNet-8 on the digits, {_seeds()} paired seeds; a quantized network against the float one tuned as long
         (matched epochs), and against float networks trained for fewer epochs, at its own probe loss (matched loss);
-        Holm's correction over all {len(_tests("epochs"))} and {len(_tests("loss"))} tests.""",
+        Holm's correction over all {len(_tests("epochs"))} and {len(_tests("loss"))} tests of QAT, and over those of rounding
+        after training. Negative share: Σ|λ| over λ < 0 of Σ|λ|. Raw units: worst case within ‖ε‖ = {_radius(WORST)}, average at
+        {_radius(AVERAGE)}; else at {_share(WORST)} and {_share(AVERAGE)} of each filter's norm.""",
     )
     tables = [
         f"{upper(units)} units, matched {matched}; ratios to FP32 with 95 % intervals, {LEGEND}:\n\n"
@@ -69,6 +71,14 @@ def flatness_by_bits(claim: str) -> str:
     said = """What others say of it, in our terms and as far as their texts were at hand; their networks and data are
         not these:"""
     return "\n\n".join([head, bullets(parts), paragraph(said), literature(), *tables])
+
+
+def _radius(settings: dict[str, dict[str, Any]]) -> str:
+    return f"{settings['raw']['radii'][0]:g}"
+
+
+def _share(settings: dict[str, dict[str, Any]]) -> str:
+    return f"{100 * settings['filter']['radii'][0]:g} %"
 
 
 def _seeds() -> int:
@@ -107,13 +117,14 @@ def dose_response(claim: str) -> str:
                 ({listed(accuracy)} points)."""
             )
     rivals = {bits: tests[bits, -3, "trace"] for bits in dose.BITS if (bits, -3, "trace") in tests}
-    parts.append(f"Case 3 flatter than Case 2? {upper(conclude(rivals, -1))} (trace {listed(rivals)}).")
+    if rivals:
+        parts.append(f"Case 3 flatter than Case 2? {upper(conclude(rivals, -1))} (trace {listed(rivals)}).")
     seeds = max(len(own) for own in rows.values())
     head = claimed(
         claim, conclude({f"{b}, Case 3": tests[b, 3, "trace"] for b in dose.BITS if (b, 3, "trace") in tests}, -1)
     )
     about = paragraph(
-        f"""{seeds} seeds, all of ρ = {joined(f"{rho:g}" for rho in dose.RADII)}; of each case the ρ of the least mean
+        f"""{seeds} seeds, each with ρ = {joined(f"{rho:g}" for rho in dose.RADII)}; of each case the ρ of the least mean
         loss on the validation split, so the differences below are not chosen by themselves. {upper(LEGEND)}."""
     )
     return "\n\n".join([head, about, bullets(parts), markdown(dose.table(FAMILY)).rstrip()])
