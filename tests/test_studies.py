@@ -157,7 +157,8 @@ def test_a_new_row_holds_hits_probe_loss_and_how_the_ascent_ended(tmp_path, monk
     monkeypatch.setattr(methods, "SAMPLES", 16)
     model = saq_core.reproduce(TINY, None, out=tmp_path)
     row = methods._measured(str(tmp_path / "tiny-0"), None)
-    assert asked == [{"radii": [methods.RADIUS]}] and (row["worst_case_gain"], row["converged"]) == (pytest.approx(0.1), True)
+    assert asked == [{"radii": [methods.RADIUS]}]
+    assert (row["worst_case_gain"], row["converged"]) == (pytest.approx(0.1), True)
     x, y = saq_core.load_data("digits", limit=100).test
     hits = study.unpack_hits(row["hits"], len(y))
     assert hits.tolist() == (model.eval()(x).argmax(1) == y).tolist()

@@ -211,8 +211,8 @@ def _worst() -> str:
     old = sum(not np.isnan(row[methods.UNCONVERGED]) for row in _study()[0].values())
     return (
         f"""Worst cases of {old} of {len(_study()[0])} networks († in the table) are of an ascent that has not
-        converged (five steps at 1 %, in the older rows) and are not tested. Accuracies of rows without hit vectors are given
-        the scatter of two networks that disagree on {100 * DISAGREEMENT:.0f} % of the test images."""
+        converged (five steps at 1 %, in the older rows) and are not tested. Accuracies of rows without hit vectors
+        are given the scatter of two networks that disagree on {100 * DISAGREEMENT:.0f} % of the test images."""
         if old
         else ""
     )

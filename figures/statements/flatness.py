@@ -59,9 +59,10 @@ def flatness_by_bits(claim: str) -> str:
         _headline(),
         f"""ResNet-8 on the digits, {_seeds()} paired seeds; a quantized network against the float one tuned as long
         (matched epochs), and against float networks trained for fewer epochs, at its own probe loss (matched loss);
-        Holm's correction over all {len(_tests("epochs"))} and {len(_tests("loss"))} tests of QAT, and over those of rounding
-        after training. Negative share: Σ|λ| over λ < 0 of Σ|λ|. Raw units: worst case within ‖ε‖ = {_radius(WORST)}, average at
-        {_radius(AVERAGE)}; else at {_share(WORST)} and {_share(AVERAGE)} of each filter's norm.""",
+        Holm's correction over all {len(_tests("epochs"))} and {len(_tests("loss"))} tests of QAT, and over those of
+        rounding after training. Negative share: Σ|λ| over λ < 0 of Σ|λ|. Raw units: worst case within ‖ε‖ =
+        {_radius(WORST)}, average at {_radius(AVERAGE)}; else at {_share(WORST)} and {_share(AVERAGE)} of each
+        filter's norm.""",
     )
     tables = [
         f"{upper(units)} units, matched {matched}; ratios to FP32 with 95 % intervals, {LEGEND}:\n\n"
@@ -124,8 +125,8 @@ def dose_response(claim: str) -> str:
         claim, conclude({f"{b}, Case 3": tests[b, 3, "trace"] for b in dose.BITS if (b, 3, "trace") in tests}, -1)
     )
     about = paragraph(
-        f"""{seeds} seeds, each with ρ = {joined(f"{rho:g}" for rho in dose.RADII)}; of each case the ρ of the least mean
-        loss on the validation split, so the differences below are not chosen by themselves. {upper(LEGEND)}."""
+        f"""{seeds} seeds, each with ρ = {joined(f"{rho:g}" for rho in dose.RADII)}; of each case the ρ of the least
+        mean loss on the validation split, so the differences below are not chosen by themselves. {upper(LEGEND)}."""
     )
     return "\n\n".join([head, about, bullets(parts), markdown(dose.table(FAMILY)).rstrip()])
 
