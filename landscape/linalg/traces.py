@@ -60,7 +60,7 @@ class Trace(Result):
         """The standard error over the data, from the spread of the folds; NaN where there is none to tell.
 
         The probes' noise on the folds' differences is in it: rather too large than too small. Four to ten folds tell
-        it: judge by ``interval(over="data")``, not by two standard errors, which hold 86 to 92 %.
+        it: judge by ``interval(over="data")``, not by two standard errors, which hold 83 to 92 %.
         """
         return fold_stderr(self.fold_values, self.fold_weights)
 
