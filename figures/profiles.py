@@ -83,9 +83,7 @@ class Profile:
 
     def compared(self, models: dict[str, list[nn.Module]]) -> landscape.Comparison:
         """Compare networks on the images that are measured, a test's within one radius."""
-        settings = {"points": self.points, "rtol": self.rtol or 0.05} | self.effort(
-            {}, {"radii": (0.01,), "worst_radii": (0.005,)}
-        )
+        settings = {"points": self.points, "rtol": self.rtol or 0.05} | self.effort({}, {"radii": (0.01,)})
         return landscape.compare(models, self.measured(next(iter(models.values()))[0]), **settings)
 
     @property

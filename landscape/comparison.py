@@ -228,8 +228,7 @@ def compare(
     data: Any = None,
     *,
     space: Space | None = None,
-    radii: Sequence[float] = RADII,
-    worst_radii: Sequence[float] = WORST_RADII,
+    radii: Sequence[float] | None = None,
     span: float = 1.0,
     points: int = 25,
     rtol: float = 0.05,
@@ -247,8 +246,8 @@ def compare(
         models: name → network, or a list of them: the same network over seeds.
         data: ``(x, y)`` or batches; default the probe that all models carry.
         space: ``"quantized"`` (default) or ``"latent"``.
-        radii, worst_radii: of the average (10 pairs ±ε) and of the worst-case loss increase, relative to each filter's
-            norm; the worst case leaves a valley sooner, see `worst_case_sharpness`.
+        radii: of the average (10 pairs ±ε) and of the worst-case loss increase, relative to each filter's norm; default
+            1, 5 and 10 % on average, and 0.1, 0.2 and 0.5 % in the worst case, which leaves a valley sooner.
         span, points: of the curves and surfaces (of each network's first seed); points=0 leaves them out.
         rtol: relative standard error at which a trace's probes stop.
         seed: of probes, draws and directions.
@@ -280,7 +279,7 @@ def compare(
     measured: dict[str, list[dict[str, dict[str, Any]]]] = {name: [] for name in groups}
     abouts: list[dict[str, Any]] = []
     for name, function in progress([(n, part) for n, group in functions.items() for part in group], "networks"):
-        quantities, about = _measure(function, (radii, worst_radii), rtol, seed)
+        quantities, about = _measure(function, radii, rtol, seed)
         abouts.append(about)
         if len(groups[name]) > 1:  # differences are then paired by seed: parts would only fill the file
             quantities = {name: replace(part, parts=None, folds=None) for name, part in quantities.items()}
@@ -305,27 +304,25 @@ def _looked_at(name: Any, model: nn.Module | Objective, data: Any, arguments: Ma
 
 
 def _measure(
-    function: Objective, radii: tuple[Sequence[float], Sequence[float]], rtol: float, seed: int
+    function: Objective, radii: Sequence[float] | None, rtol: float, seed: int
 ) -> tuple[dict[str, Measured], dict[str, Any]]:
     hessian = Hessian(function)
     quantities = fit(function.centre)
     if not hessian.coordinates.norm() > 0:  # nothing has filters: no direction, no unit
         names = ["trace_filter", "lambda1_filter", "lambda1_over_lambda5"]
-        names += [f"{kind}_{r:g}" for kind, own in zip(("average", "worst"), radii, strict=True) for r in own]
+        names += [f"worst_{r:g}" for r in radii or WORST_RADII] + [f"average_{r:g}" for r in radii or RADII]
         quantities |= dict.fromkeys(names, Measured(math.nan))
     else:
         quantities |= trace_and_top(hessian.filter_relative(), "filter", rtol, seed)
-        quantities |= _increases(function, *radii, seed)
+        quantities |= _increases(function, radii, seed)
     quantities |= trace_and_top(hessian, "raw", rtol, seed)
     return quantities | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
 
 
-def _increases(
-    function: Objective, radii: Sequence[float], worst_radii: Sequence[float], seed: int
-) -> dict[str, Measured]:
+def _increases(function: Objective, radii: Sequence[float] | None, seed: int) -> dict[str, Measured]:
     quantities = {}
-    worst = worst_case_sharpness(function, radii=worst_radii)
-    average = average_sharpness(function, radii=radii, seed=seed)
+    worst = worst_case_sharpness(function, radii=WORST_RADII if radii is None else radii)
+    average = average_sharpness(function, radii=RADII if radii is None else radii, seed=seed)
     for name, result in (("worst", worst), ("average", average)):
         for index, radius in enumerate(result.radii.tolist()):
             draws = result.samples[index].tolist() if name == "average" else None

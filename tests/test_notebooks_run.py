@@ -28,7 +28,7 @@ SHORTER = {
 OWN = {
     "00_quickstart": {
         "SEEDS, EPOCHS, SAMPLES = 2": "SEEDS, EPOCHS, SAMPLES = 1",
-        "points=5": "points=3, radii=(0.05,), worst_radii=(0.005,), rtol=0.5",
+        "points=5": "points=3, radii=(0.005,), rtol=0.5",
     },
     "02_hessian": {"k=10": "k=3", r"per_layer=True\)": "per_layer=True, num_probes=2)"},
     "03_quantized_landscapes": {
@@ -55,7 +55,7 @@ OWN = {
     "10_explorer": {"samples=64": "samples=8"},
     "11_your_own_quantizer": {r"radii=\(0\.05,\)": "radii=(0.05,), rtol=0.5", ", 200, ": ", 5, "},
     "12_flatter_or_sharper": {
-        "points=0": "points=0, radii=(0.05,), worst_radii=(0.005,), rtol=0.5",
+        "points=0": "points=0, radii=(0.005, 0.05), rtol=0.5",
         r"\(2, 3, 5\)": "(2, 3)",
     },
     "09_scaling": {"EPOCHS, SAMPLES = 1, 16": "EPOCHS, SAMPLES = 4, 64", '"--points", "11"': '"--points", "5"'},

@@ -1,4 +1,4 @@
-"""How often error bars hold the truth: ``python tests/coverage.py [RUNS]`` prints a table (13 minutes for 60 runs).
+"""How often error bars hold the truth: ``python tests/covering.py [RUNS]`` prints a table (13 minutes for 60 runs).
 
 A small network, float and W4A4, is measured on disjoint sets of 256 from a population of 16,000 samples, each with new
 draws and probes; the truth is the same number on the population, or that of the dense Hessian. An honest standard error

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from coverage import COLUMNS, Row, Rows, Size, measure, networks, over_draws, population, text
+from covering import COLUMNS, Row, Rows, Size, measure, networks, over_draws, population, text
 
 
 def row_of(claimed, runs=4000, bias=0.0):
