@@ -70,7 +70,7 @@ def test_rises_of_single_networks_are_paired_by_draw_and_by_sample(singles):
             == pytest.approx(float(mine.delta_loss - theirs.delta_loss))
             == pytest.approx(float(moved.mean()))
         )
-        draws = float((mine.samples - theirs.samples).std()) / 20**0.5 if name == "average" else 0.0
+        draws = float((mine.samples - theirs.samples).std()) / 10**0.5 if name == "average" else 0.0
         assert row["delta_stderr"] == pytest.approx(math.hypot(draws, float(moved.std()) / len(moved) ** 0.5))
 
 

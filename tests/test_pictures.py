@@ -185,7 +185,7 @@ def test_loss_increases_have_errors_over_draws_and_data():
 def test_a_table_of_measures_is_a_row_each():
     table = RESULTS["SharpnessTable"]
     (points,) = table.plot().data
-    assert list(points.x) == [row["value"] for row in table.rows] and points.y[0] == "worst case, filter, r = 0.01"
+    assert list(points.x) == [row["value"] for row in table.rows] and points.y[0] == "worst case, filter, r = 0.005"
     (ax,) = table.draw().axes
     assert [text.get_text() for text in ax.get_yticklabels()] == list(points.y)
 
