@@ -3,7 +3,7 @@
 A small network, float and W4A4, is measured on disjoint sets of 256 from a population of 16,000 samples, each with new
 draws and probes; the truth is the same number on the population, or that of the dense Hessian. An honest standard error
 has a scatter of 1 and holds the truth in 68 % of the runs; two of them in 95 % where many samples or draws tell it, in
-86 to 92 % where four to eight do. The interval should hold it in 95 %: a share over 60 runs is sure to ± 3 points.
+82 to 93 % where three to eight do. The interval should hold it in 95 %: a share over 60 runs is sure to ± 3 points.
 """
 
 import math
