@@ -42,11 +42,12 @@ Rows = dict[tuple[str, str], dict[int, dict[str, Any]]]  # (method, bits) -> see
 
 
 def wanted(family: str, seeds: list[int]) -> Iterator[tuple[str, str, str, int]]:
-    """Return the keys of all networks, whole seeds first."""
+    """Return the keys of all networks, those that are trained before those that are rounded."""
     widths = [form.format(b) for b in WIDTHS[family] for form in ACTIVATIONS.values()]
     for seed in seeds:
         yield from ((family, "fp32", epochs, seed) for epochs in ("tuned", "start", *map(str, EPOCHS[family])))
-        yield from ((family, method, bits, seed) for bits, method in product(widths, METHODS))
+        yield from ((family, "qat", bits, seed) for bits in widths)
+    yield from ((family, method, bits, seed) for seed, bits, method in product(seeds, widths, ROUNDED))
 
 
 def network(
@@ -114,9 +115,10 @@ def at_loss(rows: Rows, seed: int, loss: float, measure: str, units: str) -> flo
 
 
 def compared(rows: Rows, matched: str, methods: tuple[str, ...] = ("qat",)) -> dict[tuple[str, str, str, str], Judged]:
-    """Test quantized networks against the float one, at matched "epochs" or "loss"; QAT is one table, rounding another.
+    """Test quantized networks against the float one, at matched "epochs" or "loss".
 
     (method, bits, measure, units) -> the mean over the seeds of the difference of `value`: a log ratio, or of shares.
+    QAT at 4, 3 and 2 bits is one table; 8 bits, where nothing is expected, are another, and so is rounding afterwards.
     """
     differences: dict[tuple[str, str, str, str], list[float]] = {}
     for (method, bits), seeds in rows.items():
@@ -132,7 +134,8 @@ def compared(rows: Rows, matched: str, methods: tuple[str, ...] = ("qat",)) -> d
             }
             own = [value(seeds[seed], measure, units) - there for seed, there in base.items()]
             differences[method, bits, measure, units] = [d for d in own if not math.isnan(d)]
-    return judge(differences, lambda key: (key[0], *key[2:]))
+    tables = [{k: d for k, d in differences.items() if (k[1][1] == "8") == control} for control in (False, True)]
+    return {key: test for own in tables for key, test in judge(own, lambda key: (key[0], *key[2:])).items()}
 
 
 def verdict(judged: Judged | None) -> str:
@@ -157,17 +160,16 @@ def tests_of(rows: Rows, matched: str) -> dict[tuple[str, str, str, str], Judged
     return compared(rows, matched) | compared(rows, matched, ROUNDED)
 
 
-def table(family: str = "digits-resnet8", matched: str = "epochs", units: str = "filter") -> list[list[str]]:
-    """Return every quantized network's measures as ratios to the float network's, with 95 % intervals; titles first.
-
-    At matched loss without those whose loss no float network had.
-    """
+def table(
+    family: str = "digits-resnet8", matched: str = "epochs", units: str = "filter", methods: tuple[str, ...] = ("qat",)
+) -> list[list[str]]:
+    """Return quantized networks' measures as ratios to the float network's, with 95 % intervals; titles first."""
     rows = rows_of(family)
-    tests = tests_of(rows, matched)
+    tests = compared(rows, matched, methods)
     found = [["", "networks", "probe loss", "accuracy, %", "corrupted, %", *MEASURES.values()]]
     for (method, bits), seeds in sorted(rows.items(), key=lambda pair: _order(*pair[0])):
         own = [tests.get((method, bits, measure, units)) for measure in MEASURES]
-        if not any(own) and (method != "fp32" or matched == "loss"):
+        if method not in methods and (method != "fp32" or matched == "loss"):
             continue
         name = f"FP32, {bits}{' epochs' * bits.isdigit()}" if method == "fp32" else f"{METHODS[method][0]}, {bits}"
         means = [np.mean([row[c] for row in seeds.values()]) for c in ("loss", "accuracy", "corrupted")]

@@ -1,6 +1,7 @@
 """What the studies of the radius and of flatness say, from dose.jsonl, flatness.jsonl and methods.jsonl."""
 
 from functools import cache
+from itertools import product
 from typing import Any
 
 from .. import dose, flatness, scatter
@@ -24,9 +25,13 @@ def _tests(matched: str) -> dict[tuple[str, str, str, str], Judged]:
     return flatness.compared(flatness.rows_of(FAMILY), matched)
 
 
+def _tested(matched: str) -> dict[tuple[str, str, str, str], Judged]:
+    return {key: test for key, test in _tests(matched).items() if key[1][1] != "8"}
+
+
 def _of(matched: str, method: str, kind: str, measure: str, units: str) -> dict[str, Judged]:
     """Return the tests of one method and measure by bits."""
-    keys = {bits: (method, flatness.ACTIVATIONS[kind].format(bits), measure, units) for bits in flatness.BITS}
+    keys = {bits: (method, flatness.ACTIVATIONS[kind].format(bits), measure, units) for bits in (4, 3, 2)}
     return {f"{bits} bits": _tests(matched)[key] for bits, key in keys.items() if key in _tests(matched)}
 
 
@@ -59,19 +64,33 @@ def flatness_by_bits(claim: str) -> str:
         _headline(),
         f"""ResNet-8 on the digits, {_seeds()} paired seeds; a quantized network against the float one tuned as long
         (matched epochs), and against float networks trained for fewer epochs, at its own probe loss (matched loss);
-        Holm's correction over all {len(_tests("epochs"))} and {len(_tests("loss"))} tests of QAT, and over those of
-        rounding after training. Negative share: Σ|λ| over λ < 0 of Σ|λ|. Raw units: worst case within ‖ε‖ =
+        {LEGEND}, over the {len(_tested("epochs"))} and {len(_tested("loss"))} tests of QAT at 4, 3 and 2 bits.
+        Negative share: Σ|λ| over λ < 0 of Σ|λ|. Raw units: worst case within ‖ε‖ =
         {_radius(WORST)}, average at {_radius(AVERAGE)}; else at {_share(WORST)} and {_share(AVERAGE)} of each
         filter's norm.""",
     )
     tables = [
-        f"{upper(units)} units, matched {matched}; ratios to FP32 with 95 % intervals, {LEGEND}:\n\n"
+        f"QAT, {units} units, matched {matched}; ratios to FP32 (negative share: differences) with 95 % intervals:\n\n"
         + markdown(flatness.table(FAMILY, matched, units)).rstrip()
         for matched, units in (("epochs", "filter"), ("loss", "filter"), ("epochs", "raw"))
     ]
     said = """What others say of it, in our terms and as far as their texts were at hand; their networks and data are
         not these:"""
-    return "\n\n".join([head, bullets(parts), paragraph(said), literature(), *tables])
+    return "\n\n".join([head, bullets([*parts, rounded()]), paragraph(said), literature(), *tables])
+
+
+def rounded() -> str:
+    """Say what rounding after training does."""
+    tests = flatness.compared(flatness.rows_of(FAMILY), "epochs", flatness.ROUNDED)
+    parts = []
+    for method, measure in product(flatness.ROUNDED, ("trace", "worst")):
+        own = {
+            bits: test
+            for (how, bits, what, units), test in tests.items()
+            if (how, what, units) == (method, measure, "filter") and bits[1] != "8"
+        }
+        parts.append(f"{flatness.METHODS[method][0]}, {NAMES[measure]}: {conclude(own, 1)}" if own else "")
+    return f"Rounded after training, filter units: sharper than FP32? {'. '.join(filter(None, parts))}."
 
 
 def _radius(settings: dict[str, dict[str, Any]]) -> str:
@@ -87,11 +106,11 @@ def _seeds() -> int:
 
 
 def _headline() -> str:
-    tests = {key: test for key, test in _tests("epochs").items() if key[0] == "qat" and key[2] != "negative"}
+    tests = {key: test for key, test in _tested("epochs").items() if key[2] != "negative"}
     ways = [flatness.verdict(test) for test in tests.values()]
     return (
-        f"of {len(ways)} comparisons of QAT with FP32 at matched epochs {ways.count('sharper')} are sharper, "
-        f"{ways.count('flatter')} flatter, and of {ways.count('cannot tell')} we cannot tell"
+        f"of {len(ways)} comparisons of QAT with FP32 at 4, 3 and 2 bits and matched epochs {ways.count('sharper')} are "
+        f"sharper, {ways.count('flatter')} flatter, and of {ways.count('cannot tell')} we cannot tell"
     )
 
 
