@@ -48,6 +48,7 @@ OF_FIGURES: dict[str, Callable[[str], str]] = {
 }
 BLOCKS: dict[str, Callable[[], str]] = {
     "cifar10": lambda: f"{cifar.readme()}\n{bits.readme()}",
+    "digits": flatness.readme,
     **{name: partial(function, FIGURES[name].claim) for name, function in OF_FIGURES.items()},
 }
 BLOCK = re.compile(r"(<!-- (\w+): python -m figures\.statements -->\n).*?(\n<!-- end -->)", re.DOTALL)

@@ -109,8 +109,8 @@ def _headline() -> str:
     tests = {key: test for key, test in _tested("epochs").items() if key[2] != "negative"}
     ways = [flatness.verdict(test) for test in tests.values()]
     return (
-        f"of {len(ways)} comparisons of QAT with FP32 at 4, 3 and 2 bits and matched epochs {ways.count('sharper')} are "
-        f"sharper, {ways.count('flatter')} flatter, and of {ways.count('cannot tell')} we cannot tell"
+        f"of {len(ways)} comparisons of QAT with FP32 at 4, 3 and 2 bits and matched epochs {ways.count('sharper')} "
+        f"are sharper, {ways.count('flatter')} flatter, and of {ways.count('cannot tell')} we cannot tell"
     )
 
 
@@ -152,13 +152,33 @@ def dose_response(claim: str) -> str:
 
 def flatness_accuracy(claim: str) -> str:
     """Say whether the flatter of two networks is the more accurate one."""
-    verdicts, details = [], []
+    details = []
     for bits, (rho, low, high, n) in scatter.correlations().items():
-        verdict = "yes" if low > 0 else "the opposite" if high < 0 else "cannot tell"
-        verdicts.append(f"{bits.upper()}: {verdict}")
         ends = f"[{decimal(low, 2)}, {decimal(high, 2)}]"
-        details.append(
-            f"{bits.upper()} {decimal(rho, 2, '+')} {ends} over {n} pairs of a network and SGD's of its seed"
-        )
+        details.append(f"{bits.upper()} {decimal(rho, 2, '+')} {ends} over {n} pairs")
+    verdicts = [f"{bits.upper()}: {verdict}" for bits, verdict in _accuracy().items()]
     told = "Rank correlation of a lower trace with a higher accuracy than SGD's of the seed"
     return claimed(claim, "; ".join(verdicts), f"{told}: {'; '.join(details)} (bootstrap over methods).")
+
+
+def readme() -> str:
+    """Return what README says of the digits: are quantized networks flatter, and what does SAQ's radius do?"""
+    rows, tests = _doses()
+    third = {bits: tests[bits, 3, "trace"] for bits in dose.BITS if (bits, 3, "trace") in tests}
+    radii = joined(f"{dose.chosen(rows, bits, 3):g} ({bits})" for bits in third)
+    flat = f"""Are quantized networks flatter? On the digits (ResNet-8, {_seeds()} seeds): {_headline()}. [By measure,
+        unit, method and what is matched](figures/README.md#flatness_by_bits), with what WinQ, QT-DoG and FQAT say."""
+    doses = f"""SAQ's radius, chosen by the loss on the digits' validation split: ρ = {radii}. Is Case 3 flatter than
+        SGD there, by the trace? {upper(conclude(third, -1))} ({listed(third)}). [Dose and
+        response](figures/README.md#dose_response)."""
+    verdicts = "; ".join(f"{bits.upper()}: {verdict}" for bits, verdict in _accuracy().items())
+    accuracy = f"""Is the flatter of two networks the more accurate one? On CIFAR-10, over all methods: {verdicts}
+        ([rank correlations](figures/README.md#flatness_accuracy))."""
+    return bullets([flat, doses, accuracy])
+
+
+def _accuracy() -> dict[str, str]:
+    return {
+        bits: "yes" if low > 0 else "the opposite" if high < 0 else "cannot tell"
+        for bits, (_, low, high, _) in scatter.correlations().items()
+    }
