@@ -21,6 +21,7 @@ BITS = ("W4A4", "W2A2")
 CASES = ("saq1", "saq2", "saq3")
 TRAINED = ("sgd", *CASES, "saq3-momentum")
 RADII = (0.001, 0.002, 0.005, 0.01)  # beyond, the loss is that of guessing
+ASCENTS = 128  # images at most
 ROUNDS = 15
 
 
@@ -60,7 +61,8 @@ def compute_radii(profile: Profile) -> xarray.Dataset:
 
     def increases(variant: str, bits: str, seed: int) -> np.ndarray:
         model, fewer = profile.network(variant, bits, seed), profile.effort({}, {"steps": 1})
-        found = landscape.worst_case_sharpness(model, profile.measured(model), radii=RADII, **fewer)
+        probe = tuple(part[:ASCENTS] for part in profile.measured(model))
+        found = landscape.worst_case_sharpness(model, probe, radii=RADII, **fewer)
         return np.stack([found.delta_loss.numpy(), found.converged.numpy()])
 
     found = np.array([[[increases(v, bits, seed) for seed in profile.seeds] for v in variants] for bits in BITS])
@@ -84,7 +86,7 @@ def draw_radii(data: xarray.Dataset):
         ax.set(title=bits, xlabel="Radius, % of each filter's norm (below: SGD's rise)")
     axes[0].set_ylabel("Worst-case rise / SGD's")
     legend(figure, axes[0], 4)
-    note(figure, told(data, "paired by seed"))
+    note(figure, told(data, "paired by seed", images=min(ASCENTS, data.attrs["samples"])))
     return figure
 
 

@@ -88,7 +88,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # changes of the recipe
 
 
 def _family(
-    data: DataName, network: str, limit: int | None, start: Recipe, tuned: Recipe, rho: float, source: str
+    data: DataName, network: str, limit: int | None, start: Recipe, tuned: Recipe, source: str
 ) -> list[Experiment]:
     """Return a float network, the same tuned further, and its W4A4 and W2A2 networks with every variant."""
     base = f"{data}-{network}"
@@ -100,7 +100,6 @@ def _family(
     for bits in ("W4A4", "W2A2"):
         for label, changes in VARIANTS.items():
             name = f"{base}-{bits.lower()}-{label}"
-            changes = {key: replace(value, rho=rho) if key == "sam" else value for key, value in changes.items()}
             experiments.append(Experiment(name, recipe=replace(tuned, **changes), bits=bits, start=base, **shared))
     return experiments
 
@@ -124,7 +123,7 @@ def _fpq_paper() -> list[Experiment]:
 _DIGITS = Recipe(epochs=15, lr=0.1, batch_size=64)
 _CIFAR = Recipe(epochs=20, lr=0.1, warmup=1)
 
-# The built-in experiments by name. Quantized networks: LSQ, first and last layer at 8 bits; rho in plain units.
+# The built-in experiments by name. Quantized networks: LSQ, first and last layer at 8 bits; rho = 0.05 in plain units.
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -134,8 +133,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             None,
             _DIGITS,
             replace(_DIGITS, lr=0.02),
-            0.1,
-            "ours, a test of the whole in minutes; rho chosen on the validation split",
+            "ours, a test of the whole in minutes",
         ),
         *_family(
             "cifar10",
@@ -143,7 +141,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             10_000,
             _CIFAR,
             replace(_CIFAR, lr=0.02),
-            0.05,
             "SAQ's scripts: Nesterov 0.9, decay 1e-4, batch 128, from a float network; 10,000 images, 20 epochs, "
             "lr 0.02 to 0 by cosine, 1 epoch of warm-up are ours; rho 0.05 from Foret et al. (2021)",
         ),
