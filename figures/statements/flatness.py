@@ -62,9 +62,10 @@ def flatness_by_bits(claim: str) -> str:
     head = claimed(
         claim,
         _headline(),
-        f"""ResNet-8 on the digits, {_seeds()} paired seeds; a quantized network against the float one tuned as long
-        (matched epochs), and against float networks trained for fewer epochs, at its own probe loss (matched loss);
-        {LEGEND}, over the {len(_tested("epochs"))} and {len(_tested("loss"))} tests of QAT at 4, 3 and 2 bits.
+        f"""{_two_bits()} ResNet-8 on the digits, {_seeds()} paired seeds; a quantized network against the float one
+        tuned as long (matched epochs), and against float networks trained for fewer epochs, at its own probe loss
+        (matched loss); {LEGEND}, over the {len(_tested("epochs"))} and {len(_tested("loss"))} tests of QAT at 4, 3
+        and 2 bits.
         Negative share: Σ|λ| over λ < 0 of Σ|λ|. Raw units: worst case within ‖ε‖ =
         {_radius(WORST)}, average at {_radius(AVERAGE)}; else at {_share(WORST)} and {_share(AVERAGE)} of each
         filter's norm.""",
@@ -103,6 +104,14 @@ def _share(settings: dict[str, dict[str, Any]]) -> str:
 
 def _seeds() -> int:
     return max(len(own) for own in flatness.rows_of(FAMILY).values())
+
+
+def _two_bits() -> str:
+    """Say how sharp two bits are, against the float network tuned as long and against one of the same loss."""
+    key = ("qat", "W2A2", "trace", "filter")
+    told = [flatness.ratio(_tests(matched).get(key), "trace") for matched in ("epochs", "loss")]
+    return f"""At W2A2 the trace (filter-relative) is {told[0]} times that of the float network tuned as long, and
+        {told[1]} times that of a float network of the same loss."""
 
 
 def _headline() -> str:
@@ -166,8 +175,9 @@ def readme() -> str:
     rows, tests = _doses()
     third = {bits: tests[bits, 3, "trace"] for bits in dose.BITS if (bits, 3, "trace") in tests}
     radii = joined(f"{dose.chosen(rows, bits, 3):g} ({bits})" for bits in third)
-    flat = f"""Are quantized networks flatter? On the digits (ResNet-8, {_seeds()} seeds): {_headline()}. [By measure,
-        unit, method and what is matched](figures/README.md#flatness_by_bits), with what WinQ, QT-DoG and FQAT say."""
+    flat = f"""Are quantized networks flatter? On the digits (ResNet-8, {_seeds()} seeds): {_headline()}. {_two_bits()}
+        [By measure, unit, method and what is matched](figures/README.md#flatness_by_bits), with what WinQ, QT-DoG
+        and FQAT say."""
     doses = f"""SAQ's radius, chosen by the loss on the digits' validation split: ρ = {radii}. Is Case 3 flatter than
         SGD there, by the trace? {upper(conclude(third, -1))} ({listed(third)}). [Dose and
         response](figures/README.md#dose_response)."""
