@@ -121,6 +121,22 @@ def compared(rows: dict[tuple[str, int, float], dict[int, dict[str, Any]]]) -> d
     return judge(differences, lambda key: (key[0], key[1] < 0, key[2]), images)
 
 
+def trends(rows: dict[tuple[str, int, float], dict[int, dict[str, Any]]]) -> dict[tuple[str, str], Judged]:
+    """Test how each column goes with ρ: a seed's slope against log₂ ρ, mean over the cases; (bits, column) -> test.
+
+    Slopes of logarithms, but of the accuracy itself.
+    """
+    x = np.log2(RADII) - np.log2(RADII).mean()
+    slopes: dict[tuple[str, str], list[float]] = {}
+    for bits in BITS:
+        own = {(case, rho): rows.get((bits, case, rho), {}) for case, rho in product(CASES, RADII)}
+        for column, seed in product(SHOWN, sorted(set.intersection(*map(set, own.values())))):
+            values = np.array([[own[case, rho][seed][column] for rho in RADII] for case in CASES])
+            mean = (values if column == "accuracy" else np.log(values)).mean(0)
+            slopes.setdefault((bits, column), []).append(float(x @ mean / (x @ x)))
+    return judge(slopes)
+
+
 def _holds(column: str, *rows: dict[str, Any]) -> bool:
     return column != "worst" or all(row["converged"] for row in rows)
 

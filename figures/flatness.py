@@ -211,12 +211,14 @@ def draw(family: str = "digits-resnet8", matched: str = "epochs") -> Any:
         ax.set_xticks(range(len(WIDTHS[family])), map(str, WIDTHS[family]))
         if measure != "negative":
             ax.set_yscale("log")
+            shown_means = [np.exp(test.mean) for key, test in tests.items() if key[2:] == (measure, units)]
+            ax.set_ylim(0.2 * min(shown_means, default=1), 5 * max(shown_means, default=1))  # intervals may leave it
         if panel < len(MEASURES):
             ax.set_title(MEASURES[measure], fontsize=8)
         else:
             ax.set_xlabel("Bits")
         if measure == next(iter(MEASURES)):
-            ax.set_ylabel(f"{units}, / FP32")
+            ax.set_ylabel(f"{units} / FP32")
     legend(figure, axes[0], 3)
     how = "float network tuned as long" if matched == "epochs" else "float network at the same probe loss"
     note(figure, f"{family}; {how}; paired by seed, 95 % intervals; negative share: a difference")

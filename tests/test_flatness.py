@@ -82,6 +82,17 @@ def test_the_radius_is_that_of_the_least_validation_loss_whatever_the_trace_says
     assert tests["W2A2", -3, "trace"].mean == pytest.approx(-0.18, abs=1e-9)  # against Case 2
 
 
+def test_a_trend_is_the_slope_of_the_logarithm_over_doublings():
+    rows = doses({})
+    for (_, case, rho), own in rows.items():
+        worst, accuracy = (0.1 * rho**-0.5, 90 + math.log2(rho)) if case else (0.1, 90.0)
+        for seed, found in own.items():
+            found.update(worst=worst * (1 + 0.01 * seed), accuracy=accuracy)
+    tests = dose.trends(rows | {("W4A4", c, r): own for (_, c, r), own in rows.items()})
+    assert math.exp(tests["W2A2", "worst"].mean) == pytest.approx(2**-0.5)
+    assert tests["W4A4", "accuracy"].mean == pytest.approx(1)
+
+
 def test_experiments_of_a_radius_differ_in_it_alone():
     found = dose.experiment("digits-resnet8", "W2A2", 3, 0.5)
     assert found.recipe.sam.rho == 0.5 and found.recipe.sam.case == 3 and found.bits == "W2A2"

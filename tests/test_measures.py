@@ -77,9 +77,9 @@ def test_the_perturbed_point_stays_in_its_ball_and_bends_back():
         e = model.weight - W
         return (e * G).sum() - 3 * e.square().sum(), 1
 
-    found = worst_case_sharpness(linear(), ONCE, objective=tilted, radii=(1.0,), rtol=1e-3, steps=635)
-    assert bool(found.converged) and float(found.gain) <= 1e-3 * float(found.delta_loss)
-    assert 0.98 * float(G.square().sum() / 12) < float(found.delta_loss) <= float(G.square().sum() / 12) + 1e-12
+    found = worst_case_sharpness(linear(), ONCE, objective=tilted, radii=(0.5,), rtol=0.01, steps=315)
+    assert bool(found.converged) and float(found.gain) <= 0.01 * float(found.delta_loss)
+    assert 0.99 * float(G.square().sum() / 12) < float(found.delta_loss) <= float(G.square().sum() / 12) + 1e-12
 
 
 def test_the_worst_case_is_never_below_the_centre():

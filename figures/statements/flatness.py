@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import dose, flatness, scatter
 from ..measures import AVERAGE, MEASURES, UNITS, WORST
-from ..study import Judged, decimal, markdown
+from ..study import Judged, decimal, markdown, marked
 from .words import LEGEND, bullets, claimed, conclude, joined, listed, paragraph, upper
 
 FAMILY = "digits-resnet8"
@@ -157,6 +157,15 @@ def dose_response(claim: str) -> str:
         mean loss on the validation split, so the differences below are not chosen by themselves. {upper(LEGEND)}."""
     )
     return "\n\n".join([head, about, bullets(parts), markdown(dose.table(FAMILY)).rstrip()])
+
+
+def _trends() -> str:
+    """Say what a doubling of ρ does, over all radii and cases."""
+    told = []
+    for (bits, column), test in dose.trends(_doses()[0]).items():
+        shown = f"{marked(test)} points" if column == "accuracy" else flatness.ratio(test, column)
+        told.append(f"{bits} {dose.SHOWN[column].removesuffix(', %').lower()} {shown}")
+    return f"A doubling of ρ, mean over the cases, multiplies (accuracies: adds): {', '.join(told)}."
 
 
 def flatness_accuracy(claim: str) -> str:
