@@ -240,7 +240,8 @@ def names_list(*taken: str) -> list[Odd]:
 
 
 def tensors() -> list[Odd]:
-    return no(numbers=[1.0, 2.0], array=np.ones(3)) + junk("none", "tensor", "0-d tensor", "empty tensor", "array")
+    array = Odd("array", np.ones(3), "may", torch.ones(3, dtype=torch.float64))  # results take one for its tensor
+    return [*no(numbers=[1.0, 2.0]), array, *junk("none", "tensor", "0-d tensor", "empty tensor", "array")]
 
 
 def texts() -> list[Odd]:
@@ -275,8 +276,8 @@ FITS: dict[str, typing.Callable[[float], bool]] = {
     **dict.fromkeys(("radius", "span", "clip_norm", "damping"), above(0)),
     **dict.fromkeys(("bits", "first_last_bits", "input_bits", "first_input_bits"), within(1, 32)),
     **dict.fromkeys(("tolerance", "level", "val_fraction", "share"), above(0, 1)),
-    **dict.fromkeys(("p", "freeze_steps", "noise"), within(0, 1)),
-    "WinQ.alpha": within(0, 1),
+    **dict.fromkeys(("p", "alpha"), within(0, 1)),
+    "freeze_steps": lambda n: 0 <= n < 1,
     "WinQ.every": at_least(1),
     "WinQ.noise": at_least(0),
     "Recipe.ema": lambda n: 0 <= n < 1,
@@ -511,6 +512,7 @@ def saq_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]:
         "SAMQ": with_defaults(saq_core.SAMQ),
         "ASGA": with_defaults(saq_core.ASGA),
         "FPQ": with_defaults(saq_core.FPQ),
+        "WinQ": with_defaults(saq_core.WinQ, every=2),
         "Recipe": with_defaults(saq_core.Recipe, epochs=1, lr=0.1),
         "Recipe.lr_at": with_defaults(saq_core.Recipe(epochs=2, lr=0.1).lr_at, step=0, steps_per_epoch=2),
         "train": (trained, with_defaults(saq_core.train, model=convnet(), data=data, recipe=recipe)[1]),
@@ -840,6 +842,8 @@ def special_saq(key: str, call: str, name: str, valid: Any, seeded: random.Rando
         ) + junk("none")
     if name == "fpq":
         return no(a_class=saq_core.FPQ, settings=saq_core.SAQ()) + junk("none")
+    if name == "winq":
+        return no(a_class=saq_core.WinQ, settings=saq_core.SAQ(), mapping={"every": 2}) + junk("none")
     if name == "recipe":
         return no(a_class=saq_core.Recipe, settings=saq_core.SAQ(), mapping={"epochs": 1, "lr": 0.1}) + junk()
     if name == "device" and call not in RESULTS:

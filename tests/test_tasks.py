@@ -499,7 +499,7 @@ class Growing:
     [
         ({"data": DataLoader(Endless())}, TypeError, "without a length: an epoch needs an end"),
         ({"data": []}, ValueError, "must hold at least one sample, got none"),
-        ({"data": [X, LABELS]}, TypeError, "got a list of two Tensors: pass the tuple of two tensors"),
+        ({"data": [X, LABELS]}, TypeError, "got a list of Tensor and Tensor: pass the tuple"),
         ({"data": (X, LABELS[:5])}, ValueError, "got 24 inputs, 5 targets"),
         ({"data": (X, VALUES)}, ValueError, "pass loss=torch.nn.MSELoss"),
         ({"data": (X, MANY)}, ValueError, "BCEWithLogitsLoss"),

@@ -34,8 +34,9 @@ def check_stream(split: Any, name: str) -> None:
     what = f"{name} must be a pair of tensors (inputs, targets), a Dataset, a DataLoader or a list of batches"
     if isinstance(split, Iterator):
         raise TypeError(f"{what}, got one that can be read only once ({type(split).__name__}): pass list(…)")
-    if isinstance(split, list | tuple) and len(split) == 2 and all(isinstance(p, Tensor | np.ndarray) for p in split):
-        kinds = f"a {type(split).__name__} of two {type(split[0]).__name__}s"
+    arrays = [isinstance(p, Tensor | np.ndarray) for p in split] if isinstance(split, list | tuple) else []
+    if arrays == [True, True] or (arrays == [False, True] and isinstance(split, tuple)):
+        kinds = f"a {type(split).__name__} of {type(split[0]).__name__} and {type(split[1]).__name__}"
         raise TypeError(f"{what}, got {kinds}: pass the tuple of two tensors (x, y)")
     if not isinstance(split, Iterable) | is_dataset(split) or isinstance(split, Tensor | np.ndarray | Mapping | str):
         raise TypeError(f"{what}, got {type(split).__name__}")

@@ -127,14 +127,7 @@ _CIFAR = Recipe(epochs=20, lr=0.1, warmup=1)
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
-        *_family(
-            "digits",
-            "resnet8",
-            None,
-            _DIGITS,
-            replace(_DIGITS, lr=0.02),
-            "ours, a test of the whole in minutes",
-        ),
+        *_family("digits", "resnet8", None, _DIGITS, replace(_DIGITS, lr=0.02), "ours, a test of the whole in minutes"),
         *_family(
             "cifar10",
             "resnet20",
