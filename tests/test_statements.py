@@ -135,7 +135,7 @@ def test_worst_cases_are_tested_where_every_ascent_converged(monkeypatch):
     found = digits.saq_radii("none")
     cases, radii = data.sizes["variant"] - 1, data.sizes["radius"]
     assert f"Corrected over {2 * cases * (radii - 1)} tests." in found and f"For {2 * cases} of the points" in found
-    assert "yes for Case 1 at 0.5 %" in found
+    assert "yes for Case 1 at 0.1 %, Case 1 at 0.2 % and Case 1 at 0.5 %" in found
 
 
 def test_a_search_of_which_there_is_one_has_no_error_and_no_verdict():
