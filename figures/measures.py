@@ -31,10 +31,10 @@ AVERAGE: dict[str, dict[str, Any]] = {
 }
 
 
-def curvature(hessian: Any, seed: int = 0) -> dict[str, Any]:
-    """Return the probe's loss, and trace and λ₁ with what tells how sure they are."""
+def curvature(hessian: Any) -> dict[str, Any]:
+    """Return trace and λ₁, with what tells how sure they are."""
     top = landscape.top_eigenvalues(hessian, k=1, tol=1e-2)
-    trace = landscape.trace(hessian, eigenvalues=top, rtol=0.05, num_probes=10, seed=seed)
+    trace = landscape.trace(hessian, eigenvalues=top, rtol=0.05, num_probes=10)
     return {
         "trace": trace.value,
         "trace_stderr": trace.stderr,
@@ -71,7 +71,7 @@ def corrupted(x: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def tested(model: nn.Module, data: saq_core.Data) -> dict[str, Any]:
-    """Return test accuracy and hits, and the mean accuracy under `corrupted`; losses and accuracies in percent."""
+    """Return test accuracy and hits, and the mean accuracy under `corrupted`, in percent."""
 
     def hits(x: Tensor) -> Tensor:
         parts = zip(x.split(500), data.test[1].split(500), strict=True)

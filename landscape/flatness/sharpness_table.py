@@ -326,9 +326,10 @@ class SharpnessTable(Result):
         return f"{self.table.to_string()}\n{self._caption()}"
 
     def _caption(self) -> str:
+        stopped = "" if all(row.get("converged", True) for row in self.rows) else "† the ascent has not converged; "
         return (
             f"loss {self.about['loss']:.4g} on {self.about['samples']} samples, {self.about['space']} space; "
-            "† its ascent has not converged; sharpness alone often fails to predict generalisation (arXiv 2302.07011)"
+            f"{stopped}sharpness alone often fails to predict generalisation (arXiv 2302.07011)"
         )
 
 
