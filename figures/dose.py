@@ -7,7 +7,6 @@ Run from the top folder; networks are kept in build/runs, a row per network in d
     python -m figures.dose table
 """
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -20,7 +19,7 @@ import landscape
 import saq_core
 
 from .drawing import METHODS, legend, note, panels
-from .measures import curvature, settings_of, tested, worst_case
+from .measures import TEST_IMAGES, WORST, command_line, curvature, objective_of, settings_of, tested, worst_case
 from .study import (
     RUNS,
     Judged,
@@ -37,7 +36,6 @@ from .study import (
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 KEYS = ("family", "bits", "case", "rho", "seed")
-FAMILIES = {"digits-resnet8": 128, "cifar10-resnet20": 256}  # images of the probe that are measured
 BITS, CASES, RADII = ("W2A2", "W4A4"), (3, 2, 1), (0.05, 0.1, 0.2, 0.5, 1.0)
 SHOWN = {
     "trace": "Trace",
@@ -46,7 +44,6 @@ SHOWN = {
     "loss": "Probe loss",
     "accuracy": "Test accuracy, %",
 }
-TESTED = tuple(SHOWN)
 
 
 def experiment(family: str, bits: str, case: int, rho: float) -> saq_core.Experiment:
@@ -75,7 +72,7 @@ def run(family: str, root: str | None, seeds: list[int], **changes: Any) -> None
             continue
         chosen, seed = experiment(*keys[:4]), keys[4]
         model = saq_core.reproduce(chosen, root, seed=seed, out=RUNS, **changes)
-        function = landscape.Objective(model, tuple(part[: FAMILIES[family]] for part in model.probe))
+        function = objective_of(model, data, family)
         found = {"loss": float(function.centre.loss), "val_loss": saq_core.evaluate(model, data.val).loss}
         found |= curvature(landscape.Hessian(function).filter_relative()) | worst_case(function, "filter")
         settings = settings_of(f"{RUNS}/{chosen.name}-{seed}")
@@ -91,7 +88,7 @@ def rows_of(family: str) -> dict[tuple[str, int, float], dict[int, dict[str, Any
     return found
 
 
-def chosen(rows: dict[tuple[str, int, float], dict[int, dict[str, Any]]], bits: str, case: int) -> float | None:
+def chosen_radius(rows: dict[tuple[str, int, float], dict[int, dict[str, Any]]], bits: str, case: int) -> float | None:
     """Return the radius of the least mean loss on the validation split, over the seeds that all radii have."""
     own = {rho: rows[bits, case, rho] for rho in RADII if (bits, case, rho) in rows}
     shared = set.intersection(*map(set, own.values())) if len(own) == len(RADII) else set()
@@ -106,14 +103,14 @@ def compared(rows: dict[tuple[str, int, float], dict[int, dict[str, Any]]]) -> d
     """
     differences, images = {}, {}
     for bits in BITS:
-        radii = {case: chosen(rows, bits, case) for case in CASES}
+        radii = {case: chosen_radius(rows, bits, case) for case in CASES}
         pairs = {case: ((bits, case, rho), (bits, 0, 0.0)) for case, rho in radii.items()}
         pairs |= {-case: ((bits, case, radii[case]), (bits, 2, radii[2])) for case in (1, 3)}
         for case, (ours, theirs) in pairs.items():
             if None in (*ours, *theirs) or theirs not in rows:
                 continue
             both = [(rows[ours][s], rows[theirs][s]) for s in sorted(rows[ours].keys() & rows[theirs].keys())]
-            for column in TESTED:
+            for column in SHOWN:
                 differences[bits, case, column] = [a[column] - b[column] for a, b in both if _holds(column, a, b)]
             if len(both) > 1:
                 hits = zip(*(_hits(a, b) for a, b in both), strict=True)
@@ -124,16 +121,18 @@ def compared(rows: dict[tuple[str, int, float], dict[int, dict[str, Any]]]) -> d
 def trends(rows: dict[tuple[str, int, float], dict[int, dict[str, Any]]]) -> dict[tuple[str, str], Judged]:
     """Test how each column goes with ρ: a seed's slope against log₂ ρ, mean over the cases; (bits, column) -> test.
 
-    Slopes of logarithms, but of the accuracy itself.
+    Slopes of logarithms, but of the accuracy itself; of worst cases over the radii at which the ascent converged.
     """
-    x = np.log2(RADII) - np.log2(RADII).mean()
     slopes: dict[tuple[str, str], list[float]] = {}
     for bits in BITS:
         own = {(case, rho): rows.get((bits, case, rho), {}) for case, rho in product(CASES, RADII)}
         for column, seed in product(SHOWN, sorted(set.intersection(*map(set, own.values())))):
-            values = np.array([[own[case, rho][seed][column] for rho in RADII] for case in CASES])
-            mean = (values if column == "accuracy" else np.log(values)).mean(0)
-            slopes.setdefault((bits, column), []).append(float(x @ mean / (x @ x)))
+            found = []
+            for case in CASES:
+                points = [(rho, own[case, rho][seed]) for rho in RADII]
+                x, y = np.array([(np.log2(rho), row[column]) for rho, row in points if _holds(column, row)]).T
+                found.append(np.polyfit(x, y if column == "accuracy" else np.log(y), 1)[0])
+            slopes.setdefault((bits, column), []).append(float(np.mean(found)))
     return judge(slopes)
 
 
@@ -142,8 +141,7 @@ def _holds(column: str, *rows: dict[str, Any]) -> bool:
 
 
 def _hits(*rows: dict[str, Any]) -> list[np.ndarray]:
-    images = {"digits": 360, "cifar10": 10_000}
-    return [unpack_hits(row["hits"], images[row["settings"]["data"]]) for row in rows]
+    return [unpack_hits(row["hits"], TEST_IMAGES[row["settings"]["data"]]) for row in rows]
 
 
 def table(family: str = "digits-resnet8") -> list[list[str]]:
@@ -163,7 +161,7 @@ def table(family: str = "digits-resnet8") -> list[list[str]]:
             if own:
                 name = METHODS[f"saq{abs(case)}"][0] + (f" − {METHODS['saq2'][0]}" if case < 0 else " − SGD")
                 cells = [marked(own[c]) if c in own else "–" for c in SHOWN]
-                radius = f"{chosen(rows, bits, abs(case)):g}"
+                radius = f"{chosen_radius(rows, bits, abs(case)):g}"
                 found.append([f"{name}, {bits}", radius, str(own["trace"].n), *cells])
     return found
 
@@ -185,7 +183,7 @@ def draw(family: str = "digits-resnet8") -> Any:
             place = np.array(radii) * 1.06 ** (case - 2)  # beside each other
             errors = [_half(own) for own in values]
             ax.errorbar(place, means, errors, color=colour, linestyle=dash, marker="o", ms=2.5, lw=0.9, label=label)
-            best = chosen(rows, bits, case)
+            best = chosen_radius(rows, bits, case)
             if best is not None:
                 at = radii.index(best)
                 ax.plot(place[at], means[at], "o", mfc="none", color=colour, ms=7)
@@ -199,9 +197,9 @@ def draw(family: str = "digits-resnet8") -> Any:
         if column == columns[0]:
             ax.set_ylabel(bits)
     legend(figure, axes[0], 3)
-    seeds = max(len(own) for own in rows.values())
+    seeds = min(len(own) for own in rows.values())
     told = f"{family}, {seeds} seeds, 95 % intervals; orange: SGD; rings: ρ of the least validation loss"
-    note(figure, f"{told}; filter-relative, worst case at 0.5 %")
+    note(figure, f"{told}; filter-relative, worst case at {100 * WORST['filter']['radii'][0]:g} %")
     return figure
 
 
@@ -214,14 +212,4 @@ def _half(values: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "table"])
-    parser.add_argument("--family", choices=list(FAMILIES), default="digits-resnet8")
-    parser.add_argument("--root", help="folder that holds the data set's files")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--compile", action="store_true", help="compile the training steps")
-    given = parser.parse_args()
-    if given.command == "run":
-        run(given.family, given.root, given.seeds, **({"compile": True} if given.compile else {}))
-    else:
-        print(markdown(table(given.family)), end="")
+    command_line(__doc__, run, lambda family: markdown(table(family)))

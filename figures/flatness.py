@@ -10,7 +10,6 @@ build/runs, a row per network in flatness.jsonl beside this file:
     python -m figures.flatness table
 """
 
-import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,18 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-import landscape
 import saq_core
 
 from .drawing import legend, note, panels
-from .measures import MEASURES, UNITS, all_measures, settings_of, tested
+from .measures import MEASURES, UNITS, all_measures, command_line, objective_of, settings_of, tested
 from .study import RUNS, Judged, append, judge, markdown, read
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 KEYS = ("family", "method", "bits", "seed")
-FAMILIES = {"digits-resnet8": 128, "cifar10-resnet20": 256}  # images of the probe that are measured
 BITS = (8, 4, 3, 2)
 WIDTHS = {"digits-resnet8": BITS, "cifar10-resnet20": (4, 2)}
 EPOCHS = {"digits-resnet8": (2, 3, 5, 8), "cifar10-resnet20": (5, 10)}  # of float networks that fit less
@@ -50,25 +46,15 @@ def wanted(family: str, seeds: list[int]) -> Iterator[tuple[str, str, str, int]]
     yield from ((family, method, bits, seed) for seed, bits, method in product(seeds, widths, ROUNDED))
 
 
-def network(
-    family: str, method: str, bits: str, seed: int, data: saq_core.Data, root: str | None, **how: Any
-) -> nn.Module:
-    """Return a network, trained or rounded where it is not kept."""
+def experiment(family: str, method: str, bits: str) -> saq_core.Experiment:
+    """Return the training of a network, or of the one that is rounded afterwards."""
     base = saq_core.EXPERIMENTS[family]
-    names = {"tuned": f"{family}-fp32", "start": family}
-
-    def trained(experiment: Any) -> nn.Module:
-        return saq_core.reproduce(experiment, root, seed=seed, out=RUNS, **how)
-
-    if method == "fp32" and bits not in names:
-        return trained(replace(base, name=f"{family}-epochs{bits}", recipe=replace(base.recipe, epochs=int(bits))))
     if method == "qat":
         sgd = saq_core.EXPERIMENTS[f"{family}-w4a4-sgd"]
-        return trained(replace(sgd, name=f"{family}-{bits.lower()}-sgd", bits=bits))
-    model = trained(names.get(bits, f"{family}-fp32"))
-    if method == "gptq":
-        return saq_core.gptq(model, data, bits)
-    return saq_core.calibrate(saq_core.quantize(model, bits), data) if method == "nearest" else model
+        return replace(sgd, name=f"{family}-{bits.lower()}-sgd", bits=bits)
+    if bits.isdigit():
+        return replace(base, name=f"{family}-epochs{bits}", recipe=replace(base.recipe, epochs=int(bits)))
+    return base if bits == "start" else saq_core.EXPERIMENTS[f"{family}-fp32"]
 
 
 def run(family: str, root: str | None, seeds: list[int], **how: Any) -> None:
@@ -78,11 +64,15 @@ def run(family: str, root: str | None, seeds: list[int], **how: Any) -> None:
     for keys in wanted(family, seeds):
         if keys in done:
             continue
-        model = network(*keys, data, root, **how)
-        probe = tuple(part[: FAMILIES[family]] for part in data.probe)
-        found = all_measures(landscape.Objective(model, probe)) | tested(model, data)
-        stem = {"fp32": f"{RUNS}/{family}-{keys[3]}"}.get(keys[1])
-        append(ROWS, dict(zip(KEYS, keys, strict=True)) | found | ({"settings": settings_of(stem)} if stem else {}))
+        (_, method, bits, seed), chosen = keys, experiment(*keys[:3])
+        model = saq_core.reproduce(chosen, root, seed=seed, out=RUNS, **how)
+        if method == "gptq":
+            model = saq_core.gptq(model, data, bits)
+        if method == "nearest":
+            model = saq_core.calibrate(saq_core.quantize(model, bits), data)
+        found = all_measures(objective_of(model, data, family)) | tested(model, data)
+        found["settings"] = settings_of(f"{RUNS}/{chosen.name}-{seed}")
+        append(ROWS, dict(zip(KEYS, keys, strict=True)) | found)
 
 
 def rows_of(family: str) -> Rows:
@@ -225,16 +215,10 @@ def draw(family: str = "digits-resnet8", matched: str = "epochs") -> Any:
     return figure
 
 
+def _tables(family: str) -> str:
+    parts = product(("epochs", "loss"), UNITS)
+    return "\n".join(f"matched {how}, {units} units\n\n{markdown(table(family, how, units))}" for how, units in parts)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "table"])
-    parser.add_argument("--family", choices=list(FAMILIES), default="digits-resnet8")
-    parser.add_argument("--root", help="folder that holds the data set's files")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--compile", action="store_true", help="compile the training steps")
-    given = parser.parse_args()
-    if given.command == "run":
-        run(given.family, given.root, given.seeds, **({"compile": True} if given.compile else {}))
-    else:
-        for matched, units in product(("epochs", "loss"), UNITS):
-            print(f"matched {matched}, {units} units\n\n{markdown(table(given.family, matched, units))}")
+    command_line(__doc__, run, _tables)

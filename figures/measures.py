@@ -1,8 +1,11 @@
-"""What the studies of flatness measure of one network: curvature and sharpness in both units, and its test images."""
+"""What the studies of flatness share: what they measure of one network, in both units, and their command line."""
 
+import argparse
 import json
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +15,8 @@ import saq_core
 
 from .study import pack_hits
 
+FAMILIES = {"digits-resnet8": 128, "cifar10-resnet20": 256}  # images of the probe that are measured
+TEST_IMAGES = {"digits": 360, "cifar10": 10_000}
 UNITS = ("raw", "filter")
 # measure -> title; each in raw and in filter-relative units. Raw radii are distances ‖ε‖, the same for all networks.
 MEASURES = {
@@ -29,6 +34,11 @@ AVERAGE: dict[str, dict[str, Any]] = {
     "raw": {"metric": "plain", "relative": False, "radii": (1.0,)},
     "filter": {"radii": (0.05,)},
 }
+
+
+def objective_of(model: nn.Module, data: saq_core.Data, family: str) -> landscape.Objective:
+    """Return the loss of a family's network on the images that are measured: the same for all seeds and methods."""
+    return landscape.Objective(model, tuple(part[: FAMILIES[family]] for part in data.probe))
 
 
 def curvature(hessian: Any) -> dict[str, Any]:
@@ -70,19 +80,17 @@ def corrupted(x: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def hits_of(model: nn.Module, x: Tensor, labels: Tensor) -> np.ndarray:
+    """Return which images a network classifies rightly."""
+    parts = zip(x.split(500), labels.split(500), strict=True)
+    return torch.cat([model.eval()(part).argmax(1) == y for part, y in parts]).cpu().numpy()
+
+
 def tested(model: nn.Module, data: saq_core.Data) -> dict[str, Any]:
     """Return test accuracy and hits, and the mean accuracy under `corrupted`, in percent."""
-
-    def hits(x: Tensor) -> Tensor:
-        parts = zip(x.split(500), data.test[1].split(500), strict=True)
-        return torch.cat([model.eval()(part).argmax(1) == labels for part, labels in parts])
-
-    clean, others = hits(data.test[0]), [hits(x).float().mean() for x in corrupted(data.test[0]).values()]
-    return {
-        "accuracy": 100 * float(clean.float().mean()),
-        "corrupted": 100 * float(torch.stack(others).mean()),
-        "hits": pack_hits(clean.cpu().numpy()),
-    }
+    x, labels = data.test
+    clean, others = hits_of(model, x, labels), [hits_of(model, bad, labels) for bad in corrupted(x).values()]
+    return {"accuracy": 100 * clean.mean(), "corrupted": 100 * np.mean(others), "hits": pack_hits(clean)}
 
 
 def settings_of(stem: str) -> dict[str, Any]:
@@ -90,3 +98,18 @@ def settings_of(stem: str) -> dict[str, Any]:
     with open(f"{stem}.json") as file:
         record = json.load(file)
     return {key: record[key] for key in ("data", "network", "bits", "quantizer", "start", "limit", "recipe")}
+
+
+def command_line(document: str | None, run: Callable[..., None], table: Callable[[str], str]) -> None:
+    """Run a study, or print its tables: `run(family, root, seeds, **recipe)` and `table(family)`."""
+    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("--family", choices=list(FAMILIES), default="digits-resnet8")
+    parser.add_argument("--root", help="folder that holds the data set's files")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--compile", action="store_true", help="compile the training steps")
+    given = parser.parse_args()
+    if given.command == "run":
+        run(given.family, given.root, given.seeds, **({"compile": True} if given.compile else {}))
+    else:
+        print(table(given.family))

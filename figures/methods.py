@@ -27,6 +27,8 @@ import landscape
 import saq_core
 
 from .drawing import METHODS
+from .measures import TEST_IMAGES as TEST_IMAGES_OF
+from .measures import hits_of, settings_of
 from .study import (
     RUNS,
     Images,
@@ -54,7 +56,7 @@ WITH_FEATURES = [name for name in NAMES if name in OF_FPQ or name.endswith("-sgd
 KEYS = ("recipe", "seed", "start_loss")
 SAMPLES, FEATURE_SAMPLES = 256, 64
 RHO = 0.05  # of the flip rate, as in training
-TEST_IMAGES = 10_000
+TEST_IMAGES = TEST_IMAGES_OF["cifar10"]
 COLUMNS = {
     "accuracy": "test accuracy, %",
     "probe_loss": "probe loss",
@@ -112,7 +114,7 @@ def _measured(stem: str, root: str) -> dict[str, Any]:
     top = landscape.top_eigenvalues(model, (x, y), k=1, units="filter", tol=1e-2)
     trace = landscape.trace(model, (x, y), units="filter", eigenvalues=top, rtol=0.03, num_probes=30)
     worst = landscape.worst_case_sharpness(model, (x, y), radii=[RADIUS])
-    hits = _hits(model, saq_core.load_data(record["data"], root, limit=record["limit"]))
+    hits = hits_of(model, *saq_core.load_data(record["data"], root, limit=record["limit"]).test)
     return {
         "accuracy": 100 * float(hits.mean()),
         "hits": pack_hits(hits),
@@ -126,17 +128,9 @@ def _measured(stem: str, root: str) -> dict[str, Any]:
         "converged": bool(worst.converged[0]),
         "flip_rate": 1e3 * _flip_rate(model, x, y),
         "seconds": record["seconds"],
-        "settings": {key: record[key] for key in ("data", "network", "bits", "quantizer", "start", "limit", "recipe")},
+        "settings": settings_of(stem),
         "samples": SAMPLES,
     }
-
-
-@torch.no_grad()
-def _hits(model: torch.nn.Module, data: saq_core.Data) -> np.ndarray:
-    """Return which test images the network classifies rightly, in test order."""
-    inputs, labels = data.test
-    batches = zip(inputs.split(500), labels.split(500), strict=True)
-    return torch.cat([model.eval()(x).argmax(1) == y for x, y in batches]).cpu().numpy()
 
 
 def _flip_rate(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:

@@ -132,7 +132,7 @@ FIGURES = [
     ),
     Figure(
         "flatness_by_bits",
-        "ours, after WinQ, QT-DoG and FQAT, who disagree",
+        "ours, after WinQ, QT-DoG and FQAT, which disagree",
         "quantized networks are flatter than their float twins",
         None,
         flatness.draw,

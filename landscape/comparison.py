@@ -256,7 +256,7 @@ def compare(
     Raises:
         ValueError: no models, different probes, networks whose weights have different units.
 
-    Cost per network: 50 to 60 Hessian-vector products, 15 to 225 gradients, 80 forward passes; points² + 2·points
+    Cost per network: 50 to 60 Hessian-vector products, 45 to 225 gradients, 80 forward passes; points² + 2·points
     more for each network that is drawn.
 
     Example:
@@ -276,10 +276,11 @@ def compare(
     data = common_probe(groups) if data is None else probe_of(data)
     arguments = {"space": space, "loss": loss, "objective": objective}
     functions = {name: [_looked_at(name, m, data, arguments) for m in group] for name, group in groups.items()}
+    chosen = {kind: own if radii is None else radii for kind, own in (("worst", WORST_RADII), ("average", RADII))}
     measured: dict[str, list[dict[str, dict[str, Any]]]] = {name: [] for name in groups}
     abouts: list[dict[str, Any]] = []
     for name, function in progress([(n, part) for n, group in functions.items() for part in group], "networks"):
-        quantities, about = _measure(function, radii, rtol, seed)
+        quantities, about = _measure(function, chosen, rtol, seed)
         abouts.append(about)
         if len(groups[name]) > 1:  # differences are then paired by seed: parts would only fill the file
             quantities = {name: replace(part, parts=None, folds=None) for name, part in quantities.items()}
@@ -304,13 +305,13 @@ def _looked_at(name: Any, model: nn.Module | Objective, data: Any, arguments: Ma
 
 
 def _measure(
-    function: Objective, radii: Sequence[float] | None, rtol: float, seed: int
+    function: Objective, radii: Mapping[str, Sequence[float]], rtol: float, seed: int
 ) -> tuple[dict[str, Measured], dict[str, Any]]:
     hessian = Hessian(function)
     quantities = fit(function.centre)
     if not hessian.coordinates.norm() > 0:  # nothing has filters: no direction, no unit
         names = ["trace_filter", "lambda1_filter", "lambda1_over_lambda5"]
-        names += [f"worst_{r:g}" for r in radii or WORST_RADII] + [f"average_{r:g}" for r in radii or RADII]
+        names += [f"{kind}_{radius:g}" for kind, own in radii.items() for radius in own]
         quantities |= dict.fromkeys(names, Measured(math.nan))
     else:
         quantities |= trace_and_top(hessian.filter_relative(), "filter", rtol, seed)
@@ -319,10 +320,10 @@ def _measure(
     return quantities | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
 
 
-def _increases(function: Objective, radii: Sequence[float] | None, seed: int) -> dict[str, Measured]:
+def _increases(function: Objective, radii: Mapping[str, Sequence[float]], seed: int) -> dict[str, Measured]:
     quantities = {}
-    worst = worst_case_sharpness(function, radii=WORST_RADII if radii is None else radii)
-    average = average_sharpness(function, radii=RADII if radii is None else radii, seed=seed)
+    worst = worst_case_sharpness(function, radii=radii["worst"])
+    average = average_sharpness(function, radii=radii["average"], seed=seed)
     for name, result in (("worst", worst), ("average", average)):
         for index, radius in enumerate(result.radii.tolist()):
             draws = result.samples[index].tolist() if name == "average" else None

@@ -164,7 +164,7 @@ def _read(tree: Any) -> Any:
         elif name in tree.children:
             keys = plain[name]["keys"]
             values[field.name] = {key: _read(tree[name][str(i)]) for i, key in enumerate(keys)}
-        elif name in plain or field.default_factory is dataclasses.MISSING:  # of a file older than the field
+        elif name in plain or {field.default, field.default_factory} == {dataclasses.MISSING}:  # else an older file
             values[field.name] = plain[name]
     values["about"] = _migrated(values["about"])
     return kind(**values)

@@ -95,7 +95,7 @@ def test_an_interval_is_students_with_the_degrees_of_freedom_of_what_tells_the_e
     for comparison, pair, quantity, df in (
         (seeds[0], ("b", "a"), "trace_filter", 2),  # three pairs of seeds
         (seeds[1], ("three", "FP32"), "loss", 2),  # three seeds of the one, seven samples of the other
-        (singles, ("W4A4", "FP32"), "average_0.05", 6),  # 20 draws, 7 samples
+        (singles, ("W4A4", "FP32"), "average_0.05", 6),  # 10 pairs, 7 samples
         (singles, ("W4A4", "FP32"), "loss", 6),
     ):
         difference, stderr = comparison.difference(*pair, quantity)

@@ -74,8 +74,8 @@ def doses(val_losses):
 
 def test_the_radius_is_that_of_the_least_validation_loss_whatever_the_trace_says():
     rows = doses({0.2: 0.5})
-    assert [dose.chosen(rows, "W2A2", case) for case in dose.CASES] == [0.2] * 3
-    assert dose.chosen(rows, "W4A4", 3) is None
+    assert [dose.chosen_radius(rows, "W2A2", case) for case in dose.CASES] == [0.2] * 3
+    assert dose.chosen_radius(rows, "W4A4", 3) is None
     tests = dose.compared(rows)
     assert tests["W2A2", 3, "trace"].mean == pytest.approx(-0.2, abs=0.02)
     assert tests["W2A2", 3, "trace"].verdict == "holm" and tests["W2A2", 3, "accuracy"].mean == 0

@@ -42,7 +42,8 @@ def test_every_figure_and_the_study_have_their_block_and_nothing_is_called_visib
     assert {name for _, name, _ in statements.BLOCK.findall(page)} == set(FIGURES) == set(statements.OF_FIGURES)
     section = readme.partition("## What came out on CIFAR-10")[2].partition("\n## ")[0]
     assert not re.search(r"\b(visibl[ey]|hints?)\b", section + page)
-    for number in re.findall(r"\d+\.\d+ ± \d", statements.BLOCK.sub("", section) + statements.BLOCK.sub("", page)):
+    rest = statements.BLOCK.sub("", section) + statements.BLOCK.sub("", page)
+    for number in re.findall(r"\d+\.\d+ ± \d|\[−?\d+\.\d+, ", rest):
         raise AssertionError(f"{number} stands outside of the blocks")
 
 
@@ -125,7 +126,6 @@ def test_the_float_networks_were_tuned_as_long_as_their_quantized_copies():
 def test_worst_cases_are_tested_where_every_ascent_converged(monkeypatch):
     """Case 1 is at half of SGD's; the largest radius did not converge for one seed of SGD."""
     data = digits.data_of("saq_radii")
-    assert "**Not tested.**" in digits.saq_radii("none") or "converged" in data
     halved = xarray.where(data["variant"] == "saq1", 0.5, 1.0) * data.rise.sel(variant="sgd") + 1e-4 * data.rise
     done = xarray.ones_like(data.rise, bool)
     done.loc[{"variant": "sgd", "seed": 0, "radius": data.radius.values[-1]}] = False

@@ -11,12 +11,17 @@ from .words import LEGEND, bullets, claimed, conclude, joined, listed, paragraph
 
 FAMILY = "digits-resnet8"
 NAMES = {measure: title.lower() for measure, title in MEASURES.items()}
-# whose claim -> what it says, in our terms: method, what is rounded, measure, and the sign that it expects
-LITERATURE: dict[str, tuple[str, str, str, str, int]] = {
-    "WinQ (arXiv 2605.17471), bits": ("fewer bits have smaller eigenvalues", "qat", "weights", "top", -1),
-    "WinQ, saddle points": ("quantized training ends with many negative eigenvalues", "qat", "weights", "negative", 1),
-    "QT-DoG (arXiv 2410.06020)": ("rounding the weights leads to flatter minima", "qat", "weights", "average", -1),
-    "FQAT (arXiv 2412.05551)": ("quantization-aware training sharpens the landscape", "qat", "both", "worst", 1),
+# whose claim -> what it says of QAT, in our terms: what is rounded, the measure, and the sign that it expects
+LITERATURE: dict[str, tuple[str, str, str, int]] = {
+    "WinQ (arXiv 2605.17471), bits": ("fewer bits have smaller eigenvalues", "weights", "top", -1),
+    "WinQ, saddle points": ("quantized training ends with many negative eigenvalues", "weights", "negative", 1),
+    "QT-DoG (arXiv 2410.06020)": ("rounding the weights leads to flatter minima", "weights", "average", -1),
+    "GAQAT and FQAT (arXiv 2412.05551, 2509.00859)": (
+        "quantization-aware training sharpens the landscape",
+        "both",
+        "worst",
+        1,
+    ),
 }
 
 
@@ -29,14 +34,10 @@ def _tested(matched: str) -> dict[tuple[str, str, str, str], Judged]:
     return {key: test for key, test in _tests(matched).items() if key[1][1] != "8"}
 
 
-def _of(matched: str, method: str, kind: str, measure: str, units: str) -> dict[str, Judged]:
-    """Return the tests of one method and measure by bits."""
-    keys = {bits: (method, flatness.ACTIVATIONS[kind].format(bits), measure, units) for bits in (4, 3, 2)}
-    return {f"{bits} bits": _tests(matched)[key] for bits, key in keys.items() if key in _tests(matched)}
-
-
-def _says(matched: str, units: str, method: str, kind: str, measure: str, sign: int) -> str:
-    tests = _of(matched, method, kind, measure, units)
+def _says(matched: str, units: str, kind: str, measure: str, sign: int) -> str:
+    """Say whether QAT's difference in a measure has this sign at 4, 3 and 2 bits."""
+    keys = {bits: ("qat", flatness.ACTIVATIONS[kind].format(bits), measure, units) for bits in (4, 3, 2)}
+    tests = {f"{bits} bits": _tests(matched)[key] for bits, key in keys.items() if key in _tests(matched)}
     return conclude(tests, sign) if tests else "cannot tell (not tested)"
 
 
@@ -44,8 +45,8 @@ def literature() -> str:
     """Return a table of what others say, and whether it holds here, by unit and by what is matched."""
     columns = [(matched, units) for matched in ("epochs", "loss") for units in UNITS]
     rows = [["claim", "measure", *(f"{units}, matched {matched}" for matched, units in columns)]]
-    for who, (claim, method, kind, measure, sign) in LITERATURE.items():
-        verdicts = [_says(matched, units, method, kind, measure, sign) for matched, units in columns]
+    for who, (claim, kind, measure, sign) in LITERATURE.items():
+        verdicts = [_says(matched, units, kind, measure, sign) for matched, units in columns]
         rounded = "weights" if kind == "weights" else "weights and activations"
         rows.append([f"{who}: {claim}", f"{NAMES[measure]}, {rounded}", *verdicts])
     return markdown(rows).rstrip()
@@ -56,7 +57,7 @@ def flatness_by_bits(claim: str) -> str:
     parts = []
     for kind, what in (("weights", "weights alone"), ("both", "weights and activations")):
         for units in UNITS:
-            verdicts = {NAMES[measure]: _says("epochs", units, "qat", kind, measure, -1) for measure in MEASURES}
+            verdicts = {NAMES[measure]: _says("epochs", units, kind, measure, -1) for measure in MEASURES}
             told = "; ".join(f"{name}: {verdict}" for name, verdict in verdicts.items())
             parts.append(f"Flatter than FP32, {what}, {units} units, matched epochs? {upper(told)}.")
     head = claimed(
@@ -91,7 +92,9 @@ def rounded() -> str:
             if (how, what, units) == (method, measure, "filter") and bits[1] != "8"
         }
         parts.append(f"{flatness.METHODS[method][0]}, {NAMES[measure]}: {conclude(own, 1)}" if own else "")
-    return f"Rounded after training, filter units: sharper than FP32? {'. '.join(filter(None, parts))}."
+    fewest = min(test.n for test in tests.values())
+    asked = f"Rounded after training ({fewest} pairs or more), filter units, matched epochs: sharper than FP32?"
+    return f"{asked} {'. '.join(filter(None, parts))}."
 
 
 def _radius(settings: dict[str, dict[str, Any]]) -> str:
@@ -134,10 +137,9 @@ def dose_response(claim: str) -> str:
     rows, tests = _doses()
     parts = []
     for bits in dose.BITS:
-        own = {
-            f"Case {case}": tests[bits, case, "trace"] for case in sorted(dose.CASES) if (bits, case, "trace") in tests
-        }
-        radii = [f"{dose.chosen(rows, bits, case):g}" for case in sorted(dose.CASES) if (bits, case, "trace") in tests]
+        cases = [case for case in sorted(dose.CASES) if (bits, case, "trace") in tests]
+        own = {f"Case {case}": tests[bits, case, "trace"] for case in cases}
+        radii = [f"{dose.chosen_radius(rows, bits, case):g}" for case in cases]
         if own:
             accuracy = {name: tests[bits, int(name[-1]), "accuracy"] for name in own}
             parts.append(
@@ -148,10 +150,10 @@ def dose_response(claim: str) -> str:
     rivals = {bits: tests[bits, -3, "trace"] for bits in dose.BITS if (bits, -3, "trace") in tests}
     if rivals:
         parts.append(f"Case 3 flatter than Case 2? {upper(conclude(rivals, -1))} (trace {listed(rivals)}).")
-    seeds = max(len(own) for own in rows.values())
-    head = claimed(
-        claim, conclude({f"{b}, Case 3": tests[b, 3, "trace"] for b in dose.BITS if (b, 3, "trace") in tests}, -1)
-    )
+    parts.append(_trends())
+    seeds = min(len(own) for own in rows.values())
+    third = {f"{bits}, Case 3": tests[bits, 3, "trace"] for bits in dose.BITS if (bits, 3, "trace") in tests}
+    head = claimed(claim, conclude(third, -1))
     about = paragraph(
         f"""{seeds} seeds, each with ρ = {joined(f"{rho:g}" for rho in dose.RADII)}; of each case the ρ of the least
         mean loss on the validation split, so the differences below are not chosen by themselves. {upper(LEGEND)}."""
@@ -183,7 +185,7 @@ def readme() -> str:
     """Return what README says of the digits: are quantized networks flatter, and what does SAQ's radius do?"""
     rows, tests = _doses()
     third = {bits: tests[bits, 3, "trace"] for bits in dose.BITS if (bits, 3, "trace") in tests}
-    radii = joined(f"{dose.chosen(rows, bits, 3):g} ({bits})" for bits in third)
+    radii = joined(f"{dose.chosen_radius(rows, bits, 3):g} ({bits})" for bits in third)
     flat = f"""Are quantized networks flatter? On the digits (ResNet-8, {_seeds()} seeds): {_headline()}. {_two_bits()}
         [By measure, unit, method and what is matched](figures/README.md#flatness_by_bits), with what WinQ, QT-DoG
         and FQAT say."""

@@ -212,7 +212,8 @@ def worst_case_sharpness(
         model: any network; not touched.
         data: ``(x, y)`` or batches; default ``model.probe``.
         radii: r, relative; ρ with ``relative=False``. Choose them so that the loss stays below that of guessing:
-            beyond it a valley has been left, and the increase says nothing about it.
+            beyond it a valley has been left, and the increase says nothing about it; and where the loss falls again
+            within the ball, steps as long as its radius leap over the maximum.
         steps: gradient steps per radius, at most; whole rounds are made of them, 5, 15, 35 and 75.
         rtol: share of the increase that a round has to add for another one to follow.
         metric: ``"filter"``, ``"plain"`` or ``"adaptive"``, see `landscape.flatness.sharpness_table`.
@@ -224,7 +225,7 @@ def worst_case_sharpness(
     Raises:
         ValueError: a radius that is not > 0, steps or m < 1, rtol < 0, unknown metric, batches larger than m, bad data.
 
-    Cost: per radius 5 to 75 gradients (15 where the loss is nearly quadratic) and two to five forward passes over the
+    Cost: per radius 15 gradients (where the loss is nearly quadratic) to 75, and three to five forward passes over the
     data; with m seven forward passes more.
 
     Source: plain, Foret et al. 2021 (SAM); adaptive, Kwon et al. 2021 (ASAM), whose ε of a zero weight is zero;
@@ -391,7 +392,7 @@ def sharpness(
     Raises:
         ValueError: an unknown measure, settings that a measure refuses, bad data.
 
-    Cost: 20 to 300 gradients (60 where the loss is nearly quadratic) and about 100 forward passes over the data.
+    Cost: 60 gradients (where the loss is nearly quadratic) to 300, and about 100 forward passes over the data.
 
     Example:
         >>> import torch, landscape
