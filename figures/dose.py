@@ -60,7 +60,7 @@ def wanted(family: str, seeds: list[int]) -> Iterator[tuple[str, str, int, float
     for seed in seeds:
         for bits in BITS:
             yield family, bits, 0, 0.0, seed
-            yield from ((family, bits, case, rho, seed) for rho, case in product(RADII, CASES))
+            yield from ((family, bits, case, rho, seed) for case, rho in product(CASES, RADII))
 
 
 def run(family: str, root: str | None, seeds: list[int], **changes: Any) -> None:
