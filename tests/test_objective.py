@@ -199,6 +199,25 @@ def test_data_that_change_from_pass_to_pass_are_refused():
         Objective(perceptron(), Augmented()).centre[:2]
 
 
+@pytest.mark.parametrize(("limit", "again"), [(None, 0), (100, 64)], ids=["kept", "too large"])
+def test_a_loader_that_does_not_shuffle_is_read_once_if_its_batches_are_small(limit, again, monkeypatch):
+    reads = []
+
+    class Counting(TensorDataset):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    if limit:
+        monkeypatch.setattr(landscape.model.objective, "KEPT", limit)
+    torch.manual_seed(0)
+    loader = DataLoader(Counting(torch.randn(64, 4), torch.randint(3, (64,))), batch_size=16)
+    objective = Objective(nn.Linear(4, 3), loader)
+    reads.clear()
+    found = objective.evaluate()
+    assert len(reads) == again and found.loss == Objective(objective.model, list(loader)).centre.loss
+
+
 def test_numpy_arrays_and_short_integer_labels_are_taken():
     expected = Objective(perceptron(), (FLAT, Y)).centre[:2]
     assert Objective(perceptron(), (FLAT.numpy(), Y.int().numpy())).centre[:2] == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 # eight batches of 64 takes 0.4 of the time of one batch of 512.
 _CPU_ELEMENTS = 200_000
 _ACCELERATOR_ROWS = 1024
+KEPT = 2**28  # bytes, at most, of a loader's batches that stay on the device: it makes them anew, one by one, each pass
 FOLDS = 16  # at most: parts of the data whose scatter tells the error over data
 NEEDS_TARGETS = "data=(x, y) needs as many targets as inputs and at least one"
 TARGETS = ("labels", "label", "targets", "target", "y")  # in the batches that are no pairs
@@ -141,6 +143,18 @@ def samples_of(batch: Any) -> int | None:
     if isinstance(target, Tensor | np.ndarray):
         return len(target) if target.ndim else 1
     return None
+
+
+def bytes_of(batch: Any) -> float:
+    """Return how many bytes the tensors of a batch take; infinitely many where it holds something else."""
+    sizes: list[float] = []
+
+    def count(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    mapped(batch, count, lambda other: sizes.append(math.inf))
+    return sum(sizes)
 
 
 def with_values(batch: Mapping[str, Any], values: dict[str, Any]) -> Any:

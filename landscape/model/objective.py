@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from .. import parallel
 from ..checking import numbers
 from . import measuring
 from .adapters import RoundedWeight, rounded_in_use, rounded_weights
-from .batches import NEEDS_TARGETS, cut, keeps_order, moved, read_rows, samples_of, source, spread
+from .batches import KEPT, NEEDS_TARGETS, bytes_of, cut, keeps_order, moved, read_rows, samples_of, source, spread
 from .batchnorm import recomputed_statistics
 from .checks import (
     CallOnCopies,
@@ -138,6 +139,8 @@ class Objective:
             self._evaluate_centre()
             if validate:
                 check_objective(self)
+                if isinstance(self._batches, DataLoader) and self.same_order and bytes_of(first) * len(rows) <= KEPT:
+                    self._batches = self._uncut = list(self.batches())
         self.criterion.checks_default = False
 
     @property
