@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 OUT := build/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lab notebooks check bench lowest gpu clean
+.PHONY: help quickstart test lab notebooks check docs bench lowest gpu clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ check: $(INSTALLED)  ## lint and check types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## write the docstrings as pages: build/docs/index.html
+	$(BIN)/pdoc --docformat google --output-directory build/docs landscape saq_core
 
 bench: $(INSTALLED)  ## print speeds as ratios measured in one run (long; sections: speed.py --help)
 	$(BIN)/python tests/benchmarks/speed.py

@@ -6,22 +6,20 @@ import re
 
 import matplotlib.pyplot as plt
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 SHORTER = {
-    r'"digits"': '"digits", limit=32',
-    r"epochs=\d+": "epochs=1",
-    r"points=\d+": "points=5",
-    r"rtol=0\.01": "rtol=0.5, num_probes=2",
-    r"plot_surface\(twin\)": "plot_surface(twin, points=5)",
-    r'"W4A4 SAQ": twin}\)': '"W4A4 SAQ": twin}, points=3, radii=(0.05,))',
-    r"trace\(twin\)": "trace(twin, num_probes=2)",
-    r"per_layer=True\)": "per_layer=True, num_probes=2)",
-    r"top_eigenvalues\(twin\)": "top_eigenvalues(twin, tol=0.1)",
-    r"density\(twin\)": "density(twin, steps=10)",
+    r"load_digits\(return_X_y=True\)": "(a[:256] for a in load_digits(return_X_y=True))",
+    r"epochs=20": "epochs=2",
+    r"trace\(model, loader\)": "trace(model, loader, num_probes=2)",
+    r"loader, k=2": "loader, k=2, tol=0.1",
+    r"plot_surface\(model, loader": "plot_surface(model, loader, points=5",
+    r"points=9": "points=3, radii=(0.05,)",
+    r"explore\((.*), loader\)": r"explore(\1, loader, points=5)",
 }
 
 
-def test_the_snippets_run_one_after_the_other_on_fewer_images_epochs_and_points(tmp_path, monkeypatch, coarse):
+def test_the_snippets_run_one_after_the_other_on_fewer_images_epochs_and_points(tmp_path, monkeypatch, capsys, coarse):
     monkeypatch.chdir(tmp_path)
     text = "".join(re.findall(r"```python\n(.*?)```", README, re.S))
     for pattern, shorter in SHORTER.items():
@@ -31,4 +29,20 @@ def test_the_snippets_run_one_after_the_other_on_fewer_images_epochs_and_points(
     for statement in ast.parse(text).body:
         exec(compile(ast.Module([statement], []), ast.unparse(statement), "exec"), names)
     plt.close("all")
-    assert {path.name for path in tmp_path.iterdir()} == {"comparison.nc", "run.jsonl", "tiles", "twin.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"landscape.html"}
+    printed = re.search(r"```text\n(.*?)```", README, re.S)[1]  # the numbers are those of all images and epochs
+    shapes = [re.sub(r"[-+.\de]+|\s+", "#", lines) for lines in (printed, capsys.readouterr().out)]
+    assert shapes[0] == shapes[1]
+
+
+def test_it_is_four_screens_with_short_lines_of_code_and_no_dead_link():
+    prose = re.sub(r"<!--.*?-->", "", README)
+    assert len(prose.split()) <= 1500
+    assert all(len(line) <= 100 for block in re.findall(r"```.*?```", README, re.S) for line in block.splitlines())
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_citation_is_of_this_version():
+    version = re.search(r"^version = \"(.*)\"", (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()

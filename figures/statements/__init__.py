@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ..__main__ import FIGURES
-from . import bits, cifar, digits, flatness
+from . import bits, cifar, digits, flatness, summary
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "figures" / "README.md")
@@ -47,8 +47,9 @@ OF_FIGURES: dict[str, Callable[[str], str]] = {
     )
 }
 BLOCKS: dict[str, Callable[[], str]] = {
-    "cifar10": lambda: f"{cifar.readme()}\n{bits.readme()}",
-    "digits": flatness.readme,
+    "found": summary.found,
+    "cifar10": lambda: f"{cifar.page()}\n{bits.page()}",
+    "digits": flatness.page,
     **{name: partial(function, FIGURES[name].claim) for name, function in OF_FIGURES.items()},
 }
 BLOCK = re.compile(r"(<!-- (\w+): python -m figures\.statements -->\n).*?(\n<!-- end -->)", re.DOTALL)

@@ -152,8 +152,8 @@ def _ablation() -> tuple[dict[str, float], float]:
     return {name: _mean(label, "cifar100", "cifar100") for name, label in names.items()}, share
 
 
-def readme() -> str:
-    """Return README's bullets on bits per layer."""
+def page() -> str:
+    """Return the page's bullets on bits per layer."""
     return bullets([_searches(), _transfer()])
 
 
@@ -171,7 +171,7 @@ def _searches() -> str:
     less = _searched()
     searched = joined(f"{decimal(value, 2, '+')} ({name})" for name, value in less.items())
     above = "none" if max(less.values()) <= 0 else "not all"
-    return f"""Bits per layer within W3A3's bit operations ([table](figures/cpu/table_mixed.md)), against three bits
+    return f"""Bits per layer within W3A3's bit operations ([table](cpu/table_mixed.md)), against three bits
         everywhere ({uniform} %): are random bits worse? {upper(conclude(random, -1))}: {listed(random)} points. The
         policies that the searches found come to {searched} points, {above} of them above three bits everywhere;
         {ONE}."""

@@ -42,8 +42,8 @@ def mean(name: str, column: str) -> str:
     return number(*mean_and_error(values(name, column)))
 
 
-def readme() -> str:
-    """Return README's section: how it was done, the table, what it says of the methods."""
+def page() -> str:
+    """Return the page's section: how it was done, the table, what it says of the methods."""
     rows, tests = _study()
     settings = [row["settings"] for row in read(methods.ROWS, *methods.KEYS).values()]
     epochs = joined(sorted({str(own["recipe"]["epochs"]) for own in settings}))
@@ -57,10 +57,10 @@ def readme() -> str:
         LSQ's own numbers (mean ± standard error over seeds) stand differences to it, paired by seed and float network
         ({fewest} pairs or more), with 95 % intervals: {LEGEND}. The variance of a difference is borrowed over the
         methods (moderated t), that of an accuracy is at least the scatter of the test images, and the correction is
-        over the {len(tests)} tests of [the whole table](figures/cpu/table_methods.md). LSQ's numbers at 2 bits are of
+        over the {len(tests)} tests of [the whole table](cpu/table_methods.md). LSQ's numbers at 2 bits are of
         {len(values("w2a2-sgd", "trace"))} networks; FPQ's differences are to the {len(beside)} of them that were
         trained beside it ({own["accuracy"]} %, trace {own["trace"]}). [More of what the rows
-        say](figures/README.md#cifar10_methods)."""
+        say](#cifar10_methods)."""
     return "\n\n".join([paragraph(about), markdown(methods.summary()).rstrip(), bullets(_bullets())])
 
 

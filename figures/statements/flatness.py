@@ -62,8 +62,8 @@ def flatness_by_bits(claim: str) -> str:
             parts.append(f"Flatter than FP32, {what}, {units} units, matched epochs? {upper(told)}.")
     head = claimed(
         claim,
-        _headline(),
-        f"""{_two_bits()} ResNet-8 on the digits, {_seeds()} paired seeds; a quantized network against the float one
+        headline(),
+        f"""{two_bits()} ResNet-8 on the digits, {seeds()} paired seeds; a quantized network against the float one
         tuned as long (matched epochs), and against float networks trained for fewer epochs, at its own probe loss
         (matched loss); {LEGEND}, over the {len(_tested("epochs"))} and {len(_tested("loss"))} tests of QAT at 4, 3
         and 2 bits.
@@ -105,11 +105,12 @@ def _share(settings: dict[str, dict[str, Any]]) -> str:
     return f"{100 * settings['filter']['radii'][0]:g} %"
 
 
-def _seeds() -> int:
+def seeds() -> int:
+    """Return how many seeds there are."""
     return max(len(own) for own in flatness.rows_of(FAMILY).values())
 
 
-def _two_bits() -> str:
+def two_bits() -> str:
     """Say how sharp two bits are, against the float network tuned as long and against one of the same loss."""
     key = ("qat", "W2A2", "trace", "filter")
     told = [flatness.ratio(_tests(matched).get(key), "trace") for matched in ("epochs", "loss")]
@@ -117,7 +118,8 @@ def _two_bits() -> str:
         {told[1]} times that of a float network of the same loss."""
 
 
-def _headline() -> str:
+def headline() -> str:
+    """Count the verdicts at 4, 3 and 2 bits."""
     tests = {key: test for key, test in _tested("epochs").items() if key[2] != "negative"}
     ways = [flatness.verdict(test) for test in tests.values()]
     return (
@@ -176,29 +178,30 @@ def flatness_accuracy(claim: str) -> str:
     for bits, (rho, low, high, n) in scatter.correlations().items():
         ends = f"[{decimal(low, 2)}, {decimal(high, 2)}]"
         details.append(f"{bits.upper()} {decimal(rho, 2, '+')} {ends} over {n} pairs")
-    verdicts = [f"{bits.upper()}: {verdict}" for bits, verdict in _accuracy().items()]
+    verdicts = [f"{bits.upper()}: {verdict}" for bits, verdict in accuracy().items()]
     told = "Rank correlation of a lower trace with a higher accuracy than SGD's of the seed"
     return claimed(claim, "; ".join(verdicts), f"{told}: {'; '.join(details)} (bootstrap over methods).")
 
 
-def readme() -> str:
-    """Return what README says of the digits: are quantized networks flatter, and what does SAQ's radius do?"""
+def page() -> str:
+    """Return what the page says of the digits: are quantized networks flatter, and what does SAQ's radius do?"""
     rows, tests = _doses()
     third = {bits: tests[bits, 3, "trace"] for bits in dose.BITS if (bits, 3, "trace") in tests}
     radii = joined(f"{dose.chosen_radius(rows, bits, 3):g} ({bits})" for bits in third)
-    flat = f"""Are quantized networks flatter? On the digits (ResNet-8, {_seeds()} seeds): {_headline()}. {_two_bits()}
-        [By measure, unit, method and what is matched](figures/README.md#flatness_by_bits), with what WinQ, QT-DoG
+    flat = f"""Are quantized networks flatter? On the digits (ResNet-8, {seeds()} seeds): {headline()}. {two_bits()}
+        [By measure, unit, method and what is matched](#flatness_by_bits), with what WinQ, QT-DoG
         and FQAT say."""
     doses = f"""SAQ's radius, chosen by the loss on the digits' validation split: ρ = {radii}. Is Case 3 flatter than
         SGD there, by the trace? {upper(conclude(third, -1))} ({listed(third)}). [Dose and
-        response](figures/README.md#dose_response)."""
-    verdicts = "; ".join(f"{bits.upper()}: {verdict}" for bits, verdict in _accuracy().items())
-    accuracy = f"""Is the flatter of two networks the more accurate one? On CIFAR-10, over all methods: {verdicts}
-        ([rank correlations](figures/README.md#flatness_accuracy))."""
-    return bullets([flat, doses, accuracy])
+        response](#dose_response)."""
+    verdicts = "; ".join(f"{bits.upper()}: {verdict}" for bits, verdict in accuracy().items())
+    told = f"""Is the flatter of two networks the more accurate one? On CIFAR-10, over all methods: {verdicts}
+        ([rank correlations](#flatness_accuracy))."""
+    return bullets([flat, doses, told])
 
 
-def _accuracy() -> dict[str, str]:
+def accuracy() -> dict[str, str]:
+    """Say, by bits, whether the flatter network is the more accurate one."""
     return {
         bits: "yes" if low > 0 else "the opposite" if high < 0 else "cannot tell"
         for bits, (_, low, high, _) in scatter.correlations().items()
