@@ -1,6 +1,6 @@
 """README's first picture: log loss around a float network and its 4-bit and 2-bit copies, turning.
 
-    python -m figures.turning    draws it from turning.nc, or measures that anew where there is none (minutes)
+``python -m figures.turning`` draws it from turning.nc, or measures that anew where there is none (minutes).
 """
 
 from pathlib import Path
