@@ -10,10 +10,11 @@ import xarray
 import landscape
 
 from .catalogue import Figure
-from .drawing import METHODS, curve, dots, legend, note, panels, told
+from .drawing import METHODS, curve, dots, label_ends, legend, note, panels, told
 from .policies import BUDGET, TESTED, policy, tested, tuned, weight_bits
 from .profiles import Profile
-from .study import mean_and_error, two_digits
+from .study import mean_and_error
+from .surfaces import draw_beside, per_seed
 
 WIDTHS = ("W2A2", "W3A3", "W4A4", "W8A8")
 PROXIES = {"target": ("the target", "#882255", "D"), "tenth": ("a tenth of it", "#117733", "v")}
@@ -45,22 +46,15 @@ def compute_surfaces(profile: Profile) -> landscape.Comparison:
 
 
 def draw_surfaces(comparison: landscape.Comparison):
-    """Draw the surfaces of one seed on shared levels; above them the difference of the searches over all seeds."""
-    figure, about = comparison.draw(), comparison.about
-    parts = []
-    for quantity, label in SHARPNESS.items():
-        value, _ = comparison.value("Plain search", quantity)
-        delta, error = comparison.difference("ASGA", "Plain search", quantity)
-        parts.append(f"{label} {two_digits(delta, error, '+')} (of {value:.2g})")
-    policies, seeds = about["policies"], len(about["order"])
-    alike = sum(one == other for one, other in zip(*policies.values(), strict=True))
-    text = f"ASGA − plain search over {seeds} seeds, whose bits are the same in {alike}:\n{', '.join(parts)}"
-    head = f"{figure.get_suptitle()} · {about['family']}, seed {about['order'][0]}"
-    figure.suptitle(f"{head}\n{text}", fontsize=7, color="0.4")
-    figure.set_figheight(figure.get_figheight() + 0.26)
-    for ax in figure.axes:
-        if ax.get_title() in policies:
-            ax.set_title(f"{ax.get_title()}, bits {policies[ax.get_title()][0]}")
+    """Draw ASGA's loss over the plain search's in one seed, the profiles, and the traces of all seeds."""
+    methods, about = {"Plain search": "asga-plain", "ASGA": "asga"}, comparison.about
+    bits = ", ".join(f"{name} {own[0]}" for name, own in about["policies"].items())
+    figure, ax = draw_beside(
+        comparison, f"{about['family']}, seed {about['order'][0]}, bits: {bits}", methods, ["ASGA"]
+    )
+    methods["Uniform W3A3"] = "uniform"
+    dots(ax, [per_seed(comparison, name, "trace_filter") for name in methods], list(methods.values()))
+    ax.set(title="Trace, all seeds", xlim=(0, None))
     return figure
 
 
@@ -82,25 +76,22 @@ def compute_convergence(profile: Profile) -> xarray.Dataset:
 
 
 def draw_convergence(data: xarray.Dataset):
-    """Draw loss, what it is above that of the adaptive radius (paired by seed), gap and radius against the epoch."""
-    figure, axes = panels(4, 2.2)
+    """Draw the gap, and the loss above that of the adaptive radius (paired by seed), against the epoch."""
+    figure, axes = panels(2, 2.2)
     above = (data["loss"] - data["loss"].sel(variant="asga")).drop_sel(variant="asga")
-    shown = {
-        "Training loss": data["loss"],
-        "Loss above ASGA's": above,
-        "Gap h = L(w + ε) − L(w)": data["gap"],
-        "Radius ρ, mean": data["rho"],
-    }
-    labels = {"asga": "ASGA, adaptive ρ", "asga-plain": "Plain search, ρ = 0"}
+    shown = {"Gap h = L(w + ε) − L(w)": data["gap"], "Training loss above ASGA's": above}
+    labels = {"asga": "ASGA,\nadaptive ρ", "asga-plain": "ρ = 0"}
     for ax, (title, values) in zip(axes, shown.items(), strict=True):
         for name in values["variant"].values:
             own = values.sel(variant=name)
             if np.isfinite(own).all():
-                curve(ax, data.epoch, own, name, label=labels.get(name, f"Fixed {METHODS[name][0]}"))
+                curve(ax, data.epoch, own, name, label=labels.get(name, METHODS[name][0]))
         ax.set(title=title, xlabel="Epoch of the search", xticks=data.epoch.values[::2])
-        ax.set_ylim(bottom=None if values is above else 0)
-    axes[1].axhline(0, color=METHODS["asga"][1], linewidth=0.8)
-    legend(figure, axes[0], 4)
+        if values is above:
+            ax.axhline(0, color=METHODS["asga"][1], linewidth=0.8, label="ASGA")
+        else:
+            ax.set_ylim(bottom=0)
+        label_ends(ax)
     note(figure, told(data, "untrained at the start", images=0))
     return figure
 

@@ -14,8 +14,9 @@ import landscape
 import saq_core
 
 from .catalogue import Figure
-from .drawing import METHODS, curve, dots, legend, note, panels, told, whole_epochs
+from .drawing import METHODS, curve, dots, label_ends, legend, note, panels, told, whole_epochs
 from .profiles import Profile
+from .surfaces import draw_beside
 
 BITS = ("W4A4", "W2A2")
 CASES = ("saq1", "saq2", "saq3")
@@ -30,6 +31,12 @@ def compute_surfaces(profile: Profile) -> landscape.Comparison:
     rows = {"FP32": ("fp32", None), "W2A2 SGD": ("sgd", "W2A2"), "W2A2 SAQ": ("saq3", "W2A2")}
     models = {label: [profile.network(*row, seed) for seed in profile.seeds] for label, row in rows.items()}
     return profile.compared(models)
+
+
+def draw_surfaces(comparison: landscape.Comparison):
+    """Draw SAQ's and the float network's loss over SGD's, and the profiles of the three."""
+    methods = {"W2A2 SGD": "sgd", "W2A2 SAQ": "saq3", "FP32": "fp32"}
+    return draw_beside(comparison, "First seed", methods, ["W2A2 SAQ", "FP32"])[0]
 
 
 def compute_staircase(profile: Profile) -> xarray.Dataset:
@@ -104,22 +111,16 @@ def compute_flips(profile: Profile) -> xarray.Dataset:
 
 
 def draw_flips(data: xarray.Dataset):
-    """Draw a panel for each quantity; 4 bits thin, 2 bits thick."""
-    titles = {
-        "flip_rate": "Share of weights that change level",
-        "cosine_case1_case3": "Cosine of ε, Cases 1 and 3",
-        "relative_norm": "‖ε‖ / ‖w‖",
-    }
-    figure, axes = panels(3, 2.2)
-    for ax, (column, title) in zip(axes, titles.items(), strict=True):
-        for bits, width in zip(BITS, (0.7, 1.6), strict=True):
-            for variant in data["variant"].values:
-                label = f"{METHODS[variant][0]}, {bits}"
-                curve(ax, data.epoch, data[column].sel(bits=bits, variant=variant), variant, lw=width, label=label)
-        ax.set_title(title)
-        ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
-        whole_epochs(ax)
-    legend(figure, axes[0], 3)
+    """Draw how many weights change level: a colour for the bits, a dash for the case; what else was logged is flat."""
+    figure, (ax,) = panels(1, 2.5)
+    for bits, colour in zip(BITS, ("#0072B2", "#D55E00"), strict=True):
+        for variant in data["variant"].values:
+            own = 1e3 * data.flip_rate.sel(bits=bits, variant=variant)
+            label = METHODS[variant][0].removeprefix("SAQ, ")
+            curve(ax, data.epoch, own, variant, color=colour, label=f"{bits}, {label}")
+    ax.set(ylabel="Weights that change level, ‰", ylim=(0, None))
+    label_ends(ax)
+    whole_epochs(ax)
     note(figure, told(data, "first step of each epoch", images=0))
     return figure
 
@@ -248,7 +249,7 @@ FIGURES = [
         "SAQ, loss landscapes",
         "SAQ's quantized network lies in a flatter valley than the one trained with SGD",
         compute_surfaces,
-        lambda comparison: comparison.draw(),
+        draw_surfaces,
     ),
     Figure(
         "saq_staircase",

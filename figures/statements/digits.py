@@ -9,6 +9,7 @@ from ..catalogue import folder, read
 from ..drawing import METHODS
 from ..fpq import mean_shift
 from ..study import Judged, judge, mean_shown
+from ..surfaces import per_seed
 from .words import claimed, conclude, joined, listed, upper
 
 QUANTITIES = {"trace_filter": "trace", "lambda1_filter": "λ₁", "loss": "probe loss"}
@@ -24,12 +25,6 @@ def short(variant: Any) -> str:
     """Return what a method is called in a sentence."""
     name, _, setting = METHODS[str(variant)][0].removeprefix("SAQ, ").partition(", ")
     return f"{name} ({setting})" if setting else name
-
-
-def per_seed(comparison: Any, network: str, quantity: str) -> np.ndarray:
-    """Return one number of a network of a `landscape.Comparison` for each seed."""
-    own = [seed[quantity] for seed in comparison.seeds[network]]
-    return np.array([q["value"] if isinstance(q, dict) else q[0] for q in own])
 
 
 def compared(comparison: Any, network: str, other: str) -> dict[str, Judged]:
