@@ -33,6 +33,8 @@ METHODS: dict[str, tuple[str, str, Any]] = {
     "hessian": ("Hessian", "#999933", DASH),
     "samq": ("SAMQ", "#0072B2", DOT),
     "asga": ("ASGA", "#882255", "-"),
+    "asga-tenth": ("ASGA, on a tenth", "#009E73", DASH),
+    "asga-half": ("ASGA, on half the classes", "#0072B2", DOT),
     "asga-fixed": ("ρ = 0.05", "#332288", DASH),
     "asga-cap": ("ρ = 0.1", "#009E73", DOT),
     "asga-plain": ("Plain search", "#D9A400", DASH_DOT),
@@ -80,7 +82,7 @@ def label_ends(ax: Any, height: float = 0.09) -> None:
         ax.text(1.13, place, line.get_label(), **text)
 
 
-def dots(ax: Any, values: Any, methods: list[str]) -> None:
+def dots(ax: Any, values: Any, methods: Sequence[str], labels: Sequence[str] | None = None) -> None:
     """Draw a method on each row: every seed of (methods, seeds) as a small dot, the mean with one standard error."""
     for row, (method, own) in enumerate(zip(methods, np.asarray(values), strict=True)):
         own, colour = own[np.isfinite(own)], METHODS[method][1]
@@ -88,7 +90,7 @@ def dots(ax: Any, values: Any, methods: list[str]) -> None:
         mark = {"fmt": MARKERS[method], "capsize": 2, "markersize": 4}
         ax.plot(own, np.full(len(own), row) + 0.22, ".", color=colour, markersize=2.5, alpha=0.6)
         ax.errorbar(mean, row, xerr=np.nan_to_num(error), color=colour, **mark)
-    label_rows(ax, [METHODS[method][0] for method in methods])
+    label_rows(ax, labels or [METHODS[method][0] for method in methods])
 
 
 def intervals(ax: Any, tests: Sequence[Judged | None], methods: Sequence[str], scale: Any = None) -> None:

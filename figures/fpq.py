@@ -27,7 +27,6 @@ from .drawing import (
     METHODS,
     curve,
     dots,
-    label_rows,
     legend,
     note,
     panels,
@@ -312,8 +311,8 @@ def _network(profile: Profile, name: str, seed: int) -> nn.Module:
 def _rows(ax: Any, values: xarray.DataArray) -> None:
     """Draw a network on each row: seeds as dots, the mean with its error."""
     names = [str(name).split() for name in values.network.values]
-    dots(ax, values.values, [variant for variant, *_ in names])
-    label_rows(ax, [" ".join([LABELS[variant], *bits]) for variant, *bits in names])
+    labels = [" ".join([LABELS[variant], *bits]) for variant, *bits in names]
+    dots(ax, values.values, [variant for variant, *_ in names], labels)
 
 
 FIGURES = [

@@ -8,6 +8,7 @@ import xarray
 from ..catalogue import folder, read
 from ..drawing import METHODS
 from ..fpq import mean_shift
+from ..saq import converged, fluctuations
 from ..study import Judged, judge, mean_shown
 from ..surfaces import per_seed
 from .words import claimed, conclude, joined, listed, upper
@@ -73,8 +74,7 @@ def saq_radii(claim: str) -> str:
     """Worst-case loss increases of SAQ's cases over SGD's, tested where every ascent converged."""
     data = data_of("saq_radii")
     ratio = data.rise / data.rise.sel(variant="sgd")
-    done = data.get("converged", xarray.zeros_like(data.rise, bool)).all("seed")
-    done = done & done.sel(variant="sgd")
+    done = converged(data)
     cases = [v for v in data["variant"].values if v != "sgd"]
     less = {
         (f"{short(v)} at {100 * r:g} %", str(b)): ratio.sel(bits=b, variant=v, radius=r).values - 1
@@ -146,18 +146,17 @@ def saq_curvature(claim: str) -> str:
 
 def saq_fluctuation(claim: str) -> str:
     """How much the training loss fluctuates from step to step."""
-    spread = data_of("saq_fluctuation").spread.mean("epoch")
-    pairs = {f"{b}, SGD − FP32": (f"sgd {b}", "fp32") for b in ("W4A4", "W2A2")}
-    calm = {f"{b}, SAQ − SGD": (f"saq3 {b}", f"sgd {b}") for b in ("W4A4", "W2A2")}
-    differences = {k: (spread.sel(network=a) - spread.sel(network=b)).values for k, (a, b) in (pairs | calm).items()}
-    tests = judge(differences)
-    more, less = ({k: tests[k] for k in own} for own in (pairs, calm))
-    verdict = f"rounded weights fluctuate more: {conclude(more, 1)}; SAQ calms: {conclude(less, -1)}"
+    data = data_of("saq_fluctuation")
+    tests = fluctuations(data)
+    calm = {name: test for name, test in tests.items() if "SAQ" in name}
+    more = {name: test for name, test in tests.items() if name not in calm}
+    verdict = f"rounded weights fluctuate more: {conclude(more, 1)}; SAQ calms: {conclude(calm, -1)}"
+    fp32 = mean_shown(data.spread.mean("epoch").sel(network="fp32").values)
     return claimed(
         claim,
         verdict,
-        f"""Spread of the step-to-step change over the mean loss, {mean_shown(spread.sel(network="fp32").values)} in
-        the float network: {listed(tests)}. It holds the batches' own differences, which are alike for all.""",
+        f"""Spread of the step-to-step change over the mean loss, {fp32} in the float network: {listed(tests)}. It
+        holds the batches' own differences, which are alike for all.""",
     )
 
 
