@@ -10,7 +10,7 @@ from ..drawing import METHODS
 from ..fpq import mean_shift
 from ..saq import converged, fluctuations
 from ..study import Judged, judge, mean_shown
-from ..surfaces import per_seed
+from ..surfaces import per_seed, profile
 from .words import claimed, conclude, joined, listed, upper
 
 QUANTITIES = {"trace_filter": "trace", "lambda1_filter": "λ₁", "loss": "probe loss"}
@@ -46,11 +46,14 @@ def saq_surfaces(claim: str) -> str:
     tests = compared(data, saq, sgd)
     values = [f"{name} {mean_shown(per_seed(data, sgd, q))}" for q, name in QUANTITIES.items()]
     float_tests = compared(data, sgd, fp32)
+    of_sgd, of_fp32 = (np.median(profile(data.surfaces[name])[1], 1) for name in (sgd, fp32))
     return claimed(
         claim,
         f"lower curvature: {conclude(curvature(tests), -1)}",
         f"""SAQ − SGD: {listed(tests)} (of {joined(values)}). Are 2 bits sharper than the float network, tuned as
-        long? {upper(conclude(curvature(float_tests), 1))}: SGD − FP32 {listed(float_tests)}.""",
+        long? {upper(conclude(curvature(float_tests), 1))}: SGD − FP32 {listed(float_tests)}. A trace is of the centre;
+        in the plane drawn, of one seed, FP32's loss is {of_fp32[0] / of_sgd[0]:.2g} times SGD's there and
+        {of_fp32[-1] / of_sgd[-1]:.2g} times at the rim (median over the directions).""",
     )
 
 
