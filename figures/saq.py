@@ -67,9 +67,9 @@ def draw_staircase(data: xarray.Dataset):
     """Draw a panel for each number of bits."""
     figure, axes = panels(len(BITS))
     for ax, bits in zip(axes, data.bits.values, strict=True):
-        for space, colour in (("latent", "#D55E00"), ("quantized", "#0072B2")):
+        for space, colour, width in (("latent", "#D55E00", 0.7), ("quantized", "#0072B2", 1.5)):
             loss = data.loss.sel(bits=bits, space=space)
-            ax.plot(data.alpha, loss, color=colour, linewidth=0.9, label=f"{space} weights")
+            ax.plot(data.alpha, loss, color=colour, linewidth=width, label=f"{space} weights")
         ax.set(title=f"{bits}, SGD", xlabel="Along a random direction, in filter norms", ylabel="Loss")
     legend(figure, axes[0], 2)
     note(figure, f"{data.family}, first seed, {data.samples} images, the same direction in both")
