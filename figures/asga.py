@@ -18,7 +18,7 @@ from .study import mean_and_error
 from .surfaces import draw_beside, per_seed
 
 WIDTHS = ("W2A2", "W3A3", "W4A4", "W8A8")
-PROXIES = {"target": "asga", "tenth": "asga-tenth", "half": "asga-half"}
+PROXIES = {"target": "asga-target", "tenth": "asga-tenth", "half": "asga-half"}
 FOUND = (("hessian", "sgd"), ("samq", "sgd"), ("asga", "sgd"), ("samq", "saq3"))  # policy and training
 
 
@@ -42,9 +42,8 @@ def draw_surfaces(comparison: landscape.Comparison):
     """Draw ASGA's loss over the plain search's in one seed, the profiles, and the traces of all seeds."""
     methods, about = {"Plain search": "asga-plain", "ASGA": "asga"}, comparison.about
     bits = ", ".join(f"{name} {own[0]}" for name, own in about["policies"].items())
-    figure, ax = draw_beside(
-        comparison, f"{about['family']}, seed {about['order'][0]}, bits: {bits}", methods, ["ASGA"]
-    )
+    first = f"{about['family']}, seed {about['order'][0]}, bits: {bits}"
+    figure, ax = draw_beside(comparison, first, methods, ["ASGA"])
     methods["Uniform W3A3"] = "uniform"
     dots(ax, [per_seed(comparison, name, "trace_filter") for name in methods], list(methods.values()))
     ax.set(title="Trace, all seeds", xlim=(0, None))
@@ -127,8 +126,7 @@ def draw_proxies(data: xarray.Dataset):
         own = data[column].sel(budget=budget).transpose("source", "seed").values
         alike = data[f"uniform_{column}"]
         even = alike.sel(width=budget).values if budget in data["width"].values else np.full(len(data.seed), np.nan)
-        labels = ["ASGA, on the target", *(METHODS[name][0] for name in [*PROXIES.values(), "uniform"][1:])]
-        dots(ax, [*own, even], [*PROXIES.values(), "uniform"], labels)
+        dots(ax, [*own, even], [*PROXIES.values(), "uniform"])
         ax.set(title=f"Test {title}", xlabel=f"At {budget.replace('-', ' to ')}'s cost")
     note(figure, told(data, images=data.images))
     return figure
@@ -211,9 +209,7 @@ def draw_correlation(data: xarray.Dataset):
             ax.scatter(sharpness, np.full(len(sharpness), bits), 14 * often, color=colour, alpha=0.35, linewidth=0)
         mean = own.mean(("seed", "draw")).sortby(sharpness)
         ax.plot(sharpness.sortby(sharpness), mean, MARKERS[label], ls=METHODS[label][2], color=colour)
-        ax.set(
-            title=f"{METHODS[label][0]}: bits of a layer", xscale="log", xlabel="Mean Hessian trace", ylim=(1.6, 5.4)
-        )
+        ax.set(title=f"{METHODS[label][0]}: bits of a layer", xscale="log", xlabel="Mean Hessian trace")
         ax.set_yticks(np.unique(data["bits"]))
         ax.margins(y=0.15)
     last = axes[len(labels)]

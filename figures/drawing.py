@@ -33,6 +33,7 @@ METHODS: dict[str, tuple[str, str, Any]] = {
     "hessian": ("Hessian", "#999933", DASH),
     "samq": ("SAMQ", "#0072B2", DOT),
     "asga": ("ASGA", "#882255", "-"),
+    "asga-target": ("ASGA, on the target", "#882255", "-"),
     "asga-tenth": ("ASGA, on a tenth", "#009E73", DASH),
     "asga-half": ("ASGA, on half the classes", "#0072B2", DOT),
     "asga-fixed": ("ρ = 0.05", "#332288", DASH),
@@ -93,15 +94,14 @@ def dots(ax: Any, values: Any, methods: Sequence[str], labels: Sequence[str] | N
     label_rows(ax, labels or [METHODS[method][0] for method in methods])
 
 
-def intervals(ax: Any, tests: Sequence[Judged | None], methods: Sequence[str], scale: Any = None) -> None:
+def intervals(ax: Any, tests: Sequence[Judged], methods: Sequence[str], labels: Sequence[str] | None = None) -> None:
     """Draw a test's difference on each row with its 95 % interval; filled where it survives Holm's correction."""
     for row, (test, method) in enumerate(zip(tests, methods, strict=True)):
-        if test is not None:
-            shown = scale[row] if scale else (lambda value: value)
-            colour = METHODS[method][1]
-            ax.plot([*map(shown, test.interval)], [row, row], color=colour, linewidth=1)
-            fill = colour if test.verdict == "holm" else "white"
-            ax.plot(shown(test.mean), row, MARKERS[method], color=colour, mfc=fill, markersize=4.5)
+        colour = METHODS[method][1]
+        ax.plot(test.interval, [row, row], color=colour, linewidth=1)
+        fill = colour if test.verdict == "holm" else "white"
+        ax.plot(test.mean, row, MARKERS[method], color=colour, mfc=fill, markersize=4.5)
+    label_rows(ax, labels or [METHODS[method][0] for method in methods])
 
 
 def label_rows(ax: Any, labels: Sequence[str]) -> None:

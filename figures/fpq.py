@@ -19,20 +19,7 @@ import landscape
 import saq_core
 
 from .catalogue import Figure
-from .drawing import (
-    DASH,
-    DASH_DOT,
-    DOT,
-    MARKERS,
-    METHODS,
-    curve,
-    dots,
-    legend,
-    note,
-    panels,
-    told,
-    whole_epochs,
-)
+from .drawing import MARKERS, METHODS, curve, dots, legend, note, panels, told, whole_epochs
 from .features import DRAWS, SHARE, distance, features, gradient_norm, noise, noisy_layers, relative_sizes, scatter
 from .profiles import Profile
 from .study import ALPHA, mean_and_error
@@ -44,10 +31,10 @@ PAIRED = ("W4A4", "W2A4")
 STATISTICS = ("low", "mean", "high")
 CHANNELS = 32  # of the layer whose input is shown, as in the paper
 NOISES = {  # where the noise is -> label, colour, dash
-    "none": ("No noise", "#777777", DOT),
+    "none": ("No noise", "#777777", ":"),
     "features": ("On features", "#0072B2", "-"),
-    "weights": ("On weights", "#D55E00", DASH),
-    "weights_alike": ("On weights, of the features' relative size", "#009E73", DASH_DOT),
+    "weights": ("On weights", "#D55E00", "--"),
+    "weights_alike": ("On weights, of the features' relative size", "#009E73", "-."),
 }
 
 

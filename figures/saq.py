@@ -14,20 +14,7 @@ import landscape
 import saq_core
 
 from .catalogue import Figure
-from .drawing import (
-    MARKERS,
-    METHODS,
-    curve,
-    dots,
-    intervals,
-    label_ends,
-    label_rows,
-    legend,
-    note,
-    panels,
-    told,
-    whole_epochs,
-)
+from .drawing import MARKERS, METHODS, curve, dots, intervals, label_ends, legend, note, panels, told, whole_epochs
 from .profiles import Profile
 from .study import Judged, judge, mean_and_error
 from .surfaces import draw_beside
@@ -208,8 +195,7 @@ def draw_fluctuation(data: xarray.Dataset):
     dots(left, data.spread.mean("epoch"), [variant for variant, *_ in names], labels)
     left.set(title="Step-to-step change of the loss", xlabel="Standard deviation over the mean loss", xlim=(0, None))
     tests = fluctuations(data)
-    intervals(right, list(tests.values()), ["saq3" if "SAQ" in name else "sgd" for name in tests])
-    label_rows(right, list(tests))
+    intervals(right, list(tests.values()), ["saq3" if "SAQ" in name else "sgd" for name in tests], list(tests))
     right.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     right.set(title="Paired differences, 95 % intervals", xlabel="Filled: survives Holm's correction")
     note(figure, told(data, "mean over the epochs", images=0))

@@ -13,7 +13,6 @@ from .drawing import METHODS, label_ends, note, panels
 from .study import two_digits
 
 RATIOS = (0.05, 0.1, 0.2, 0.5, 0.8, 1.25, 2, 5, 10, 20)  # levels, white in the middle
-MIDDLE = (0.1, 0.9)  # quantiles over the directions of a profile's band
 
 
 def draw_beside(
@@ -37,13 +36,12 @@ def draw_beside(
     for ax, name in zip(axes, maps, strict=False):
         surface, other = comparison.surfaces[name], comparison.surfaces[reference]
         ratio = np.clip((surface.loss / other.loss).numpy(), RATIOS[0], RATIOS[-1])
-        look = {"levels": np.log10(RATIOS), "cmap": "RdBu_r", "vmin": -1, "vmax": 1}
-        filled = ax.contourf(surface.alphas, surface.betas, np.log10(ratio).T, **look)
+        place, levels = (surface.alphas, surface.betas), np.log10(RATIOS)
+        filled = ax.contourf(*place, np.log10(ratio).T, levels=levels, cmap="RdBu_r", vmin=-1, vmax=1)
         ax.plot(0, 0, "+", color="black")
         change = two_digits(*comparison.difference(name, reference, quantity), "+")
         rise = f"Rise at {100 * float(quantity.removeprefix('average_')):g} %: {change}"
-        ax.set_title(f"{name} / {reference}")
-        ax.set(xlabel=f"Direction 1, filter norms\n{rise}", aspect="equal")
+        ax.set(title=f"{name} / {reference}", xlabel=f"Direction 1, filter norms\n{rise}", aspect="equal")
         ax.grid(visible=False)
     axes[0].set_ylabel("Direction 2, filter norms")
     bar = figure.colorbar(filled, ax=axes[len(maps) - 1], ticks=np.log10(RATIOS), shrink=0.8)
@@ -53,14 +51,14 @@ def draw_beside(
     for name, method in methods.items():
         _, colour, dash = METHODS[method]
         distance, losses = profile(comparison.surfaces[name])
-        low, middle, high = np.quantile(losses, [MIDDLE[0], 0.5, MIDDLE[1]], axis=1)
+        low, middle, high = np.quantile(losses, [0.1, 0.5, 0.9], axis=1)
         ax.plot(distance, middle, color=colour, linestyle=dash, label=name)
         ax.fill_between(distance, low, high, color=colour, alpha=0.2, linewidth=0)
     ax.set(title="Loss by distance", xlabel="Distance, filter norms", yscale="log", xlim=(0, distance[-1]))
     label_ends(ax)
-    band = f"bands: {100 * (MIDDLE[1] - MIDDLE[0]):.0f} % of the directions"
     seeds = f"less {reference}'s, {len(comparison.seeds[reference])} seeds ± 1 stderr"
-    note(figure, f"{about}, {comparison.about['samples']} images; {band}\nRise: mean increase of the loss, {seeds}")
+    about = f"{about}, {comparison.about['samples']} images; bands: 80 % of the directions"
+    note(figure, f"{about}\nRise: mean increase of the loss, {seeds}")
     return figure, axes[-1]
 
 

@@ -4,6 +4,8 @@ Theirs are the published ones; what differs in the set-up stands in the last col
 this file (`figures.methods`, `figures.mixed_precision`), which hold what was trained so far.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import xarray
@@ -12,7 +14,7 @@ import saq_core
 
 from . import dose, flatness, methods, mixed_precision, scatter
 from .catalogue import Figure
-from .drawing import METHODS, intervals, label_rows, note, panels
+from .drawing import METHODS, intervals, note, panels
 from .profiles import Profile
 from .study import mean_and_error, number
 
@@ -99,12 +101,12 @@ def draw_methods():
         ax.sharex(other)
     for (bits, base), left, right in zip(blocks.items(), axes[::2], axes[1::2], strict=True):
         variants = [name.removeprefix(f"{methods.BASE}-{bits}-") for name in base]
-        share = [lambda change, sgd=sgd: 100 * (1 + change / sgd) for sgd in base.values()]
-        intervals(left, [tests[name, "trace"] for name in base], variants, share)
+        shares = [(tests[name, "trace"], 100 / sgd) for name, sgd in base.items()]
+        shares = [replace(test, mean=100 + scale * test.mean, error=scale * test.error) for test, scale in shares]
+        intervals(left, shares, variants)
         intervals(right, [tests[name, "accuracy"] for name in base], variants)
         for ax, even in ((left, 100), (right, 0)):
             ax.axvline(even, color=METHODS["sgd"][1], linewidth=0.8, zorder=0)
-            label_rows(ax, [METHODS[variant][0] for variant in variants])
         right.tick_params(labelleft=False)
         left.set(title=f"{bits.upper()}: trace", xlabel="% of LSQ's")
         right.set(title="test accuracy", xlabel="Points")
