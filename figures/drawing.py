@@ -76,7 +76,7 @@ def label_ends(ax: Any, height: float = 0.09) -> None:
         push = max(0.0, height - places[above] + places[below]) / 2
         places[below], places[above] = places[below] - push, places[above] + push
     for line, place in zip(lines, places, strict=True):
-        (piece,) = ax.plot([1.02, 1.1], [place, place])
+        (piece,) = ax.plot([1.02, 1.1], [place, place], transform=ax.transAxes)  # which leaves the limits alone
         piece.update_from(line)
         piece.set(transform=ax.transAxes, clip_on=False, marker="", label="_")
         text = {"color": line.get_color(), "transform": ax.transAxes, "va": "center", "fontsize": 7}

@@ -105,8 +105,11 @@ def test_a_difference_is_filled_where_it_survives_holm_and_has_its_interval():
 def test_labels_at_the_ends_keep_their_order_and_a_distance():
     _, (ax,) = drawing.panels(1)
     for name, end in (("high", 1.0), ("low", 0.0), ("near", 0.01)):
-        ax.plot([0, 1], [0.5, end], label=name)
+        ax.plot([0, 0.1], [0.05, end / 10], label=name)
+    limits = ax.axis()
     drawing.label_ends(ax, 0.1)
+    ax.autoscale_view()
+    assert ax.axis() == limits
     places = {text.get_text(): text.get_position()[1] for text in ax.texts}
     assert places["high"] > places["near"] > places["low"]
     assert places["near"] - places["low"] == pytest.approx(0.1)
