@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,22 +11,15 @@ import xarray
 import landscape
 
 from .catalogue import Figure
-from .drawing import METHODS, curve, dots, legend, note, panels, told
+from .drawing import MARKERS, METHODS, TWO_COLUMNS, curve, dots, label_ends, legend, note, panels, told
 from .policies import BUDGET, TESTED, policy, tested, tuned, weight_bits
 from .profiles import Profile
-from .study import mean_and_error, two_digits
+from .study import mean_and_error
+from .surfaces import draw_beside, per_seed
 
 WIDTHS = ("W2A2", "W3A3", "W4A4", "W8A8")
-PROXIES = {"target": ("the target", "#882255", "D"), "tenth": ("a tenth of it", "#117733", "v")}
-PROXIES |= {"half": ("half of its classes", "#0072B2", "s")}
-SHARPNESS = {"trace_filter": "trace", "lambda1_filter": "λ₁"}
-SEEDS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-FOUND = {  # policy and training -> label, mark
-    ("hessian", "sgd"): ("Hessian, SGD", "^"),
-    ("samq", "sgd"): ("SAMQ, SGD", "s"),
-    ("asga", "sgd"): ("ASGA, SGD", "D"),
-    ("samq", "saq3"): ("SAMQ, Case 3", "s"),
-}
+PROXIES = {"target": "asga-target", "tenth": "asga-tenth", "half": "asga-half"}
+FOUND = (("hessian", "sgd"), ("samq", "sgd"), ("asga", "sgd"), ("samq", "saq3"))  # policy and training
 
 
 def compute_surfaces(profile: Profile) -> landscape.Comparison:
@@ -45,22 +39,14 @@ def compute_surfaces(profile: Profile) -> landscape.Comparison:
 
 
 def draw_surfaces(comparison: landscape.Comparison):
-    """Draw the surfaces of one seed on shared levels; above them the difference of the searches over all seeds."""
-    figure, about = comparison.draw(), comparison.about
-    parts = []
-    for quantity, label in SHARPNESS.items():
-        value, _ = comparison.value("Plain search", quantity)
-        delta, error = comparison.difference("ASGA", "Plain search", quantity)
-        parts.append(f"{label} {two_digits(delta, error, '+')} (of {value:.2g})")
-    policies, seeds = about["policies"], len(about["order"])
-    alike = sum(one == other for one, other in zip(*policies.values(), strict=True))
-    text = f"ASGA − plain search over {seeds} seeds, whose bits are the same in {alike}:\n{', '.join(parts)}"
-    head = f"{figure.get_suptitle()} · {about['family']}, seed {about['order'][0]}"
-    figure.suptitle(f"{head}\n{text}", fontsize=7, color="0.4")
-    figure.set_figheight(figure.get_figheight() + 0.26)
-    for ax in figure.axes:
-        if ax.get_title() in policies:
-            ax.set_title(f"{ax.get_title()}, bits {policies[ax.get_title()][0]}")
+    """Draw ASGA's loss over the plain search's in one seed, the profiles, and the traces of all seeds."""
+    methods, about = {"Plain search": "asga-plain", "ASGA": "asga"}, comparison.about
+    bits = ", ".join(f"{name} {own[0]}" for name, own in about["policies"].items())
+    first = f"{about['family']}, seed {about['order'][0]}, bits: {bits}"
+    figure, ax = draw_beside(comparison, first, methods, ["ASGA"])
+    methods["Uniform W3A3"] = "uniform"
+    dots(ax, [per_seed(comparison, name, "trace_filter") for name in methods], list(methods.values()))
+    ax.set(title="Trace, all seeds", xlim=(0, None))
     return figure
 
 
@@ -82,25 +68,22 @@ def compute_convergence(profile: Profile) -> xarray.Dataset:
 
 
 def draw_convergence(data: xarray.Dataset):
-    """Draw loss, what it is above that of the adaptive radius (paired by seed), gap and radius against the epoch."""
-    figure, axes = panels(4, 2.2)
+    """Draw the gap, and the loss above that of the adaptive radius (paired by seed), against the epoch."""
+    figure, axes = panels(2, 2.2)
     above = (data["loss"] - data["loss"].sel(variant="asga")).drop_sel(variant="asga")
-    shown = {
-        "Training loss": data["loss"],
-        "Loss above ASGA's": above,
-        "Gap h = L(w + ε) − L(w)": data["gap"],
-        "Radius ρ, mean": data["rho"],
-    }
-    labels = {"asga": "ASGA, adaptive ρ", "asga-plain": "Plain search, ρ = 0"}
+    shown = {"Gap h = L(w + ε) − L(w)": data["gap"], "Training loss above ASGA's": above}
+    labels = {"asga": "ASGA,\nadaptive ρ", "asga-plain": "ρ = 0"}
     for ax, (title, values) in zip(axes, shown.items(), strict=True):
         for name in values["variant"].values:
             own = values.sel(variant=name)
             if np.isfinite(own).all():
-                curve(ax, data.epoch, own, name, label=labels.get(name, f"Fixed {METHODS[name][0]}"))
+                curve(ax, data.epoch, own, name, label=labels.get(name, METHODS[name][0]))
         ax.set(title=title, xlabel="Epoch of the search", xticks=data.epoch.values[::2])
-        ax.set_ylim(bottom=None if values is above else 0)
-    axes[1].axhline(0, color=METHODS["asga"][1], linewidth=0.8)
-    legend(figure, axes[0], 4)
+        if values is above:
+            ax.axhline(0, color=METHODS["asga"][1], linewidth=0.8, label="ASGA")
+        else:
+            ax.set_ylim(bottom=0)
+        label_ends(ax)
     note(figure, told(data, "untrained at the start", images=0))
     return figure
 
@@ -135,35 +118,17 @@ def table(rows: Sequence[tuple[float, ...]], axes: Mapping[str, list], prefix: s
     return {prefix + name: (tuple(axes), values[..., k]) for k, name in enumerate(TESTED)}
 
 
-def points(ax: Any, bops: Any, values: Any, colour: str, fmt: str, label: str) -> None:
-    """Draw, against M BOPs, every seed of (places, seeds), small, and their mean with its standard error."""
-    bops, values = np.atleast_2d(bops), np.atleast_2d(values)
-    mean, error = mean_and_error(values.T)
-    ax.plot(bops, values, ".", color=colour, markersize=2.5, alpha=0.5)
-    ax.errorbar(bops.mean(1), mean, error, color=colour, fmt=fmt, label=label, capsize=2, markersize=4, linewidth=1)
-
-
-def finish(figure: Any, axes: Any, data: xarray.Dataset) -> None:
-    """Label two panels of accuracy and loss against BOPs."""
-    ticks = np.unique(data["uniform_bops"])
-    for ax, title in zip(axes, ("Test accuracy, %", "Test loss"), strict=True):
-        ax.set(title=title, xlabel="M BOPs per image", xscale="log", xticks=ticks)
-        ax.set_xticklabels(f"{tick:.1f}\n{width}" for tick, width in zip(ticks, data["width"].values, strict=True))
-        ax.minorticks_off()
-    axes[1].set_ylim(bottom=0)
-    legend(figure, axes[0], -(-len(axes[0].get_legend_handles_labels()[1]) // 2))
-    note(figure, told(data, "marks of one cost moved apart", images=data.images))
-
-
 def draw_proxies(data: xarray.Dataset):
-    """Draw accuracy and loss against BOPs."""
-    figure, axes = panels(2, 2.6)
-    for ax, column in zip(axes, ("accuracy", "loss"), strict=True):
-        points(ax, data["uniform_bops"], data[f"uniform_{column}"], METHODS["uniform"][1], "o-", METHODS["uniform"][0])
-        for k, (source, (label, colour, mark)) in enumerate(PROXIES.items()):
-            own = data.sel(source=source)
-            points(ax, own["bops"] * 1.04 ** (k + 1), own[column], colour, mark, f"ASGA, searched on {label}")
-    finish(figure, axes, data)
+    """Draw accuracy and loss at both budgets, where ASGA searched on each row."""
+    figure, axes = panels(4, 1.8, sharey=True)
+    columns = (("accuracy", "accuracy, %"), ("loss", "loss"))
+    for ax, ((column, title), budget) in zip(axes, product(columns, data["budget"].values), strict=True):
+        own = data[column].sel(budget=budget).transpose("source", "seed").values
+        alike = data[f"uniform_{column}"]
+        even = alike.sel(width=budget).values if budget in data["width"].values else np.full(len(data.seed), np.nan)
+        dots(ax, [*own, even], [*PROXIES.values(), "uniform"])
+        ax.set(title=f"Test {title}", xlabel=f"At {budget.replace('-', ' to ')}'s cost")
+    note(figure, told(data, images=data.images))
     return figure
 
 
@@ -196,7 +161,7 @@ def layers_of(profile: Profile, labels: tuple[str, ...], draws: int) -> xarray.D
 def draw_bits(data: xarray.Dataset):
     """Draw the layers' sharpness over a row of bits for each search: a number per seed, coloured by their mean."""
     figure, (top, ax) = panels(1, 1.45, 2, sharex=True)
-    figure.set_figwidth(2 * figure.get_figwidth())
+    figure.set_figwidth(TWO_COLUMNS)
     sharpness, layers = data["sharpness"].values, data["layer"].values
     mean, error = mean_and_error(sharpness)
     top.plot(sharpness.T, ".", color="0.3", markersize=2.5, alpha=0.5)
@@ -234,20 +199,25 @@ def rank_correlations(data: xarray.Dataset) -> np.ndarray:
 
 
 def draw_correlation(data: xarray.Dataset):
-    """Draw every search's bits against sharpness, a panel per kind, and the rank correlations."""
+    """Draw how often each layer got how many bits, a panel per kind of search, and the rank correlations."""
     figure, axes = panels(3, 2.2)
-    labels, middle = list(data["variant"].values), (data.sizes["seed"] - 1) / 2
+    labels, sharpness = list(data["variant"].values), data["sharpness"].mean("seed")
     for ax, label in zip(axes, labels, strict=False):
-        for k, own in enumerate(data["bits"].sel(variant=label)):
-            for draw in own:
-                ax.plot(data["sharpness"][k], draw + 0.12 * (k - middle), ".", color=SEEDS[k], alpha=0.4, markersize=6)
-        ax.set(title=METHODS[label][0], xscale="log", xlabel="Mean Hessian trace", yticks=[2, 3, 4, 5], ylim=(1.7, 5.3))
-    axes[0].set_ylabel("Bits of the layer")
+        own, colour = data["bits"].sel(variant=label), METHODS[label][1]
+        for bits in np.unique(data["bits"]):
+            often = (own == bits).sum(("seed", "draw"))
+            ax.scatter(sharpness, np.full(len(sharpness), bits), 14 * often, color=colour, alpha=0.35, linewidth=0)
+        mean = own.mean(("seed", "draw")).sortby(sharpness)
+        ax.plot(sharpness.sortby(sharpness), mean, MARKERS[label], ls=METHODS[label][2], color=colour)
+        ax.set(title=f"{METHODS[label][0]}: bits of a layer", xscale="log", xlabel="Mean Hessian trace")
+        ax.set_yticks(np.unique(data["bits"]))
+        ax.margins(y=0.15)
     last = axes[len(labels)]
     dots(last, rank_correlations(data), labels)
     last.axvline(0, color="0.6", linewidth=0.8, zorder=1)
     last.set(title="Rank correlation of the two", xlabel="Spearman's coefficient", xlim=(-1.05, 1.05))
-    note(figure, told(data, f"{data.sizes['draw']} searches each; colours: seeds, moved apart"))
+    searches = data.sizes["seed"] * data.sizes["draw"]
+    note(figure, told(data, f"{searches} searches each; area: how many; line: their mean"))
     return figure
 
 
@@ -268,17 +238,27 @@ def compute_front(profile: Profile) -> xarray.Dataset:
 
 
 def draw_front(data: xarray.Dataset):
-    """Draw accuracy and loss against BOPs; the colour is the training, the mark the policy."""
-    figure, axes = panels(2, 2.6)
-    for ax, column in zip(axes, ("accuracy", "loss"), strict=True):
-        for variant in data["variant"].values:
-            own = data.sel(variant=variant)
-            name, colour, _ = METHODS[variant]
-            points(ax, own["uniform_bops"], own[f"uniform_{column}"], colour, "o-", f"Uniform bits, {name}")
-        for k, ((policy_, variant), (label, mark)) in enumerate(FOUND.items()):
-            bops, values = (data[f"{policy_}_{variant}_{what}"] for what in ("bops", column))
-            points(ax, bops.values[None] * 1.06 ** (k + 1), values.values[None], METHODS[variant][1], mark, label)
-    finish(figure, axes, data)
+    """Draw accuracy and loss of uniform bits against their cost and, below, of all policies at the budget's."""
+    figure, axes = panels(2, 1.7, 2)
+    variants, widths = list(data["variant"].values), data["width"].values
+    shown = sorted([*(("uniform", variant) for variant in variants), *FOUND], key=lambda own: variants.index(own[1]))
+    labels = [f"{METHODS[policy_][0]}, {METHODS[variant][0].split(', ')[-1]}" for policy_, variant in shown]
+    columns = {"accuracy": "Test accuracy, %", "loss": "Test loss"}
+    for top, below, (column, title) in zip(axes[:2], axes[2:], columns.items(), strict=True):
+        uniform, costs = data[f"uniform_{column}"], data["uniform_bops"].mean(("variant", "seed"))
+        for variant in variants:
+            own = uniform.sel(variant=variant).transpose("seed", "width")
+            curve(top, costs, own, variant, marker=MARKERS[variant])
+        top.set(title=title, xlabel="Uniform bits, M BOPs per image", xscale="log")
+        top.set_xticks(costs, [f"{width}\n{cost:.1f}" for width, cost in zip(widths, costs.values, strict=True)])
+        top.minorticks_off()
+        rows = {("uniform", variant): uniform.sel(variant=variant, width=BUDGET) for variant in variants}
+        rows |= {pair: data["_".join([*pair, column])] for pair in FOUND}
+        dots(below, [rows[pair] for pair in shown], [variant for _, variant in shown], labels)
+        below.set_xlabel(f"{title} at {BUDGET}'s cost")
+    axes[3].tick_params(labelleft=False)
+    legend(figure, axes[0], 2)
+    note(figure, told(data, images=data.images))
     return figure
 
 

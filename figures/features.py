@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 import saq_core
 
+DRAWS, SHARE = 100, 0.1  # of the noise on images: how often, and in parts of their standard deviation
+
 
 @torch.no_grad()
-def scatter(model: nn.Module, x: Tensor, *, draws: int = 100, share: float = 0.1) -> tuple[float, float]:
+def scatter(model: nn.Module, x: Tensor, *, draws: int = DRAWS, share: float = SHARE) -> tuple[float, float]:
     """Return the variance of the logits over noise on x, and the same relative to their variance between the images.
 
     Both are means over images and classes. The noise has `share` of the standard deviation of x, and is the same for

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 import xarray
+from scipy import stats
 from torch import nn
 
 import landscape
 import saq_core
 
 from .catalogue import Figure
-from .drawing import METHODS, curve, dots, legend, note, panels, told, whole_epochs
-from .features import distance, features, gradient_norm, noise, noisy_layers, relative_sizes, scatter
+from .drawing import MARKERS, METHODS, curve, dots, legend, note, panels, told, whole_epochs
+from .features import DRAWS, SHARE, distance, features, gradient_norm, noise, noisy_layers, relative_sizes, scatter
 from .profiles import Profile
-from .study import mean_shown
+from .study import ALPHA, mean_and_error
 
 NETWORKS = ("fp32", "sgd W4A4", "sgd W2A4", "fpq W4A4", "fpq W2A4")
 LABELS = {"fp32": "FP32", "sgd": "LSQ", "fpq": "FPQ"}
@@ -30,10 +31,10 @@ PAIRED = ("W4A4", "W2A4")
 STATISTICS = ("low", "mean", "high")
 CHANNELS = 32  # of the layer whose input is shown, as in the paper
 NOISES = {  # where the noise is -> label, colour, dash
-    "none": ("No noise", "0.5", (0, (1, 1))),
-    "features": ("On features", "#E69F00", "-"),
-    "weights": ("On weights", "#882255", "-"),
-    "weights_alike": ("On weights, of the features' relative size", "#882255", (0, (4, 1.5))),
+    "none": ("No noise", "#777777", ":"),
+    "features": ("On features", "#0072B2", "-"),
+    "weights": ("On weights", "#D55E00", "--"),
+    "weights_alike": ("On weights, of the features' relative size", "#009E73", "-."),
 }
 
 
@@ -62,7 +63,7 @@ def draw_variance(data: xarray.Dataset):
         ax.set_xlim(0, 1.05 * float(values.max()))
     axes[0].set(title="Variance of the logits under noise", xlabel="Variance, logits²")
     axes[1].set(title="Share of their variance between images", xlabel="Share, %")
-    note(figure, f"{told(data)}, 100 draws of 0.1 σ\nShare, FPQ − LSQ: {_differences(share)}")
+    note(figure, told(data, f"{DRAWS} draws of {SHARE:g} σ"))
     return figure
 
 
@@ -143,12 +144,7 @@ def draw_gradients(data: xarray.Dataset):
         whole_epochs(ax)
     axes[0].set_ylabel("‖∇L‖ of all weights")
     legend(figure, axes[0], 4)
-    size = 100 * data[["size_features", "size_weights"]].mean(("seed", "epoch"))
-    sizes = [f"{b} {size.size_features.sel(bits=b):.0f} % and {size.size_weights.sel(bits=b):.0f} %" for b in PAIRED]
-    after = [(norms.weights - norms.features).isel(epoch=slice(1, None)).mean("epoch") for norms in shown.values()]
-    less = ", ".join(mean_shown(own.values, "+") for own in after)
-    about = f"{told(data)}. Rms of noise, of features and weights: {', '.join(sizes)}"
-    note(figure, f"{about}\nWeights − features in the three panels, mean after epoch 0: {less}")
+    note(figure, told(data))
     return figure
 
 
@@ -180,28 +176,26 @@ def shown_layer(model: nn.Module) -> str:
 
 
 def draw_channels(data: xarray.Dataset):
-    """Draw LSQ's channels of the first seed, and by how much rounding moves the mean of every channel of every seed."""
-    figure, (left, right) = panels(2, 2.3, width_ratios=[1.7, 1])
-    for when, width, colour, sign in (("before", 0.8, "0.78", "_"), ("after", 0.35, METHODS["sgd"][1], ".")):
-        low, mean, high = data.activation.sel(variant="sgd", when=when).isel(seed=0).values
-        left.bar(data.channel, high - low, width, low, color=colour, label=f"Range {when}")
-        left.plot(data.channel, mean, sign, color="black", markersize=6 if sign == "_" else 3, label=f"Mean {when}")
-    left.set(title="LSQ: range and mean, before and after rounding", xlabel="Channel", ylabel="ReLU output")
-    left.set_xlim(-0.8, len(data.channel) - 0.2)
-    legend(figure, left, 4)
-    for variant in TWO:
+    """Draw the maxima of the channels of the first seed, sorted, and by how much rounding moves all seeds' means."""
+    figure, (*ranges, shifts) = panels(3, 2.3, width_ratios=[1, 1, 1.2])
+    for ax, variant in zip(ranges, TWO, strict=True):
+        high = data.activation.sel(variant=variant, statistic="high").isel(seed=0)
+        before, after = high.sortby(high.sel(when="before")).values
+        places, colour = 1 + np.arange(len(before)), METHODS[variant][1]
+        ax.fill_between(places, after, before, color="0.85", linewidth=0, label="Cut off")
+        ax.plot(places, before, "_", color="0.4", markersize=4, label="Before")
+        ax.plot(places, after, MARKERS[variant], color=colour, markersize=2.5, label="After")
+        ax.set(title=f"{LABELS[variant]}: largest output", xlabel="Channel, sorted", ylim=(0, None))
+        ax.legend(frameon=False, loc="lower right")
         before, after = data.activation.sel(variant=variant, statistic="mean").transpose("when", ...).values
-        right.plot(
-            before.ravel(), (after - before).ravel(), ".", color=METHODS[variant][1], ms=3, label=LABELS[variant]
-        )
-    right.axhline(0, color="0.4", linewidth=0.6)
-    right.set(title="Shift of the means", xlabel="Mean before", ylabel="Mean after − before")
-    right.legend(frameon=False, handletextpad=0)
-    shifts = ", ".join(f"{LABELS[v]} {mean_shown(mean_shift(data.activation.sel(variant=v)))} %" for v in TWO)
-    note(
-        figure,
-        f"{told(data)}, W4A4, input of {data.layer}\nRms shift over rms mean: {shifts}",
-    )
+        moved = np.sort(100 * (after / before - 1).ravel())
+        label, dash = LABELS[variant], METHODS[variant][2]
+        shifts.plot(np.linspace(0, 100, len(moved)), moved, color=colour, linestyle=dash, label=label)
+    ranges[1].sharey(ranges[0])
+    shifts.axhline(0, color="0.4", linewidth=0.6)
+    shifts.set(title="Shift of the channels' means, all seeds", xlabel="Channels, %, sorted", ylabel="% of the mean")
+    shifts.legend(frameon=False, loc="lower right")
+    note(figure, told(data, f"W4A4, ReLU output before {data.layer}", errors=""))
     return figure
 
 
@@ -237,14 +231,14 @@ def compute_histograms(profile: Profile) -> xarray.Dataset:
 def draw_histograms(data: xarray.Dataset):
     """Draw three images' histograms, and the distances of all."""
     figure, axes = panels(4, 2.1, width_ratios=[1, 1, 1, 1.3])
-    edges = np.linspace(0, float(data.activation.max()), 25)
+    edges = np.linspace(0, float(data.activation.max()), 17)
     for image, ax in enumerate(axes[:3]):
         for name, label in (("base", "FP"), ("sgd W4A4", "LSQ W4A4"), ("fpq W4A4", "FPQ W4A4")):
             own = data.activation.sel(shown=name).isel(image=image).values
             shares = np.histogram(own, edges)[0] / own.size
-            if name == "base":
-                ax.stairs(shares, edges, fill=True, color="0.85")
-            ax.stairs(shares, edges, color=METHODS.get(name.split()[0], ("", "black"))[1], linewidth=0.9, label=label)
+            _, colour, dash = METHODS.get(name.split()[0], METHODS["fp32"])
+            line = {"fill": True, "color": "0.8"} if name == "base" else {"color": colour, "ls": dash, "lw": 1.1}
+            ax.stairs(shares, edges, **line, label=label)
         ax.set(title=f"Image {image + 1}", xlabel="Activation", yscale="log", ylim=(0.5 / data.sizes["value"], 1))
         ax.tick_params(labelleft=image == 0)
     axes[0].set_ylabel("Share of values")
@@ -252,8 +246,7 @@ def draw_histograms(data: xarray.Dataset):
     distances = 100 * data.distance
     _rows(axes[3], distances)
     axes[3].set(title="Distance to FP", xlabel="Wasserstein, % of FP's σ", xlim=(0, None))
-    about = f"{told(data)}, input of {data.layer}; FP32: FP, trained on"
-    note(figure, f"{about}\nDistance, FPQ − LSQ: {_differences(distances)}")
+    note(figure, f"{told(data)}, input of {data.layer}; FP32: FP, trained on")
     return figure
 
 
@@ -276,21 +269,24 @@ def compute_traces(profile: Profile) -> xarray.Dataset:
 
 
 def draw_traces(data: xarray.Dataset):
-    """Draw both units: seeds thin, their mean with its error."""
-    figure, axes = panels(2, 2.3)
+    """Draw FPQ's trace less LSQ's, paired by seed: seeds thin, their mean, and what three seeds cannot tell from 0."""
+    figure, axes = panels(2, 2.1, sharey=True)
     titles = {"filter": "Filter-relative: Tr(D ∇²L D)", "raw": "Raw: Tr(∇²L), each at its own ‖w‖"}
     for ax, (units, title) in zip(axes, titles.items(), strict=True):
-        for variant in TWO:
-            own = data[units].sel(variant=variant)
-            curve(ax, data.epoch, own, variant, marker="o", label=LABELS[variant])
-            ax.plot(data.epoch, own.T, color=METHODS[variant][1], linewidth=0.5, alpha=0.6)
-        ax.set(title=title, ylabel="Trace", ylim=(0, None))
+        own = data[units].isel(epoch=slice(1, None))  # both start from one network
+        lsq = own.sel(variant="sgd")
+        less = 100 * (own.sel(variant="fpq") - lsq) / lsq.mean("seed")
+        mean, error = mean_and_error(less.transpose("seed", "epoch").values)
+        half = stats.t.ppf(1 - ALPHA / 2, less.sizes["seed"] - 1) * error
+        ax.fill_between(less.epoch, -half, half, color="0.88", linewidth=0, label="not told from 0 (95 %)")
+        ax.axhline(0, color=METHODS["sgd"][1], linewidth=1)
+        ax.plot(less.epoch, less.transpose("epoch", "seed"), color=METHODS["fpq"][1], linewidth=0.5, alpha=0.6)
+        ax.plot(less.epoch, mean, MARKERS["fpq"], ls="-", color=METHODS["fpq"][1], label="FPQ − LSQ, mean")
+        ax.set_title(title)
         whole_epochs(ax)
+    axes[0].set_ylabel("FPQ − LSQ, % of LSQ's")
     legend(figure, axes[0], 2)
-    after = data.isel(epoch=slice(1, None)).mean("epoch")
-    less = after.sel(variant="fpq") - after.sel(variant="sgd")
-    both = f"{mean_shown(less['filter'].values, '+')}, raw {mean_shown(less['raw'].values, '+')}"
-    note(figure, f"{told(data)}, W4A4. FPQ − LSQ, mean after epoch 0: {both}")
+    note(figure, told(data, "W4A4, paired by seed; thin: seeds; orange: LSQ", errors=""))
     return figure
 
 
@@ -299,17 +295,11 @@ def _network(profile: Profile, name: str, seed: int) -> nn.Module:
     return profile.network(variant, bits or None, seed)
 
 
-def _differences(values: xarray.DataArray) -> str:
-    """Show FPQ less LSQ, paired by seed."""
-    pairs = {bits: values.sel(network=f"fpq {bits}") - values.sel(network=f"sgd {bits}") for bits in PAIRED}
-    return ", ".join(f"{bits} {mean_shown(own.values, '+')}" for bits, own in pairs.items())
-
-
 def _rows(ax: Any, values: xarray.DataArray) -> None:
     """Draw a network on each row: seeds as dots, the mean with its error."""
     names = [str(name).split() for name in values.network.values]
-    dots(ax, values.values, [variant for variant, *_ in names])
-    ax.set_yticks(range(len(names)), [" ".join([LABELS[variant], *bits]) for variant, *bits in names])
+    labels = [" ".join([LABELS[variant], *bits]) for variant, *bits in names]
+    dots(ax, values.values, [variant for variant, *_ in names], labels)
 
 
 FIGURES = [

@@ -268,6 +268,14 @@ def kept(rows: dict[tuple, dict[str, float]], cheaper: str, column: str) -> tupl
     return float(np.mean(ours) / np.mean(whole)), fieller(ours, whole)
 
 
+def about() -> tuple[str, str, str]:
+    """Return what the rows' networks are, on how many images and for how many epochs they were tuned."""
+    settings = [row["settings"] for row in read(ROWS, *KEYS).values()]
+    found = [(own["network"], f"{own['limit']:,} images", f"{own['recipe']['epochs']} epochs") for own in settings]
+    network, images, epochs = (" or ".join(sorted(set(column))) for column in zip(*found, strict=True))
+    return network.replace("resnet", "ResNet-"), images, epochs
+
+
 def label(name: str) -> str:
     """Return what a recipe is called in tables and figures."""
     bits, _, variant = name.removeprefix(f"{BASE}-").partition("-")

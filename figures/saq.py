@@ -14,8 +14,10 @@ import landscape
 import saq_core
 
 from .catalogue import Figure
-from .drawing import METHODS, curve, dots, legend, note, panels, told, whole_epochs
+from .drawing import MARKERS, METHODS, curve, dots, intervals, label_ends, legend, note, panels, told, whole_epochs
 from .profiles import Profile
+from .study import Judged, judge, mean_and_error
+from .surfaces import draw_beside
 
 BITS = ("W4A4", "W2A2")
 CASES = ("saq1", "saq2", "saq3")
@@ -32,6 +34,12 @@ def compute_surfaces(profile: Profile) -> landscape.Comparison:
     return profile.compared(models)
 
 
+def draw_surfaces(comparison: landscape.Comparison):
+    """Draw SAQ's and the float network's loss over SGD's, and the profiles of the three."""
+    methods = {"W2A2 SGD": "sgd", "W2A2 SAQ": "saq3", "FP32": "fp32"}
+    return draw_beside(comparison, "First seed", methods, ["W2A2 SAQ", "FP32"])[0]
+
+
 def compute_staircase(profile: Profile) -> xarray.Dataset:
     """Measure one line, finely, in the latent weights and behind their rounding."""
     spaces, seed = ("latent", "quantized"), profile.seeds[0]
@@ -46,9 +54,9 @@ def draw_staircase(data: xarray.Dataset):
     """Draw a panel for each number of bits."""
     figure, axes = panels(len(BITS))
     for ax, bits in zip(axes, data.bits.values, strict=True):
-        for space, colour in (("latent", "#D55E00"), ("quantized", "#0072B2")):
+        for space, colour, width in (("latent", "#D55E00", 0.7), ("quantized", "#0072B2", 1.5)):
             loss = data.loss.sel(bits=bits, space=space)
-            ax.plot(data.alpha, loss, color=colour, linewidth=0.9, label=f"{space} weights")
+            ax.plot(data.alpha, loss, color=colour, linewidth=width, label=f"{space} weights")
         ax.set(title=f"{bits}, SGD", xlabel="Along a random direction, in filter norms", ylabel="Loss")
     legend(figure, axes[0], 2)
     note(figure, f"{data.family}, first seed, {data.samples} images, the same direction in both")
@@ -70,23 +78,36 @@ def compute_radii(profile: Profile) -> xarray.Dataset:
     return profile.dataset({"rise": found[..., 0, :], "converged": found[..., 1, :] > 0}, **where)
 
 
+def converged(data: xarray.Dataset) -> xarray.DataArray:
+    """Return where every ascent of a case and of SGD converged, over the seeds."""
+    done = data.converged.all("seed")
+    return done & done.sel(variant="sgd")
+
+
 def draw_radii(data: xarray.Dataset):
-    """Draw each method's rise over SGD's, paired by seed: the rises themselves span three decades."""
-    figure, axes = panels(len(BITS), 2.4, sharey=True)
+    """Draw each case's rise over SGD's, paired by seed; hollow where an ascent did not converge: a lower bound."""
+    figure, axes = panels(len(BITS), 2.2, sharey=True)
+    done = converged(data)
+    cases = [v for v in data["variant"].values if v != "sgd"]
     for ax, bits in zip(axes, data.bits.values, strict=True):
         own = data.rise.sel(bits=bits)
-        for variant in data["variant"].values:
-            ratio = own.sel(variant=variant) / own.sel(variant="sgd")
-            curve(ax, data.radius, ratio, str(variant), marker="o")
+        for place, variant in enumerate(cases):
+            label, colour, _ = METHODS[variant]
+            means, errors = mean_and_error((own.sel(variant=variant) / own.sel(variant="sgd")).values)
+            places = np.arange(len(means)) + 0.18 * (place - (len(cases) - 1) / 2)
+            ax.errorbar(places, means, errors, fmt="none", color=colour, linewidth=1)
+            for x, y, full in zip(places, means, done.sel(bits=bits, variant=variant).values, strict=True):
+                ax.plot(x, y, MARKERS[variant], color=colour, mfc=colour if full else "white", ms=4.5)
+            ax.plot([], [], MARKERS[variant], color=colour, label=label)
         sgd = own.sel(variant="sgd").mean("seed").values
         labels = [f"{100 * r:g}\n{rise:.2g}" for r, rise in zip(data.radius.values, sgd, strict=True)]
-        ax.set_xscale("log")
-        ax.set_xticks(data.radius.values, labels)
-        ax.minorticks_off()
+        ax.axhline(1, color=METHODS["sgd"][1], linewidth=0.8, zorder=0)
+        ax.set_xticks(range(len(labels)), labels)
         ax.set(title=bits, xlabel="Radius, % of each filter's norm (below: SGD's rise)")
-    axes[0].set_ylabel("Worst-case rise / SGD's")
+    axes[0].set(ylabel="Worst-case rise / SGD's", ylim=(0, None))
     legend(figure, axes[0], 4)
-    note(figure, told(data, "paired by seed", images=min(ASCENTS, data.attrs["samples"])))
+    seen = told(data, "paired by seed", images=min(ASCENTS, data.attrs["samples"]))
+    note(figure, f"{seen}; hollow: an ascent did not converge; orange: SGD")
     return figure
 
 
@@ -104,22 +125,16 @@ def compute_flips(profile: Profile) -> xarray.Dataset:
 
 
 def draw_flips(data: xarray.Dataset):
-    """Draw a panel for each quantity; 4 bits thin, 2 bits thick."""
-    titles = {
-        "flip_rate": "Share of weights that change level",
-        "cosine_case1_case3": "Cosine of ε, Cases 1 and 3",
-        "relative_norm": "‖ε‖ / ‖w‖",
-    }
-    figure, axes = panels(3, 2.2)
-    for ax, (column, title) in zip(axes, titles.items(), strict=True):
-        for bits, width in zip(BITS, (0.7, 1.6), strict=True):
-            for variant in data["variant"].values:
-                label = f"{METHODS[variant][0]}, {bits}"
-                curve(ax, data.epoch, data[column].sel(bits=bits, variant=variant), variant, lw=width, label=label)
-        ax.set_title(title)
-        ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
-        whole_epochs(ax)
-    legend(figure, axes[0], 3)
+    """Draw how many weights change level: a colour for the bits, a dash for the case; what else was logged is flat."""
+    figure, (ax,) = panels(1, 2.5)
+    for bits, colour in zip(BITS, ("#0072B2", "#D55E00"), strict=True):
+        for variant in data["variant"].values:
+            own = 1e3 * data.flip_rate.sel(bits=bits, variant=variant)
+            label = METHODS[variant][0].removeprefix("SAQ, ")
+            curve(ax, data.epoch, own, variant, color=colour, label=f"{bits}, {label}")
+    ax.set(ylabel="Weights that change level, ‰", ylim=(0, None))
+    label_ends(ax)
+    whole_epochs(ax)
     note(figure, told(data, "first step of each epoch", images=0))
     return figure
 
@@ -173,17 +188,26 @@ def compute_fluctuation(profile: Profile) -> xarray.Dataset:
 
 
 def draw_fluctuation(data: xarray.Dataset):
-    """Draw a panel for each number of bits, the float network in both."""
-    figure, axes = panels(len(BITS), sharey=True)
-    for ax, bits in zip(axes, BITS, strict=True):
-        for network in ("fp32", f"sgd {bits}", f"saq3 {bits}"):
-            curve(ax, data.epoch, data.spread.sel(network=network), network.split()[0])
-        ax.set_title(bits)
-        whole_epochs(ax)
-    axes[0].set_ylabel("Std of the loss's step-to-step\nchange, over the mean loss")
-    legend(figure, axes[0], 3)
-    note(figure, told(data, images=0))
+    """Draw every network's mean over the epochs, between which it is noise, and the paired differences."""
+    figure, (left, right) = panels(2, 1.9)
+    names = [str(name).split() for name in data.network.values]
+    labels = [", ".join([METHODS[variant][0], *bits]) for variant, *bits in names]
+    dots(left, data.spread.mean("epoch"), [variant for variant, *_ in names], labels)
+    left.set(title="Step-to-step change of the loss", xlabel="Standard deviation over the mean loss", xlim=(0, None))
+    tests = fluctuations(data)
+    intervals(right, list(tests.values()), ["saq3" if "SAQ" in name else "sgd" for name in tests], list(tests))
+    right.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    right.set(title="Paired differences, 95 % intervals", xlabel="Filled: survives Holm's correction")
+    note(figure, told(data, "mean over the epochs", images=0))
     return figure
+
+
+def fluctuations(data: xarray.Dataset) -> dict[str, Judged]:
+    """Test, over the seeds, SGD's fluctuation against the float network's, and SAQ's against SGD's."""
+    spread = data.spread.mean("epoch")
+    pairs = {f"{bits}, SGD − FP32": (f"sgd {bits}", "fp32") for bits in BITS}
+    pairs |= {f"{bits}, SAQ − SGD": (f"saq3 {bits}", f"sgd {bits}") for bits in BITS}
+    return judge({k: (spread.sel(network=a) - spread.sel(network=b)).values for k, (a, b) in pairs.items()})
 
 
 def compute_steps(profile: Profile) -> xarray.Dataset:
@@ -248,7 +272,7 @@ FIGURES = [
         "SAQ, loss landscapes",
         "SAQ's quantized network lies in a flatter valley than the one trained with SGD",
         compute_surfaces,
-        lambda comparison: comparison.draw(),
+        draw_surfaces,
     ),
     Figure(
         "saq_staircase",

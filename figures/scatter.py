@@ -6,7 +6,8 @@ import numpy as np
 from scipy import stats
 
 from . import methods
-from .drawing import METHODS, legend, note, panels
+from .drawing import MARKERS, METHODS, legend, note, panels
+from .study import decimal
 
 BITS = ("w4a4", "w2a2")
 DRAWS = 4000
@@ -49,20 +50,24 @@ def _rank_correlation(pairs: np.ndarray) -> float:
 
 
 def draw() -> Any:
-    """Draw a panel for each number of bits, a point for each network and its SGD twin."""
-    figure, axes = panels(2, 2.4)
-    found = {bits: points(bits) for bits in BITS}
+    """Draw a panel for each number of bits: every network and its SGD twin small, the means of a method large."""
+    figure, axes = panels(2, 2.6, sharey=True)
+    found, ranks = {bits: points(bits) for bits in BITS}, correlations()
     shown = [variant for variant in METHODS if any(variant in own for own in found.values())]
     for ax, bits in zip(axes, BITS, strict=True):
         for variant in shown:  # in both panels, for one legend
-            pairs = found[bits].get(variant, np.empty((0, 2)))
+            lower, higher = found[bits].get(variant, np.full((1, 2), np.nan)).T
             label, colour, _ = METHODS[variant]
-            marker = "os^v<>DPX*"[list(METHODS).index(variant) % 10]
-            ax.plot(np.exp(-pairs[:, 0]), pairs[:, 1], marker, color=colour, ms=4, label=label, alpha=0.85)
+            ax.plot(np.exp(-lower), higher, MARKERS[variant], color=colour, ms=3, alpha=0.5, mew=0)
+            ax.plot(np.exp(-lower.mean()), higher.mean(), MARKERS[variant], color=colour, ms=6, label=label)
         ax.axhline(0, color="0.6", linewidth=0.6)
         ax.axvline(1, color="0.6", linewidth=0.6)
-        ax.set(title=bits.upper(), xlabel="Trace / SGD's", ylabel="Test accuracy − SGD's, points")
+        rank, low, high, _ = (decimal(value, 2, "+") for value in ranks[bits]) if bits in ranks else 4 * ("–",)
+        title = f"{bits.upper()}: rank correlation {rank} [{low}, {high}]"
+        ax.set(title=title, xlabel="Trace / SGD's (flatter to the right)")
         ax.invert_xaxis()
-    legend(figure, axes[1], 5)
-    note(figure, "CIFAR-10, ResNet-20, 10,000 images; a point: a network and SGD's of its seed; flatter to the right")
+    axes[0].set_ylabel("Test accuracy − SGD's, points")
+    legend(figure, axes[0], 4)
+    about = f"CIFAR-10, {', '.join(methods.about())}"
+    note(figure, f"{about}; small: a network and SGD's of its seed, large: a method's mean; 95 % intervals")
     return figure

@@ -4,7 +4,7 @@ Theirs are the published ones; what differs in the set-up stands in the last col
 this file (`figures.methods`, `figures.mixed_precision`), which hold what was trained so far.
 """
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,11 +14,10 @@ import saq_core
 
 from . import dose, flatness, methods, mixed_precision, scatter
 from .catalogue import Figure
-from .drawing import METHODS, legend, note, panels
+from .drawing import METHODS, intervals, note, panels
 from .profiles import Profile
-from .study import Judged, mean_and_error, number
+from .study import mean_and_error, number
 
-OURS = "ours: ResNet-20, symmetric LSQ, 10,000 images, 20 epochs"
 THEIRS = "theirs: ResNet-18, asymmetric LSQ, all 50,000, 200 epochs, one number without an error"
 # network -> classes, size of its images, unit, bits -> printed by SAQ's released analyser (PreResNet-20: CIFAR-100)
 PRINTED: dict[tuple[str, int, int, str], dict[int, float]] = {
@@ -30,8 +29,6 @@ PRINTED: dict[tuple[str, int, int, str], dict[int, float]] = {
     ("mobilenet_v2", 1000, 224, "G"): {2: 1.93, 3: 3.37, 4: 5.39},
 }
 UNITS = {"M": 1e6, "G": 1e9}
-# verdict -> what the legend says, how the mark is filled
-MARKS = {"holm": ("survives Holm", "full"), "bh": ("only Benjamini-Hochberg", "left"), "none": ("neither", "none")}
 # FPQ's tables 1 to 3, CIFAR-10, ResNet-18: what it calls the row -> (bits, ours, accuracy in the paper)
 FPQ_ROWS = {
     "table 1, W4A4: FP": ("fp32", 88.72),
@@ -79,47 +76,46 @@ def table_bops(data: xarray.Dataset) -> list[list[str]]:
 def table_fpq() -> list[list[str]]:
     """Return FPQ's tables 1 to 3 beside ours; table 3 has CSD as p = 0 and both as p = 0.1."""
     found = methods.by_seed()
+    ours = "ours: {}, symmetric LSQ, {}, {}".format(*methods.about())
     rows = [["FPQ's row", "theirs, %", "ours, %", "ours at", "networks", "what differs"]]
     for label, (name, theirs) in FPQ_ROWS.items():
         own = [row["accuracy"] for (other, _), row in sorted(found.items()) if other == f"{methods.BASE}-{name}"]
-        ours = number(*mean_and_error(own)) if own else "not trained yet"
+        accuracy = number(*mean_and_error(own)) if own else "not trained yet"
         differs = "the same, and inputs of 2 bits" if "W2A4" in label else "the same"
-        differs = f"{OURS}; {THEIRS}" if len(rows) == 1 else differs
-        rows.append([label, f"{theirs:.2f}", ours, name.split("-")[0].upper(), str(len(own)), differs])
+        differs = f"{ours}; {THEIRS}" if len(rows) == 1 else differs
+        rows.append([label, f"{theirs:.2f}", accuracy, name.split("-")[0].upper(), str(len(own)), differs])
     return rows
 
 
 def draw_methods():
-    """Draw every method's difference to SGD at the same bits, paired, with its interval and what it survives."""
-    tests = methods.judged(methods.by_seed())
-    titles = {"accuracy": "Test accuracy, %", "trace": "Trace", "top": "λ₁", "worst_case": "Worst-case loss increase"}
-    shown = {c: title for c, title in titles.items() if any(column == c for _, column in tests)}
-    names = [n for n in methods.NAMES if (n, "accuracy") in tests and methods.baseline(n).endswith("-sgd")]
-    figure, axes = panels(len(shown), 0.7 + 0.2 * len(names), sharey=True)
-    for ax, (column, title) in zip(axes, shown.items(), strict=True):
-        for row, name in enumerate(names):
-            if (name, column) in tests:
-                _interval(ax, row, tests[name, column], name.removeprefix(f"{methods.BASE}-").partition("-")[2])
-        ax.axvline(0, color="0.5", linewidth=0.6, zorder=0)
-        ax.set(title=title, xlabel="Method − SGD")
-        ax.grid(axis="x")
-    axes[0].set_yticks(range(len(names)), map(methods.label, names))
-    axes[0].set_ylim(len(names) - 0.5, -0.5)
-    for label, fill in MARKS.values():
-        axes[0].plot([], [], "o", fillstyle=fill, color="0.2", markersize=4, label=label)
-    legend(figure, axes[0], len(MARKS))
-    seeds = sorted({tests[name, "accuracy"].n for name in names})
-    about = f"ResNet-20, 10,000 images, 20 epochs; {' to '.join(map(str, seeds))} pairs each; bars: 95 % intervals"
-    note(figure, f"{about}, each by itself\nMarks: corrected over the {len(tests)} tests of the table, at 5 %")
+    """Draw trace and accuracy of every method against LSQ's with SGD, paired; side by side by bits, flattest first."""
+    rows = methods.by_seed()
+    tests, blocks = methods.judged(rows), {}
+    for bits in ("w4a4", "w2a2"):
+        sgd = f"{methods.BASE}-{bits}-sgd"
+        names = [name for name in methods.NAMES if methods.baseline(name) == sgd and (name, "accuracy") in tests]
+        base = {name: np.mean([rows[sgd, seed]["trace"] for seed in methods.pairs(rows, name, sgd)]) for name in names}
+        blocks[bits] = dict(sorted(base.items(), key=lambda pair: tests[pair[0], "trace"].mean / pair[1]))
+    figure, axes = panels(4, 0.9 + 0.17 * max(map(len, blocks.values())), width_ratios=[1.3, 1, 1.3, 1])
+    for ax, other in zip(axes, axes[2:], strict=False):
+        ax.sharex(other)
+    for (bits, base), left, right in zip(blocks.items(), axes[::2], axes[1::2], strict=True):
+        variants = [name.removeprefix(f"{methods.BASE}-{bits}-") for name in base]
+        shares = [(tests[name, "trace"], 100 / sgd) for name, sgd in base.items()]
+        shares = [replace(test, mean=100 + scale * test.mean, error=scale * test.error) for test, scale in shares]
+        intervals(left, shares, variants)
+        intervals(right, [tests[name, "accuracy"] for name in base], variants)
+        for ax, even in ((left, 100), (right, 0)):
+            ax.axvline(even, color=METHODS["sgd"][1], linewidth=0.8, zorder=0)
+        right.tick_params(labelleft=False)
+        left.set(title=f"{bits.upper()}: trace", xlabel="% of LSQ's")
+        right.set(title="test accuracy", xlabel="Points")
+    pairs = sorted({tests[name, "accuracy"].n for base in blocks.values() for name in base})
+    about = (
+        f"{', '.join(methods.about())}; {' to '.join(map(str, pairs))} pairs each; 95 % intervals; orange: LSQ with SGD"
+    )
+    note(figure, f"{about}\nFilled: survives Holm's correction over the {len(tests)} tests of table_methods, at 5 %")
     return figure
-
-
-def _interval(ax: Any, row: int, judged: Judged, variant: str) -> None:
-    """Draw one difference and its interval in the method's colour, with the mark of its verdict."""
-    colour = METHODS[variant][1]
-    ax.plot(judged.interval, [row, row], color=colour, linewidth=1)
-    _, fill = MARKS[judged.verdict]
-    ax.plot(judged.mean, row, "o", color=colour, fillstyle=fill, markersize=4.5, markerfacecoloralt="white")
 
 
 FIGURES = [

@@ -4,15 +4,18 @@ import pathlib
 import re
 import runpy
 import warnings
+from itertools import combinations
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 import xarray
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 import landscape
-from figures import asga, catalogue, drawing, fpq, saq, study, tables
+from figures import asga, catalogue, dose, drawing, fpq, saq, scatter, study, surfaces, tables
 from figures.__main__ import FIGURES, main
 from figures.catalogue import Figure, make
 from figures.profiles import PROFILES, Profile
@@ -90,6 +93,36 @@ def test_bands_and_dots_show_means_and_standard_errors():
     assert means == [2.0, 2.0]
 
 
+def test_a_difference_is_filled_where_it_survives_holm_and_has_its_interval():
+    _, (ax,) = drawing.panels(1)
+    tests = [study.Judged(-1.0, 0.1, 4.0, 3, 0.01, holm, 0.01) for holm in (0.01, 0.2)]
+    drawing.intervals(ax, tests, ["sgd", "fpq"])
+    assert [line.get_markerfacecolor() for line in ax.lines[1::2]] == [drawing.METHODS["sgd"][1], "white"]
+    for row, (bar, mark, test) in enumerate(zip(ax.lines[::2], ax.lines[1::2], tests, strict=True)):
+        assert mark.get_xdata() == [-1.0] and mark.get_ydata() == [row] and tuple(bar.get_xdata()) == test.interval
+
+
+def test_labels_at_the_ends_keep_their_order_and_a_distance():
+    _, (ax,) = drawing.panels(1)
+    for name, end in (("high", 1.0), ("low", 0.0), ("near", 0.01)):
+        ax.plot([0, 0.1], [0.05, end / 10], label=name)
+    limits = ax.axis()
+    drawing.label_ends(ax, 0.1)
+    ax.autoscale_view()
+    assert ax.axis() == limits
+    places = {text.get_text(): text.get_position()[1] for text in ax.texts}
+    assert places["high"] > places["near"] > places["low"]
+    assert places["near"] - places["low"] == pytest.approx(0.1)
+
+
+def test_the_profile_of_a_round_bowl_is_its_loss_at_every_distance():
+    steps = torch.linspace(-1, 1, 41, dtype=torch.float64)
+    loss = torch.exp(steps[:, None] ** 2 + steps**2)
+    bowl = landscape.Surface({}, steps, steps, loss, loss, loss)
+    distance, found = surfaces.profile(bowl)
+    np.testing.assert_allclose(found, np.exp(distance[:, None] ** 2) * np.ones(found.shape), rtol=2e-3)
+
+
 def test_networks_of_a_profile_are_trained_once_and_alike(tmp_path, monkeypatch):
     monkeypatch.setattr("figures.profiles.RUNS", tmp_path)
     profile = Profile("quick", "digits-resnet8", (0,), 16, 3, (("epochs", 1),))
@@ -104,14 +137,61 @@ def test_networks_of_a_profile_are_trained_once_and_alike(tmp_path, monkeypatch)
     assert profile.experiment("sgd", "W2A4").bits == "W2A4" and profile.experiment("fp32").bits is None
 
 
+class Met(dict):
+    """The methods, and which of them were looked up."""
+
+    def __init__(self):
+        super().__init__(drawing.METHODS)
+        self.names = set()
+
+    def __getitem__(self, name):
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
+def lab(colour, seen):
+    """Return CIELAB's coordinates of a colour, as somebody sees it: a matrix on linear RGB."""
+    rgb = np.array(to_rgb(colour))
+    linear = seen @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = np.array([[0.4338, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.8728]]) @ linear.clip(0, 1)
+    root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])])
+
+
+def check_told_apart(names):
+    """Assert that any two methods differ in hue, also without green cones, and in style."""
+    deuteranopia = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])  # Machado 2009
+    for one, other in combinations(sorted(names), 2):
+        (_, colour, dash), (_, its_colour, its_dash) = drawing.METHODS[one], drawing.METHODS[other]
+        assert drawing.MARKERS[one] != drawing.MARKERS[other], (one, other)
+        assert dash != its_dash or len(names) > 5, (one, other)  # there are five dashes; no more meet as lines
+        for seen, least in ((np.eye(3), 25), (deuteranopia, 10)):
+            assert np.linalg.norm(lab(colour, seen) - lab(its_colour, seen)) > least, (one, other)
+
+
+def check_print(figure):
+    """Assert a width of one column or two, letters of 7 points, and that nothing sticks out."""
+    width, height = figure.get_size_inches()
+    assert width in (drawing.ONE_COLUMN, drawing.TWO_COLUMNS)
+    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 7
+    box = figure.get_tightbbox()
+    assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.01
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_drawn_from_what_the_repository_holds(name, tmp_path):
+def test_every_figure_is_drawn_from_what_the_repository_holds(name, tmp_path, monkeypatch):
     stored = catalogue.folder("cpu") / f"{name}.nc"
     assert stored.exists() or FIGURES[name].compute is None, "compute it: python -m figures --profile cpu"
     if stored.exists():
         (tmp_path / stored.name).write_bytes(stored.read_bytes())
+    met = Met()
+    for module in (asga, dose, drawing, fpq, saq, scatter, surfaces, tables):
+        monkeypatch.setattr(module, "METHODS", met, raising=False)
     for file in make(FIGURES[name], PROFILES["cpu"], tmp_path):
         assert (catalogue.folder("cpu") / file.name).exists()
+    for number in plt.get_fignums():
+        check_print(plt.figure(number))
+        check_told_apart(met.names)
 
 
 @pytest.fixture(scope="session")

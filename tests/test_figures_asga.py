@@ -143,11 +143,14 @@ def test_the_front_shows_every_seed_its_mean_and_its_error(closing):
         values |= asga.table([(80.0 + seed, 0.2, 4.0) for seed in range(3)], {"seed": [0, 1, 2]}, f"{label}_{variant}_")
     told = {"family": "made by hand", "samples": 1, "images": 1, "seeds": 2}
     figure = asga.draw_front(xarray.Dataset(values, axes, told))
-    bars = {bar.get_label(): bar for bar in figure.axes[0].containers}
-    assert len(bars) == 2 + len(asga.FOUND) and bars["Uniform bits, LSQ, SGD"][0].get_ydata().tolist() == [91.0] * 4
-    low, high = bars["SAMQ, SGD"][2][0].get_segments()[0][:, 1]
+    top, _, below, _ = figure.axes
+    assert [line.get_ydata().tolist() for line in top.lines] == 2 * [[91.0] * 4]
+    assert top.get_xscale() == "log" and top.get_xticks().tolist() == [2, 4, 8, 16]
+    labels = [label.get_text() for label in below.get_yticklabels()]
+    assert len(labels) == 2 + len(asga.FOUND) and labels[0] == "Uniform bits, SGD"
+    row = below.containers[labels.index("SAMQ, SGD")]
+    low, high = row[2][0].get_segments()[0][:, 0]
     assert (low + high) / 2 == pytest.approx(81) and (high - low) / 2 == pytest.approx(1 / 3**0.5)
-    assert figure.axes[0].get_xscale() == "log" and figure.axes[0].get_xticks().tolist() == [2, 4, 8, 16]
 
 
 def test_a_search_without_a_radius_has_a_loss_and_no_gap(closing):
@@ -156,6 +159,8 @@ def test_a_search_without_a_radius_has_a_loss_and_no_gap(closing):
     gap = np.where(np.array([True, False])[:, None, None], full, np.nan)
     values = {name: (tuple(where), own) for name, own in (("loss", full), ("gap", gap), ("rho", gap))}
     figure = asga.draw_convergence(xarray.Dataset(values, where, {"family": "made by hand", "samples": 1, "seeds": 2}))
-    assert [len(ax.lines) for ax in figure.axes] == [2, 2, 1, 1]
-    assert figure.axes[1].lines[0].get_ydata().tolist() == [6.0, 6.0, 6.0]  # above ASGA's
-    assert figure.axes[0].lines[0].get_ydata().tolist() == [2.5, 3.5, 4.5]
+    gaps, above = figure.axes
+    assert [text.get_text() for text in gaps.texts] == ["ASGA,\nadaptive ρ"]
+    assert gaps.lines[0].get_ydata().tolist() == [2.5, 3.5, 4.5]
+    assert [text.get_text() for text in above.texts] == ["ρ = 0", "ASGA"]
+    assert above.lines[0].get_ydata().tolist() == [6.0, 6.0, 6.0]

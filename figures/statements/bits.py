@@ -21,7 +21,8 @@ from ..study import (
     number,
     read,
 )
-from .digits import compared, curvature, data_of, per_seed
+from ..surfaces import per_seed
+from .digits import compared, curvature, data_of
 from .words import bullets, claimed, conclude, joined, listed, upper
 
 SEARCHED = {"samq": "SAMQ", "asga": "ASGA", "hessian": "the Hessian policy"}

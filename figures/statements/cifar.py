@@ -45,15 +45,13 @@ def mean(name: str, column: str) -> str:
 def page() -> str:
     """Return the page's section: how it was done, the table, what it says of the methods."""
     rows, tests = _study()
-    settings = [row["settings"] for row in read(methods.ROWS, *methods.KEYS).values()]
-    epochs = joined(sorted({str(own["recipe"]["epochs"]) for own in settings}))
-    images = joined(sorted({f"{own['limit']:,}" for own in settings}))
+    network, images, epochs = methods.about()
     beside = methods.pairs(rows, f"{methods.BASE}-w2a2-fpq", f"{methods.BASE}-w2a2-sgd")
     sgd = [rows[f"{methods.BASE}-w2a2-sgd", seed] for seed in beside]
     own = {column: number(*mean_and_error([row[column] for row in sgd])) for column in ("accuracy", "trace")}
     fewest = min(test.n for test in tests.values())
-    about = f"""ResNet-20, {images} training images; every network, the float one (FP32) too, is tuned for {epochs}
-        epochs from a float network of its seed. Trace filter-relative, on {methods.SAMPLES} training images. Below
+    about = f"""{network}, {images.replace(" ", " training ")}; every network, the float one (FP32) too, is tuned for
+        {epochs} from a float network of its seed. Trace filter-relative, on {methods.SAMPLES} training images. Below
         LSQ's own numbers (mean ± standard error over seeds) stand differences to it, paired by seed and float network
         ({fewest} pairs or more), with 95 % intervals: {LEGEND}. The variance of a difference is borrowed over the
         methods (moderated t), that of an accuracy is at least the scatter of the test images, and the correction is

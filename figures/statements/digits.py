@@ -8,7 +8,9 @@ import xarray
 from ..catalogue import folder, read
 from ..drawing import METHODS
 from ..fpq import mean_shift
+from ..saq import converged, fluctuations
 from ..study import Judged, judge, mean_shown
+from ..surfaces import per_seed, profile
 from .words import claimed, conclude, joined, listed, upper
 
 QUANTITIES = {"trace_filter": "trace", "lambda1_filter": "λ₁", "loss": "probe loss"}
@@ -24,12 +26,6 @@ def short(variant: Any) -> str:
     """Return what a method is called in a sentence."""
     name, _, setting = METHODS[str(variant)][0].removeprefix("SAQ, ").partition(", ")
     return f"{name} ({setting})" if setting else name
-
-
-def per_seed(comparison: Any, network: str, quantity: str) -> np.ndarray:
-    """Return one number of a network of a `landscape.Comparison` for each seed."""
-    own = [seed[quantity] for seed in comparison.seeds[network]]
-    return np.array([q["value"] if isinstance(q, dict) else q[0] for q in own])
 
 
 def compared(comparison: Any, network: str, other: str) -> dict[str, Judged]:
@@ -50,11 +46,14 @@ def saq_surfaces(claim: str) -> str:
     tests = compared(data, saq, sgd)
     values = [f"{name} {mean_shown(per_seed(data, sgd, q))}" for q, name in QUANTITIES.items()]
     float_tests = compared(data, sgd, fp32)
+    of_sgd, of_fp32 = (np.median(profile(data.surfaces[name])[1], 1) for name in (sgd, fp32))
     return claimed(
         claim,
         f"lower curvature: {conclude(curvature(tests), -1)}",
         f"""SAQ − SGD: {listed(tests)} (of {joined(values)}). Are 2 bits sharper than the float network, tuned as
-        long? {upper(conclude(curvature(float_tests), 1))}: SGD − FP32 {listed(float_tests)}.""",
+        long? {upper(conclude(curvature(float_tests), 1))}: SGD − FP32 {listed(float_tests)}. A trace is of the centre;
+        in the plane drawn, of one seed, FP32's loss is {of_fp32[0] / of_sgd[0]:.2g} times SGD's there and
+        {of_fp32[-1] / of_sgd[-1]:.2g} times at the rim (median over the directions).""",
     )
 
 
@@ -78,8 +77,7 @@ def saq_radii(claim: str) -> str:
     """Worst-case loss increases of SAQ's cases over SGD's, tested where every ascent converged."""
     data = data_of("saq_radii")
     ratio = data.rise / data.rise.sel(variant="sgd")
-    done = data.get("converged", xarray.zeros_like(data.rise, bool)).all("seed")
-    done = done & done.sel(variant="sgd")
+    done = converged(data)
     cases = [v for v in data["variant"].values if v != "sgd"]
     less = {
         (f"{short(v)} at {100 * r:g} %", str(b)): ratio.sel(bits=b, variant=v, radius=r).values - 1
@@ -151,18 +149,17 @@ def saq_curvature(claim: str) -> str:
 
 def saq_fluctuation(claim: str) -> str:
     """How much the training loss fluctuates from step to step."""
-    spread = data_of("saq_fluctuation").spread.mean("epoch")
-    pairs = {f"{b}, SGD − FP32": (f"sgd {b}", "fp32") for b in ("W4A4", "W2A2")}
-    calm = {f"{b}, SAQ − SGD": (f"saq3 {b}", f"sgd {b}") for b in ("W4A4", "W2A2")}
-    differences = {k: (spread.sel(network=a) - spread.sel(network=b)).values for k, (a, b) in (pairs | calm).items()}
-    tests = judge(differences)
-    more, less = ({k: tests[k] for k in own} for own in (pairs, calm))
-    verdict = f"rounded weights fluctuate more: {conclude(more, 1)}; SAQ calms: {conclude(less, -1)}"
+    data = data_of("saq_fluctuation")
+    tests = fluctuations(data)
+    calm = {name: test for name, test in tests.items() if "SAQ" in name}
+    more = {name: test for name, test in tests.items() if name not in calm}
+    verdict = f"rounded weights fluctuate more: {conclude(more, 1)}; SAQ calms: {conclude(calm, -1)}"
+    fp32 = mean_shown(data.spread.mean("epoch").sel(network="fp32").values)
     return claimed(
         claim,
         verdict,
-        f"""Spread of the step-to-step change over the mean loss, {mean_shown(spread.sel(network="fp32").values)} in
-        the float network: {listed(tests)}. It holds the batches' own differences, which are alike for all.""",
+        f"""Spread of the step-to-step change over the mean loss, {fp32} in the float network: {listed(tests)}. It
+        holds the batches' own differences, which are alike for all.""",
     )
 
 
