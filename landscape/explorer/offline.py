@@ -40,6 +40,7 @@ _HORIZONTAL = {
     "lambda1_filter": "λ₁, filter-relative",
     "bits": "bits per weight",
 }
+_ERROR_BITS = 20  # of a float32: an error bar in four digits packs into half the bytes
 _FRAME = "position: absolute; inset: 0; width: 100%; height: 100%; border: 0"
 
 
@@ -88,9 +89,11 @@ def page(
     places, dimensions = _dimensions(entries, parts)
     packed = _Packed()
     networks = _merged(entries, [packed.network(entry) for entry in entries], places)
-    surfaces = {entry.name: entry.surface for entry in entries if entry.surface is not None}
+    named = {network["name"]: network["first"] for network in networks}
+    known = {entry.name: entry for entry in entries}
+    surfaces = {name: surface for name, first in named.items() if (surface := known[first].surface) is not None}
     paths = any(entry.path is not None for entry in entries)
-    title = title or title_of([network["name"] for network in networks])
+    title = title or title_of(list(named))
     drawn = {
         "title": title,
         "start": "log" if is_log("auto", [surface.loss.numpy() for surface in surfaces.values()]) else "loss",
@@ -103,7 +106,6 @@ def page(
         "lengths": [len(array) for array in packed.arrays],
         "block": packed.block(),
     }
-    known = {entry.name: entry.numbers for entry in entries}
     text = {
         "TITLE": title,
         "LEAD": lead(surfaces, wholes),
@@ -113,7 +115,7 @@ def page(
         "BIBTEX": bibtex(_asset("page.bib"), surfaces, wholes, paths),
     }
     fields = {name: html.escape(part) for name, part in text.items()} | {
-        "TABLE": numbers_table([(n["name"], known[n["first"]]) for n in networks], wholes),
+        "TABLE": numbers_table({name: known[first].numbers for name, first in named.items()}, wholes),
         "DATA": _script_json(drawn),
     }
     target = Path(path)
@@ -313,10 +315,12 @@ class _Packed:
         self.grids: list[dict[str, Any]] = []
         self._known: dict[bytes, int] = {}
 
-    def array(self, values: Tensor) -> int:
-        """Return the index of an array, as float32."""
+    def array(self, values: Tensor, kept: int = 32) -> int:
+        """Return the index of an array, as float32, of which only the first bits may be kept."""
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is a gap in either case
             flat = values.detach().cpu().numpy().astype("<f4").ravel()
+        if kept < 32:
+            flat = ((flat.view("<u4") + (1 << (31 - kept))) >> (32 - kept) << (32 - kept)).view("<f4")
         self.arrays += [flat] * (self._known.setdefault(flat.tobytes(), len(self.arrays)) == len(self.arrays))
         return self._known[flat.tobytes()]
 
@@ -336,17 +340,19 @@ class _Packed:
         surface, path, numbers = entry.surface, entry.path, dict(entry.numbers)
         if found := _BITS.search(entry.name):
             numbers["bits"] = float(found[1] or found[2]), math.nan
-        kept = [q for q in (*_HORIZONTAL, "accuracy", "loss") if q in numbers and math.isfinite(numbers[q][0])]
+        shown = [q for q in (*_HORIZONTAL, "accuracy", "loss") if q in numbers and math.isfinite(numbers[q][0])]
         made: dict[str, Any] = {"grid": None, "values": {}, "path": None, "note": note(numbers)}
-        made["numbers"] = {q: [v if math.isfinite(v) else None for v in numbers[q]] for q in kept}
+        made["numbers"] = {q: [v if math.isfinite(v) else None for v in numbers[q]] for q in shown}
         if surface is not None:
             columns = {"loss": surface.loss, "accuracy": surface.accuracy, "stderr": surface.stderr}
             known = {name: part for name, part in columns.items() if part is not None and part.isfinite().any()}
-            made["grid"], made["values"] = self.grid(surface), {name: self.array(part) for name, part in known.items()}
+            kept = {"stderr": _ERROR_BITS}
+            made["values"] = {name: self.array(part, kept.get(name, 32)) for name, part in known.items()}
+            made["grid"] = self.grid(surface)
         if path is not None:
-            columns = dict(zip("xy", path.coordinates.unbind(1), strict=True)) | {"loss": path.loss}
-            columns |= {"plane": path.plane_loss, "off": path.off_plane, "distance": path.distance}
-            made["path"] = {name: self.array(part) for name, part in columns.items()}
+            parts = dict(zip("xy", path.coordinates.unbind(1), strict=True)) | {"loss": path.loss}
+            parts |= {"plane": path.plane_loss, "off": path.off_plane, "distance": path.distance}
+            made["path"] = {name: self.array(part) for name, part in parts.items()}
         return made
 
     def block(self) -> str:

@@ -598,24 +598,25 @@ function drawPath(panel, pair, path) {
   };
   const spot = place => { const [x, y] = where(place); return [normal(grid, "x", x), normal(grid, "y", y)]; };
   const sheet = (x, y) => mixedHeight(pair, x, y) * rise() + 0.01;
-  const until = (end, height) => {
+  const until = (end, height, behind = false) => {
     const points = [];
     for (let place = 0; place < end; place += 0.2) points.push(spot(place));
     return [...points, spot(end)].map(([x, y]) => {
       const point = [x, y, height(x, y)];
-      return height === sheet && isHidden(pair, camera, point) ? [0, NaN] : camera.project(...point);
+      return !behind && isHidden(pair, camera, point) ? [0, NaN] : camera.project(...point);
     });
   };
-  stroke(context, until(path.x.length - 1, () => ground()), inks.faint, 1.2, [2, 3]);
-  stroke(context, until(done, () => ground()), inks.soft, 1.5);
-  stroke(context, until(path.x.length - 1, sheet), "#fff", 1.2, [2, 3]);
+  const floor = () => ground() + 0.001;
+  stroke(context, until(path.x.length - 1, floor), inks.faint, 1.2, [2, 3]);
+  stroke(context, until(done, floor), inks.soft, 1.5);
+  stroke(context, until(path.x.length - 1, sheet, true), inks.faint, 1.2, [2, 3]);
   stroke(context, until(done, sheet), "#1d2330", 4.5);
   stroke(context, until(done, sheet), "#fff", 2.2);
   const [x, y] = spot(done), k = Math.round(done), own = quantity().values === "loss" && done === k;
   const height = own ? quantity().height(path.loss[k]) * rise() : sheet(x, y);
   markAt(panel, pair, x, y, height, ACCENT, "#fff", 6);
-  panel.told.textContent = `checkpoint ${k} of ${path.x.length - 1}: its own loss ${short(path.loss[k])}, ` +
-    `${short(path.plane[k])} on the plane, off it by ${short(path.off[k])} of ${short(path.distance[k])}`;
+  panel.told.textContent = `checkpoint ${k} of ${path.x.length - 1}: loss ${short(path.loss[k])}, on the plane ` +
+    `${short(path.plane[k])}; distance ${short(path.distance[k])}, off the plane ${short(path.off[k])}`;
 }
 
 function tell(panel, network, [x, y]) {
@@ -813,9 +814,11 @@ function overview() {
   for (const [share, text] of X.values) add("text", {x: left + share * (width - left - right), y: height - bottom + 18, "text-anchor": "middle"}, text);
   add("text", {x: (left + width - right) / 2, y: height - 8, "text-anchor": "middle"}, label);
   add("text", {x: 14, y: (top + height - bottom) / 2, transform: `rotate(-90 14 ${(top + height - bottom) / 2})`, "text-anchor": "middle"}, vertical[1]);
-  const shown = new Map(panels.map(panel => [nearest(panel), colour(panel.index)])), taken = [];
+  const shown = new Map(panels.map(panel => [nearest(panel), colour(panel.index)]));
+  const spot = one => [X.place(one.numbers[name][0]), Y.place(one.numbers[vertical[0]][0])];
+  const taken = known.map(spot).map(([x, y]) => [x - 8, x + 8, y + 4]);  // where no label may stand
   for (const one of known) {
-    const [[v, ve], [w, we]] = [one.numbers[name], one.numbers[vertical[0]]], x = X.place(v), y = Y.place(w);
+    const [[v, ve], [w, we]] = [one.numbers[name], one.numbers[vertical[0]]], [x, y] = spot(one);
     const group = add("g", {class: `point${shown.has(one) ? " on" : ""}`, tabindex: 0, role: "button", "aria-pressed": state.chosen.has(one.index), "data-network": one.index});
     if (shown.has(one)) group.style.setProperty("--c", shown.get(one));
     add("title", {}, `${one.name}: ${label} ${short(v)}${ve ? ` ± ${short(ve)}` : ""}, ${vertical[1]} ${short(w)}${we ? ` ± ${short(we)}` : ""}`, group);
@@ -829,7 +832,7 @@ function overview() {
     const [dx, dy] = spots.find(clear) || spots[0];
     text.setAttribute("x", x + dx);
     text.setAttribute("y", y + dy);
-    taken.push([x + dx, x + dx + size, y + dy], [x - 7, x + 7, y + 4]);
+    taken.push([x + dx, x + dx + size, y + dy]);
     group.onclick = () => choose(one.index);
     group.onkeydown = event => {
       if (event.key !== "Enter" && event.key !== " ") return;
@@ -991,6 +994,18 @@ function segment(id, choices, change) {
     $(id).append(button);
   }
 }
+/** Turn the camera to the side where the sheet is lowest, so that it hides no path. */
+function faceLow() {
+  const network = NETWORKS.find(one => one.path), side = angle => {
+    let sum = 0;
+    for (let place = -1; place <= 1; place += 0.1)
+      for (const [x, y] of [[Math.sign(Math.cos(angle)), place], [place, Math.sign(Math.sin(angle))]])
+        sum += heightAt(network, 0.999 * x, 0.999 * y) || 0;
+    return sum;
+  };
+  const turns = [0, 1, 2, 3].map(quarter => VIEW.turn + quarter * Math.PI / 2);
+  VIEW.turn = state.turn = turns.sort((a, b) => side(a) - side(b))[0];
+}
 function start() {
   segment("quantity", Object.entries(QUANTITIES).map(([key, {label}]) => [key, label]), key => {
     state.quantity = key;
@@ -1045,6 +1060,7 @@ state.at = PARTS.length && state.slider >= 0 ? PARTS[state.slider].values.length
 state.step = Math.max(0, ...NETWORKS.map(one => one.path ? one.path.x.length - 1 : 0));
 $("charts").hidden = !DRAWN.length;
 $("overview").hidden = !DATA.overview.x.length;
+if (NETWORKS.some(one => one.path)) faceLow();
 start();
 arrange();
 if (DRAWN.length) legend();

@@ -67,14 +67,17 @@ def verdict(comparison: Comparison) -> str:
     if len(values) < 2 or not all(math.isfinite(part) for pair in values.values() for part in pair):
         return ""
     low, high = (choose(values, key=lambda name: values[name][0]) for choose in (min, max))
-    pairs = math.comb(len(values), 2)
-    ends = comparison.interval(high, low, "trace_filter", 1 - _ALPHA / pairs)
-    apart = "is" if ends[0] > 0 else "is not"
-    difference = with_error(*comparison.difference(high, low, "trace_filter"))
+    pairs, quantity = math.comb(len(values), 2), "trace_filter"
+    row = next(
+        row for row in comparison.select(low, high).rows if (row["network"], row["quantity"]) == (high, quantity)
+    )
+    apart = "is" if comparison.interval(high, low, quantity, 1 - _ALPHA / pairs)[0] > 0 else "is not"
+    df = "" if math.isinf(row["delta_df"]) else f" with {row['delta_df']:.3g} degrees of freedom"
     return (
         f"At the centre, {shown(low)} has the smallest filter-relative trace ({with_error(*values[low])}) and "
-        f"{shown(high)} the largest ({with_error(*values[high])}). Their difference, {difference}, {apart} told apart "
-        f"from zero at the {100 * _ALPHA:g}\N{NO-BREAK SPACE}% level (Student's t"
+        f"{shown(high)} the largest ({with_error(*values[high])}). Their difference, "
+        f"{with_error(row['delta'], row['delta_stderr'])}, {apart} told apart from zero at the "
+        f"{100 * _ALPHA:g}\N{NO-BREAK SPACE}% level (Student's t{df}"
         + f", corrected for the {pairs} pairs" * (pairs > 1)
         + ")."
     )
@@ -87,14 +90,14 @@ def note(numbers: Numbers) -> str:
     return " · ".join(parts).replace("-", "−")
 
 
-def numbers_table(networks: Sequence[tuple[str, Numbers]], comparisons: Sequence[Comparison]) -> str:
+def numbers_table(networks: Mapping[str, Numbers], comparisons: Sequence[Comparison]) -> str:
     """Return the table with a whisker for each number, what the columns mean, and all other numbers, as HTML."""
-    if not (columns := _columns(numbers for _, numbers in networks)):
+    if not (columns := _columns(networks.values())):
         return _UNMEASURED
     heads = "".join(f'<th scope="col">{html.escape(quantity_label(q))}</th>' for q in columns)
     rows = []
-    for index, (name, numbers) in enumerate(networks):
-        cells = "".join(_cell(numbers.get(q), _range(q, networks)) for q in columns)
+    for index, (name, numbers) in enumerate(networks.items()):
+        cells = "".join(_cell(numbers.get(q), _range(q, networks.values())) for q in columns)
         rows.append(f'<tr data-network="{index}"><th scope="row">{html.escape(name)}</th>{cells}</tr>')
     body = f"<thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
     meanings = [(quantity_label(q), _MEANINGS[q if q in _MEANINGS else q.partition("_")[0]]) for q in columns]
@@ -114,7 +117,7 @@ def methods(surfaces: Mapping[str, Surface], comparisons: Sequence[Comparison], 
     said = []
     if surfaces:
         said.append(_grouped({name: _grid(surface) for name, surface in surfaces.items()}))
-        conditions = caption(surfaces).replace(" · ", "; ")
+        conditions = caption({n.replace(" · ", " "): s for n, s in surfaces.items()}).replace(" · ", "; ")
         said.append(f"{conditions[:1].upper()}{conditions[1:]}.")
         spaces = {surface.about.get("space") for surface in surfaces.values()}
         said += ["Quantized weights are moved after they are rounded."] * ("quantized" in spaces)
@@ -184,9 +187,9 @@ def _columns(networks: Iterable[Numbers]) -> list[str]:
     return [q for q in _MEANINGS if q in known] + [q for kind in last.values() for q in kind]
 
 
-def _range(quantity: str, networks: Sequence[tuple[str, Numbers]]) -> tuple[float, float]:
+def _range(quantity: str, networks: Iterable[Numbers]) -> tuple[float, float]:
     """Return the ends of a column's whiskers, with zero but for accuracies."""
-    known = [numbers[quantity] for _, numbers in networks if quantity in numbers]
+    known = [numbers[quantity] for numbers in networks if quantity in numbers]
     ends = [v + sign * e for v, error in known for e in (0.0 if math.isnan(error) else error,) for sign in (-1, 1)]
     finite = [end for end in ends if math.isfinite(end)] + [0.0] * (quantity != "accuracy")
     return min(finite, default=0.0), max(finite, default=1.0)
@@ -196,15 +199,16 @@ def _cell(number: tuple[float, float] | None, ends: tuple[float, float]) -> str:
     """Return a number and, on the scale of its column, a dot with its error bar."""
     if number is None or not math.isfinite(number[0]):
         return "<td>–</td>"
+    main, plus, rest = with_error(*number).replace("-", "−").partition(" ± ")
+    text = main + f" <small>± {rest}</small>" * bool(plus)
     value, error = number[0], number[1] if math.isfinite(number[1]) else 0.0
     low, high = ends
 
     def place(at: float) -> str:
         return f"{min(max(100 * (at - low) / ((high - low) or 1), 0), 100):.1f}%"
 
-    main, plus, rest = with_error(*number).replace("-", "−").partition(" ± ")
     return (
-        f"<td>{main}{f' <small>± {rest}</small>' if plus else ''}"
+        f"<td>{text}"
         '<svg aria-hidden="true"><line x1="0" x2="100%" y1="7" y2="7"/>'
         f'<line class="error" x1="{place(value - error)}" x2="{place(value + error)}" y1="7" y2="7"/>'
         f'<circle cx="{place(value)}" cy="7" r="3.5"/></svg></td>'
