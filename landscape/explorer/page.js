@@ -1,4 +1,4 @@
-// One page of loss surfaces. It reads the numbers that stand in #data, draws them with WebGL 2, and asks for nothing else.
+// Loss surfaces, drawn with WebGL 2 from the numbers that stand in #data; it asks for nothing else.
 "use strict";
 (async () => {
 const $ = id => document.getElementById(id);
@@ -18,7 +18,7 @@ async function unpack(text, lengths) {
   return lengths.map(length => numbers.subarray(start, start += length));
 }
 
-const note = text => $("stage").before(element("p", {class: "note"}, text));
+const note = text => $("charts").before(element("p", {class: "note"}, text));
 function element(tag, attributes = {}, text) {
   const svg = ["svg", "g", "line", "circle", "text", "path", "rect", "title"].includes(tag);
   const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
@@ -26,7 +26,7 @@ function element(tag, attributes = {}, text) {
   if (text != null) made.textContent = text;
   return made;
 }
-if (!("DecompressionStream" in window)) return note("The surfaces need a browser of 2023 or later; the table does not.");
+if (!("DecompressionStream" in window)) return note("The surfaces need a browser of 2023 or later.");
 const ARRAYS = await unpack(DATA.block, DATA.lengths);
 const mapped = (indices) => Object.fromEntries(Object.entries(indices).map(([name, index]) => [name, ARRAYS[index]]));
 const GRIDS = DATA.grids.map(grid => ({...grid, nx: grid.x.length, ny: grid.y.length, meshes: new Map()}));
@@ -38,6 +38,7 @@ const DRAWN = NETWORKS.filter(network => network.grid), PARTS = DATA.parts;
 
 // -- numbers as text -----------------------------------------------------------------------------------------------
 
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const written = v => String(v).replace(/-/g, "−");
 const short = v => !isFinite(v) ? "not finite" : written(
   Math.abs(v) >= 1e5 ? v.toExponential(2) : Math.abs(v) >= 100 ? v.toFixed(0) : Math.abs(v) >= 10 ? v.toFixed(1)
@@ -70,6 +71,7 @@ for (const [name, quantity] of Object.entries(QUANTITIES)) {
   quantity.ticks = ticks(quantity.low, quantity.high, name === "log");
 }
 if (!QUANTITIES[state.quantity]) state.quantity = Object.keys(QUANTITIES)[0];
+if (!state.quantity) DRAWN.length = 0;  // nowhere a finite number
 const quantity = () => QUANTITIES[state.quantity];
 
 /** Round values within a range (of logarithms): [share of the range, label]. */
@@ -99,7 +101,7 @@ const RAMP = ["#2b1a4a", "#33306f", "#2f4f8c", "#2a6e97", "#2f8c97", "#46a98d", 
 const ACCENT = "#ff6a3d";
 const rgb = hex => [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16));
 function ramp(share) {
-  const place = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1), i = Math.min(Math.floor(place), RAMP.length - 2);
+  const place = clamp(share, 0, 1) * (RAMP.length - 1), i = Math.min(Math.floor(place), RAMP.length - 2);
   const from = rgb(RAMP[i]), to = rgb(RAMP[i + 1]);
   return from.map((v, k) => Math.round(v + (to[k] - v) * (place - i)));
 }
@@ -128,7 +130,8 @@ function columns() {
       continue;
     }
     for (const key of network.keys) {
-      const order = beside.map(part => key[part]), title = beside.map(part => PARTS[part].values[key[part]]).join(" · ");
+      const order = beside.map(part => key[part]);
+      const title = beside.map(part => PARTS[part].values[key[part]]).join(" · ");
       const cell = cells.get(`${order}`) || {order, title, states: Array(stops)};
       cell.states[state.slider < 0 ? 0 : key[state.slider]] = network;
       cells.set(`${order}`, cell);
@@ -162,7 +165,8 @@ function arrange() {
   $("all").hidden = !state.chosen.size;
   const rest = PARTS.filter((_, part) => part !== state.slider);
   const called = part => part.name || part.values.slice(0, 3).join(", ") + (part.values.length > 3 ? " …" : "");
-  $("beside").textContent = rest.length ? `Side by side: ${rest.map(called).join(" × ")} ⇄` : "One after another ⇄";
+  const swap = rest.length ? `Side by side: ${rest.map(called).join(" × ")}` : "One after another";
+  $("beside").textContent = `${swap} ⇄`;
   const grid = cutGrid();
   if (grid) {
     $("cut").max = (state.axis ? grid.nx : grid.ny) - 1;
@@ -181,7 +185,10 @@ function between(panel) {
   return one ? [one, one, 0] : null;
 }
 const nearest = panel => panel.states[Math.round(Math.min(state.at, panel.states.length - 1))] || null;
-const cutGrid = () => { const panel = panels.find(nearest) || panels[0]; return panel && panel.states.find(one => one).grid; };
+const cutGrid = () => {
+  const panel = panels.find(nearest) || panels[0];
+  return panel && panel.states.find(one => one).grid;
+};
 
 // -- meshes: heights from 0 to 1 with slopes, upsampled by Catmull-Rom; a gap stays a gap ----------------------------
 
@@ -189,15 +196,15 @@ function closest(steps, value) {
   const gaps = steps.map(v => Math.abs(v - value));
   return gaps.indexOf(Math.min(...gaps));
 }
-const fold = (grid, axis) => { const ends = grid[axis]; return (ends.at(-1) - ends[0]) / 2; };
-const normal = (grid, axis, value) => (value - grid[axis][0]) / fold(grid, axis) - 1;
+const half = (grid, axis) => { const ends = grid[axis]; return (ends.at(-1) - ends[0]) / 2; };
+const normal = (grid, axis, value) => (value - grid[axis][0]) / half(grid, axis) - 1;
 
 function mesh(network) {
   if (network.meshes[state.quantity]) return network.meshes[state.quantity];
   const {grid} = network, {nx, ny} = grid, raw = network.values[quantity().values];
-  const fine = Math.min(Math.max(Math.floor(72 / (Math.max(nx, ny) - 1)), 1), 8);
+  const fine = clamp(Math.floor(72 / (Math.max(nx, ny) - 1)), 1, 8);
   const height = Float32Array.from(raw || Array(nx * ny).fill(NaN), quantity().height);
-  const X = (nx - 1) * fine + 1, Y = (ny - 1) * fine + 1, within = v => Math.min(Math.max(v, 0), 1);
+  const X = (nx - 1) * fine + 1, Y = (ny - 1) * fine + 1, within = v => clamp(v, 0, 1);
   const spline = (a, b, c, d, t) => {
     if (t === 0) return b;
     if (!isFinite(a)) a = b;
@@ -205,7 +212,7 @@ function mesh(network) {
     return b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)));
   };
   const refined = (count, index, get) => {
-    const i = Math.min(Math.floor(index / fine), count - 2), at = k => get(Math.min(Math.max(k, 0), count - 1));
+    const i = Math.min(Math.floor(index / fine), count - 2), at = k => get(clamp(k, 0, count - 1));
     return index % fine === 0 ? get(index / fine) : spline(at(i - 1), at(i), at(i + 1), at(i + 2), index / fine - i);
   };
   const rows = new Float32Array(X * ny), z = new Float32Array(X * Y);
@@ -239,15 +246,17 @@ function mesh(network) {
 function heightAt(network, x, y) {
   const {grid} = network, {height} = mesh(network);
   const find = axis => {
-    const value = grid[axis][0] + ((axis === "x" ? x : y) + 1) * fold(grid, axis), steps = grid[axis];
-    let i = Math.min(Math.max(Math.floor((value - steps[0]) / (steps.at(-1) - steps[0]) * (steps.length - 1)), 0), steps.length - 2);
+    const value = grid[axis][0] + ((axis === "x" ? x : y) + 1) * half(grid, axis), steps = grid[axis];
+    const share = (value - steps[0]) / (steps.at(-1) - steps[0]), last = steps.length - 2;
+    let i = clamp(Math.floor(share * (last + 1)), 0, last);  // right at once where steps are even
     while (i > 0 && steps[i] > value) i--;
-    while (i < steps.length - 2 && steps[i + 1] < value) i++;
+    while (i < last && steps[i + 1] < value) i++;
     return [i, (value - steps[i]) / (steps[i + 1] - steps[i])];
   };
   if (Math.abs(x) > 1.000001 || Math.abs(y) > 1.000001) return NaN;
-  const [i, a] = find("x"), [j, b] = find("y"), k = i * grid.ny + j, up = b > 0 ? 1 : 0, on = a > 0 ? grid.ny : 0;
-  return (height[k] * (1 - b) + height[k + up] * b) * (1 - a) + (height[k + on] * (1 - b) + height[k + on + up] * b) * a;
+  const [i, a] = find("x"), [j, b] = find("y"), up = b > 0 ? 1 : 0;
+  const row = k => height[k] * (1 - b) + height[k + up] * b, k = i * grid.ny + j;
+  return row(k) * (1 - a) + row(a > 0 ? k + grid.ny : k) * a;
 }
 const mixedHeight = ([a, b, share], x, y) =>
   share ? heightAt(a, x, y) * (1 - share) + heightAt(b, x, y) * share : heightAt(a, x, y);
@@ -446,7 +455,8 @@ function pick(panel, px, py) {
   for (let far = near - 2.5; far < near + 3; far += 0.02) {
     const [x, y, z] = camera.eye.map((v, i) => v + direction[i] * far);
     if (z <= mixedHeight(pair, x, y) * rise()) {
-      return [closest(grid.x, grid.x[0] + (x + 1) * fold(grid, "x")), closest(grid.y, grid.y[0] + (y + 1) * fold(grid, "y"))];
+      const index = (axis, place) => closest(grid[axis], grid[axis][0] + (place + 1) * half(grid, axis));
+      return [index("x", x), index("y", y)];
     }
   }
   return null;
@@ -501,7 +511,8 @@ function draw(panel) {
   panel.camera = null;
   panel.tip.classList.remove("on");
   if (!pair || !mesh(pair[0]).height.some(isFinite)) {
-    return write(context, pair ? `no ${quantity().values} here` : "not measured", [width / 2, height / 2], "center", inks.soft, 13);
+    const why = pair ? `no ${quantity().values} here` : "not measured";
+    return write(context, why, [width / 2, height / 2], "center", inks.soft, 13);
   }
   const camera = panel.camera = cameraOf(width, height);
   drawBox(panel, camera, pair[0].grid);
@@ -517,14 +528,16 @@ function draw(panel) {
 }
 
 function caption(panel, shown) {
-  const stop = state.slider >= 0 && !state.chosen.size && !panel.fixed ? PARTS[state.slider].values[Math.round(state.at)] : "";
+  const sliding = state.slider >= 0 && !state.chosen.size && !panel.fixed;
+  const stop = sliding ? PARTS[state.slider].values[Math.round(state.at)] : "";
   const gaps = shown ? (shown.values[quantity().values] || []).filter(v => !isFinite(quantity().lift(v))).length : 0;
   const missing = gaps ? ` · ${gaps} of ${shown.grid.nx * shown.grid.ny} points not drawn` : "";
   panel.name.textContent = [panel.title, stop].filter(Boolean).join(" · ") || DATA.title;
   panel.told.textContent = shown ? shown.note + missing : "not measured";
   panel.figure.style.setProperty("--c", colour(panel.index));
   const view = state.view === "map" || !program ? "map" : "3-D surface";
-  panel.canvas.setAttribute("aria-label", `${panel.name.textContent}: ${quantity().title}, ${view}. ${panel.told.textContent}`);
+  const label = `${panel.name.textContent}: ${quantity().title}, ${view}. ${panel.told.textContent}`;
+  panel.canvas.setAttribute("aria-label", label);
 }
 
 /** The walls behind with the height's lines and labels, and the floor's frame. */
@@ -551,7 +564,8 @@ function drawAxes(panel, {away, project}, grid) {
   const {context, width} = panel, roomy = width > 330, top = state.flat > 0.5;
   if (width < 130) return;
   for (const axis of ["x", "y"]) {
-    const first = axis === "x", back = away[first ? 0 : 1] > 0 ? -1 : 1, edge = top ? -1 : away[first ? 1 : 0] > 0 ? 1 : -1;
+    const first = axis === "x", back = away[first ? 0 : 1] > 0 ? -1 : 1;
+    const edge = top ? -1 : away[first ? 1 : 0] > 0 ? 1 : -1;
     const place = (t, out) => first ? project(t, edge * out, ground()) : project(edge * out, t, ground());
     for (const [share, label] of ticks(grid[axis][0], grid[axis].at(-1), false, roomy ? 4 : 2)) {
       const t = 2 * share - 1, corner = !top && Math.abs(t + back) < 0.1;  // where both axes' labels would meet
@@ -593,8 +607,8 @@ function markAt(panel, pair, x, y, z, fill, edge, radius) {
 function drawPath(panel, pair, path) {
   const {context, camera} = panel, {grid} = pair[0], done = Math.min(state.step, path.x.length - 1);
   const where = place => {
-    const i = Math.min(Math.floor(place), path.x.length - 2), t = place - i, mix = part => part[i] * (1 - t) + part[i + 1] * t;
-    return path.x.length < 2 ? [path.x[0], path.y[0]] : [mix(path.x), mix(path.y)];
+    const i = Math.floor(place), t = place - i, mix = part => t ? part[i] * (1 - t) + part[i + 1] * t : part[i];
+    return [mix(path.x), mix(path.y)];
   };
   const spot = place => { const [x, y] = where(place); return [normal(grid, "x", x), normal(grid, "y", y)]; };
   const sheet = (x, y) => mixedHeight(pair, x, y) * rise() + 0.01;
@@ -625,18 +639,20 @@ function tell(panel, network, [x, y]) {
   panel.tip.textContent = `loss ${short(loss[k])}${error}` +
     (accuracy ? ` · accuracy ${isFinite(accuracy[k]) ? `${(100 * accuracy[k]).toFixed(1)} %` : "not finite"}` : "");
   const half = panel.tip.offsetWidth / 2 + 6;
-  panel.tip.style.left = `${Math.min(Math.max(x, half), panel.width - half)}px`;
+  panel.tip.style.left = `${clamp(x, half, panel.width - half)}px`;
   panel.tip.style.top = `${panel.canvas.offsetTop + y}px`;
   panel.tip.classList.add("on");
 }
 
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const tiltTo = value => state.tilt = clamp(value, 0.04, 1.45), zoomTo = value => state.zoom = clamp(value, 0.5, 4);
 
 function listen(panel) {
   const {canvas} = panel, pointers = new Map();
   let moved = 0, gap = 0;
-  const inside = event => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
+  const inside = event => {
+    const box = canvas.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
+  };
   const leave = event => { pointers.delete(event.pointerId); gap = 0; };
   canvas.onpointerdown = event => {
     pointers.set(event.pointerId, [event.clientX, event.clientY]);
@@ -722,7 +738,8 @@ function slice() {
   for (const [panel, [a, b, share]] of drawn) {
     const own = colour(panel.index), mix = (u, v) => share ? u * (1 - share) + v * share : u, next = curve(b);
     const mixed = curve(a).map(([where, value, error], i) => ({
-      x: X(where), y: Y(mix(lift(value), lift(next[i][1]))), value: mix(value, next[i][1]), error: mix(error, next[i][2]),
+      x: X(where), y: Y(mix(lift(value), lift(next[i][1]))),
+      value: mix(value, next[i][1]), error: mix(error, next[i][2]),
     }));
     const first = panel.states[0];
     if (first && first !== a && !panel.fixed) {
@@ -731,7 +748,10 @@ function slice() {
       dashed = PARTS[state.slider].values[0];
     }
     for (const piece of pieces(mixed)) {
-      const edge = (point, sign) => { const y = Y(lift(point.value + sign * point.error)); return [point.x, isFinite(y) ? Math.min(y, height - bottom) : height - bottom]; };
+      const edge = (point, sign) => {
+        const y = Y(lift(point.value + sign * point.error)), floor = height - bottom;
+        return [point.x, isFinite(y) ? Math.min(y, floor) : floor];
+      };
       context.fillStyle = own;
       context.globalAlpha = 0.18;
       context.beginPath();
@@ -800,8 +820,8 @@ function overview() {
     const low = Math.min(...ends), high = Math.max(...ends), log = key === "bits" || (low > 0 && high > 30 * low);
     const lift = log ? Math.log10 : v => v, pad = 0.08 * (lift(high) - lift(low)) || 0.5;
     const [a, b] = [lift(low) - pad, lift(high) + pad];
-    const values = key === "bits" ? [...new Set(known.map(one => one.numbers.bits[0]))].map(v => [(lift(v) - a) / (b - a), v])
-      : ticks(a, b, log, 5);
+    const bits = key === "bits" && [...new Set(known.map(one => one.numbers.bits[0]))];
+    const values = bits ? bits.map(v => [(lift(v) - a) / (b - a), v]) : ticks(a, b, log, 5);
     return {place: v => from + (lift(v) - a) / (b - a) * (to - from), values};
   };
   const X = scale(name, left, width - right), Y = scale(vertical[0], height - bottom, top);
@@ -811,22 +831,28 @@ function overview() {
     add("line", {class: "grid", x1: left, x2: width - right, y1: y, y2: y});
     add("text", {x: left - 8, y: y + 4, "text-anchor": "end"}, text);
   }
-  for (const [share, text] of X.values) add("text", {x: left + share * (width - left - right), y: height - bottom + 18, "text-anchor": "middle"}, text);
-  add("text", {x: (left + width - right) / 2, y: height - 8, "text-anchor": "middle"}, label);
-  add("text", {x: 14, y: (top + height - bottom) / 2, transform: `rotate(-90 14 ${(top + height - bottom) / 2})`, "text-anchor": "middle"}, vertical[1]);
+  const centred = (x, y, text, more = {}) => add("text", {x, y, "text-anchor": "middle", ...more}, text);
+  for (const [share, text] of X.values) centred(left + share * (width - left - right), height - bottom + 18, text);
+  centred((left + width - right) / 2, height - 8, label);
+  const middle = (top + height - bottom) / 2;
+  centred(14, middle, vertical[1], {transform: `rotate(-90 14 ${middle})`});
   const shown = new Map(panels.map(panel => [nearest(panel), colour(panel.index)]));
   const spot = one => [X.place(one.numbers[name][0]), Y.place(one.numbers[vertical[0]][0])];
   const taken = known.map(spot).map(([x, y]) => [x - 8, x + 8, y + 4]);  // where no label may stand
   for (const one of known) {
     const [[v, ve], [w, we]] = [one.numbers[name], one.numbers[vertical[0]]], [x, y] = spot(one);
-    const group = add("g", {class: `point${shown.has(one) ? " on" : ""}`, tabindex: 0, role: "button", "aria-pressed": state.chosen.has(one.index), "data-network": one.index});
+    const group = add("g", {
+      class: `point${shown.has(one) ? " on" : ""}`, tabindex: 0, role: "button",
+      "aria-pressed": state.chosen.has(one.index), "data-network": one.index,
+    });
     if (shown.has(one)) group.style.setProperty("--c", shown.get(one));
-    add("title", {}, `${one.name}: ${label} ${short(v)}${ve ? ` ± ${short(ve)}` : ""}, ${vertical[1]} ${short(w)}${we ? ` ± ${short(we)}` : ""}`, group);
+    const number = (value, error) => short(value) + (error ? ` ± ${short(error)}` : "");
+    add("title", {}, `${one.name}: ${label} ${number(v, ve)}, ${vertical[1]} ${number(w, we)}`, group);
     if (ve) add("line", {x1: X.place(v - ve), x2: X.place(v + ve), y1: y, y2: y}, null, group);
     if (we) add("line", {x1: x, x2: x, y1: Y.place(w - we), y2: Y.place(w + we)}, null, group);
     add("circle", {cx: x, cy: y, r: 6}, null, group);
     const text = add("text", {x: x + 10, y: y - 9}, one.name, group), size = text.getComputedTextLength();
-    const spots = [[10, -9], [-10 - size, -9], [10, 18], [-10 - size, 18], [10, -25], [10, 34], [-10 - size, -25], [-10 - size, 34]];
+    const spots = [-9, 18, -25, 34].flatMap(dy => [[10, dy], [-10 - size, dy]]);
     const clear = ([dx, dy]) => x + dx > left - 40 && x + dx + size < width && y + dy > 8 && y + dy < height - 30 &&
       !taken.some(([a, b, c]) => a < x + dx + size && x + dx < b && Math.abs(c - y - dy) < 14);
     const [dx, dy] = spots.find(clear) || spots[0];
@@ -864,7 +890,7 @@ function animate(duration, change, done = () => {}) {
     now();
     if (share < 1) requestAnimationFrame(frame); else done();
   };
-  if (duration) requestAnimationFrame(frame); else { change(1); now(); done(); }
+  if (duration) requestAnimationFrame(frame); else { change(1); paint(); done(); }
 }
 
 /** A slider over stops: moves freely, settles on a stop, plays from stop to stop. */
@@ -929,7 +955,8 @@ class Player {
       if (to > this.last) return this.pause();
       const turn = still.matches ? 0 : 0.0035;  // who wants less motion sees the states one after the other
       animate(this.pace, t => {
-        this.move(still.matches ? (t < 1 ? from : to) : t === 1 ? to : from + (to - from) * eased(Math.min(t * 1.6, 1)));
+        const share = still.matches ? Math.floor(t) : eased(Math.min(t * 1.6, 1));
+        this.move(share === 1 ? to : from + (to - from) * share);
         if (this.key === "at") state.turn += turn;
       }, go);
     };
@@ -961,7 +988,8 @@ function now() {
     row.classList.toggle("on", !!panel);
     if (panel) row.style.setProperty("--c", colour(panel.index));
   }
-  const key = `${[...shown].map(([one, panel]) => one && `${one.index}:${panel.index}`)}|${[...state.chosen]}|${state.overview}|${isDark()}|${$("points").clientWidth}`;
+  const seen = [...shown].map(([one, panel]) => [one && one.index, panel.index]);
+  const key = JSON.stringify([seen, [...state.chosen], state.overview, isDark(), $("points").clientWidth]);
   if (now.key !== key) { now.key = key; overview(); }
 }
 function legend() {
@@ -976,7 +1004,8 @@ function legend() {
     last = share;
   }
   const hint = "one scale for every state and panel · drag to turn, click to cut, double-click to reset";
-  $("scale").replaceChildren(element("span", {id: "drawn"}, quantity().title), bar, element("span", {class: "hint"}, hint));
+  const name = element("span", {id: "drawn"}, quantity().title);
+  $("scale").replaceChildren(name, bar, element("span", {class: "hint"}, hint));
 }
 function measure() {
   for (const panel of panels) {
@@ -1018,8 +1047,8 @@ function start() {
     players.forEach(player => player.pause());
     animate(still.matches ? 0 : 600, t => state.flat = from + (to - from) * eased(t));
   });
-  const axes = DRAWN.length ? DRAWN[0].grid.axes : [];
-  segment("along", axes.map((name, index) => [String(index), `along ${name[0].toLowerCase()}${name.slice(1)}`]), key => {
+  const axes = DRAWN.length ? DRAWN[0].grid.axes.map(name => name[0].toLowerCase() + name.slice(1)) : [];
+  segment("along", axes.map((name, index) => [String(index), `along ${name}`]), key => {
     state.axis = +key;
     state.cut = null;
     arrange();
@@ -1047,8 +1076,16 @@ function start() {
 
 if (gl) {
   build();
-  glCanvas.addEventListener("webglcontextlost", event => { event.preventDefault(); program = null; state.flat = 1; paint(); });
-  glCanvas.addEventListener("webglcontextrestored", () => { build(); state.flat = state.view === "map" ? 1 : 0; paint(); });
+  glCanvas.addEventListener("webglcontextlost", event => {
+    event.preventDefault();
+    [program, state.flat] = [null, 1];
+    paint();
+  });
+  glCanvas.addEventListener("webglcontextrestored", () => {
+    build();
+    state.flat = state.view === "map" ? 1 : 0;
+    paint();
+  });
 }
 if (!program) {
   state.flat = 1;
@@ -1058,7 +1095,7 @@ if (!program) {
 state.cut = null;
 state.at = PARTS.length && state.slider >= 0 ? PARTS[state.slider].values.length - 1 : 0;
 state.step = Math.max(0, ...NETWORKS.map(one => one.path ? one.path.x.length - 1 : 0));
-$("charts").hidden = !DRAWN.length;
+$("charts").hidden = $("cutting").hidden = !DRAWN.length;
 $("overview").hidden = !DATA.overview.x.length;
 if (NETWORKS.some(one => one.path)) faceLow();
 start();
