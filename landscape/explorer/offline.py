@@ -287,24 +287,25 @@ def _slides(entries: Sequence[_Entry]) -> bool:
     Raises:
         ValueError: tuples ask for a slider, and two surfaces have other steps.
     """
-    drawn = [(entry, entry.surface) for entry in entries if entry.surface is not None]
-    tuples = [pair for pair in drawn if isinstance(pair[0].key, tuple)]
-    for entry, surface in tuples or drawn:
-        first, other = (tuples or drawn)[0]
-        if torch.equal(surface.alphas, other.alphas) and torch.equal(surface.betas, other.betas):
-            continue
-        if not tuples:
-            return False
+    drawn = [(entry.name, _extent(entry.surface), entry.key) for entry in entries if entry.surface is not None]
+    tuples = [row for row in drawn if isinstance(row[2], tuple)]
+    others = [row for row in tuples or drawn if row[1] != (tuples or drawn)[0][1]]
+    if tuples and others:
+        (first, its, _), (other, theirs, _) = tuples[0], others[0]
         raise ValueError(
             "content must have surfaces of the same steps where names are tuples, for the slider; got "
-            f"{_extent(other)} of {first.name!r} and {_extent(surface)} of {entry.name!r}"
+            f"{its} of {first!r} and {theirs} of {other!r}"
         )
-    return bool(drawn)
+    return bool(drawn) and not others
 
 
 def _extent(surface: Surface) -> str:
-    axes = (surface.alphas, surface.betas)
-    return " × ".join(f"{len(axis)} from {float(axis[0]):g} to {float(axis[-1]):g}" for axis in axes)
+    """Say where the points of a surface lie, and how they are spread if not evenly."""
+    texts = []
+    for axis in (surface.alphas, surface.betas):
+        even = torch.allclose(axis, torch.linspace(float(axis[0]), float(axis[-1]), len(axis), dtype=axis.dtype))
+        texts.append(f"{len(axis)} from {float(axis[0]):g} to {float(axis[-1]):g}" + f" {axis.tolist()}" * (not even))
+    return " × ".join(texts)
 
 
 class _Packed:
