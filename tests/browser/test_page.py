@@ -289,18 +289,23 @@ def test_gaps_stay_gaps(opened):
     assert none.locator("#charts").is_hidden() and "Methods" in none.inner_text("main")
 
 
-def test_a_page_shows_in_a_notebooks_frame(opened, surfaces, tmp_path):
-    window = opened(surfaces)
+def test_a_page_shows_in_a_notebooks_frame(browser, surfaces, tmp_path):
     outside = tmp_path / "notebook.html"
-    outside.write_text(landscape.page(surfaces, tmp_path / "inside")._repr_html_())
-    window.set_content(outside.read_text())
+    outside.write_text(f"<!doctype html><p>Out[1]:</p>{landscape.page(surfaces, tmp_path / 'inside')._repr_html_()}")
+    window, said = browser.new_context(offline=True, reduced_motion="reduce").new_page(), []
+    window.on("console", lambda message: said.append(message.text))
+    window.on("pageerror", lambda error: said.append(str(error)))
+    window.goto(outside.as_uri())
     inside = window.frame_locator("iframe")
     inside.locator("html[data-ready]").wait_for()
     assert inside.locator(".stage canvas").count() == 3
     inside.locator('#quantity [data-key="accuracy"]').click()
     assert inside.locator("#drawn").inner_text() == "accuracy"
+    window.screenshot(path=tmp_path / "notebook.png")
     window.evaluate("document.querySelector('iframe').remove()")  # as viewers do that trust nobody
     assert window.locator("img").bounding_box()["width"] > 300
+    window.context.close()
+    assert not [text for text in said if "GPU stall" not in text]
 
 
 def test_without_webgl_or_after_its_loss_maps_stand_there(opened, surfaces):
