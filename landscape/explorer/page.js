@@ -284,7 +284,8 @@ void main() {
   for (int i = 0; i < 24; i++) { if (i >= count) break; away = min(away, abs(point.z - levels[i]) / width); }
   float along = dot(point.xy, across), slice = abs(along - cut) / max(fwidth(along), 1e-5);
   if (there < .999) discard;
-  float line = (1. - smoothstep(.35, 1.25, away)) * smoothstep(.06, .012, width);
+  // no lines where they would be a black wall, nor on a plateau at a level's very height
+  float line = (1. - smoothstep(.35, 1.25, away)) * smoothstep(.06, .012, width) * smoothstep(2e-5, 2e-4, width);
   if (onFloor > .5) {
     color = vec4(mix(base * .9, mix(base, vec3(1.), .38 * line), dark), 1.) * max(.10, line * .75);
     return;
@@ -1104,5 +1105,5 @@ if (DRAWN.length) legend();
 new ResizeObserver(measure).observe($("stage"));
 now();
 window.landscape = {networks: NETWORKS, state, now};  // to try things in the console
-root.dataset.ready = "yes";
+root.dataset.ready = `${Math.round(performance.now())} ms`;
 })();

@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..comparison import Comparison, quantity_label
@@ -105,8 +107,9 @@ def numbers_table(networks: Mapping[str, Numbers], comparisons: Sequence[Compari
     parts = [f'<div class="wrap"><table>{body}</table></div><dl>{terms}</dl>']
     parts += [_UNMEASURED] * (not comparisons)
     for whole in comparisons:
-        plain = whole.table.rename(columns=shown).to_html(border=0).replace(' style="text-align: right;"', "")
-        table = f'<div class="wrap">{plain}</div>'
+        named = replace(whole, seeds={shown(name): group for name, group in whole.seeds.items()})
+        plain = named.table.to_html(border=0).replace(' style="text-align: right;"', "")  # which the policy forbids
+        table = f'<div class="wrap">{re.sub(r">-(?=[0-9.])", ">−", plain)}</div>'
         text = f'<p class="soft small">{html.escape(whole._caption())}</p>'
         parts.append(f"<details><summary>All numbers, and the differences</summary>{table}{text}</details>")
     return "".join(parts)
