@@ -33,7 +33,7 @@ from importlib.metadata import PackageNotFoundError, version
 from .checking import check_public
 from .comparison import Comparison, compare
 from .curvature import GGN, Hessian, ScaleCurvature, curvature_at_scale, density, top_eigenvalues, trace
-from .explorer import Explorer, explore
+from .explorer import Explorer, explore, page
 from .flatness import (
     RoundingSharpness,
     Sharpness,
@@ -86,7 +86,7 @@ __all__ = [
     "plot_trace", "plot_top_eigenvalues", "plot_density", "plot_curvature_at_scale", "plot_sharpness",
     "plot_layers", "draw_layers", "plot_history", "draw_history",
     "plot_together", "draw_together", "paper_style", "save_figure",
-    "compare", "explore", "load",
+    "compare", "explore", "page", "load",
     "Result", "Trace", "Eigenvalues", "Density", "Sharpness", "SharpnessTable", "RoundingSharpness",
     "ScaleCurvature", "Line", "Surface", "Trajectory", "BatchNormCheck", "Comparison", "Explorer",
 ]

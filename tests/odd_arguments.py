@@ -425,6 +425,8 @@ def made_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]:
     explored = {k: v for k, v in models.items() if k != "space"}
     explored |= {"parts": None, "points": 5, "samples": 24, "path": folder / "explored"}
     calls["explore"] = landscape.explore, explored
+    paged = {"content": RESULTS["Surface"], "path": folder / "page", "data": None, "title": "t", "parts": None}
+    calls["page"] = landscape.page, paged
     calls |= drawing_calls(folder) | saq_calls(folder)
     for name, result in RESULTS.items():
         calls[name] = type(result), fields_of(result)
@@ -722,6 +724,10 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
     if name == "history":
         odd = no(text={"epoch": ["a"], "loss": [1.0]}, none={"epoch": None}, ragged={"epoch": [1, 2], "loss": [1.0]})
         return odd + no(number={"epoch": 3, "loss": 4}, unknown={"nonsense": [1]}) + junk()
+    if name == "content":
+        odd = no(trace=RESULTS["Trace"], none={"a": None}, mixed={"a": RESULTS["Surface"], "b": mlp()}, listed=[mlp()])
+        odd += no(path=RESULTS["Trajectory"], inside={"a": RESULTS["Line"]}, ragged={("a",): RESULTS["Surface"], (): 3})
+        return odd + junk()
     if name == "results":
         odd = no(trace={"a": RESULTS["Trace"]}, none={"a": None}, mixed={"a": RESULTS["Line"], "b": RESULTS["Surface"]})
         return odd + no(alone=RESULTS["Line"], listed=[RESULTS["Line"]], numbers={"a": 3}) + junk()
@@ -901,6 +907,7 @@ ALSO = {  # what an argument may be called instead, in a message
     "checkpoints": "checkpoint|weights|model",
     "directions": "direction|network|networks|model",
     "results": "value",
+    "content": "model|network",
     "metrics": "metric|mine",
     "measures": "radii",
     "network": "network",
