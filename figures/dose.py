@@ -18,7 +18,7 @@ import numpy as np
 import landscape
 import saq_core
 
-from .drawing import METHODS, legend, note, panels
+from .drawing import MARKERS, METHODS, legend, note, panels
 from .measures import TEST_IMAGES, WORST, command_line, curvature, objective_of, settings_of, tested, worst_case
 from .study import (
     RUNS,
@@ -174,7 +174,7 @@ def draw(family: str = "digits-resnet8") -> Any:
     figure, axes = panels(len(columns), 1.9, len(bits_shown))
     for panel, (ax, (bits, column)) in enumerate(zip(axes, product(bits_shown, columns), strict=True)):
         sgd = [row[column] for row in rows[bits, 0, 0.0].values() if _holds(column, row)]
-        ax.axhline(np.mean(sgd), color=METHODS["sgd"][1], linewidth=0.8)
+        ax.axhline(np.mean(sgd), color=METHODS["sgd"][1], linewidth=0.8, label=METHODS["sgd"][0])
         for case in sorted(CASES):
             label, colour, dash = METHODS[f"saq{case}"]
             radii = [rho for rho in RADII if (bits, case, rho) in rows]
@@ -182,7 +182,9 @@ def draw(family: str = "digits-resnet8") -> Any:
             means = [np.mean(own) if own else np.nan for own in values]
             place = np.array(radii) * 1.06 ** (case - 2)  # beside each other
             errors = [_half(own) for own in values]
-            ax.errorbar(place, means, errors, color=colour, linestyle=dash, marker="o", ms=2.5, lw=0.9, label=label)
+            mark = MARKERS[f"saq{case}"]
+            ax.plot(place, means, mark, color=colour, linestyle=dash, ms=3, lw=1, label=label)
+            ax.errorbar(place, means, errors, fmt="none", color=colour, lw=0.8, alpha=0.5)
             best = chosen_radius(rows, bits, case)
             if best is not None:
                 at = radii.index(best)
@@ -196,9 +198,9 @@ def draw(family: str = "digits-resnet8") -> Any:
             ax.set_xlabel("ρ")
         if column == columns[0]:
             ax.set_ylabel(bits)
-    legend(figure, axes[0], 3)
+    legend(figure, axes[0], 4)
     seeds = min(len(own) for own in rows.values())
-    told = f"{family}, {seeds} seeds, 95 % intervals; orange: SGD; rings: ρ of the least validation loss"
+    told = f"{family}, {seeds} seeds, 95 % intervals; rings: ρ of the least validation loss"
     note(figure, f"{told}; filter-relative, worst case at {100 * WORST['filter']['radii'][0]:g} %")
     return figure
 

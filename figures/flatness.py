@@ -30,7 +30,11 @@ KEYS = ("family", "method", "bits", "seed")
 BITS = (8, 4, 3, 2)
 WIDTHS = {"digits-resnet8": BITS, "cifar10-resnet20": (4, 2)}
 EPOCHS = {"digits-resnet8": (2, 3, 5, 8), "cifar10-resnet20": (5, 10)}  # of float networks that fit less
-METHODS = {"qat": ("QAT (LSQ)", "#D55E00"), "gptq": ("GPTQ", "#0072B2"), "nearest": ("Nearest", "#555555")}
+METHODS = {
+    "qat": ("QAT (LSQ)", "#D55E00", "o"),
+    "gptq": ("GPTQ", "#0072B2", "s"),
+    "nearest": ("Nearest", "#777777", "^"),
+}  # label, colour, mark
 ROUNDED = ("gptq", "nearest")  # after training
 ACTIVATIONS = {"weights": "W{0}A32", "both": "W{0}A{0}"}
 
@@ -185,7 +189,7 @@ def draw(family: str = "digits-resnet8", matched: str = "epochs") -> Any:
     figure, axes = panels(len(MEASURES), 1.7, len(UNITS))
     for panel, (ax, (units, measure)) in enumerate(zip(axes, product(UNITS, MEASURES), strict=True)):
         ax.axhline(0 if measure == "negative" else 1, color="0.5", linewidth=0.6)
-        for place, ((method, (label, colour)), (kind, form)) in enumerate(
+        for place, ((method, (label, colour, mark)), (kind, form)) in enumerate(
             product(METHODS.items(), ACTIVATIONS.items())
         ):
             keys = [(method, form.format(bits), measure, units) for bits in WIDTHS[family]]
@@ -196,9 +200,10 @@ def draw(family: str = "digits-resnet8", matched: str = "epochs") -> Any:
             means = np.array([shown(judged.mean) for _, judged in points])
             ends = np.array([[shown(end) for end in judged.interval] for _, judged in points])
             x = np.array([x for x, _ in points]) + 0.1 * (place - 2.5)
-            filled = {"mfc": colour if kind == "both" else "white", "ms": 3, "lw": 0.8, "color": colour}
+            filled = {"mfc": colour if kind == "both" else "white", "ms": 3.2, "color": colour}
             name = f"{label}, {'weights' if kind == 'weights' else 'weights and activations'}"
-            ax.errorbar(x, means, np.abs(ends.T - means), fmt="o", label=name, **filled)
+            ax.errorbar(x, means, np.abs(ends.T - means), fmt="none", lw=0.8, color=colour, alpha=0.5)
+            ax.plot(x, means, mark, linestyle="-" if kind == "both" else ":", lw=0.6, label=name, **filled)
         ax.set_xticks(range(len(WIDTHS[family])), map(str, WIDTHS[family]))
         if measure != "negative":
             ax.set_yscale("log")
