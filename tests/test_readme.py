@@ -9,10 +9,7 @@ import matplotlib.pyplot as plt
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SHORTER = {
-    r"load_digits\(return_X_y=True\)": "(a[:256] for a in load_digits(return_X_y=True))",
-    r"epochs=20": "epochs=2",
-    r"trace\(model, loader\)": "trace(model, loader, num_probes=2)",
-    r"loader, k=2": "loader, k=2, tol=0.1",
+    r"load_digits\(return_X_y=True\)": "(a[:1024] for a in load_digits(return_X_y=True))",
     r"plot_surface\(model, loader": "plot_surface(model, loader, points=5",
     r"points=9": "points=3, radii=(0.05,)",
     r"explore\((.*), loader\)": r"explore(\1, loader, points=5)",

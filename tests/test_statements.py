@@ -140,7 +140,7 @@ def test_worst_cases_are_tested_where_every_ascent_converged(monkeypatch):
 
 
 def test_a_search_of_which_there_is_one_has_no_error_and_no_verdict():
-    text = bits.readme() + bits.table_mixed("none")
+    text = bits.page() + bits.table_mixed("none")
     for value in re.findall(r"[−+]\d\.\d\d(?= \((?:SAMQ|ASGA|the Hessian policy)\))", text):
         assert f"{value} ±" not in text and f"{value} [" not in text
     assert "of the searches nothing is tested" in bits.table_mixed("none")
