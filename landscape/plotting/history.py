@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .pairing import paired
 from .style import COLOURS
 from .values import Scale, is_log
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _PANELS = (("loss", "Loss"), ("accuracy", "Accuracy"))
 
 
+@paired
 def plot_history(history: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw loss and accuracy against the epoch, on the training data and (dashed) on the validation data.
 

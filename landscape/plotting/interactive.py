@@ -1,22 +1,74 @@
-"""What all plotly figures share: the template, titles and captions, bands, error bars, colours and ticks."""
+"""What plotly figures share: how they show, their look, titles and captions, bands, error bars, colours and ticks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.io import templates
+from matplotlib.figure import Figure
+from plotly.io import renderers, templates
 
 from .captions import label, wrapped
 from .levels import linear_levels, log_levels
 from .values import LineLike, SurfaceLike, column, finite_of, measured
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
+# the wheel scrolls the page; "home" is where the camera was, not plotly's own place
+CONFIG = {"scrollZoom": False, "displaylogo": False, "modeBarButtonsToRemove": ["resetCameraDefault3d"]}
 _KINDS = ("bar", "contour", "scatter", "scatter3d", "surface")
 _GREY = "#666666"
+
+
+class Picture(go.Figure):
+    """A plotly figure beside which stands a picture by matplotlib where no front end asked: on GitHub, in nbconvert."""
+
+    _print: Callable[[], Figure] | None = None
+
+    def png(self) -> bytes:
+        """Return it as matplotlib draws it."""
+        from .paper import png
+
+        return png(self._print() if self._print else Figure())
+
+    def show(self, *args: Any, **kwargs: Any) -> Any:
+        """Show it as `plotly.io.show` does."""
+        return super().show(*args, **{"config": CONFIG} | kwargs)
+
+    def to_html(self, *args: Any, **kwargs: Any) -> Any:
+        """Return it as `plotly.io.to_html` does."""
+        return super().to_html(*args, **{"config": CONFIG} | kwargs)
+
+    def write_html(self, *args: Any, **kwargs: Any) -> Any:
+        """Write it as `plotly.io.write_html` does."""
+        return super().write_html(*args, **{"config": CONFIG} | kwargs)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> dict[str, Any]:
+        bundle: dict[str, Any] = super()._repr_mimebundle_(include, exclude, **{"config": CONFIG} | kwargs)
+        if self._print is not None and not asked():
+            bundle["image/png"] = base64.b64encode(self.png()).decode()
+        return bundle
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        if renderers.default == "plotly_mimetype" and not asked():
+            display(self._repr_mimebundle_(), raw=True)
+        elif renderers.render_on_display and renderers.default:
+            self.show()
+        else:
+            print(repr(self))
+
+
+def asked() -> bool:
+    """Return whether a notebook's front end asked for what runs: it names the cell."""
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython and ipython.get_ipython(), "kernel", None)
+    return kernel is not None and "cellId" in kernel.get_parent("shell").get("metadata", {})
 
 
 @cache
@@ -28,7 +80,7 @@ def _template() -> go.layout.Template:
 
 def empty_figure() -> go.Figure:
     """Return a figure in the common look, without content."""
-    return go.Figure(layout={"template": _template()})
+    return Picture(layout={"template": _template()})
 
 
 def finish(figure: go.Figure, title: str, notes: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .pairing import paired
 from .values import Scale, is_log
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ Values = Mapping[str, float | Sequence[float]]
 _GREY = "#999999"
 
 
+@paired
 def plot_layers(
     values: Values,
     *,

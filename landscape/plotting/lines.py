@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 
 from . import interactive, paper
 from .captions import BAND, axis_label, caption, label, notes
+from .pairing import paired
 from .style import COLOURS
 from .values import LineLike, Scale, band, columns_of
 
 
+@paired
 def plot_lines(
     lines: Mapping[str, LineLike], *, value: str = "loss", scale: Scale = "auto", title: str | None = None
 ) -> go.Figure:

@@ -99,6 +99,14 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
     return written
 
 
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG, cut to what is drawn, and close it."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return content.getvalue()
+
+
 def thumbnail(draw: Callable[[Axes], Any], width: int = 200, height: int = 150) -> bytes:
     """Return a small PNG of what a function draws into axes, without labels; no figure of the caller's is touched."""
     figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")

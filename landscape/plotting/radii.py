@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from . import interactive, paper
 from .captions import caption, quantity
+from .pairing import paired
 from .style import COLOURS, DOUBTFUL, HIGHLIGHT
 from .values import WIDE, Scale, check_option, finite_of, is_log
 
@@ -28,6 +29,7 @@ class Series(NamedTuple):
     errors: np.ndarray
 
 
+@paired
 def plot_increases(sharpness: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw loss increases with their standard errors: by radius, by bits, or a row for every measure of a table.
 
@@ -107,6 +109,7 @@ def draw_increases(
     return paper.figure_of(ax)
 
 
+@paired
 def plot_curvature(curvature: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw the curvature against the radius, with its errors and the derivative.
 

@@ -14,6 +14,7 @@ from . import interactive, paper
 from .captions import caption, quantity
 from .layers import draw_layers, plot_layers
 from .levels import asinh_ticks
+from .pairing import paired
 from .style import COLOURS, DOUBTFUL, HIGHLIGHT
 from .values import Scale, check_option, is_log
 
@@ -22,6 +23,7 @@ _NOTHING = 1e-6  # of the largest trace: a deflated estimate leaves rounding err
 _RUNNING, _PROBES = "mean so far ± one standard error", "each probe"
 
 
+@paired
 def plot_trace(trace: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw a bar per layer where the layers were measured, else what each probe gave and the mean so far.
 
@@ -81,6 +83,7 @@ def draw_trace(trace: Any, ax: Axes | None = None, *, scale: Scale = "auto", tit
     return paper.figure_of(ax)
 
 
+@paired
 def plot_eigenvalues(eigenvalues: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw the eigenvalues as stems with their standard errors over the data; those not converged are hollow.
 
@@ -150,6 +153,7 @@ def draw_eigenvalues(
     return paper.figure_of(ax)
 
 
+@paired
 def plot_density(density: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw a density of eigenvalues with its band, and the eigenvalues known exactly as stems.
 

@@ -17,10 +17,12 @@ from . import interactive, paper
 from .captions import axis_label, caption, label, notes, short, units, wrapped
 from .contours import add_maps, draw_map, level_lines, map_panels, panel_title
 from .levels import Levels, check_levels, shared_levels
+from .pairing import paired
 from .style import HIGHLIGHT, at, columns
 from .values import Kind, Scale, SurfaceLike, check_option, columns_of, limits, missing
 
 
+@paired
 def plot_surfaces(
     surfaces: Mapping[str, SurfaceLike],
     *,

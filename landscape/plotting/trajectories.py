@@ -14,11 +14,13 @@ from . import paper
 from .captions import axis_label, caption, notes, wrapped
 from .contours import draw_map
 from .levels import shared_levels
+from .pairing import paired
 from .style import HIGHLIGHT
 from .surfaces import plot_surfaces
 from .values import Scale, SurfaceLike, drawable, is_log
 
 
+@paired
 def plot_trajectory(path: Any, *, surface: SurfaceLike, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw the path in 3-D over a surface: at the checkpoints' own losses, and as a shadow on the sheet.
 
