@@ -55,8 +55,7 @@ def draw_surfaces(comparison: landscape.Comparison):
     policies, seeds = about["policies"], len(about["order"])
     alike = sum(one == other for one, other in zip(*policies.values(), strict=True))
     text = f"ASGA − plain search over {seeds} seeds, whose bits are the same in {alike}:\n{', '.join(parts)}"
-    head = f"{figure.get_suptitle()} · {about['family']}, seed {about['order'][0]}"
-    figure.suptitle(f"{head}\n{text}", fontsize=7, color="0.4")
+    figure.suptitle(f"{about['family']}, seed {about['order'][0]}\n{text}", fontsize=7, color="0.4")
     figure.set_figheight(figure.get_figheight() + 0.26)
     for ax in figure.axes:
         if ax.get_title() in policies:

@@ -246,14 +246,26 @@ def with_errors(values: Tensor, *errors: Tensor) -> list[str]:
 
 
 def with_error(value: float, error: float, *, sign: bool = False) -> str:
-    """Write a number and its standard error, with as many digits as the error leaves certain."""
-    plus = "+" if sign else ""
-    if not error > 0 or not math.isfinite(error):
-        return f"{value:{plus}.4g}"
-    if 0 < error < 1e-4 * abs(value) or abs(value) >= 1e5 or error < 1e-4:
-        return f"{value:{plus}.3g} ± {error:.1g}"
+    """Write a number and its standard error, with as many digits as the error leaves certain.
+
+    Example:
+        >>> with_error(-0.04721, 0.0031), with_error(8.89e-05, 8e-05), with_error(31.4, math.nan)
+        ('−0.0472 ± 0.0031', '(8.9 ± 8.0) × 10⁻⁵', '31.4')
+    """
+    plus, known = "+" if sign else "", error > 0 and math.isfinite(error) and math.isfinite(value)
+    if not known or error < 1e-6 * abs(value):  # more digits than anyone reads
+        number, _, power = f"{value:{plus}.4g}".partition("e")
+        return (number + (_times(int(power)) if power else "")).replace("-", "−")
+    exponent = math.floor(math.log10(max(abs(value), error)))
+    exponent = 0 if -4 < exponent < 5 else exponent
+    value, error = value / 10**exponent, error / 10**exponent
     digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:{plus}.{digits}f} ± {error:.{digits}f}"
+    text = f"{value:{plus}.{digits}f} ± {error:.{digits}f}"
+    return (f"({text}){_times(exponent)}" if exponent else text).replace("-", "−")
+
+
+def _times(power: int) -> str:
+    return f" × 10{str(power).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def join(*errors: float) -> float:

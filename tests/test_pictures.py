@@ -152,11 +152,12 @@ def test_a_trace_shows_its_probes_and_the_mean_so_far():
 def test_a_trace_by_layer_is_bars_without_what_does_not_vary():
     trace = RESULTS["Trace by layer"]
     (bars,) = trace.plot().data
-    assert list(bars.x) == ["0", "2"] and list(bars.y) == [trace.layers[f"{name}.weight"][0] for name in bars.x]
-    assert list(bars.error_y.array) == [trace.layers[f"{name}.weight"][1] for name in bars.x]
-    assert "2 tensors that do not vary are left out" in trace.plot().layout.title.subtitle.text
-    (ax,) = trace.draw().axes
-    assert [bar.get_height() for bar in ax.patches] == list(bars.y) and "left out" in ax.get_title()
+    assert list(bars.x) == ["0.weight", "2.weight"] and list(bars.y) == [trace.layers[name][0] for name in bars.x]
+    assert list(bars.error_y.array) == [trace.layers[name][1] for name in bars.x]
+    assert "2 tensors at zero are left out" in trace.plot().layout.title.subtitle.text
+    figure = trace.draw()
+    assert [bar.get_height() for bar in figure.axes[0].patches] == list(bars.y)
+    assert "left out" in figure.get_supxlabel() and "samples" in figure.get_supxlabel()
 
 
 def test_eigenvalues_have_errors_over_the_data_and_are_hollow_where_not_converged():

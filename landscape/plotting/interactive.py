@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from plotly.io import renderers, templates
 
-from .captions import label, wrapped
+from .captions import capitalised, label, wrapped
 from .levels import linear_levels, log_levels
 from .values import LineLike, SurfaceLike, column, finite_of, measured
 
@@ -21,7 +21,9 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 # the wheel scrolls the page; "home" is where the camera was, not plotly's own place
 CONFIG = {"scrollZoom": False, "displaylogo": False, "modeBarButtonsToRemove": ["resetCameraDefault3d"]}
 _KINDS = ("bar", "contour", "scatter", "scatter3d", "surface")
-_GREY = "#666666"
+# read on white and in a dark theme alike: figures have no ground of their own
+INK, GRID, GRID_3D = "#75797f", "rgba(128, 128, 128, 0.2)", "#b0b3b8"  # WebGL would mix with white
+_CLEAR = "rgba(0, 0, 0, 0)"
 
 
 class Picture(go.Figure):
@@ -75,7 +77,11 @@ def asked() -> bool:
 def _template() -> go.layout.Template:
     """Return plotly's white template for what is drawn here: the whole of it takes most of the time of a redraw."""
     white = templates["plotly_white"]
-    return go.layout.Template(layout=white.layout, data={kind: white.data[kind] for kind in _KINDS})
+    template = go.layout.Template(layout=white.layout, data={kind: white.data[kind] for kind in _KINDS})
+    lines = {"gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID}
+    clear = {"paper_bgcolor": _CLEAR, "plot_bgcolor": _CLEAR, "font_color": INK, "title_font_color": INK}
+    template.layout.update(clear | {"xaxis": lines, "yaxis": lines})
+    return template
 
 
 def empty_figure() -> go.Figure:
@@ -86,10 +92,11 @@ def empty_figure() -> go.Figure:
 def finish(figure: go.Figure, title: str, notes: Sequence[str]) -> None:
     """Set title, notes below it, and margins."""
     notes = [line for note in notes if note for line in wrapped(note, 110).split("\n")]
-    below = {"text": "<br>".join(notes), "font": {"size": 12, "color": _GREY}}
+    below = {"text": "<br>".join(notes), "font": {"size": 12}}
     # set one by one: update_layout takes several times as long
     figure.layout.title = {"text": title, "subtitle": below, "x": 0.01, "y": 1, "yanchor": "top", "pad": {"t": 16}}
-    figure.layout.margin = {"l": 10, "r": 10, "t": 70 + 20 * len(notes), "b": 10}
+    panels = 24 * bool(figure.layout.annotations)  # for their titles
+    figure.layout.margin = {"l": 10, "r": 10, "t": 56 + 17 * len(notes) + panels, "b": 10}
 
 
 def say_if_empty(figure: go.Figure, values: Mapping[str, np.ndarray], value: str) -> None:
@@ -127,6 +134,11 @@ def band(x: np.ndarray, edges: Sequence[np.ndarray], colour: str, opacity: float
 def error_bars(errors: np.ndarray, **style: Any) -> dict[str, Any]:
     """Return plotly's settings for error bars, none where an error is not known."""
     return {"type": "data", "array": np.nan_to_num(errors), "thickness": 1.2, "width": 4} | style
+
+
+def hover_place(surface: SurfaceLike) -> str:
+    """Return what hovering says of where a point lies."""
+    return f"{capitalised(surface, 1)} %{{x:.4g}}<br>{capitalised(surface, 2)} %{{y:.4g}}"
 
 
 def hover_data(result: LineLike | SurfaceLike, between: str) -> dict[str, Any]:

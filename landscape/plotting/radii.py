@@ -80,7 +80,7 @@ def draw_increases(
         title: stands above what was measured.
     """
     series, x_title = _series(sharpness)
-    rows, is_new = not x_title, ax is None
+    rows = not x_title
     with paper.style():
         height, width = (0.8 + 0.2 * len(series[0].x), 1.4) if rows else (2.3, 1)
         ax = ax or paper.new_axes(height, width=width * paper.ONE_COLUMN)
@@ -101,11 +101,7 @@ def draw_increases(
         paper.label_axes(ax, *(("Loss increase", "") if rows else (x_title, "Loss increase")))
         if len(series) > 1:
             ax.legend(frameon=False)
-        if rows and is_new:  # above all of it: the axes are narrow beside their labels
-            text = "\n".join(filter(None, [title, *_notes(sharpness)]))
-            paper.figure_of(ax).suptitle(text, fontsize=7, color="0.4")
-        else:
-            paper.entitle(ax, title, *_notes(sharpness))
+        paper.entitle(ax, title, *_notes(sharpness))
     return paper.figure_of(ax)
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from . import paper
-from .captions import axis_label, caption, notes, wrapped
+from .captions import axis_label, caption, notes
 from .contours import draw_map
 from .levels import shared_levels
 from .pairing import paired
@@ -104,11 +104,9 @@ def draw_trajectory(
         ax.annotate("start", (x[0], y[0]), (6 * inwards, 5), ha="left" if inwards > 0 else "right", **near)
         bar = ax.figure.colorbar(colours, cax=ax.inset_axes((1.04, 0, 0.05, 1)), label="Loss", format="%g")
         bar.minorticks_off()
-        paper.label_axes(ax, axis_label(surface, 1), axis_label(surface, 2))
-        if not ax.get_title():
-            about = [caption({"": surface}, "loss"), *notes({"": surface}, {"": values}, log)]
-            lines = [title, _share(path), "markers: each checkpoint's own loss", wrapped(" · ".join(about), 54)]
-            ax.set_title("\n".join(filter(None, lines)), fontsize=7, color="0.4")
+        paper.label_axes(ax, axis_label([surface], 1), axis_label([surface], 2))
+        about = [caption({"": surface}, "loss"), *notes({"": surface}, {"": values}, log)]
+        paper.entitle(ax, title, _share(path), "markers: each checkpoint's own loss", *about)
         paper.say_if_empty(ax, [values], "loss")
     return paper.figure_of(ax)
 
