@@ -16,7 +16,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-_showing = False  # whether a progress bar is on the screen
+_DELAY = 2  # seconds until a bar is shown
+_showing = False  # whether one is on the screen
 
 
 def progress(iterable: Iterable, description: str, total: int | None = None) -> Iterator:
@@ -30,7 +31,7 @@ def progress(iterable: Iterable, description: str, total: int | None = None) -> 
         return
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
-    bar, _showing = _bar()(total=total, desc=description, delay=2, leave=False), True
+    bar, _showing = _bar()(total=total, desc=description, delay=_DELAY, leave=False), True
     try:
         for item in iterable:
             yield item

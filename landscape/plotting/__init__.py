@@ -15,6 +15,7 @@ How to add a plot, say of ``Drift``:
 from importlib import import_module
 from typing import Any, Literal
 
+from .animation import save_animation
 from .history import draw_history, plot_history
 from .layers import draw_layers, plot_layers
 from .together import draw_together, paper_style, plot_together, save_figure, thumbnail

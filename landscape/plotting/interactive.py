@@ -79,6 +79,7 @@ def _template() -> go.layout.Template:
     white = templates["plotly_white"]
     template = go.layout.Template(layout=white.layout, data={kind: white.data[kind] for kind in _KINDS})
     lines = {"gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID}
+    template.data.bar[0].error_y.color = INK
     clear = {"paper_bgcolor": _CLEAR, "plot_bgcolor": _CLEAR, "font_color": INK, "title_font_color": INK}
     template.layout.update(clear | {"xaxis": lines, "yaxis": lines})
     return template

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .pairing import paired
+from .style import COLOURS
 from .values import Scale, is_log
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Values = Mapping[str, float | Sequence[float]]
+Row = tuple[str, float, float, str]
 _GREY = "#999999"
 _NOTHING = 1e-6  # of the largest: a deflated estimate leaves rounding errors in blocks of zeros
 
@@ -56,35 +58,27 @@ def plot_layers(
         >>> [bar.name for bar in figure.data]
         ['4 bits', 'not chosen']
     """
-    import plotly.graph_objects as go
-
     from . import interactive
 
     rows, left_out = _rows(values, bits)
     figure = interactive.empty_figure()
-    for label, colour, chosen in _groups(rows):
-        figure.add_trace(
-            go.Bar(
-                x=[row[0] for row in chosen],
-                y=[row[1] for row in chosen],
-                error_y={"type": "data", "array": [row[2] for row in chosen], "thickness": 1, "width": 3},
-                text=[row[3] for row in chosen],
-                textposition="none",
-                marker_color=colour,
-                name=label,
-                hovertemplate="%{x}<br>%{y:.4g}<br>%{text}<extra></extra>",
-            )
+    for label, colour, chosen in _groups(rows, bits is not None):
+        figure.add_bar(
+            x=[row[0] for row in chosen],
+            y=[row[1] for row in chosen],
+            error_y={"type": "data", "array": [row[2] for row in chosen], "thickness": 1.2, "width": 3},
+            text=[row[3] for row in chosen],
+            textposition="none",
+            marker_color=colour,
+            name=label,
+            hovertemplate="%{x}<br>%{y:.4g}<br>%{text}<extra></extra>",
         )
+    names, heights = [row[0] for row in rows], [np.array([row[1] for row in rows])]
+    interactive.value_axis(figure, quantity, is_log(scale, heights), heights)
+    figure.update_xaxes(categoryorder="array", categoryarray=names, tickangle=-60)
     interactive.finish(figure, title or f"{quantity} by layer", [left_out])
-    figure.update_layout(
-        yaxis={"title": quantity, "type": "log" if _is_log(scale, rows) else "linear", "exponentformat": "power"},
-        xaxis={"categoryorder": "array", "categoryarray": [row[0] for row in rows], "tickangle": -60},
-        barmode="overlay",
-        showlegend=bits is not None,
-        legend_title="weights",
-        margin_b=80,
-        height=440,
-    )
+    figure.update_layout(barmode="overlay", showlegend=bits is not None, legend_title="weights", height=440)
+    figure.layout.margin.b = 80
     return figure
 
 
@@ -131,13 +125,13 @@ def draw_bars(
     """Draw what `draw_layers` does into axes, and return what is left out."""
     rows, left_out = _rows(values, bits)
     positions = {row[0]: k for k, row in enumerate(rows)}
-    for label, colour, chosen in _groups(rows):
+    for label, colour, chosen in _groups(rows, bits is not None):
         x = [positions[row[0]] for row in chosen]
         errors = np.nan_to_num([row[2] for row in chosen])
         heights = [row[1] if np.isfinite(row[1]) else np.nan for row in chosen]
         whiskers = {"elinewidth": 0.7, "capsize": 1.5, "ecolor": "0.25"}
         ax.bar(x, heights, 0.8, color=colour, label=label, yerr=errors if errors.any() else None, error_kw=whiskers)
-    if _is_log(scale, rows):
+    if is_log(scale, [np.array([row[1] for row in rows])]):
         ax.set_yscale("log")
     for name, height, error, text in rows:
         if text and np.isfinite(height):
@@ -154,7 +148,7 @@ def draw_bars(
     return left_out
 
 
-def _rows(values: Values, bits: Mapping[str, str | int] | None) -> tuple[list[tuple[str, float, float, str]], str]:
+def _rows(values: Values, bits: Mapping[str, str | int] | None) -> tuple[list[Row], str]:
     """Return (layer, value, standard error or NaN, label of its bits or "") in their order, and what is left out.
 
     A weight carries its layer's name, unless the layer has other tensors here, such as BatchNorm's or a bias.
@@ -165,7 +159,7 @@ def _rows(values: Values, bits: Mapping[str, str | int] | None) -> tuple[list[tu
     for name, label in labels.items():
         if not re.fullmatch(r"W[1-9]\d*A[1-9]\d*", label):
             raise ValueError(f'bits must look like "W4A4" or be whole numbers, got {label!r} for {name}')
-    rows: list[tuple[str, float, float, str]] = []
+    rows: list[Row] = []
     shown: dict[str, str] = {}
     owners = Counter(name.rpartition(".")[0] for name in values)
     for name, value in values.items():
@@ -187,7 +181,7 @@ def _rows(values: Values, bits: Mapping[str, str | int] | None) -> tuple[list[tu
     return [(shown[row[0]], *row[1:]) for row in seen], f"{missing} tensors at zero are left out" * bool(missing)
 
 
-def _groups(rows: list[tuple[str, float, float, str]]) -> list[tuple[str, str, list[Any]]]:
+def _groups(rows: list[Row], chosen: bool) -> list[tuple[str, str, list[Any]]]:
     """Return (legend, colour, rows) by the bits of the weights, the fewest and darkest first, the rest in grey."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
@@ -197,12 +191,8 @@ def _groups(rows: list[tuple[str, float, float, str]]) -> list[tuple[str, str, l
     named = {width: (f"{width} bits", to_hex(shade)) for width, shade in zip(widths, shades, strict=False)}
     groups = [(*named[width], [row for row in rows if row[3] and _width(row[3]) == width]) for width in widths]
     rest = [row for row in rows if not row[3]]
-    return groups + ([("not chosen", _GREY, rest)] if rest else [])
+    return groups + ([("not chosen", _GREY if chosen else COLOURS[0], rest)] if rest else [])
 
 
 def _width(text: str) -> int:
     return int(text[1:].partition("A")[0])
-
-
-def _is_log(scale: Scale, rows: list[tuple[str, float, float, str]]) -> bool:
-    return is_log(scale, [np.array([row[1] for row in rows])])

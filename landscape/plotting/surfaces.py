@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
@@ -18,6 +17,7 @@ from .captions import axis_label, capitalised, caption, label, notes
 from .contours import add_maps, draw_map, level_lines, map_panels, panel_title
 from .levels import Levels, check_levels, shared_levels
 from .pairing import paired
+from .reliefs import draw_relief
 from .style import HIGHLIGHT, at, columns
 from .values import Kind, Scale, SurfaceLike, check_option, columns_of, limits, missing
 
@@ -273,7 +273,7 @@ def _label_panels(axes: Sequence[Axes], surfaces: Sequence[SurfaceLike], kind: K
     names = [[capitalised(surface, number) for number in (1, 2)] for surface in surfaces]
     everywhere = kind == "3d" or names != names[:1] * len(names)
     for index, (ax, (x, y)) in enumerate(zip(axes, names, strict=True)):
-        pad = {"labelpad": -4} if kind == "3d" else {}
+        pad: Any = {"labelpad": -4} if kind == "3d" else {}
         ax.set_xlabel(x if everywhere or index + wide >= len(axes) else "", **pad)
         ax.set_ylabel(y if everywhere or index % wide == 0 else "", **pad)
 
@@ -282,21 +282,11 @@ def _relief(ax: Any, surface: SurfaceLike, values: np.ndarray, levels: Levels, a
     """Draw a surface in 3-D over its contours; heights are logarithms where the levels are."""
     heights = np.log10(values) if levels.log else values
     lines = np.log10(levels.values) if levels.log else np.array(levels.values)
-    floor = lines[0] - 0.4 * (lines[-1] - lines[0])
-    x, y = np.meshgrid(surface.alphas.numpy(), surface.betas.numpy(), indexing="ij")
-    shown = np.ma.masked_invalid(heights)
-    colours = Normalize(lines[0], lines[-1])
-    crossed = [line for line in lines if shown.count() and shown.min() < line < shown.max()]
-    if crossed:
-        ax.contour(x, y, shown, crossed, zdir="z", offset=floor, norm=colours, linewidths=0.7, zorder=1)
-    if shown.count():
-        fine: dict[str, Any] = {"rcount": 200, "ccount": 200, "antialiased": False}
-        ax.plot_surface(x, y, heights, norm=colours, cmap="viridis", zorder=2, **fine)
+    draw_relief(ax, surface.alphas.numpy(), surface.betas.numpy(), heights, list(lines), (lines[0], lines[-1]))
     if surface.centre is not None:
-        ax.plot([0], [0], [heights[surface.centre]], marker="o", color=HIGHLIGHT, markersize=3, zorder=3)
+        ax.plot([0], [0], [heights[surface.centre]], marker="o", color=HIGHLIGHT, markersize=3, zorder=4)
     labelled = np.arange(len(lines))[:: -(-len(lines) // 5)]
     ax.set_zticks(lines[labelled], [f"{levels.values[index]:g}" for index in labelled] if alone else [])
-    ax.set(xlim=(x[0, 0], x[-1, 0]), ylim=(y[0, 0], y[0, -1]), zlim=(floor, lines[-1]))
     ax.tick_params(pad=-1.5)
     ax.tick_params(axis="z", pad=1)
     plt.setp(ax.get_xticklabels(), horizontalalignment="right")  # the last one would touch the other axis's first
