@@ -63,10 +63,8 @@ def _bar() -> type:
 
             data = dict.fromkeys(("text/plain", "text/html"), "")
             if msg is None:
-                seconds, n, total = self.format_dict["elapsed"], self.n, self.total
-                left = f"{duration(seconds * (total / n - 1))} left" if total and n else duration(seconds)
-                text = f"{self.desc.removesuffix(': ')}: {n}{f' of {total}' if total else ''}, {left}"
-                share = f'<progress value="{n}" max="{total}"></progress> ' if total else ""
+                text = self.format_meter(**self.format_dict | {"ncols": 0})
+                share = f'<progress value="{self.n}" max="{self.total}"></progress> ' if self.total else ""
                 data = {"text/plain": text, "text/html": share + html.escape(text)}
             if self._output is None:
                 self._output = display(data, raw=True, display_id=True)

@@ -56,14 +56,10 @@ def axis_label(results: Iterable[LineLike | SurfaceLike], number: int = 0) -> st
 
 
 def short(surface: SurfaceLike, number: int) -> str:
-    """Name a direction in a word or two, for 3-D panels."""
+    """Name a direction in a word or two, as an axis does, where there is no room for more."""
     name = axis(surface, number)[0].replace(" other network (at 1)", " network")
-    return name.removeprefix("the ").removeprefix("principal ").removeprefix("given ")
-
-
-def capitalised(surface: SurfaceLike, number: int) -> str:
-    """Name a direction in a word or two, as an axis does."""
-    name = short(surface, number)
+    for article in ("the ", "principal ", "given "):
+        name = name.removeprefix(article)
     return name[:1].upper() + name[1:]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,29 +11,12 @@ from contourpy import contour_generator
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
-from plotly.subplots import make_subplots
 
 from . import interactive
-from .captions import axis_label, capitalised, short
+from .captions import axis_label, short
 from .levels import Levels
 from .style import HIGHLIGHT, at, columns
 from .values import SurfaceLike
-
-
-def map_panels(notes: Mapping[str, str]) -> go.Figure:
-    """Return empty axes side by side, titled with the networks' names and what is missing."""
-    wide = columns(len(notes))
-    rows = -(-len(notes) // wide)
-    titles = [panel_title(name, note) for name, note in notes.items()]
-    spacing = {"horizontal_spacing": 0.06, "vertical_spacing": 0.25 / rows}
-    figure = make_subplots(rows, wide, subplot_titles=titles, figure=interactive.empty_figure(), **spacing)
-    figure.layout.height = 150 + rows * (430, 360, 270)[wide - 1]
-    return figure
-
-
-def panel_title(name: str, note: str) -> str:
-    """Return the title of a panel: the network's name as it is, and what is missing below it."""
-    return f"<b>{html.escape(name, quote=False)}</b>" + f"<br><sup>{note}</sup>" * bool(note)
 
 
 def add_maps(
@@ -93,7 +75,7 @@ def _set_axes(figure: go.Figure, surfaces: Sequence[SurfaceLike]) -> None:
     alike = [len({short(surface, axis) for surface in surfaces}) == 1 for axis in (1, 2)]
     for index, surface in enumerate(surfaces):
         outer = (index >= len(surfaces) - wide, index % wide == 0)
-        texts = [(axis_label([surface], n) if len(surfaces) == 1 else capitalised(surface, n)) for n in (1, 2)]
+        texts = [(axis_label([surface], n) if len(surfaces) == 1 else short(surface, n)) for n in (1, 2)]
         for axis, (letter, steps) in enumerate((("x", surface.alphas), ("y", surface.betas))):
             name = f"{letter}axis{index + 1 if index else ''}"
             position = {key: figure.layout[name][key] for key in ("domain", "anchor")}

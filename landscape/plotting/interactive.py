@@ -13,8 +13,9 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from plotly.io import renderers, templates
 
-from .captions import capitalised, label, wrapped
+from .captions import label, short, wrapped
 from .levels import linear_levels, log_levels
+from .paper import png
 from .values import LineLike, SurfaceLike, column, finite_of, measured
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
@@ -31,12 +32,6 @@ class Picture(go.Figure):
 
     _print: Callable[[], Figure] | None = None
 
-    def png(self) -> bytes:
-        """Return it as matplotlib draws it."""
-        from .paper import png
-
-        return png(self._print() if self._print else Figure())
-
     def show(self, *args: Any, **kwargs: Any) -> Any:
         """Show it as `plotly.io.show` does."""
         return super().show(*args, **{"config": CONFIG} | kwargs)
@@ -52,7 +47,7 @@ class Picture(go.Figure):
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> dict[str, Any]:
         bundle: dict[str, Any] = super()._repr_mimebundle_(include, exclude, **{"config": CONFIG} | kwargs)
         if self._print is not None and not asked():
-            bundle["image/png"] = base64.b64encode(self.png()).decode()
+            bundle["image/png"] = base64.b64encode(png(self._print())).decode()
         return bundle
 
     def _ipython_display_(self) -> None:
@@ -139,7 +134,7 @@ def error_bars(errors: np.ndarray, **style: Any) -> dict[str, Any]:
 
 def hover_place(surface: SurfaceLike) -> str:
     """Return what hovering says of where a point lies."""
-    return f"{capitalised(surface, 1)} %{{x:.4g}}<br>{capitalised(surface, 2)} %{{y:.4g}}"
+    return f"{short(surface, 1)} %{{x:.4g}}<br>{short(surface, 2)} %{{y:.4g}}"
 
 
 def hover_data(result: LineLike | SurfaceLike, between: str) -> dict[str, Any]:

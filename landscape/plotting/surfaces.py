@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
 from . import interactive, paper
-from .captions import axis_label, capitalised, caption, label, notes
-from .contours import add_maps, draw_map, level_lines, map_panels, panel_title
+from .captions import axis_label, caption, label, notes, short
+from .contours import add_maps, draw_map, level_lines
 from .levels import Levels, check_levels, shared_levels
 from .pairing import paired
 from .reliefs import draw_relief
@@ -54,7 +55,7 @@ def plot_surfaces(
         low, high = min(low, lines[0]), max(high, lines[-1])
     ticks = interactive.height_ticks(low, high, log, levels)
     gaps = missing(surfaces, values, log)
-    figure = _scenes(gaps) if kind == "3d" else map_panels(gaps)
+    figure = _empty_panels(gaps, kind)
     if kind == "3d":
         _add_sheets(figure, surfaces, heights, (low, high), lines)
         floor = low - 0.3 * (high - low)  # below the lowest point, so that the contours on it are seen
@@ -151,21 +152,24 @@ def _place_tick_labels(figure: Figure) -> None:
     figure.set_layout_engine(engine)
 
 
-def _scenes(gaps: Mapping[str, str]) -> go.Figure:
-    """Return empty scenes side by side, titled with the networks' names and what is missing."""
+def _empty_panels(gaps: Mapping[str, str], kind: Kind) -> go.Figure:
+    """Return scenes or axes side by side, titled with the networks' names as they are, and what is missing."""
     wide = columns(len(gaps))
     rows = -(-len(gaps) // wide)
-    cells = [{"type": "scene"} if index < len(gaps) else None for index in range(rows * wide)]
+    cell = {"type": "scene" if kind == "3d" else "xy"}
+    cells = [cell if index < len(gaps) else None for index in range(rows * wide)]
     figure = make_subplots(
         rows,
         wide,
         figure=interactive.empty_figure(),
         specs=[cells[row * wide : (row + 1) * wide] for row in range(rows)],
-        subplot_titles=[panel_title(name, note) for name, note in gaps.items()],
-        horizontal_spacing=0.01,
-        vertical_spacing=0.08,
+        subplot_titles=[
+            f"<b>{html.escape(n, quote=False)}</b>" + f"<br><sup>{g}</sup>" * bool(g) for n, g in gaps.items()
+        ],
+        horizontal_spacing=0.01 if kind == "3d" else 0.06,
+        vertical_spacing=0.08 if kind == "3d" else 0.25 / rows,
     )
-    figure.update_layout(height=110 + rows * (470, 380, 270)[wide - 1])
+    figure.layout.height = 130 + rows * ((460, 370, 260) if kind == "3d" else (430, 360, 270))[wide - 1]
     return figure
 
 
@@ -239,7 +243,7 @@ def _scene(
     }
     for axis, steps in ((1, [each.alphas for each in surfaces]), (2, [each.betas for each in surfaces])):
         # several scenes side by side have no room for the units: the caption says them
-        name = axis_label([surface], axis).replace(", ", "<br>") if alone else capitalised(surface, axis)
+        name = axis_label([surface], axis).replace(", ", "<br>") if alone else short(surface, axis)
         scene["xyz"[axis - 1] + "axis"] = plain | {
             "title_text": name,
             "range": [min(float(ends[0]) for ends in steps), max(float(ends[-1]) for ends in steps)],
@@ -270,7 +274,7 @@ def _panels(names: Sequence[str], kind: Kind) -> tuple[Figure, list[Axes]]:
 def _label_panels(axes: Sequence[Axes], surfaces: Sequence[SurfaceLike], kind: Kind) -> None:
     """Name the directions at the outer panels, in 3-D and where they differ at all; the caption says the units."""
     wide = columns(len(axes))
-    names = [[capitalised(surface, number) for number in (1, 2)] for surface in surfaces]
+    names = [[short(surface, number) for number in (1, 2)] for surface in surfaces]
     everywhere = kind == "3d" or names != names[:1] * len(names)
     for index, (ax, (x, y)) in enumerate(zip(axes, names, strict=True)):
         pad: Any = {"labelpad": -4} if kind == "3d" else {}
