@@ -74,7 +74,7 @@ def _template() -> go.layout.Template:
     white = templates["plotly_white"]
     template = go.layout.Template(layout=white.layout, data={kind: white.data[kind] for kind in _KINDS})
     lines = {"gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID}
-    template.data.bar[0].error_y.color = INK
+    template.data.bar[0].update(error_y_color=INK, marker_line_width=0)
     clear = {"paper_bgcolor": _CLEAR, "plot_bgcolor": _CLEAR, "font_color": INK, "title_font_color": INK}
     template.layout.update(clear | {"xaxis": lines, "yaxis": lines})
     return template
@@ -102,14 +102,17 @@ def say_if_empty(figure: go.Figure, values: Mapping[str, np.ndarray], value: str
         figure.add_annotation(text=f"no {value} can be drawn: none is finite", font={"size": 16}, **where)
 
 
-def value_axis(figure: go.Figure, title: str, log: bool, arrays: Sequence[np.ndarray] = (), **where: Any) -> None:
-    """Title the vertical axis; on a logarithmic scale its ticks are round numbers, written out."""
-    figure.update_yaxes(title=title + " (log scale)" * log, type="log" if log else "linear", **where)
+def value_axis(
+    figure: go.Figure, title: str, log: bool, arrays: Sequence[np.ndarray] = (), across: bool = False, **where: Any
+) -> None:
+    """Title the axis of the values, vertical or across; on a logarithmic scale its ticks are round numbers."""
+    update = figure.update_xaxes if across else figure.update_yaxes
+    update(title=title + " (log scale)" * log, type="log" if log else "linear", **where)
     positive = finite_of(arrays)
     positive = positive[positive > 0]
     if log and positive.size:
         levels = log_levels(float(positive.min()), float(positive.max()), 5)
-        figure.update_yaxes(tickvals=levels, ticktext=[f"{level:g}" for level in levels], **where)
+        update(tickvals=levels, ticktext=[f"{level:g}" for level in levels], **where)
 
 
 def band(x: np.ndarray, edges: Sequence[np.ndarray], colour: str, opacity: float = 0.3, **style: Any) -> go.Scatter:

@@ -56,12 +56,11 @@ def plot_increases(sharpness: Any, *, scale: Scale = "auto", title: str | None =
         )
     values = [one.values for one in series]
     log = is_log(scale, values)
+    interactive.value_axis(figure, "Loss increase", log, values, across=rows)
     if rows:
-        kind = "log" if log else "linear"
-        figure.update_xaxes(title="Loss increase" + " (log scale)" * log, type=kind, zeroline=not log)
+        figure.update_xaxes(zeroline=not log)
         figure.update_yaxes(autorange="reversed", automargin=True)
     else:
-        interactive.value_axis(figure, "Loss increase", log, values)
         figure.update_xaxes(title=x_title, zeroline=False, type="log" if _is_wide(series[0].x) else None)
     interactive.finish(figure, title or f"Loss increase by {_BY[x_title]}", _notes(sharpness))
     figure.update_layout(height=140 + 32 * len(series[0].x) if rows else 400, showlegend=len(series) > 1)
