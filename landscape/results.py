@@ -159,6 +159,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         table = self.table.to_html(border=0, max_rows=_ROWS)  # which escapes
+        table = table.replace("<table", '<table style="white-space: nowrap"', 1)  # no line ends at a ±
         image = ""
         if (content := self._thumbnail()) is not None:
             data = base64.b64encode(content).decode()
@@ -259,7 +260,7 @@ def with_error(value: float, error: float, *, sign: bool = False) -> str:
     exponent = math.floor(math.log10(max(abs(value), error)))
     exponent = 0 if -4 < exponent < 5 else exponent
     value, error = value / 10**exponent, error / 10**exponent
-    digits = max(0, 1 - math.floor(math.log10(error)))
+    digits = max(0, 1 - math.floor(math.log10(float(f"{error:.1e}"))))
     text = f"{value:{plus}.{digits}f} ± {error:.{digits}f}"
     return (f"({text}){_times(exponent)}" if exponent else text).replace("-", "−")
 

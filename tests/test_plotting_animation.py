@@ -60,7 +60,7 @@ def test_states_change_there_and_back_on_one_scale(tmp_path):
     texts = {text.get_text() for ax in film.figure.axes for text in ax.texts}
     assert {"W8", "W4", "W2", "Loss"} == texts
     shown, _ = frames(landscape.save_animation(states, tmp_path / "film.webp", **SMALL | {"swing": 0.0}))
-    assert np.abs(shown[0] - shown[2]).mean() > 1 and np.abs(shown[1] - shown[3]).mean() < 1
+    assert np.abs(shown[1] - shown[3]).mean() < 0.2 * np.abs(shown[0] - shown[2]).mean()  # WebP is not exact
 
 
 def test_a_comparison_is_its_surfaces_and_gaps_stay_open(tmp_path):
