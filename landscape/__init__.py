@@ -55,6 +55,7 @@ from .plotting import (
     plot_history,
     plot_layers,
     plot_together,
+    save_animation,
     save_figure,
 )
 from .results import Result, plotted
@@ -85,7 +86,7 @@ __all__ = [
     "line", "surface", "plot_line", "plot_surface", "trajectory", "batchnorm_check",
     "plot_trace", "plot_top_eigenvalues", "plot_density", "plot_curvature_at_scale", "plot_sharpness",
     "plot_layers", "draw_layers", "plot_history", "draw_history",
-    "plot_together", "draw_together", "paper_style", "save_figure",
+    "plot_together", "draw_together", "paper_style", "save_figure", "save_animation",
     "compare", "explore", "page", "load",
     "Result", "Trace", "Eigenvalues", "Density", "Sharpness", "SharpnessTable", "RoundingSharpness",
     "ScaleCurvature", "Line", "Surface", "Trajectory", "BatchNormCheck", "Comparison", "Explorer",

@@ -4,43 +4,80 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import html
 import inspect
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-_showing = False  # whether a progress bar is on the screen
+_DELAY = 2  # seconds until a bar is shown
+_showing = False  # whether one is on the screen
 
 
 def progress(iterable: Iterable, description: str, total: int | None = None) -> Iterator:
-    """Show a progress bar once an iteration has taken two seconds; inside another one, show none."""
+    """Show a progress bar once an iteration has taken two seconds; inside another one, show none.
+
+    It leaves nothing behind, however the iteration ends: no line in a terminal, no output in a notebook's file.
+    """
     global _showing
-    if _showing:
+    if _showing or "TQDM_DISABLE" in os.environ:
         yield from iterable
         return
-    _showing = True
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    bar, _showing = _bar()(total=total, desc=description, delay=_DELAY, leave=False), True
     try:
-        # tqdm's bars for notebooks do not ask for its own switch
-        off = "TQDM_DISABLE" in os.environ
-        yield from _bar()(iterable, description, total=total, delay=2, leave=False, disable=off)
+        for item in iterable:
+            yield item
+            bar.update()
     finally:
         _showing = False
+        bar.close()
 
 
 @functools.cache
 def _bar() -> type:
-    """Return tqdm's bar without its lock, which an interrupt can leave taken: other threads would wait forever."""
-    from tqdm.auto import tqdm
+    """Return tqdm's bar without its lock, which an interrupt can leave taken: other threads would wait forever.
+
+    In a notebook it is an output that ends empty: tqdm's own widget would be red where a loop ends early, and an error
+    in the saved file.
+    """
+    from tqdm import tqdm
 
     lock = contextlib.nullcontext()
     vars(lock).update(acquire=lambda: True, release=lambda: None)
-    return type("Bar", (tqdm,), {"_lock": lock, "monitor_interval": 0})
+
+    class Bar(tqdm):
+        _lock, monitor_interval, _output = lock, 0, None
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+            if not in_notebook():
+                return super().display(msg, pos)
+            from IPython.display import display
+
+            data = dict.fromkeys(("text/plain", "text/html"), "")
+            if msg is None:
+                text = self.format_meter(**self.format_dict | {"ncols": 0})
+                share = f'<progress value="{self.n}" max="{self.total}"></progress> ' if self.total else ""
+                data = {"text/plain": text, "text/html": share + html.escape(text)}
+            if self._output is None:
+                self._output = display(data, raw=True, display_id=True)
+            else:
+                self._output.update(data, raw=True)
+
+    return Bar
+
+
+def in_notebook() -> bool:
+    """Return whether a Jupyter kernel runs this."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 class Resumable(Protocol[P, T_co]):
@@ -106,11 +143,11 @@ def stopwatch() -> Callable[[], float]:
 
 
 def announce(products: int, seconds: float, bytes: float) -> None:
-    """Print to stderr the expected cost of a measurement that takes longer than 30 s."""
+    """Print the cost of a measurement that takes more than 30 s: to stderr, in notebooks (red there) to stdout."""
     if seconds > 30 and "TQDM_DISABLE" not in os.environ:
         memory = f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.0f} MB"
         cost = f"{products} matrix-vector products, {duration(seconds)}"
-        print(f"ahead: about {cost}; graphs hold {memory}", file=sys.stderr)
+        print(f"ahead: about {cost}; graphs hold {memory}", file=sys.stdout if in_notebook() else sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -159,6 +159,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         table = self.table.to_html(border=0, max_rows=_ROWS)  # which escapes
+        table = table.replace("<table", '<table style="white-space: nowrap"', 1)  # no line ends at a ±
         image = ""
         if (content := self._thumbnail()) is not None:
             data = base64.b64encode(content).decode()
@@ -246,14 +247,26 @@ def with_errors(values: Tensor, *errors: Tensor) -> list[str]:
 
 
 def with_error(value: float, error: float, *, sign: bool = False) -> str:
-    """Write a number and its standard error, with as many digits as the error leaves certain."""
-    plus = "+" if sign else ""
-    if not error > 0 or not math.isfinite(error):
-        return f"{value:{plus}.4g}"
-    if 0 < error < 1e-4 * abs(value) or abs(value) >= 1e5 or error < 1e-4:
-        return f"{value:{plus}.3g} ± {error:.1g}"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:{plus}.{digits}f} ± {error:.{digits}f}"
+    """Write a number and its standard error, with as many digits as the error leaves certain.
+
+    Example:
+        >>> with_error(-0.04721, 0.0031), with_error(8.89e-05, 8e-05), with_error(31.4, math.nan)
+        ('−0.0472 ± 0.0031', '(8.9 ± 8.0) × 10⁻⁵', '31.4')
+    """
+    plus, known = "+" if sign else "", error > 0 and math.isfinite(error) and math.isfinite(value)
+    if not known or error < 1e-6 * abs(value):  # more digits than anyone reads
+        number, _, power = f"{value:{plus}.4g}".partition("e")
+        return (number + (_times(int(power)) if power else "")).replace("-", "−")
+    exponent = math.floor(math.log10(max(abs(value), error)))
+    exponent = 0 if -4 < exponent < 5 else exponent
+    value, error = value / 10**exponent, error / 10**exponent
+    digits = max(0, 1 - math.floor(math.log10(float(f"{error:.1e}"))))
+    text = f"{value:{plus}.{digits}f} ± {error:.{digits}f}"
+    return (f"({text}){_times(exponent)}" if exponent else text).replace("-", "−")
+
+
+def _times(power: int) -> str:
+    return f" × 10{str(power).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def join(*errors: float) -> float:

@@ -9,7 +9,7 @@ import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as distributed
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from landscape.model import quantized_layers
 from landscape.parallel import gather, leave, rank, size, sum_  # noqa: F401  (used as processes.gather, …)
+from landscape.progress import progress
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -67,12 +70,9 @@ def agree_(*models: nn.Module) -> None:
             distributed.broadcast(buffer, 0)
 
 
-def bar(epochs: range, label: str) -> Iterable[int]:
-    """Return the epochs, with a bar that shows their progress in the first process."""
-    from tqdm.auto import tqdm
-
-    off = "TQDM_DISABLE" in os.environ or rank() > 0  # bars for notebooks do not ask for tqdm's own switch
-    return tqdm(epochs, desc=label, delay=2, leave=False, disable=off)
+def bar(parts: Iterable[T], label: str) -> Iterable[T]:
+    """Return the parts of a work, with a bar that shows its progress in the first process."""
+    return parts if rank() > 0 else progress(parts, label)
 
 
 def wait() -> None:

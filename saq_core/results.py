@@ -24,7 +24,7 @@ RANGES: dict[str, dict[str, float]] = {
 
 
 class Shown:
-    """Show, in a notebook, the one-line repr and the table `frame`, both escaped."""
+    """Show, in a notebook, a picture if there is one, the table `frame` and the one-line repr, both escaped."""
 
     def _rows(self) -> list[dict[str, Any]]:
         raise NotImplementedError
@@ -40,8 +40,8 @@ class Shown:
         return DataFrame(self._rows())
 
     def _repr_html_(self) -> str:
-        table = self.frame.to_html(max_rows=20, border=0)
-        return f"<p><code>{html.escape(repr(self))}</code></p>{self._picture()}{table}"
+        table = self.frame.to_html(max_rows=20, border=0, float_format=lambda number: f"{number:.4g}")
+        return f"<div>{self._picture()}{table}<p>{html.escape(repr(self))}</p></div>"
 
 
 class Settings(Shown):

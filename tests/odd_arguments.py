@@ -304,6 +304,9 @@ FITS: dict[str, typing.Callable[[float], bool]] = {
     "budget": lambda n: 0 < n < math.inf,
     "steps_per_epoch": at_least(1),
     "LSQ.bits": within(1, 31),
+    "frames": within(2, 1000),
+    "seconds": within(0.01, 600),
+    "swing": within(0, 180),
 }
 
 
@@ -461,6 +464,8 @@ def drawing_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]
     together = {"results": {"a": RESULTS["Line"]}, "value": "loss", "scale": "auto", "title": "t"}
     figure = plt.figure()
     plt.close(figure)
+    film = {"content": RESULTS["Surface"], "path": folder / "film.gif", "size": (64, 64), "frames": 2, "seconds": 1.0}
+    film |= {"value": "loss", "scale": "auto", "notes": None, "swing": 9.0}
     planes = {"scale": "auto", "title": "t", "value": "loss", "kind": "contour", "levels": [1.0, 2.0]}
     return {
         "plot_layers": (landscape.plot_layers, layers),
@@ -470,6 +475,7 @@ def drawing_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]
         "plot_together": (landscape.plot_together, together),
         "draw_together": (landscape.draw_together, together | {"ax": None}),
         "save_figure": (landscape.save_figure, {"figure": figure, "path": folder / "figure"}),
+        "save_animation": (landscape.save_animation, film),
         "Surface.plot kind": (RESULTS["Surface"].plot, planes),
         "Surface.draw kind": (RESULTS["Surface"].draw, planes),
     }
@@ -581,7 +587,7 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
     """Return odd values of arguments whose annotation does not say all; None where it does."""
     call, _, name = key.rpartition(".")
     files = {"load.path": True, "load (saq_core).path": True}
-    if name in PATHS:
+    if name in PATHS and call != "save_animation":
         kept = ("name_too_long", "below_a_file", "device_folder")  # which only matter once something is written there
         odd = path(str(valid), files.get(key, False))
         return [o for o in odd if o.label not in kept] if valid is None or call == "explore" else odd
@@ -735,6 +741,16 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
         return junk("none", *(("empty list",) if name == "axes" else ()))
     if name == "figure":
         return junk()
+    if key == "save_animation.path":
+        return no(suffix=valid.with_suffix(".png"), none=valid.with_suffix("")) + junk("text")
+    if key == "save_animation.content":
+        other = {"2": {"a": surface_of_another()}, "4": {"b": surface_of_another()}}
+        odd = no(line=RESULTS["Line"], inside={"a": RESULTS["Line"]}, none={"a": None}, deep={"a": {"b": {"c": 3}}})
+        return odd + no(names=other, empty={"a": {}}) + junk()
+    if key == "save_animation.notes":
+        return no(unknown={"a": "b"}) + junk("none", "empty dict")
+    if key == "save_animation.size":
+        return no(one=(64,), three=(64, 64, 64), small=(8, 64), large=(10**6, 64), fraction=(64.5, 64)) + junk("none")
     if name == "levels":
         return no(
             one=[1.0], falling=[2.0, 1.0], equal=[1.0, 1.0], nan=[1.0, math.nan], text=["a", "b"], true=[False, True]

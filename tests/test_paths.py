@@ -134,7 +134,7 @@ def test_a_surface_is_measured_over_the_trajectorys_plane_and_drawn_under_it(tmp
     marks = next(c for c in ax.collections if len(c.get_offsets()) == 3 and c.get_array() is not None)
     assert list(marks.get_array()) == found.loss.tolist()
     assert ax.get_xlabel() == "Step along principal component 1"
-    assert "100 % of the squared distance lies in the plane" in ax.get_title()
+    assert "100 % of the squared distance lies in the plane" in ax.figure.get_supxlabel()
     trace = next(t for t in found.plot(surface=plane, scale="log").data if t.name == "checkpoints, their own loss")
     assert list(trace.x) == found.coordinates[:, 0].tolist()
     assert list(trace.z) == pytest.approx(found.loss.log10().tolist())

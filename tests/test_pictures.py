@@ -1,5 +1,6 @@
 """A picture for every result, with both libraries and the same options; tables in notebooks; figures in one call."""
 
+import importlib
 import inspect
 import math
 import os
@@ -89,10 +90,10 @@ def test_every_result_is_drawn_into_new_axes_and_those_of_the_caller(name):
     result, options = RESULTS[name], OPTIONS.get(name, {})
     figure = result.plot(title="mine <", **options)
     assert isinstance(figure, go.Figure) and figure.layout.title.text == "mine <" and len(figure.data)
-    drawn = result.draw(title="mine", **options)
+    drawn = figure._print()  # the picture that stands where no front end draws plotly's: the same options
     assert isinstance(drawn, Figure)
     titles = [drawn.get_suptitle(), *(ax.get_title() for ax in drawn.axes)]
-    assert any(title.split("\n")[0] == "mine" for title in titles)
+    assert "mine <" in titles
     drawn.canvas.draw()
     if name != "Comparison":
         own, axes = plt.subplots(1, 2)
@@ -135,6 +136,98 @@ def test_a_thumbnail_leaves_the_current_figure_of_the_caller_alone():
     assert plt.gcf() is figure and not figure.axes
 
 
+# where no front end draws plotly's pictures
+
+
+def test_every_function_that_plots_has_a_picture_for_print_with_its_options():
+    line, layers = {"a": RESULTS["Line"]}, {"a": 1.0, "b": 2.0}
+    figures = [landscape.plot_together(line, value="accuracy"), landscape.plot_layers(layers, quantity="q")]
+    figures += [landscape.plot_history({"accuracy": [0.1, 0.2]}), RESULTS["Comparison"].plot_lines(value="accuracy")]
+    labels = [figure._print().axes[0].get_ylabel() for figure in figures]
+    assert labels == ["Accuracy", "q", "Accuracy", "Accuracy"]
+    deep, flat = (RESULTS["Surface"].plot(kind=kind)._print().axes[0].name for kind in ("3d", "contour"))
+    assert (deep, flat) == ("3d", "rectilinear")
+    assert not [
+        module for module in CHARTS for name in dir(module) if name.startswith("plot_") and not paired(module, name)
+    ]
+
+
+CHARTS = [
+    importlib.import_module(f"landscape.plotting.{name}")
+    for name in ("history", "layers", "lines", "radii", "spectra", "surfaces", "trajectories")
+]
+
+
+def paired(module, name):
+    function = getattr(module, name)
+    return hasattr(function, "__wrapped__") and hasattr(inspect.getmodule(function), name.replace("plot_", "draw_"))
+
+
+def test_pages_scroll_under_the_wheel_and_home_is_the_own_camera(tmp_path):
+    figure = RESULTS["Surface"].plot()
+    figure.write_html(tmp_path / "a.html", include_plotlyjs=False)
+    for text in (figure.to_html(include_plotlyjs=False), (tmp_path / "a.html").read_text()):
+        assert '"scrollZoom": false' in text and '"displaylogo": false' in text and "resetCameraDefault3d" in text
+    assert '"displaylogo": true' in figure.to_html(include_plotlyjs=False, config={"displaylogo": True})
+    assert figure.layout.paper_bgcolor is None and "rgba(0, 0, 0, 0)" in str(
+        figure.layout.template.layout.paper_bgcolor
+    )
+
+
+NOTEBOOK = """
+import torch, landscape
+from landscape import progress
+progress._DELAY = 0
+data = torch.randn(16, 3), torch.arange(16) % 2
+landscape.plot_line(torch.nn.Linear(3, 2), data, points=5)
+---
+from IPython.display import display
+display(landscape.plot_surface(torch.nn.Linear(3, 2), data, points=3))
+landscape.top_eigenvalues(torch.diag(torch.arange(400.0)), k=1);
+progress.announce(30, 60.0, 1e9)
+---
+list(progress.progress(iter(range(3)), "unknown"))
+for _ in progress.progress(range(9), "early"):
+    break
+try:
+    for _ in progress.progress(range(9), "failing"):
+        1 / 0
+except ZeroDivisionError:
+    pass
+"""
+
+
+def test_a_notebook_that_no_front_end_ran_has_pictures_and_no_rest_of_a_bar(monkeypatch):
+    nbformat, exporters = pytest.importorskip("nbformat"), pytest.importorskip("nbconvert.exporters")
+    from nbclient import NotebookClient
+
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    cells = [nbformat.v4.new_code_cell(source.strip()) for source in NOTEBOOK.split("---")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(notebook, timeout=120).execute()
+    outputs = [output for cell in notebook.cells for output in cell.outputs]
+    assert {output.get("name") for output in outputs} <= {None, "stdout"}  # stderr is a red box
+    assert [o.text for o in outputs if o.output_type == "stream"] == [
+        "ahead: about 30 matrix-vector products, 1 min 0 s; graphs hold 1.0 GB\n"
+    ]
+    shown = [output.data for output in outputs if "data" in output and any(output.data.values())]
+    interactive = [data for data in shown if "application/vnd.plotly.v1+json" in data]
+    assert len(interactive) == 2 and all("image/png" in data for data in interactive)
+    assert all(data["application/vnd.plotly.v1+json"]["config"]["scrollZoom"] is False for data in interactive)
+    assert "widget" not in str([list(data) for data in shown]) and "early" not in str(shown) + str(outputs)
+    page, _ = exporters.HTMLExporter().from_notebook_node(notebook)
+    assert page.count("<img") == 2
+
+
+def test_a_front_end_that_asks_gets_the_plot_alone(monkeypatch):
+    from landscape.plotting import interactive
+
+    figure = RESULTS["Line"].plot()
+    assert "image/png" in figure._repr_mimebundle_()
+    monkeypatch.setattr(interactive, "asked", lambda: True)
+    assert "image/png" not in figure._repr_mimebundle_()
+
+
 # what is in the new pictures
 
 
@@ -152,11 +245,12 @@ def test_a_trace_shows_its_probes_and_the_mean_so_far():
 def test_a_trace_by_layer_is_bars_without_what_does_not_vary():
     trace = RESULTS["Trace by layer"]
     (bars,) = trace.plot().data
-    assert list(bars.x) == ["0", "2"] and list(bars.y) == [trace.layers[f"{name}.weight"][0] for name in bars.x]
-    assert list(bars.error_y.array) == [trace.layers[f"{name}.weight"][1] for name in bars.x]
-    assert "2 tensors that do not vary are left out" in trace.plot().layout.title.subtitle.text
-    (ax,) = trace.draw().axes
-    assert [bar.get_height() for bar in ax.patches] == list(bars.y) and "left out" in ax.get_title()
+    assert list(bars.x) == ["0.weight", "2.weight"] and list(bars.y) == [trace.layers[name][0] for name in bars.x]
+    assert list(bars.error_y.array) == [trace.layers[name][1] for name in bars.x]
+    assert "2 tensors at zero are left out" in trace.plot().layout.title.subtitle.text
+    figure = trace.draw()
+    assert [bar.get_height() for bar in figure.axes[0].patches] == list(bars.y)
+    assert "left out" in figure.get_supxlabel() and "samples" in figure.get_supxlabel()
 
 
 def test_eigenvalues_have_errors_over_the_data_and_are_hollow_where_not_converged():

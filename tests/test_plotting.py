@@ -58,6 +58,13 @@ def text_of(figure):
     return " ".join([figure.layout.title.subtitle.text, *(note.text for note in figure.layout.annotations)])
 
 
+def said(figure):
+    """What a printed figure says beside its axes, on one line."""
+    texts = [figure.get_suptitle(), figure.get_supxlabel()]
+    texts += [text for ax in figure.axes for text in (ax.get_title(), *(note.get_text() for note in ax.texts))]
+    return " ".join(" ".join(texts).split())
+
+
 def bar_of(figure):
     return next(ax for ax in figure.axes if ax.get_label() == "<colorbar>")
 
@@ -87,7 +94,8 @@ def test_interactive_curves_have_their_colours_in_order_and_a_marked_centre():
 def test_interactive_curve_alone_has_no_legend_and_says_what_was_measured():
     figure = plot_lines({"": line()}, title="mine")
     assert not figure.layout.showlegend and figure.layout.title.text == "mine"
-    assert figure.layout.title.subtitle.text == "float weights · BatchNorm statistics fixed · 1,024 samples"
+    about = "random direction in filter norms, span 1 · float weights · BatchNorm statistics fixed · 1,024 samples"
+    assert figure.layout.title.subtitle.text == about
 
 
 def test_interactive_curve_leaves_gaps_and_counts_them():
@@ -106,7 +114,7 @@ def test_interactive_log_curve_takes_values_below_zero_as_gaps():
 
 def test_different_spaces_are_said_with_the_names():
     figure = plot_lines({"FP32": line(), "W4A4": line(space="quantized"), "W2A2": line(space="quantized")})
-    assert "float weights (FP32) · quantized weights (W4A4, W2A2) · BatchNorm" in text_of(figure)
+    assert "float weights (FP32) · quantized weights (W4A4, W2A2)<br>BatchNorm" in text_of(figure)
 
 
 def test_interactive_accuracy_has_its_own_range_and_values():
@@ -234,11 +242,13 @@ def test_paper_panels_share_levels_and_one_colour_bar(kind):
     assert figure.get_figwidth() == 6.75 and bar_of(figure).get_ylabel() == "Loss"
     if kind == "contour":
         assert contour_levels(panels[0])[0] == contour_levels(panels[1])[0]
-        assert (figure.get_supxlabel(), figure.get_supylabel()) == tuple(
-            f"Step along direction {number}, in filter norms" for number in (1, 2)
-        )
     else:
-        assert panels[0].get_zlim() == panels[1].get_zlim() and figure.get_supxlabel() == "Steps in filter norms"
+        assert panels[0].get_zlim() == panels[1].get_zlim()
+    assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in panels] == [
+        ("Direction 1", "Direction 2"),
+        ("Direction 1", "" if kind == "contour" else "Direction 2"),
+    ]
+    assert "random directions in filter norms, span 1 and 2" in said(figure)
     sizes = [text.get_fontsize() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
     assert min(sizes) >= 7
 
@@ -370,16 +380,33 @@ def test_a_line_says_its_direction(axis, label):
     assert plot_lines({"": line(axes=[axis])}).layout.xaxis.title.text == label
 
 
-def test_panels_name_directions_briefly_and_say_each_unit_once():
-    given = {name: surface(axes=[RANDOM, GRADIENT]) for name in "AB"}
+def test_panels_name_directions_briefly_and_the_caption_says_each_unit():
+    given = {name: surface(axes=[RANDOM, GRADIENT], seed=3) for name in "AB"}
     figure, print_ = plot_surfaces(given), draw_surfaces(given, kind="3d")
     assert [figure.layout.scene2[axis].title.text for axis in ("xaxis", "yaxis")] == ["Direction 1", "Gradient"]
-    assert [print_.axes[1].get_xlabel(), print_.axes[1].get_ylabel()] == ["direction 1", "gradient"]
-    assert print_.get_supxlabel() == "Steps along direction 1 in filter norms, along the gradient in learning rates"
-    assert print_.get_supxlabel()[1:] in text_of(figure)
+    assert [print_.axes[1].get_xlabel(), print_.axes[1].get_ylabel()] == ["Direction 1", "Gradient"]
+    words = "direction 1 in filter norms and the gradient in learning rates, seed 3, span 1 and 2"
+    assert words in said(print_) and words in text_of(figure)
     plain = draw_surfaces({"A": surface(axes=[NETWORK, indexed("principal component", 2)])}, kind="3d")
-    assert [plain.axes[0].get_xlabel(), plain.axes[0].get_ylabel()] == ["first network", "component 2"]
-    assert plain.get_supxlabel() == ""
+    assert [plain.axes[0].get_xlabel(), plain.axes[0].get_ylabel()] == ["First network", "Component 2"]
+
+
+def test_results_along_different_directions_are_named_each():
+    top = line(axes=[indexed("eigenvector", 1)])
+    for found, label in (({"A": line(), "B": top}, "Step along each one's direction"), ({"B": top}, "eigenvector 1")):
+        figure, ax = plot_lines(found), ax_of(draw_lines(found))
+        assert figure.layout.xaxis.title.text.endswith(label) and ax.get_xlabel().endswith(label)
+    both = {"A": line(), "B": top}
+    for words in (text_of(plot_lines(both)), said(draw_lines(both))):
+        assert "random direction in filter norms, span 1 (A)" in words and "eigenvector 1, span 1 (B)" in words
+    planes = {"A": surface(), "B": surface(axes=[indexed("eigenvector", i) for i in (1, 2)])}
+    maps, scenes = plot_surfaces(planes, kind="contour").layout, plot_surfaces(planes).layout
+    for layout, axes in ((maps, ("yaxis", "yaxis2")), (scenes, ())):
+        assert [layout[name].title.text for name in axes] in ([], ["Direction 2", "Eigenvector 2"])
+    assert (scenes.scene.yaxis.title.text, scenes.scene2.yaxis.title.text) == ("Direction 2", "Eigenvector 2")
+    assert [ax.get_ylabel() for ax in draw_surfaces(planes).axes[:2]] == ["Direction 2", "Eigenvector 2"]
+    hover = [sheet.hovertemplate for sheet in sheets(plot_surfaces(planes))]
+    assert "Direction 1" in hover[0] and "Eigenvector 2" in hover[1] and "alpha" not in "".join(hover)
 
 
 # more than the loss
@@ -406,7 +433,7 @@ def test_metrics_and_standard_errors_are_drawn_as_they_are(value, label):
     low, high = float(expected[1].min()), float(expected[1].max())
     assert filled == (log_levels(low, high, 9) if value == "stderr" else linear_levels(low, high))
     assert bar_of(draw_surfaces({"A": plane, "B": plane}, value=value)).get_ylabel() == label
-    assert ("stderr of the loss's difference to the centre" in ax.get_title()) == (value == "stderr")
+    assert ("stderr of the loss's difference to the centre" in said(ax.figure)) == (value == "stderr")
 
 
 def test_metrics_of_several_networks_share_limits():
@@ -443,7 +470,7 @@ def test_a_band_is_one_standard_error_wide_in_the_colour_of_its_curve(log):
     corners = np.concatenate([path.vertices for path in area.get_paths()])
     assert len(area.get_paths()) == 2 and to_hex(area.get_facecolor()[0]).upper() == COLOURS[1]
     assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((np.nanmin(low), np.nanmax(high)))
-    assert BAND in text_of(figure) and BAND in ax.get_title()
+    assert BAND in text_of(figure) and BAND in said(ax.figure)
 
 
 def test_no_band_without_an_error_to_state():
@@ -452,7 +479,7 @@ def test_no_band_without_an_error_to_state():
     for given in (line(), unknown):
         figure, ax = given.plot(), ax_of(given.draw())
         assert not [trace for trace in figure.data if trace.fill] and not ax.collections
-        assert BAND not in text_of(figure) + ax.get_title()
+        assert BAND not in text_of(figure) + said(ax.figure)
 
 
 # what is missing or interpolated
@@ -470,13 +497,13 @@ def test_gaps_say_whether_they_failed_or_were_not_reached():
     given = surface(gaps=[(where, NAN) for where, _ in kinds])
     given = richer(given, status=status_of(given, *kinds))
     told = "9 of 81 points not yet measured, 2 of 81 points failed (NaN, infinite or an error)"
-    assert told in text_of(given.plot()) and told in ax_of(given.draw()).get_title().replace("\n", " ")
+    assert told in text_of(given.plot()) and told in said(given.draw())
     panels = draw_surfaces({"A": surface(), "B": given})
-    assert f"B: {told}" in panels.get_suptitle().replace("\n", " ")
+    assert f"B: {told}" in said(panels)
     curve = line(gaps=[(0, NAN), (1, INF)])
     curve = richer(curve, status=status_of(curve, (0, PENDING), (1, FAILED)))
     told = "1 of 11 points not yet measured, 1 of 11 points failed (NaN, infinite or an error)"
-    assert told in text_of(curve.plot()) and told in ax_of(curve.draw()).get_title().replace("\n", " ")
+    assert told in text_of(curve.plot()) and told in said(curve.draw())
     below = richer(line(gaps=[(2, -1.0)]), status=status_of(line()))
     assert "1 of 11 points not drawn (NaN, infinite or ≤ 0)" in text_of(below.plot(scale="log"))
 
@@ -489,7 +516,7 @@ def test_interpolation_is_said_with_its_error():
     start = "interpolated from 60 measured points"
     for value, error in (("loss", ", error ≤ 1.2 % of the log-loss range"), ("accuracy", ", error ≤ 0.034")):
         assert start + error in text_of(given.plot(value=value))
-        assert start + error in ax_of(given.draw(value=value)).get_title().replace("\n", " ")
+        assert start + error in said(given.draw(value=value))
     assert f"{start}, error ≤ 5.6" in text_of(given.plot(value="m"))
     assert "9 of 81 points interpolated, without a standard error" in text_of(given.plot(value="stderr"))
     assert "error ≤" not in text_of(given.plot(value="stderr"))
@@ -498,7 +525,8 @@ def test_interpolation_is_said_with_its_error():
 
 
 def test_captions_break_between_phrases():
-    assert wrapped("one two · three four · five", 12) == "one two ·\nthree four ·\nfive"
+    assert wrapped("one two · three four · five", 12) == "one two\nthree four\nfive"
+    assert wrapped("one two · three four · five", 24) == "one two · three four\nfive"
     assert wrapped("one two three four", 9) == "one two\nthree\nfour"
 
 

@@ -79,7 +79,7 @@ def test_the_interpolation_of_all_is_said_once(model, data):
     surfaces = {f"span {span}": landscape.surface(model, data, span=span, **settings) for span in (0.5, 4.0)}
     counts = sorted(found.about["evaluated"] for found in surfaces.values())
     worst = 100 * max(found.about["interpolation_error"] for found in surfaces.values())
-    told = " ".join(landscape.draw_together(surfaces).get_suptitle().split())
+    told = " ".join(landscape.draw_together(surfaces).get_supxlabel().split())
     points = f"{counts[0]} to {counts[1]}" if counts[0] < counts[1] else f"{counts[0]}"
     assert f"interpolated from {points} measured points, error ≤ {worst:.2g} %" in told
     assert told.count("interpolated") == 1

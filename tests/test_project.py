@@ -88,7 +88,7 @@ def test_imports_run_downwards_only(package, floors):
 
 def test_landscape_never_imports_saq_core_which_imports_its_public_names():
     assert not [m for m, others in imports("landscape").items() if any(o.split(".")[0] == "saq_core" for o in others)]
-    wings = ("", ".checking", ".files", ".parallel", ".model", ".model.errors", ".model.measuring")
+    wings = ("", ".checking", ".files", ".parallel", ".progress", ".model", ".model.errors", ".model.measuring")
     allowed = {f"landscape{wing}" for wing in wings}
     for module, others in imports("saq_core").items():
         assert {other for other in others if other.split(".")[0] == "landscape"} <= allowed, module

@@ -96,7 +96,7 @@ def test_a_repr_of_settings_makes_them_again():
 def curves(history):
     """Return name -> pieces of the curve in the picture, each (x, y) points in pixels."""
     svg = ElementTree.fromstring(history._picture())
-    pieces = {p[0].text: [piece for piece in p.get("d").split("M") if piece] for p in svg}
+    pieces = {p[0].text: [piece for piece in p.get("d").split("M") if piece] for p in svg.findall("path")}
     return {n: [[tuple(map(float, at.split())) for at in one.split("L")] for one in p] for n, p in pieces.items()}
 
 

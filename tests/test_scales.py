@@ -246,7 +246,7 @@ def test_a_picture_holds_zero_the_derivative_and_what_can_be_trusted_and_says_wh
     if ends is not None:
         margin = 0.12 * (ends[1] - ends[0])
         assert (low, high) == pytest.approx((ends[0] - margin, ends[1] + margin))
-    for text in (figure.layout.title.subtitle.text, ax.get_title().replace("\n", " ")):
+    for text in (figure.layout.title.subtitle.text, ax.figure.get_supxlabel().replace("\n", " ")):
         assert (f"{outside} of 4 radii lie outside of the picture" in text) == bool(outside)
         assert ("no radius can be trusted" in text) == (not (found.trusted & found.curvature.isfinite()).any())
     plt.close("all")
@@ -274,7 +274,7 @@ def test_pictures_show_trusted_radii_filled_the_others_hollow_and_the_derivative
     assert handles["at a radius ± one error"][0].get_ydata()[1:].tolist() == found.curvature[1:].tolist()
     assert handles["exact"].get_ydata()[0] == found.derivative and len(handles) == 3
     assert ax.get_ylim() == pytest.approx(figure.layout.yaxis.range) and ax.get_xscale() == "log"
-    assert "no radius can be trusted" not in ax.get_title()
+    assert "no radius can be trusted" not in ax.figure.get_supxlabel()
     plt.close(ax.figure)
 
 

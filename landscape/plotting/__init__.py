@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from .history import draw_history, plot_history
 from .layers import draw_layers, plot_layers
-from .together import draw_together, paper_style, plot_together, save_figure, thumbnail
+from .together import draw_together, paper_style, plot_together, save_animation, save_figure, thumbnail
 from .values import Kind, Scale
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,51 +46,70 @@ def axis(result: LineLike | SurfaceLike, number: int = 0) -> tuple[str, str]:
     return f"direction {number}" if number else "the direction", _UNITS.get(entry.get("normalize"), "")
 
 
-def axis_label(result: LineLike | SurfaceLike, number: int = 0) -> str:
-    """Name the axis of direction 1 or 2 (0: the only one) and its unit."""
-    name, unit = axis(result, number)
-    return f"Step {'towards' if 'network' in name else 'along'} {name}" + f", {unit}" * bool(unit)
+def axis_label(results: Iterable[LineLike | SurfaceLike], number: int = 0) -> str:
+    """Name the axis of direction 1 or 2 (0: the only one) and its unit, where all results have it in common."""
+    names, texts = zip(*(axis(result, number) for result in results), strict=True)
+    common = len({*names}) == len({*texts}) == 1
+    name = names[0] if common else f"each one's direction {number or ''}".strip()
+    unit = f", {texts[0]}" if texts[0] and len({*texts}) == 1 else ""
+    return f"Step {'towards' if 'network' in name else 'along'} {name}{unit}"
 
 
 def short(surface: SurfaceLike, number: int) -> str:
-    """Name a direction in a word or two, for 3-D panels."""
+    """Name a direction in a word or two, as an axis does, where there is no room for more."""
     name = axis(surface, number)[0].replace(" other network (at 1)", " network")
-    return name.removeprefix("the ").removeprefix("principal ").removeprefix("given ")
-
-
-def units(surface: SurfaceLike) -> str:
-    """Say the units of both axes, where the directions have any, for pictures without room for them at the axes."""
-    axes = [axis(surface, number) for number in (1, 2)]
-    if axes[0][1] == axes[1][1]:
-        return f"steps {axes[0][1]}" if axes[0][1] else ""
-    return "steps " + ", ".join(f"along {name} {unit}" for name, unit in axes if unit)
+    for article in ("the ", "principal ", "given "):
+        name = name.removeprefix(article)
+    return name[:1].upper() + name[1:]
 
 
 def caption(results: Mapping[str, Any], value: str = "") -> str:
-    """Say what was measured: the space, BatchNorm's statistics, the number of samples, what is interpolated."""
+    """Say what was measured: along which directions, how far, in which space, on how many samples."""
     interpolated = [result.about for result in results.values() if "interpolation_error" in result.about]
-    phrases: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "space": lambda about: f"{about['space']} weights",
-        "batchnorm": lambda about: f"BatchNorm statistics {about['batchnorm']}",
-        "samples": lambda about: f"{about['samples']:{',' * isinstance(about['samples'], int)}} samples",
-        "band": lambda about: f"band: {about['band']}",
-        "interpolation_error": lambda about: _interpolated(interpolated, value),
+    phrases: dict[str, Callable[[Any], str]] = {
+        "axes": _directions,
+        "space": lambda result: f"{result.about['space']} weights",
+        "batchnorm": lambda result: f"BatchNorm statistics {result.about['batchnorm']}",
+        "samples": lambda result: f"{count:,} samples" if isinstance(count := result.about["samples"], int) else count,
+        "band": lambda result: f"band: {result.about['band']}",
+        "interpolation_error": lambda _: _interpolated(interpolated, value),
     }
     parts = ["stderr of the loss's difference to the centre"] * (value == "stderr")
     for key, phrase in phrases.items():
         names: dict[str, list[str]] = {}
         for name, result in results.items():
             if key in result.about:
-                names.setdefault(phrase(result.about), []).append(name)
+                names.setdefault(phrase(result), []).append(name)
         everyone = len(names) == 1 and len(results) == len(*names.values())
-        parts += [text if everyone else f"{text} ({', '.join(who)})" for text, who in names.items()]
+        parts += [text if everyone else f"{text} ({', '.join(who)})" for text, who in names.items() if text]
     return " · ".join(parts)
 
 
 def wrapped(text: str, width: int) -> str:
     """Break a caption into lines, between its phrases where they are short enough."""
-    phrases = [part.replace(" ", "\xa0") if len(part) <= width else part for part in text.split(" · ")]
-    return textwrap.fill("\xa0· ".join(phrases), width, break_on_hyphens=False).replace("\xa0", " ")
+    lines: list[str] = []
+    for phrase in text.split(" · "):
+        if lines and len(lines[-1]) + len(phrase) + 3 <= width:
+            lines[-1] += f" · {phrase}"
+        else:
+            lines += textwrap.wrap(phrase, width, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _directions(result: Any) -> str:
+    """Say along which directions, in which units, by which seed they were drawn, and how far."""
+    if not hasattr(result, "alphas"):
+        return ""
+    steps = [result.alphas, result.betas] if hasattr(result, "betas") else [result.alphas]
+    random = [entry.get("kind") == "random" for entry in result.about["axes"]]
+    names = [" ".join(axis(result, number if len(steps) > 1 else 0)).strip() for number in range(1, len(steps) + 1)]
+    if all(random):
+        names = [f"random direction{'s' * (len(steps) > 1)} {axis(result, 1)[1]}"]
+    seed = result.about.get("seed")
+    drawn = f", seed {seed}" if any(random) and seed is not None else ""
+    ends = dict.fromkeys((float(step[0]), float(step[-1])) for step in steps)
+    spans = [f"{high:.4g}" if low == -high else f"{low:.4g} to {high:.4g}" for low, high in ends]
+    return f"{' and '.join(names)}{drawn}, span {' and '.join(spans)}".replace("-", "−")
 
 
 def _interpolated(abouts: Sequence[Mapping[str, Any]], value: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,29 +9,14 @@ import numpy as np
 import plotly.graph_objects as go
 from contourpy import contour_generator
 from matplotlib.axes import Axes
-from plotly.subplots import make_subplots
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 
 from . import interactive
 from .captions import axis_label, short
 from .levels import Levels
 from .style import HIGHLIGHT, at, columns
 from .values import SurfaceLike
-
-
-def map_panels(notes: Mapping[str, str]) -> go.Figure:
-    """Return empty axes side by side, titled with the networks' names and what is missing."""
-    wide = columns(len(notes))
-    rows = -(-len(notes) // wide)
-    titles = [panel_title(name, note) for name, note in notes.items()]
-    spacing = {"horizontal_spacing": 0.06, "vertical_spacing": 0.25 / rows}
-    figure = make_subplots(rows, wide, subplot_titles=titles, figure=interactive.empty_figure(), **spacing)
-    figure.layout.height = 150 + rows * (430, 360, 270)[wide - 1]
-    return figure
-
-
-def panel_title(name: str, note: str) -> str:
-    """Return the title of a panel: the network's name as it is, and what is missing below it."""
-    return f"<b>{html.escape(name, quote=False)}</b>" + f"<br><sup>{note}</sup>" * bool(note)
 
 
 def add_maps(
@@ -79,7 +63,7 @@ def _map(surface: SurfaceLike, heights: np.ndarray, low: float, high: float, lin
         contours=levels | {"showlines": lines},
         line={"width": 0.7, "color": "rgba(255, 255, 255, 0.6)"},
         customdata=hover["customdata"].transpose(1, 0, 2),
-        hovertemplate=f"alpha %{{x:.4g}}<br>beta %{{y:.4g}}<br>{hover['hovertemplate']}<extra></extra>",
+        hovertemplate=f"{interactive.hover_place(surface)}<br>{hover['hovertemplate']}<extra></extra>",
         connectgaps=False,
     )
 
@@ -87,14 +71,15 @@ def _map(surface: SurfaceLike, heights: np.ndarray, low: float, high: float, lin
 def _set_axes(figure: go.Figure, surfaces: Sequence[SurfaceLike]) -> None:
     """Label the outer axes, and let each end where its surface does."""
     plain = {"showgrid": False, "zeroline": False, "nticks": 6, "ticks": "outside", "title_standoff": 6}
-    texts = [(axis_label if len(surfaces) == 1 else short)(surfaces[0], axis) for axis in (1, 2)]
     wide = columns(len(surfaces))
+    alike = [len({short(surface, axis) for surface in surfaces}) == 1 for axis in (1, 2)]
     for index, surface in enumerate(surfaces):
         outer = (index >= len(surfaces) - wide, index % wide == 0)
+        texts = [(axis_label([surface], n) if len(surfaces) == 1 else short(surface, n)) for n in (1, 2)]
         for axis, (letter, steps) in enumerate((("x", surface.alphas), ("y", surface.betas))):
             name = f"{letter}axis{index + 1 if index else ''}"
             position = {key: figure.layout[name][key] for key in ("domain", "anchor")}
-            title = texts[axis][:1].upper() + texts[axis][1:] if outer[axis] else None
+            title = texts[axis] if outer[axis] or not alike[axis] else None
             ends = {"range": [float(steps[0]), float(steps[-1])], "title_text": title}
             figure.layout[name] = plain | position | ends  # update_xaxes takes ten times as long
     figure.layout.margin.l, figure.layout.margin.b = 60, 50
@@ -104,14 +89,31 @@ def draw_map(ax: Axes, surface: SurfaceLike, values: np.ndarray, levels: Levels)
     """Draw labelled contours over pale colours into axes; gaps stay white."""
     alphas, betas = surface.alphas.numpy(), surface.betas.numpy()
     shown = np.ma.masked_invalid(values.T)  # matplotlib has x along columns
+    ax.update_datalim([(alphas[0], betas[0]), (alphas[-1], betas[-1])])  # also where nothing is finite
+    ax.margins(0)
     if shown.count():
         colours: Any = levels.steps()
         ax.contourf(alphas, betas, shown, levels.values, norm=colours.norm, cmap=colours.cmap, extend=levels.extend)
     crossed = [level for level in levels.values if shown.count() and shown.min() < level < shown.max()]
     if crossed:  # matplotlib warns of levels that nothing reaches
-        drawn = ax.contour(alphas, betas, shown, crossed, colors="0.25", linewidths=0.6)
-        ax.clabel(drawn, fmt="%g", fontsize=7)
+        drawn = ax.contour(alphas, betas, shown, crossed, colors="white", linewidths=0.6, alpha=0.8)
+        _thin_out(ax, ax.clabel(drawn, fmt="%g", fontsize=7, colors="black", inline=False))
     if surface.centre is not None:
         ax.plot(0, 0, "+", color=HIGHLIGHT, markersize=8, markeredgewidth=1.5)
-    ax.update_datalim([(alphas[0], betas[0]), (alphas[-1], betas[-1])])  # also where nothing is finite
-    ax.margins(0)
+
+
+def _thin_out(ax: Axes, labels: Sequence[Text]) -> None:
+    """Keep the labels of contours that stand clear of each other and of the centre, the outer ones first."""
+    points = ax.transData.transform([text.get_position() for text in labels]) * 72 / ax.figure.dpi
+    widths = np.array([4.5 * len(text.get_text()) for text in labels])
+    centre = ax.transAxes.transform((0.5, 0.5)) * 72 / ax.figure.dpi
+    half = (ax.transAxes.transform((1, 1)) * 72 / ax.figure.dpi) - centre
+    kept: list[tuple[np.ndarray, float]] = [(centre, 8.0)]
+    for index in np.argsort(-np.abs(points - centre).max(1)):
+        apart = [np.abs(points[index] - point) > ((widths[index] + width) / 2 + 2, 10) for point, width in kept]
+        inside = (np.abs(points[index] - centre) < half - (widths[index] / 2 + 2, 6)).all()
+        if inside and all(one.any() for one in apart):
+            kept.append((points[index], widths[index]))
+            labels[index].set_path_effects([withStroke(linewidth=1.6, foreground="white")])
+        else:
+            labels[index].remove()

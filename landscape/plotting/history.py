@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .pairing import paired
 from .style import COLOURS
 from .values import Scale, is_log
 
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANELS = (("loss", "Loss"), ("accuracy", "Accuracy"))
+_COLUMNS = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
+@paired
 def plot_history(history: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw loss and accuracy against the epoch, on the training data and (dashed) on the validation data.
 
@@ -134,7 +137,7 @@ def _curves(history: Any) -> tuple[list[tuple[str, str, str, np.ndarray, np.ndar
     """Return (training's name, panel, "training" or "validation", epochs, values) of every curve, and the panels."""
     curves = []
     try:
-        runs = {"": history} if "loss" in history or "val_loss" in history else dict(history)
+        runs = {"": history} if any(name in history for name in _COLUMNS) else dict(history)
         for name, columns in runs.items():
             for panel, _ in _PANELS:
                 for prefix, kind in (("", "training"), ("val_", "validation")):

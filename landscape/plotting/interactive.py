@@ -1,43 +1,98 @@
-"""What all plotly figures share: the template, titles and captions, bands, error bars, colours and ticks."""
+"""What plotly figures share: how they show, their look, titles and captions, bands, error bars, colours and ticks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.io import templates
+from matplotlib.figure import Figure
+from plotly.io import renderers, templates
 
-from .captions import label, wrapped
+from .captions import label, short, wrapped
 from .levels import linear_levels, log_levels
+from .paper import png
 from .values import LineLike, SurfaceLike, column, finite_of, measured
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
+# the wheel scrolls the page; "home" is where the camera was, not plotly's own place
+CONFIG = {"scrollZoom": False, "displaylogo": False, "modeBarButtonsToRemove": ["resetCameraDefault3d"]}
 _KINDS = ("bar", "contour", "scatter", "scatter3d", "surface")
-_GREY = "#666666"
+# read on white and in a dark theme alike: figures have no ground of their own
+INK, GRID, GRID_3D = "#75797f", "rgba(128, 128, 128, 0.2)", "#b0b3b8"  # WebGL would mix with white
+_CLEAR = "rgba(0, 0, 0, 0)"
+
+
+class Picture(go.Figure):
+    """A plotly figure beside which stands a picture by matplotlib where no front end asked: on GitHub, in nbconvert."""
+
+    _print: Callable[[], Figure] | None = None
+
+    def show(self, *args: Any, **kwargs: Any) -> Any:
+        """Show it as `plotly.io.show` does."""
+        return super().show(*args, **{"config": CONFIG} | kwargs)
+
+    def to_html(self, *args: Any, **kwargs: Any) -> Any:
+        """Return it as `plotly.io.to_html` does."""
+        return super().to_html(*args, **{"config": CONFIG} | kwargs)
+
+    def write_html(self, *args: Any, **kwargs: Any) -> Any:
+        """Write it as `plotly.io.write_html` does."""
+        return super().write_html(*args, **{"config": CONFIG} | kwargs)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> dict[str, Any]:
+        bundle: dict[str, Any] = super()._repr_mimebundle_(include, exclude, **{"config": CONFIG} | kwargs)
+        if self._print is not None and not asked():
+            bundle["image/png"] = base64.b64encode(png(self._print())).decode()
+        return bundle
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        if renderers.default == "plotly_mimetype" and not asked():
+            display(self._repr_mimebundle_(), raw=True)
+        elif renderers.render_on_display and renderers.default:
+            self.show()
+        else:
+            print(repr(self))
+
+
+def asked() -> bool:
+    """Return whether a notebook's front end asked for what runs: it names the cell."""
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython and ipython.get_ipython(), "kernel", None)
+    return kernel is not None and "cellId" in kernel.get_parent("shell").get("metadata", {})
 
 
 @cache
 def _template() -> go.layout.Template:
     """Return plotly's white template for what is drawn here: the whole of it takes most of the time of a redraw."""
     white = templates["plotly_white"]
-    return go.layout.Template(layout=white.layout, data={kind: white.data[kind] for kind in _KINDS})
+    template = go.layout.Template(layout=white.layout, data={kind: white.data[kind] for kind in _KINDS})
+    lines = {"gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID}
+    template.data.bar[0].update(error_y_color=INK, marker_line_width=0)
+    clear = {"paper_bgcolor": _CLEAR, "plot_bgcolor": _CLEAR, "font_color": INK, "title_font_color": INK}
+    template.layout.update(clear | {"xaxis": lines, "yaxis": lines})
+    return template
 
 
 def empty_figure() -> go.Figure:
     """Return a figure in the common look, without content."""
-    return go.Figure(layout={"template": _template()})
+    return Picture(layout={"template": _template()})
 
 
 def finish(figure: go.Figure, title: str, notes: Sequence[str]) -> None:
     """Set title, notes below it, and margins."""
     notes = [line for note in notes if note for line in wrapped(note, 110).split("\n")]
-    below = {"text": "<br>".join(notes), "font": {"size": 12, "color": _GREY}}
+    below = {"text": "<br>".join(notes), "font": {"size": 12}}
     # set one by one: update_layout takes several times as long
     figure.layout.title = {"text": title, "subtitle": below, "x": 0.01, "y": 1, "yanchor": "top", "pad": {"t": 16}}
-    figure.layout.margin = {"l": 10, "r": 10, "t": 70 + 20 * len(notes), "b": 10}
+    panels = 24 * bool(figure.layout.annotations)  # for their titles
+    figure.layout.margin = {"l": 10, "r": 10, "t": 56 + 17 * len(notes) + panels, "b": 10}
 
 
 def say_if_empty(figure: go.Figure, values: Mapping[str, np.ndarray], value: str) -> None:
@@ -47,14 +102,17 @@ def say_if_empty(figure: go.Figure, values: Mapping[str, np.ndarray], value: str
         figure.add_annotation(text=f"no {value} can be drawn: none is finite", font={"size": 16}, **where)
 
 
-def value_axis(figure: go.Figure, title: str, log: bool, arrays: Sequence[np.ndarray] = (), **where: Any) -> None:
-    """Title the vertical axis; on a logarithmic scale its ticks are round numbers, written out."""
-    figure.update_yaxes(title=title + " (log scale)" * log, type="log" if log else "linear", **where)
+def value_axis(
+    figure: go.Figure, title: str, log: bool, arrays: Sequence[np.ndarray] = (), across: bool = False, **where: Any
+) -> None:
+    """Title the axis of the values, vertical or across; on a logarithmic scale its ticks are round numbers."""
+    update = figure.update_xaxes if across else figure.update_yaxes
+    update(title=title + " (log scale)" * log, type="log" if log else "linear", **where)
     positive = finite_of(arrays)
     positive = positive[positive > 0]
     if log and positive.size:
         levels = log_levels(float(positive.min()), float(positive.max()), 5)
-        figure.update_yaxes(tickvals=levels, ticktext=[f"{level:g}" for level in levels], **where)
+        update(tickvals=levels, ticktext=[f"{level:g}" for level in levels], **where)
 
 
 def band(x: np.ndarray, edges: Sequence[np.ndarray], colour: str, opacity: float = 0.3, **style: Any) -> go.Scatter:
@@ -75,6 +133,11 @@ def band(x: np.ndarray, edges: Sequence[np.ndarray], colour: str, opacity: float
 def error_bars(errors: np.ndarray, **style: Any) -> dict[str, Any]:
     """Return plotly's settings for error bars, none where an error is not known."""
     return {"type": "data", "array": np.nan_to_num(errors), "thickness": 1.2, "width": 4} | style
+
+
+def hover_place(surface: SurfaceLike) -> str:
+    """Return what hovering says of where a point lies."""
+    return f"{short(surface, 1)} %{{x:.4g}}<br>{short(surface, 2)} %{{y:.4g}}"
 
 
 def hover_data(result: LineLike | SurfaceLike, between: str) -> dict[str, Any]:

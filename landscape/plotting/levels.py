@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, Normalize
+from matplotlib.colors import BoundaryNorm, LogNorm, Normalize
 from matplotlib.ticker import AsinhLocator, LogLocator, MaxNLocator
 
 from .values import limits
-
-_PALE = ListedColormap(0.45 + 0.55 * colormaps["viridis"](np.linspace(0, 1, 256))[:, :3], name="pale viridis")
 
 
 def log_levels(low: float, high: float, at_least: int) -> list[float]:
@@ -58,8 +55,8 @@ class Levels:
     extend: Any
 
     def steps(self) -> ScalarMappable:
-        """Return one pale colour between two levels."""
-        return ScalarMappable(BoundaryNorm(self.values, _PALE.N, extend=self.extend), _PALE)
+        """Return one colour between two levels."""
+        return ScalarMappable(BoundaryNorm(self.values, 256, extend=self.extend), "viridis")
 
     def smooth(self) -> ScalarMappable:
         """Return colours that change all along."""

@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 
 from . import interactive, paper
 from .captions import BAND, axis_label, caption, label, notes
+from .pairing import paired
 from .style import COLOURS
 from .values import LineLike, Scale, band, columns_of
 
 
+@paired
 def plot_lines(
     lines: Mapping[str, LineLike], *, value: str = "loss", scale: Scale = "auto", title: str | None = None
 ) -> go.Figure:
@@ -38,7 +40,7 @@ def plot_lines(
             style: dict[str, Any] = {"legendgroup": name, "showlegend": False, "name": f"{name} ± 1 standard error"}
             colour = COLOURS[index % len(COLOURS)]
             figure.add_trace(interactive.band(line.alphas.numpy(), edges, colour, 0.18, **style))
-    figure.update_xaxes(title=axis_label(next(iter(lines.values()))), zeroline=False, hoverformat=".4g")
+    figure.update_xaxes(title=axis_label(lines.values()), zeroline=False, hoverformat=".4g")
     interactive.value_axis(figure, label(value), log, list(values.values()))
     if value == "accuracy":
         figure.update_yaxes(range=[-0.02, 1.02])
@@ -80,7 +82,7 @@ def draw_lines(
             ax.set_yscale("log")
         if value == "accuracy":
             ax.set_ylim(-0.02, 1.02)
-        paper.label_axes(ax, axis_label(next(iter(lines.values()))), label(value))
+        paper.label_axes(ax, axis_label(lines.values()), label(value))
         if all(np.isnan(array).all() for array in values.values()):
             ax.set(xticks=[], yticks=[])
         if len(lines) > 1:

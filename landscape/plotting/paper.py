@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +21,7 @@ from .values import finite_of
 ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # inches, as ICML has them
 
 _RC: dict[Any, Any] = {
+    "figure.dpi": 120,  # in notebooks, where type is then as large as the text around
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -38,6 +40,8 @@ _RC: dict[Any, Any] = {
     **dict.fromkeys(("pdf.fonttype", "ps.fonttype"), 42),
 }
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 1.5)), (0, (4, 1, 1, 1, 1, 1)))
+_DENSITY, _CAPTION = 19, {"fontsize": 7, "color": "0.4"}  # characters per inch
+_own: WeakSet[Figure] = WeakSet()  # figures that are not the caller's, which captions may make higher
 _MARKERS = ("o", "s", "D", "^", "X", "P")
 # The backend comes with the first figure, and in a notebook turns interactive mode on. Inside of rc_context that would
 # be undone at its end, and no later figure would show: so it comes now.
@@ -52,6 +56,7 @@ def style() -> AbstractContextManager[None]:
 def new_axes(height: float, *, width: float = ONE_COLUMN, box_aspect: float | None = None) -> Axes:
     """Return the axes of a new figure."""
     figure = plt.figure(figsize=(width, height), layout="constrained")
+    _own.add(figure)
     return figure.add_subplot(box_aspect=box_aspect)
 
 
@@ -67,11 +72,26 @@ def label_axes(ax: Axes, x: str, y: str) -> None:
     ax.set_ylabel(ax.get_ylabel() or y)
 
 
-def entitle(ax: Axes, title: str | None, *phrases: str, width: int = 54) -> None:
-    """Say what was measured above the axes, below their title if one is given, unless they have one already."""
-    if not ax.get_title():
-        lines = [title, wrapped(" · ".join(filter(None, phrases)), width)]
-        ax.set_title("\n".join(filter(None, lines)), fontsize=7, color="0.4")
+def entitle(ax: Axes, title: str | None, *phrases: str) -> None:
+    """Set the title, and say below the axes what was measured, unless they have a title already."""
+    if ax.get_title():
+        return
+    ax.set_title(title or "")
+    if (figure := figure_of(ax)) in _own:
+        caption_below(figure, *phrases)
+        return
+    width = max(40, round(_DENSITY * figure.get_figwidth() * ax.get_position().width))
+    text = wrapped(" · ".join(filter(None, phrases)), width)
+    below: Any = ("axes fraction", ax if ax.name == "3d" else ax.xaxis.label)
+    style: dict[str, Any] = _CAPTION | {"ha": "center", "va": "top", "annotation_clip": False}
+    ax.annotate(text, (0.5, 0), (0, -4), xycoords=below, textcoords="offset points", **style)
+
+
+def caption_below(figure: Figure, *phrases: str) -> None:
+    """Say below all axes of a figure what was measured, in a strip that is added to it, or the axes would shrink."""
+    text = wrapped(" · ".join(filter(None, phrases)), round(_DENSITY * figure.get_figwidth()))
+    figure.set_figheight(figure.get_figheight() + 0.125 * (1 + text.count("\n")))
+    figure.supxlabel(text, **_CAPTION)
 
 
 def curve_style(index: int) -> dict[str, Any]:
@@ -97,6 +117,14 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
         figure.savefig(written[0], metadata={"CreationDate": None})
         figure.savefig(written[1], dpi=300)
     return written
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG, cut to what is drawn, and close it."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return content.getvalue()
 
 
 def thumbnail(draw: Callable[[Axes], Any], width: int = 200, height: int = 150) -> bytes:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from . import interactive, paper
 from .captions import caption, quantity
+from .pairing import paired
 from .style import COLOURS, DOUBTFUL, HIGHLIGHT
 from .values import WIDE, Scale, check_option, finite_of, is_log
 
@@ -28,6 +29,7 @@ class Series(NamedTuple):
     errors: np.ndarray
 
 
+@paired
 def plot_increases(sharpness: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw loss increases with their standard errors: by radius, by bits, or a row for every measure of a table.
 
@@ -54,12 +56,11 @@ def plot_increases(sharpness: Any, *, scale: Scale = "auto", title: str | None =
         )
     values = [one.values for one in series]
     log = is_log(scale, values)
+    interactive.value_axis(figure, "Loss increase", log, values, across=rows)
     if rows:
-        kind = "log" if log else "linear"
-        figure.update_xaxes(title="Loss increase" + " (log scale)" * log, type=kind, zeroline=not log)
+        figure.update_xaxes(zeroline=not log)
         figure.update_yaxes(autorange="reversed", automargin=True)
     else:
-        interactive.value_axis(figure, "Loss increase", log, values)
         figure.update_xaxes(title=x_title, zeroline=False, type="log" if _is_wide(series[0].x) else None)
     interactive.finish(figure, title or f"Loss increase by {_BY[x_title]}", _notes(sharpness))
     figure.update_layout(height=140 + 32 * len(series[0].x) if rows else 400, showlegend=len(series) > 1)
@@ -78,7 +79,7 @@ def draw_increases(
         title: stands above what was measured.
     """
     series, x_title = _series(sharpness)
-    rows, is_new = not x_title, ax is None
+    rows = not x_title
     with paper.style():
         height, width = (0.8 + 0.2 * len(series[0].x), 1.4) if rows else (2.3, 1)
         ax = ax or paper.new_axes(height, width=width * paper.ONE_COLUMN)
@@ -99,14 +100,11 @@ def draw_increases(
         paper.label_axes(ax, *(("Loss increase", "") if rows else (x_title, "Loss increase")))
         if len(series) > 1:
             ax.legend(frameon=False)
-        if rows and is_new:  # above all of it: the axes are narrow beside their labels
-            text = "\n".join(filter(None, [title, *_notes(sharpness)]))
-            paper.figure_of(ax).suptitle(text, fontsize=7, color="0.4")
-        else:
-            paper.entitle(ax, title, *_notes(sharpness))
+        paper.entitle(ax, title, *_notes(sharpness))
     return paper.figure_of(ax)
 
 
+@paired
 def plot_curvature(curvature: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw the curvature against the radius, with its errors and the derivative.
 

@@ -12,16 +12,17 @@ from matplotlib.ticker import MaxNLocator
 
 from . import interactive, paper
 from .captions import caption, quantity
-from .layers import draw_layers, plot_layers
+from .layers import draw_bars, plot_layers
 from .levels import asinh_ticks
+from .pairing import paired
 from .style import COLOURS, DOUBTFUL, HIGHLIGHT
 from .values import Scale, check_option, is_log
 
 _COLOUR = COLOURS[0]
-_NOTHING = 1e-6  # of the largest trace: a deflated estimate leaves rounding errors in blocks of zeros
 _RUNNING, _PROBES = "mean so far ± one standard error", "each probe"
 
 
+@paired
 def plot_trace(trace: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw a bar per layer where the layers were measured, else what each probe gave and the mean so far.
 
@@ -32,10 +33,8 @@ def plot_trace(trace: Any, *, scale: Scale = "auto", title: str | None = None) -
     """
     name, about = quantity("Trace", trace.about), caption({"": trace})
     if trace.layer_samples:
-        layers, note = _layers(trace)
-        figure = plot_layers(layers, quantity=name, scale=scale, title=title)
-        interactive.finish(figure, title or f"{name} by layer", [" · ".join(filter(None, [about, note]))])
-        figure.layout.margin.b = 80
+        figure = plot_layers(trace.layers, quantity=name, scale=scale, title=title)
+        figure.layout.title.subtitle.text = "<br>".join(filter(None, [about, figure.layout.title.subtitle.text]))
         return figure
     probes, samples, mean, error = _running(trace)
     figure = interactive.empty_figure()
@@ -62,10 +61,8 @@ def draw_trace(trace: Any, ax: Axes | None = None, *, scale: Scale = "auto", tit
     name, about = quantity("Trace", trace.about), caption({"": trace})
     with paper.style():
         if trace.layer_samples:
-            layers, note = _layers(trace)
-            ax = ax or paper.new_axes(2.6, width=paper.TWO_COLUMNS)
-            draw_layers(layers, ax, quantity=name, scale=scale)
-            paper.entitle(ax, title, about, note, width=110)
+            ax = ax or paper.new_axes(2.4, width=paper.TWO_COLUMNS)
+            paper.entitle(ax, title, about, draw_bars(ax, trace.layers, quantity=name, scale=scale))
             return paper.figure_of(ax)
         probes, samples, mean, error = _running(trace)
         ax = ax or paper.new_axes(2.3)
@@ -81,6 +78,7 @@ def draw_trace(trace: Any, ax: Axes | None = None, *, scale: Scale = "auto", tit
     return paper.figure_of(ax)
 
 
+@paired
 def plot_eigenvalues(eigenvalues: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw the eigenvalues as stems with their standard errors over the data; those not converged are hollow.
 
@@ -150,6 +148,7 @@ def draw_eigenvalues(
     return paper.figure_of(ax)
 
 
+@paired
 def plot_density(density: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw a density of eigenvalues with its band, and the eigenvalues known exactly as stems.
 
@@ -238,14 +237,6 @@ def draw_density(density: Any, ax: Axes | None = None, *, scale: Scale = "auto",
         paper.entitle(ax, title, caption({"": density}))
         ax.legend(frameon=False)
     return paper.figure_of(ax)
-
-
-def _layers(trace: Any) -> tuple[dict[str, tuple[float, float]], str]:
-    """Return the layers, and how many are left out, with nothing but rounding errors: what does not vary has none."""
-    largest = max(float(samples.abs().max()) for samples in trace.layer_samples.values())
-    layers = {n: v for n, v in trace.layers.items() if float(trace.layer_samples[n].abs().max()) > _NOTHING * largest}
-    fixed = len(trace.layers) - len(layers)
-    return layers or trace.layers, f"{fixed} tensors that do not vary are left out" if fixed and layers else ""
 
 
 def _running(trace: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,18 +10,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
 from . import interactive, paper
-from .captions import axis_label, caption, label, notes, short, units, wrapped
-from .contours import add_maps, draw_map, level_lines, map_panels, panel_title
+from .captions import axis_label, caption, label, notes, short
+from .contours import add_maps, draw_map, level_lines
 from .levels import Levels, check_levels, shared_levels
+from .pairing import paired
+from .reliefs import draw_relief
 from .style import HIGHLIGHT, at, columns
 from .values import Kind, Scale, SurfaceLike, check_option, columns_of, limits, missing
 
 
+@paired
 def plot_surfaces(
     surfaces: Mapping[str, SurfaceLike],
     *,
@@ -52,16 +55,16 @@ def plot_surfaces(
         low, high = min(low, lines[0]), max(high, lines[-1])
     ticks = interactive.height_ticks(low, high, log, levels)
     gaps = missing(surfaces, values, log)
-    figure = _scenes(gaps) if kind == "3d" else map_panels(gaps)
+    figure = _empty_panels(gaps, kind)
     if kind == "3d":
         _add_sheets(figure, surfaces, heights, (low, high), lines)
         floor = low - 0.3 * (high - low)  # below the lowest point, so that the contours on it are seen
-        scene = _scene(list(surfaces.values()), value, (floor, high + 0.02 * (high - low)), ticks)
-        for part in [part for part in figure.layout if part.startswith("scene")]:
-            figure.layout[part] = scene | {"domain": figure.layout[part].domain}  # update_scenes is ten times slower
-    below = [caption(surfaces, value), units(next(iter(surfaces.values()))) if len(surfaces) > 1 else ""]
+        for index in range(len(surfaces)):
+            name = f"scene{index + 1 if index else ''}"
+            scene = _scene(list(surfaces.values()), index, value, (floor, high + 0.02 * (high - low)), ticks)
+            figure.layout[name] = scene | {"domain": figure.layout[name].domain}  # update_scenes is ten times slower
     default = f"{label(value)} {'surface' if kind == '3d' else 'contours'}" + " (log scale)" * log
-    interactive.finish(figure, title or default, [" · ".join(filter(None, below))])
+    interactive.finish(figure, title or default, [caption(surfaces, value)])
     if kind == "contour":
         add_maps(figure, surfaces, heights, (low, high), lines)
     figure.layout.coloraxis = interactive.colour_axis(value, low, high, ticks)
@@ -106,7 +109,7 @@ def draw_surfaces(
             (surface,), (array,) = surfaces.values(), values.values()
             ax = ax or paper.new_axes(3.0, box_aspect=1)
             (_relief if kind == "3d" else draw_map)(ax, surface, array, shared)
-            paper.label_axes(ax, axis_label(surface, 1), axis_label(surface, 2))
+            paper.label_axes(ax, axis_label([surface], 1), axis_label([surface], 2))
             paper.entitle(ax, title, caption(surfaces, value), *notes(surfaces, values, log))
             paper.say_if_empty(ax, [array], value)
             return paper.figure_of(ax)
@@ -124,15 +127,17 @@ def _print_panels(
     figure, axes = _panels(list(surfaces), kind)
     wide = columns(len(axes))
     for index, (ax, surface, array) in enumerate(zip(axes, surfaces.values(), values.values(), strict=True)):
-        (_relief if kind == "3d" else draw_map)(ax, surface, array, levels)
+        if kind == "3d":
+            _relief(ax, surface, array, levels, alone=False)  # the colour bar tells heights
+        else:
+            draw_map(ax, surface, array, levels)
         below, left = index + wide >= len(axes), index % wide == 0
         ax.tick_params(labelbottom=below or kind == "3d", labelleft=left or kind == "3d")
         paper.say_if_empty(ax, [array], value)
-    _label_panels(figure, axes, next(iter(surfaces.values())), kind)
-    phrases = " · ".join([caption(surfaces, value), *notes(surfaces, values, levels.log)])
-    text = "\n".join(filter(None, [title, wrapped(phrases, 120 if len(axes) > 1 else 56)]))
-    figure.set_figheight(figure.get_figheight() + 0.13 * text.count("\n"))  # or the panels would shrink
-    figure.suptitle(text, fontsize=7, color="0.4")
+    _label_panels(axes, list(surfaces.values()), kind)
+    if title:
+        figure.suptitle(title, fontsize=8)
+    paper.caption_below(figure, caption(surfaces, value), *notes(surfaces, values, levels.log))
     _colour_bar(axes, levels, value, kind)
     if kind == "3d":
         _place_tick_labels(figure)
@@ -147,21 +152,24 @@ def _place_tick_labels(figure: Figure) -> None:
     figure.set_layout_engine(engine)
 
 
-def _scenes(gaps: Mapping[str, str]) -> go.Figure:
-    """Return empty scenes side by side, titled with the networks' names and what is missing."""
+def _empty_panels(gaps: Mapping[str, str], kind: Kind) -> go.Figure:
+    """Return scenes or axes side by side, titled with the networks' names as they are, and what is missing."""
     wide = columns(len(gaps))
     rows = -(-len(gaps) // wide)
-    cells = [{"type": "scene"} if index < len(gaps) else None for index in range(rows * wide)]
+    cell = {"type": "scene" if kind == "3d" else "xy"}
+    cells = [cell if index < len(gaps) else None for index in range(rows * wide)]
     figure = make_subplots(
         rows,
         wide,
         figure=interactive.empty_figure(),
         specs=[cells[row * wide : (row + 1) * wide] for row in range(rows)],
-        subplot_titles=[panel_title(name, note) for name, note in gaps.items()],
-        horizontal_spacing=0.01,
-        vertical_spacing=0.08,
+        subplot_titles=[
+            f"<b>{html.escape(n, quote=False)}</b>" + f"<br><sup>{g}</sup>" * bool(g) for n, g in gaps.items()
+        ],
+        horizontal_spacing=0.01 if kind == "3d" else 0.06,
+        vertical_spacing=0.08 if kind == "3d" else 0.25 / rows,
     )
-    figure.update_layout(height=110 + rows * (500, 420, 310)[wide - 1])
+    figure.layout.height = 130 + rows * ((460, 370, 260) if kind == "3d" else (430, 360, 270))[wide - 1]
     return figure
 
 
@@ -199,7 +207,7 @@ def _sheet(surface: SurfaceLike, heights: np.ndarray, low: float, high: float, l
         coloraxis="coloraxis",
         contours={"z": levels | {"project": {"z": True}} if lines else {"show": False}},
         customdata=hover["customdata"],  # but looks this up by [x, y]
-        hovertemplate=f"alpha %{{x:.4g}}<br>beta %{{y:.4g}}<br>{hover['hovertemplate']}<extra></extra>",
+        hovertemplate=f"{interactive.hover_place(surface)}<br>{hover['hovertemplate']}<extra></extra>",
         connectgaps=False,
     )
 
@@ -220,24 +228,24 @@ def _centre(surface: SurfaceLike, heights: np.ndarray, floor: float) -> go.Scatt
 
 
 def _scene(
-    surfaces: Sequence[SurfaceLike], value: str, heights: tuple[float, float], ticks: Mapping[str, Any]
+    surfaces: Sequence[SurfaceLike], index: int, value: str, heights: tuple[float, float], ticks: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the axes and the camera that all scenes share."""
-    plain = {"title_font_size": 11, "tickfont_size": 11, "backgroundcolor": "white", "gridcolor": "#dddddd"}
-    away = (1.0, 1.1, 1.55)[columns(len(surfaces)) - 1]  # narrow panels need room for the labels
+    """Return the axes of one scene, and the camera that all share."""
+    alone, surface = len(surfaces) == 1, surfaces[index]
+    plain = {"title_font_size": 11, "tickfont_size": 11, "showbackground": False, "gridcolor": interactive.GRID_3D}
+    away = (1.0, 1.05, 1.1)[columns(len(surfaces)) - 1]  # narrow panels need room for the labels
     scene: dict[str, Any] = {
-        "zaxis": plain | {"title_text": label(value) * (len(surfaces) == 1), "range": heights, **ticks},
-        "zaxis_showticklabels": len(surfaces) == 1,  # the colour bar has them
+        "zaxis": plain | {"title_text": label(value) * alone, "range": heights, **ticks},
+        "zaxis_showticklabels": alone,  # the colour bar has them
         "aspectmode": "manual",
         "aspectratio": {"x": 1, "y": 1, "z": 0.8},
-        "camera": {"eye": {"x": 1.25 * away, "y": -1.25 * away, "z": 1.05 * away}, "center": {"z": -0.28}},
+        "camera": {"eye": {"x": 1.25 * away, "y": -1.25 * away, "z": 1.05 * away}, "center": {"z": -0.22}},
     }
-    for axis, steps in ((1, [surface.alphas for surface in surfaces]), (2, [surface.betas for surface in surfaces])):
-        # several scenes side by side have no room for the whole of it: the caption says the unit
+    for axis, steps in ((1, [each.alphas for each in surfaces]), (2, [each.betas for each in surfaces])):
+        # several scenes side by side have no room for the units: the caption says them
+        name = axis_label([surface], axis).replace(", ", "<br>") if alone else short(surface, axis)
         scene["xyz"[axis - 1] + "axis"] = plain | {
-            "title_text": short(surfaces[0], axis).capitalize()
-            if len(surfaces) > 1
-            else axis_label(surfaces[0], axis).replace(", ", "<br>"),
+            "title_text": name,
             "range": [min(float(ends[0]) for ends in steps), max(float(ends[-1]) for ends in steps)],
             "nticks": 5,
         }
@@ -263,42 +271,30 @@ def _panels(names: Sequence[str], kind: Kind) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _label_panels(figure: Figure, axes: Sequence[Axes], surface: SurfaceLike, kind: Kind) -> None:
-    """Write the long labels once for all panels; in 3-D each axis has its short name."""
-    if kind == "contour":
-        figure.supxlabel(axis_label(surface, 1))
-        figure.supylabel(axis_label(surface, 2))
-        return
-    if unit := units(surface):
-        figure.supxlabel(f"S{unit[1:]}")
-    for ax in axes:
-        ax.set_xlabel(short(surface, 1), labelpad=-4)
-        ax.set_ylabel(short(surface, 2), labelpad=-4)
+def _label_panels(axes: Sequence[Axes], surfaces: Sequence[SurfaceLike], kind: Kind) -> None:
+    """Name the directions at the outer panels, in 3-D and where they differ at all; the caption says the units."""
+    wide = columns(len(axes))
+    names = [[short(surface, number) for number in (1, 2)] for surface in surfaces]
+    everywhere = kind == "3d" or names != names[:1] * len(names)
+    for index, (ax, (x, y)) in enumerate(zip(axes, names, strict=True)):
+        pad: Any = {"labelpad": -4} if kind == "3d" else {}
+        ax.set_xlabel(x if everywhere or index + wide >= len(axes) else "", **pad)
+        ax.set_ylabel(y if everywhere or index % wide == 0 else "", **pad)
 
 
-def _relief(ax: Any, surface: SurfaceLike, values: np.ndarray, levels: Levels) -> None:
+def _relief(ax: Any, surface: SurfaceLike, values: np.ndarray, levels: Levels, alone: bool = True) -> None:
     """Draw a surface in 3-D over its contours; heights are logarithms where the levels are."""
     heights = np.log10(values) if levels.log else values
     lines = np.log10(levels.values) if levels.log else np.array(levels.values)
-    floor = lines[0] - 0.4 * (lines[-1] - lines[0])
-    x, y = np.meshgrid(surface.alphas.numpy(), surface.betas.numpy(), indexing="ij")
-    shown = np.ma.masked_invalid(heights)
-    colours = Normalize(lines[0], lines[-1])
-    crossed = [line for line in lines if shown.count() and shown.min() < line < shown.max()]
-    if crossed:
-        ax.contour(x, y, shown, crossed, zdir="z", offset=floor, norm=colours, linewidths=0.7, zorder=1)
-    if shown.count():
-        fine: dict[str, Any] = {"rcount": 200, "ccount": 200, "antialiased": False}
-        ax.plot_surface(x, y, heights, norm=colours, cmap="viridis", zorder=2, **fine)
+    draw_relief(ax, surface.alphas.numpy(), surface.betas.numpy(), heights, list(lines), (lines[0], lines[-1]))
     if surface.centre is not None:
-        ax.plot([0], [0], [heights[surface.centre]], marker="o", color=HIGHLIGHT, markersize=3, zorder=3)
+        ax.plot([0], [0], [heights[surface.centre]], marker="o", color=HIGHLIGHT, markersize=3, zorder=4)
     labelled = np.arange(len(lines))[:: -(-len(lines) // 5)]
-    ax.set_zticks(lines[labelled], [f"{levels.values[index]:g}" for index in labelled])
-    ax.set(xlim=(x[0, 0], x[-1, 0]), ylim=(y[0, 0], y[0, -1]), zlim=(floor, lines[-1]))
+    ax.set_zticks(lines[labelled], [f"{levels.values[index]:g}" for index in labelled] if alone else [])
     ax.tick_params(pad=-1.5)
     ax.tick_params(axis="z", pad=1)
     plt.setp(ax.get_xticklabels(), horizontalalignment="right")  # the last one would touch the other axis's first
-    ax.set_box_aspect((1, 1, 0.8), zoom=0.85)
+    ax.set_box_aspect((1, 1, 0.8), zoom=0.85 if alone else 1.0)
 
 
 def _colour_bar(axes: Sequence[Axes], levels: Levels, value: str, kind: Kind) -> None:

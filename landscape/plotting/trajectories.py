@@ -11,14 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from . import paper
-from .captions import axis_label, caption, notes, wrapped
+from .captions import axis_label, caption, notes
 from .contours import draw_map
 from .levels import shared_levels
+from .pairing import paired
 from .style import HIGHLIGHT
 from .surfaces import plot_surfaces
 from .values import Scale, SurfaceLike, drawable, is_log
 
 
+@paired
 def plot_trajectory(path: Any, *, surface: SurfaceLike, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw the path in 3-D over a surface: at the checkpoints' own losses, and as a shadow on the sheet.
 
@@ -102,11 +104,9 @@ def draw_trajectory(
         ax.annotate("start", (x[0], y[0]), (6 * inwards, 5), ha="left" if inwards > 0 else "right", **near)
         bar = ax.figure.colorbar(colours, cax=ax.inset_axes((1.04, 0, 0.05, 1)), label="Loss", format="%g")
         bar.minorticks_off()
-        paper.label_axes(ax, axis_label(surface, 1), axis_label(surface, 2))
-        if not ax.get_title():
-            about = [caption({"": surface}, "loss"), *notes({"": surface}, {"": values}, log)]
-            lines = [title, _share(path), "markers: each checkpoint's own loss", wrapped(" · ".join(about), 54)]
-            ax.set_title("\n".join(filter(None, lines)), fontsize=7, color="0.4")
+        paper.label_axes(ax, axis_label([surface], 1), axis_label([surface], 2))
+        about = [caption({"": surface}, "loss"), *notes({"": surface}, {"": values}, log)]
+        paper.entitle(ax, title, _share(path), "markers: each checkpoint's own loss", *about)
         paper.say_if_empty(ax, [values], "loss")
     return paper.figure_of(ax)
 

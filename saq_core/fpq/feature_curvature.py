@@ -17,6 +17,7 @@ import landscape
 from landscape.checking import numbers
 from landscape.model.measuring import measurement_mode
 
+from .. import processes
 from ..contexts import device_of, seeded
 from ..results import Shown
 from .noise import attach, noisy_inputs, uniform_noise
@@ -126,7 +127,7 @@ def feature_noise_penalty(
     batches = _batches(model, data)
     inputs = _noisy_tensors(model, steps)
     layers = {}
-    for name, (path, leaf, step) in inputs.items():
+    for name, (path, leaf, step) in processes.bar(inputs.items(), "feature traces"):
         operator = landscape.Hessian(model, batches, at=f"{path}.{leaf}")
         trace = landscape.trace(operator, rtol=rtol, num_probes=num_probes, seed=seed)
         factor = p * step**2 / 24
@@ -199,7 +200,7 @@ def _measured(
         plain, increases = loss(), []
         for path, leaf, width in tensors:
             attach(model.get_submodule(path), leaf, partial(noise, width))
-        for draw in range(num_samples):
+        for draw in processes.bar(range(num_samples), "feature noise"):
             pair = []
             for sign[0] in (1.0, -1.0):
                 with seeded(seed * 1_000_003 + draw, device):

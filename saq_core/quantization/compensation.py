@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from landscape.checking import numbers
 from landscape.model.measuring import measurement_mode
 
+from .. import processes
 from ..data.feeding import batches_in, feed
 from .calibration import calibrate
 from .convert import Bits, quantize
@@ -104,7 +105,7 @@ def gptq(
     settle()
     layers = {name: layer for name, layer in network.named_modules() if _parts(name, layer)}
     results = {k: Rounding(torch.nan, torch.nan, "nearest") for n, layer in layers.items() for k in _parts(n, layer)}
-    for alike in _order(network, layers, partial(run, 1)):
+    for alike in processes.bar(_order(network, layers, partial(run, 1)), "rounding"):
         for name, matrices in _watch(network, alike, _gram_matrices, partial(run, sys.maxsize)).items():
             for (label, (levels, weight)), matrix in zip(_parts(name, layers[name]).items(), matrices, strict=True):
                 results[label] = _round_(levels, weight, matrix, damping, label)

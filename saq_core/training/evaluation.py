@@ -93,7 +93,7 @@ def evaluated(model: nn.Module, split: Split, criterion: Criterion, batch_size: 
     share: Any = {"rank": processes.rank(), "world_size": processes.size()}
     with measurement_mode(model, generator_of(split)), translated("the forward pass of the model on this split", model):
         batches = brought_to(model, evaluation_batches(split, batch_size, device_of(model), **share))
-        parts = [batch_loss(model, batch, criterion) for batch in batches]
+        parts = [batch_loss(model, batch, criterion) for batch in processes.bar(batches, "evaluating")]
     if processes.size() > 1:
         own = processes.moved([tuple(part) for part in parts], "cpu")
         parts = [BatchLoss(*part) for share in processes.gather(own) for part in share]

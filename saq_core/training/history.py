@@ -72,13 +72,15 @@ class History(Shown):
         x = torch.linspace(2, WIDTH - 2, values.shape[1])
         y = HEIGHT - 4 - (values - low) / span * (HEIGHT - 8)
         paths = ""
-        for name, row in zip(curves, y, strict=True):
+        for index, (name, row) in enumerate(zip(curves, y, strict=True)):
             drawn, after_gap = "", True
             for k, value in enumerate(row):
                 if value.isfinite():
                     drawn += f"{'ML'[not after_gap]}{x[k]:.1f} {value:.1f}"
                 after_gap = not value.isfinite()
             paths += f'<path d="{drawn}" fill="none" stroke="{CURVES[name]}"><title>{name}</title></path>'
+            where = f'x="{WIDTH - 4}" y="{14 * index + 12}" text-anchor="end" font-size="11"'
+            paths += f'<text {where} fill="{CURVES[name]}">{name.replace("val_", "validation ")}</text>'
         return f'<svg width="{WIDTH}" height="{HEIGHT}">{paths}</svg>'
 
     def state(self) -> dict[str, Any]:
