@@ -120,7 +120,7 @@ def methods(surfaces: Mapping[str, Surface], comparisons: Sequence[Comparison], 
     said = []
     if surfaces:
         said.append(_grouped({name: _grid(surface) for name, surface in surfaces.items()}))
-        conditions = caption({n.replace(" · ", " "): s for n, s in surfaces.items()}).replace(" · ", "; ")
+        conditions = caption({n.replace(" · ", " "): s for n, s in surfaces.items()}, "loss").replace(" · ", "; ")
         said.append(f"{conditions[:1].upper()}{conditions[1:]}.")
         spaces = {surface.about.get("space") for surface in surfaces.values()}
         said += ["Quantized weights are moved after they are rounded."] * ("quantized" in spaces)
@@ -145,6 +145,7 @@ def bibtex(text: str, surfaces: Mapping[str, Surface], comparisons: Sequence[Com
     """Keep the entries of the methods that were used."""
     entries = {entry.partition("{")[2].partition(",")[0]: entry.strip() for entry in text.split("\n\n")}
     used = ["li2018visualizing"] * bool(surfaces) + ["lorch2016visualizing"] * paths
+    used += ["duchon1977splines"] * any("interpolation_error" in surface.about for surface in surfaces.values())
     quantities = {q for whole in comparisons for seeds in whole.seeds.values() for q in seeds[0]}
     if "trace_filter" in quantities:
         used += ["pearlmutter1994fast", "hutchinson1989stochastic", "gambhir2017deflation", "lanczos1950iteration"]
