@@ -71,7 +71,7 @@ def verdict(comparison: Comparison) -> str:
     ):
         return ""
     low, high = (choose(values, key=lambda name: values[name][0]) for choose in (min, max))
-    pairs, rows = math.comb(len(values), 2), comparison.select(low, high).rows
+    pairs, rows = math.comb(len({*values.values()}), 2), comparison.select(low, high).rows
     row = next(row for row in rows if row["network"] == high and row["quantity"] == quantity)
     apart = "is" if comparison.interval(high, low, quantity, 1 - _ALPHA / pairs)[0] > 0 else "is not"
     df = "" if math.isinf(row["delta_df"]) else f" with {row['delta_df']:.3g} degrees of freedom"
