@@ -172,6 +172,13 @@ def test_a_comparison_brings_table_errors_verdict_methods_and_sources(comparison
         assert str(label).replace("&", "&amp;") in content
 
 
+def test_what_is_interpolated_is_said(tmp_path):
+    about = {"interpolation_error": 0.01, "interpolation_error_of": "log-loss", "evaluated": 9}
+    content = page(surface(about=about), tmp_path / "x").path.read_text("utf-8")
+    assert "interpolated from 9 measured points, error ≤ 1 % of the log-loss range" in content.lower()
+    assert "duchon1977splines" in content
+
+
 def test_networks_are_measured_each_once(tmp_path, monkeypatch):
     from landscape.explorer import offline
 

@@ -43,7 +43,6 @@ const written = v => String(v).replace(/-/g, "−");
 const short = v => !isFinite(v) ? "not finite" : written(
   Math.abs(v) >= 1e5 ? v.toExponential(2) : Math.abs(v) >= 100 ? v.toFixed(0) : Math.abs(v) >= 10 ? v.toFixed(1)
   : Math.abs(v) >= 1 ? v.toFixed(2) : +v.toPrecision(2));
-const step = v => written(+v.toPrecision(3));
 
 // -- what is chosen, and quantities with the one scale that all states share ----------------------------------------
 
@@ -109,10 +108,10 @@ const night = matchMedia("(prefers-color-scheme: dark)"), root = document.docume
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const isDark = () => (root.dataset.theme || (night.matches ? "dark" : "light")) === "dark";
 const colour = index => (isDark() ? DARK : LIGHT)[index % LIGHT.length];
-let inks = {};  // the page's own colours, read once a frame
+const inks = {};  // the page's own colours, read once a frame
 function readInks() {
   const style = getComputedStyle(root);
-  for (const name of ["ink", "soft", "faint", "rule", "wall", "paper", "sans"])
+  for (const name of ["soft", "faint", "rule", "wall", "sans"])
     inks[name] = style.getPropertyValue(`--${name}`).trim();
 }
 
@@ -516,7 +515,7 @@ function draw(panel) {
     return write(context, why, [width / 2, height / 2], "center", inks.soft, 13);
   }
   const camera = panel.camera = cameraOf(width, height);
-  drawBox(panel, camera, pair[0].grid);
+  drawBox(panel, camera);
   if (program) drawSheet(panel, pair, camera);
   else drawPlainMap(panel, shown || pair[0], camera);
   drawAxes(panel, camera, pair[0].grid);
@@ -542,7 +541,7 @@ function caption(panel, shown) {
 }
 
 /** The walls behind with the height's lines and labels, and the floor's frame. */
-function drawBox(panel, {away, project}, grid) {
+function drawBox(panel, {away, project}) {
   const {context, width} = panel, solid = 1 - state.flat, z0 = ground(), z1 = rise();
   const bx = away[0] > 0 ? -1 : 1, by = away[1] > 0 ? -1 : 1;
   const line = (...points) => stroke(context, points.map(point => project(...point)), inks.wall, 1);
@@ -781,7 +780,7 @@ function slice() {
     write(context, clipped(context, name, right - 10), [width - right + 8, y], "left", own, 12, 600);
   });
   const across = state.axis ? "x" : "y";
-  $("where").textContent = step(grid[across][Math.min(state.cut, grid[across].length - 1)]);
+  $("where").textContent = written(+grid[across][Math.min(state.cut, grid[across].length - 1)].toPrecision(3));
   $("across").textContent = grid.axes[1 - state.axis];
   Object.assign(slice, {from, to, left, right, axis, grid});
 }

@@ -44,11 +44,11 @@ def lead(surfaces: Mapping[str, Surface], comparisons: Sequence[Comparison]) -> 
     abouts = [result.about for result in (*surfaces.values(), *comparisons)]
     samples = {str(about.get("samples", "unknown")) for about in abouts}
     directions = {(about.get("directions"), about.get("seed")) for about in (s.about for s in surfaces.values())}
-    same = "the same " * (len(surfaces) > 1)
+    same, whose = ("", "a trained network") if len(surfaces) == 1 else ("the same ", "each of the trained networks")
     what = "Loss and accuracy around" if surfaces else "The sharpness of"
     on = f", on {same}{samples.pop()} samples" if len(samples) == 1 and samples != {"unknown"} else ""
-    along = f", along {'the same ' * (len(surfaces) > 1)}two directions" if len(directions) == 1 else ""
-    return f"{what} {'each of the trained networks' if len(surfaces) != 1 else 'a trained network'}{on}{along}."
+    along = f", along {same}two directions" if len(directions) == 1 else ""
+    return f"{what} {whose}{on}{along}."
 
 
 def step_length(surfaces: Mapping[str, Surface]) -> str:
@@ -64,15 +64,15 @@ def step_length(surfaces: Mapping[str, Surface]) -> str:
 
 def verdict(comparison: Comparison) -> str:
     """Say which network has the smallest trace, which the largest, and whether they are told apart."""
-    known = {name: seeds[0]["trace_filter"] for name, seeds in comparison.seeds.items() if "trace_filter" in seeds[0]}
-    values = {name: comparison.value(name, "trace_filter") for name in known}
-    if len(values) < 2 or not all(math.isfinite(part) for pair in values.values() for part in pair):
+    quantity = "trace_filter"
+    values = {n: comparison.value(n, quantity) for n, seeds in comparison.seeds.items() if quantity in seeds[0]}
+    if len({value for value, _ in values.values()}) < 2 or not all(
+        math.isfinite(part) for pair in values.values() for part in pair
+    ):
         return ""
     low, high = (choose(values, key=lambda name: values[name][0]) for choose in (min, max))
-    pairs, quantity = math.comb(len(values), 2), "trace_filter"
-    row = next(
-        row for row in comparison.select(low, high).rows if (row["network"], row["quantity"]) == (high, quantity)
-    )
+    pairs, rows = math.comb(len({*values.values()}), 2), comparison.select(low, high).rows
+    row = next(row for row in rows if row["network"] == high and row["quantity"] == quantity)
     apart = "is" if comparison.interval(high, low, quantity, 1 - _ALPHA / pairs)[0] > 0 else "is not"
     df = "" if math.isinf(row["delta_df"]) else f" with {row['delta_df']:.3g} degrees of freedom"
     return (
@@ -120,7 +120,7 @@ def methods(surfaces: Mapping[str, Surface], comparisons: Sequence[Comparison], 
     said = []
     if surfaces:
         said.append(_grouped({name: _grid(surface) for name, surface in surfaces.items()}))
-        conditions = caption({n.replace(" · ", " "): s for n, s in surfaces.items()}).replace(" · ", "; ")
+        conditions = caption({n.replace(" · ", " "): s for n, s in surfaces.items()}, "loss").replace(" · ", "; ")
         said.append(f"{conditions[:1].upper()}{conditions[1:]}.")
         spaces = {surface.about.get("space") for surface in surfaces.values()}
         said += ["Quantized weights are moved after they are rounded."] * ("quantized" in spaces)
@@ -145,6 +145,7 @@ def bibtex(text: str, surfaces: Mapping[str, Surface], comparisons: Sequence[Com
     """Keep the entries of the methods that were used."""
     entries = {entry.partition("{")[2].partition(",")[0]: entry.strip() for entry in text.split("\n\n")}
     used = ["li2018visualizing"] * bool(surfaces) + ["lorch2016visualizing"] * paths
+    used += ["duchon1977splines"] * any("interpolation_error" in surface.about for surface in surfaces.values())
     quantities = {q for whole in comparisons for seeds in whole.seeds.values() for q in seeds[0]}
     if "trace_filter" in quantities:
         used += ["pearlmutter1994fast", "hutchinson1989stochastic", "gambhir2017deflation", "lanczos1950iteration"]
