@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 
 import pytest
 from sealing import FOLDER, seal, titled
@@ -29,8 +30,9 @@ def test_every_cell_was_executed_in_order_without_error(notebook):
     assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
 
 
-def test_a_figure_shows_without_a_kernel(notebook):
-    assert any("image/png" in output.get("data", {}) for cell in code(notebook) for output in cell["outputs"])
+def test_every_figure_shows_without_a_kernel(notebook):
+    drawn = [cell for cell in code(notebook) if re.search(r"draw(_\w+)?\(|save_figure\(", "".join(cell["source"]))]
+    assert drawn and all(any("image/png" in output.get("data", {}) for output in cell["outputs"]) for cell in drawn)
 
 
 def test_it_asks_a_question_and_says_how_long_it_takes(notebook):
