@@ -39,6 +39,7 @@ _LABELS = {
     "weight_norm": "‖w‖",
 }
 _NOTE = "* raw curvature: compare only at equal weight norm ‖w‖"
+_MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_<>[]"})
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,33 @@ class Comparison(Result):
             ValueError: level outside (0, 1).
         """
         return t_interval(*self._compared(network, other, quantity), level)
+
+    def verdict(self, network: Hashable, other: Hashable, quantity: str = "trace_filter", level: float = 0.95) -> str:
+        """Say in a Markdown sentence whether network is lower or higher than other, or not told apart, by `interval`.
+
+        The numbers are other → network, the difference and its interval; † marks what stopped before its tolerance.
+
+        Raises:
+            KeyError: no such network or quantity.
+            ValueError: level outside (0, 1).
+
+        Example:
+            >>> import landscape
+            >>> losses = {'SGD': (3.0, 4.1, 4.9), 'SAQ': (1.0, 2.0, 3.0)}
+            >>> seeds = {name: [{'loss': {'value': loss}} for loss in group] for name, group in losses.items()}
+            >>> landscape.Comparison({}, seeds, {}, {}).verdict('SAQ', 'SGD', 'loss')
+            'Loss: **SAQ is lower than SGD**, 4.000 → 2.000, −2.000 [−2.248, −1.752] (95 %)'
+        """
+        low, high = self.interval(network, other, quantity, level)
+        change, stderr = self.difference(network, other, quantity)
+        relation = "higher than" if low > 0 else "lower than" if high < 0 else "not told apart from"
+        style = f".{max(0, 1 - math.floor(math.log10(stderr)))}f" if 1e-4 <= stderr < math.inf else ".4g"
+        rows = [self._measured(name, quantity) for name in (other, network)]
+        start, end = (f"{_mean(row)[0]:{style}}{'' if all(m.converged for m in row) else ' †'}" for row in rows)
+        span = "without an error" if math.isnan(low) else f"[{low:{style}}, {high:{style}}] ({100 * level:.4g} %)"
+        numbers = f"{start} → {end}, {change:+{style}} {span}".replace("-", "−")
+        label, *names = (str(text).translate(_MARKDOWN) for text in (quantity_label(quantity), network, other))
+        return f"{label.capitalize() if label.isascii() else label}: **{names[0]} is {relation} {names[1]}**, {numbers}"
 
     def _compared(self, network: Hashable, other: Hashable, quantity: str) -> tuple[float, float, float]:
         mine, theirs = (self._measured(name, quantity) for name in (network, other))

@@ -448,6 +448,8 @@ def made_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]:
     comparison = RESULTS["Comparison"]
     calls["Comparison.value"] = comparison.value, {"network": "a", "quantity": "loss"}
     calls["Comparison.difference"] = comparison.difference, {"network": "b", "other": "a", "quantity": "loss"}
+    verdict = {"network": "b", "other": "a", "quantity": "loss", "level": 0.9}
+    calls["Comparison.verdict"] = comparison.verdict, verdict
     hessian = landscape.Hessian(mlp(), (X, Y))
     calls["Hessian.estimate"] = hessian.estimate, {"products": 3}
     calls["Hessian.by_fold"] = hessian.by_fold, {"vectors": torch.ones(hessian.shape[0], 2)}

@@ -1,7 +1,7 @@
 """Execute notebooks in place and seal them: ``python tests/sealing.py [NAME …]``, all of them without a name.
 
 The seal is a hash of the sources and of what they gave, kept in the notebook's metadata: who edits a cell, or an output
-by hand, breaks it.
+by hand, breaks it. The first paragraph that the cell tagged "answer" shows is also written under the title.
 """
 
 import hashlib
@@ -20,6 +20,15 @@ def seal(notebook: dict) -> str:
     return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()
 
 
+def titled(notebook: dict) -> str:
+    """Return the source of the first cell with the notebook's answer under its title."""
+    (cell,) = [cell for cell in notebook["cells"] if "answer" in cell["metadata"].get("tags", [])]
+    answer = "".join(cell["outputs"][-1]["data"]["text/markdown"]).split("\n\n")[0]
+    title, *rest = "".join(notebook["cells"][0]["source"]).split("\n\n")
+    quote = "> **Answer**, as last run: " + answer.replace("\n", "\n> ")
+    return "\n\n".join([title, quote, *(part for part in rest if not part.startswith("> **Answer**"))])
+
+
 def execute(path: Path) -> None:
     """Run a notebook from top to bottom and write it back with its outputs; nothing is written after an error."""
     import nbformat
@@ -31,6 +40,7 @@ def execute(path: Path) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times
     notebook.metadata.pop("widgets", None)
+    notebook.cells[0].source = titled(notebook)
     nbformat.write(notebook, path)
     written = json.loads(path.read_text())
     written["metadata"]["sealed"] = seal(written)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from networks import RAGGED, X, Y, case, convolutional, filter_scale, perceptron, quantized, rescaled
 
-from landscape import average_sharpness, compare, line, surface, worst_case_sharpness
+from landscape import Comparison, average_sharpness, compare, line, surface, worst_case_sharpness
 from landscape.comparison import Measured, _difference
 from landscape.model.objective import Objective
 
@@ -109,6 +109,22 @@ def test_an_interval_is_students_with_the_degrees_of_freedom_of_what_tells_the_e
     assert all(map(math.isnan, singles.interval("W4A4", "FP32", "lambda1_over_lambda5")))
     with pytest.raises(ValueError, match="level must be between 0 and 1"):
         singles.interval("W4A4", "FP32", "loss", 1.0)
+
+
+def test_a_verdict_says_which_is_lower_or_that_nothing_tells():
+    values = {"SGD": (3.0, 4.1, 4.9), "SAQ": (1.0, 2.0, 3.0), "a*b": (2.9, 4.1, 5.0), "NaN": (math.nan,) * 3}
+    seeds = {n: [{"trace_filter": {"value": v}} for v in row] for n, row in values.items()}
+    seeds["SAQ"][0]["trace_filter"]["converged"] = False
+    found = Comparison({}, seeds, {}, {})
+    lower = "Trace, filter-relative: **SAQ is lower than SGD**, 4.000 → 2.000 †, −2.000 [−2.248, −1.752] (95 %)"
+    higher = "Trace, filter-relative: **SGD is higher than SAQ**, 2.000 † → 4.000, +2.000 [1.598, 2.402] (98 %)"
+    assert found.verdict("SAQ", "SGD") == lower and found.verdict("SGD", "SAQ", level=0.98) == higher
+    alike = "**a\\*b is not told apart from SGD**, 4.000 → 4.000, −0.000 [−0.248, 0.248] (95 %)"
+    assert found.verdict("a*b", "SGD").endswith(alike)
+    assert found.verdict("NaN", "SGD").endswith("is not told apart from SGD**, 4 → nan, +nan without an error")
+    assert found.verdict("SGD", "SGD").endswith("**SGD is not told apart from SGD**, 4 → 4, +0 [0, 0] (95 %)")
+    single = Comparison({}, {n: [{"lambda1_raw": {"value": v}}] for n, v in (("x", 1.5), ("y", 2.0))}, {}, {})
+    assert single.verdict("y", "x", "lambda1_raw").startswith("λ₁, raw \\*: **y is not told apart from x**, 1.5 → 2")
 
 
 def test_an_accuracy_that_no_image_changes_has_an_error_of_one_image():

@@ -2,9 +2,10 @@
 
 import ast
 import json
+import re
 
 import pytest
-from sealing import FOLDER, seal
+from sealing import FOLDER, seal, titled
 
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 DEFINING = {"08_your_own_model", "11_your_own_quantizer"}  # whose subject is code of the reader's own
@@ -29,13 +30,24 @@ def test_every_cell_was_executed_in_order_without_error(notebook):
     assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
 
 
-def test_a_figure_shows_without_a_kernel(notebook):
-    assert any("image/png" in output.get("data", {}) for cell in code(notebook) for output in cell["outputs"])
+def test_every_figure_shows_without_a_kernel(notebook):
+    drawn = [cell for cell in code(notebook) if re.search(r"draw(_\w+)?\(|save_figure\(", "".join(cell["source"]))]
+    assert drawn and all(any("image/png" in output.get("data", {}) for output in cell["outputs"]) for cell in drawn)
 
 
 def test_it_asks_a_question_and_says_how_long_it_takes(notebook):
     first = "".join(notebook["cells"][0]["source"])
     assert first.startswith("# ") and "?" in first.splitlines()[0] and "*" in first and "Time:" in first
+
+
+def test_its_answer_stands_under_the_title(notebook):
+    assert "".join(notebook["cells"][0]["source"]) == titled(notebook)
+
+
+def test_no_printed_line_is_broken_by_the_cell_s_width(notebook):
+    printed = [output for cell in code(notebook) for output in cell["outputs"] if output["output_type"] == "stream"]
+    lines = "".join(line for output in printed for line in output["text"]).splitlines()
+    assert not [line for line in lines if len(line) > 100]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -51,6 +63,18 @@ def test_it_defines_nothing_but_the_reader_s_own_code(path):
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_it_is_small(path):
     assert path.stat().st_size < 1.5e6
+
+
+def test_an_answer_replaces_the_one_before():
+    answer = {
+        "cell_type": "code",
+        "metadata": {"tags": ["answer"]},
+        "outputs": [{"data": {"text/markdown": "a\nb\n\nc"}}],
+    }
+    cells = [{"metadata": {}, "source": "# So?\n\nText.\n\n*Time*"}, answer]
+    first = titled({"cells": cells})
+    assert first == "# So?\n\n> **Answer**, as last run: a\n> b\n\nText.\n\n*Time*"
+    assert titled({"cells": [{"metadata": {}, "source": first}, answer]}) == first
 
 
 def test_a_seal_breaks_when_a_source_or_an_output_changes():

@@ -36,7 +36,7 @@ OWN = {
         '"W8A8", "W4A4", ': "",
         r"ladder\.trusted & \(ladder\.radii <= 0\.02\)": "ladder.radii <= 0.02",  # after one epoch no step is trusted
     },
-    "04_saq": {r"\(0\.02, 0\.05, 0\.1, 0\.4\)": "(0.1, 0.4)", r"\[0\.02, 0\.05, 0\.1, 0\.4\], ": "[0.1, 0.4], "},
+    "04_saq": {r"\(0\.02, 0\.05, 0\.1, 0\.4\)": "(0.1, 0.4)"},
     "05_fpq": {"EPOCHS, SEEDS, SAMPLES = 1, 2, 16": "EPOCHS, SEEDS, SAMPLES = 1, 1, 8"},
     "06_mixed_precision": {
         r"SAMQ\(epochs=1, warmup=1, candidates=8": "SAMQ(epochs=2, warmup=1, candidates=2",
@@ -61,7 +61,6 @@ OWN = {
     "09_scaling": {"EPOCHS, SAMPLES = 1, 16": "EPOCHS, SAMPLES = 4, 64", '"--points", "11"': '"--points", "5"'},
 }
 OWN["09_scaling"] |= {"^import subprocess$": "import forking as subprocess"}  # no interpreter is started anew
-OWN["04_saq"] |= {r"\[\"0\.02\", \"0\.05\", \"0\.1\", \"0\.4\"\]": '["0.1", "0.4"]'}
 
 
 def shortened(name):
