@@ -1,0 +1,143 @@
+// Draws what the explorer describes: a picture depends on its last description alone, never on the ones before.
+// The kernel sends whole figures; here are only width, theme and cameras, which the kernel does not know.
+
+const NAMES = ["3d", "contour", "slice", "overview"];
+const GREY = "rgba(128, 128, 128, 0.3)";
+const CONFIG = {
+  scrollZoom: false, // the wheel scrolls the page
+  displaylogo: false,
+  modeBarButtonsToRemove: ["resetCameraDefault3d", "resetCameraLastSave3d", "tableRotation", "lasso2d", "select2d"],
+};
+
+// Unpack plotly.js once for all explorers of the page.
+function library(packed) {
+  globalThis.landscapePlotly ??= (async () => {
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const source = await new Response(stream).text();
+    const text = `const module = {exports: {}}, define = undefined;\n${source}\nexport default module.exports;`;
+    const url = URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
+    return (await import(url)).default;
+  })();
+  return globalThis.landscapePlotly;
+}
+
+// Fit a figure into the width that there is, in the colours of the page.
+function fitted(name, figure, cameras, el) {
+  const ink = getComputedStyle(el).color;
+  const { layout, rows = 1, columns = 1 } = figure;
+  const room = (el.clientWidth - 90) / columns;
+  const sizes = { "3d": 0.92 * room, contour: 0.95 * room + 30, slice: 215, overview: 300 };
+  const size = Math.min(Math.max(sizes[name], 190), name === "contour" ? 400 : 440);
+  Object.assign(layout, { width: el.clientWidth, height: rows * size + 12, font: { ...layout.font, color: ink } });
+  Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });
+  for (const [key, part] of Object.entries(layout)) {
+    if (/^[xy]axis\d*$/.test(key)) Object.assign(part, { gridcolor: GREY, linecolor: GREY, zerolinecolor: GREY });
+    if (!/^scene\d*$/.test(key)) continue;
+    for (const axis of [part.xaxis, part.yaxis, part.zaxis])
+      Object.assign(axis, { backgroundcolor: "rgba(0,0,0,0)", gridcolor: GREY, linecolor: GREY, color: ink });
+    part.camera = cameras[key] ?? cameras.all ?? part.camera;
+  }
+  for (const trace of figure.data) if (trace.meta === "cut") trace.line.color = ink;
+  return figure;
+}
+
+function render({ model, el }) {
+  el.classList.add("landscape-picture");
+  const boxes = {};
+  for (const name of NAMES) {
+    const box = (boxes[name] = document.createElement("div"));
+    box.className = `landscape-figure landscape-${name}`;
+    box.innerHTML = "<div class=landscape-head><b></b> <span></span></div><div class=landscape-plot></div>";
+    el.append(box);
+  }
+  const note = document.createElement("div");
+  note.className = "landscape-note";
+  el.append(note);
+
+  function described(name) {
+    const cuts = model.get("cuts"), text = name === "slice" ? cuts.slice : model.get("figures")[name];
+    if (!text) return null;
+    const figure = JSON.parse(text);
+    if (name !== "slice") figure.data.push(...JSON.parse(cuts[name] ?? "[]"));
+    return figure;
+  }
+
+  async function paint(name) {
+    const [head, plot] = boxes[name].children;
+    const figure = el.clientWidth ? described(name) : null;
+    boxes[name].style.display = figure ? "" : "none";
+    if (!figure) return plot.data && plotly.purge(plot); // gives its WebGL contexts back
+    head.children[0].textContent = figure.title;
+    head.children[1].textContent = figure.caption;
+    fitted(name, figure, model.get("cameras"), el);
+    const first = !plot.data;
+    await plotly.react(plot, figure.data, figure.layout, CONFIG);
+    if (!first) return;
+    plot.on("plotly_relayouting", (event) => turned(plot, event, false));
+    plot.on("plotly_relayout", (event) => turned(plot, event, true));
+    plot.on("plotly_click", (event) => name === "overview" && choose([event.points[0].customdata]));
+    plot.on("plotly_selected", (event) => event && choose(event.points.map((point) => point.customdata)));
+  }
+
+  function choose(chosen) {
+    model.set("chosen", [...new Set(chosen)]);
+    model.save_changes();
+  }
+
+  // Give all scenes the camera of the one that a hand turns; the kernel hears of it at the end.
+  let following = false;
+  async function turned(plot, event, done) {
+    const scene = Object.keys(event).find((key) => /^scene\d*\.camera$/.test(key));
+    if (!scene || following) return;
+    const camera = event[scene], linked = model.get("linked");
+    if (linked) {
+      following = true;
+      const others = Object.keys(plot.layout).filter((key) => /^scene\d*$/.test(key) && `${key}.camera` !== scene);
+      const update = Object.fromEntries(others.map((key) => [`${key}.camera`, camera]));
+      try { if (others.length) await plotly.relayout(plot, update); } finally { following = false; }
+    }
+    if (!done) return;
+    model.set("cameras", linked ? { all: camera } : { ...model.get("cameras"), [scene.split(".")[0]]: camera });
+    model.save_changes();
+  }
+
+  // Only the last state counts: what comes while a picture is drawn is drawn once, after it.
+  let plotly = null, asked = false, drawing = false, gone = false;
+  async function draw() {
+    asked = true;
+    if (drawing) return;
+    drawing = true;
+    try {
+      plotly = await library(model.get("library"));
+      while (asked && !gone) {
+        asked = false;
+        el.classList.toggle("landscape-stale", Boolean(model.get("busy")));
+        note.textContent = model.get("busy");
+        for (const name of NAMES) await paint(name);
+        await new Promise(requestAnimationFrame);
+      }
+    } catch (error) {
+      note.textContent = `This picture could not be drawn: ${error}`;
+      console.error(error);
+    } finally {
+      drawing = false;
+    }
+    el.dispatchEvent(new Event("landscape-drawn"));
+  }
+
+  model.on("change:figures change:cuts change:cameras change:busy", draw);
+  let width = 0;
+  const size = new ResizeObserver(() => el.clientWidth !== width && ((width = el.clientWidth), draw()));
+  size.observe(el);
+  const theme = new MutationObserver(draw);
+  theme.observe(document.body, { attributeFilter: ["data-jp-theme-light", "class"] });
+  draw();
+  return () => {
+    gone = true;
+    size.disconnect();
+    theme.disconnect();
+    for (const box of Object.values(boxes)) plotly?.purge(box.children[1]);
+  };
+}
+
+export default { render };
