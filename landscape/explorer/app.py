@@ -1,9 +1,4 @@
-"""An explorer of loss landscapes for notebooks: choose, turn, slide, and take the figure away.
-
-Work is done in steps of a forward pass or a product, on the kernel's own event loop between the messages that it
-answers: never in a second thread, where the global switches that a measurement sets (random numbers, precision) would
-reach the cells that run meanwhile. Front ends may deliver clicks in threads of their own, hence the lock.
-"""
+"""An explorer of loss landscapes for notebooks: choose, turn, slide, and take the figure away."""
 
 from __future__ import annotations
 
@@ -11,9 +6,8 @@ import asyncio
 import base64
 import html
 import io
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..checking import numbers, one_of, seed_of
-from ..comparison import Comparison, quantity_label
+from ..comparison import Comparison
 from ..model import BatchObjective, Loss
 from ..plotting import Kind, save_figure
 from ..progress import duration
 from ..surfaces import Line, Surface, grid
 from .study import Study
-from .turns import TURNS
+from .turns import Worker
 from .views import KINDS, POINTS, View, code, cut, unique_names
 
 if TYPE_CHECKING:
@@ -35,7 +29,6 @@ if TYPE_CHECKING:
 
 _FEW = 128  # samples to begin with on a CPU
 _STATIC = "A static picture of the explorer: run this cell in JupyterLab or Notebook to turn, slide and choose."
-_SLICE = 0.05  # seconds of work before the next message
 _PICTURE = 0.3  # seconds between two pictures while work goes on
 _QUIET = 2.0  # seconds after which a static picture is drawn, which takes as long as many moves of a slider
 
@@ -96,7 +89,7 @@ def explore(
     return explorer
 
 
-class Explorer:
+class Explorer(Worker):
     """What `explore` returns: the widgets, and the same by name, for code.
 
     Attributes:
@@ -118,28 +111,19 @@ class Explorer:
         from . import panels
         from . import widgets as controls
 
+        super().__init__(_front_end_loop())
         self.study, self._keys = study, dict(keys)
-        self._loop, self._lock = _front_end_loop(), threading.RLock()
-        self._asked: set[str] = set()  # what is to be done next: "begin", "draw", "slice"
-        self._inside = False
-        self._job: Iterator[int] | None = None
-        self._begun, self._done, self._total = 0.0, 0, 0
-        self._drawn, self._drawn_at, self._pace = -1, 0.0, _PICTURE
+        self._begun, self._total = 0.0, 0
+        self._drawn, self._next = -1, 0.0  # the version that is drawn, and when the next one may be
         self._shown: dict[str, Surface] = {}
-        self._still: Any = None  # the display of the static picture, and the timer that renews it
+        self._still: Any = None  # where the static picture is shown, and when it will be renewed
         self._timer: asyncio.TimerHandle | None = None
         self.controls = controls.controls(study, self._tuples(), parts, start, path)
         self.outputs = controls.outputs()
         self.picture = panels.Picture()
-        self._sliders = [control for name, control in self.controls.items() if name.startswith("part ")]
         self.view = self._chosen()
         self.widget = controls.arranged(self.controls, self.outputs, self.picture)
         self._connect()
-
-    @property
-    def live(self) -> bool:
-        """Whether work goes on in the background, on the event loop of the kernel that a front end talks to."""
-        return self._loop is not None
 
     @property
     def surfaces(self) -> dict[str, Surface]:
@@ -159,33 +143,29 @@ class Explorer:
         Raises:
             ValueError: there is nothing to show, because every network fails.
         """
-        while self.advance():
-            pass
+        super().wait()
         if self.study.errors and not self.surfaces:
             raise ValueError("; ".join(f"{name}: {text}" for name, text in self.study.errors.items()))
         return self
 
     def start(self, *_: Any) -> None:
         """Draw what there is, and compute what is missing: in the background if a front end is there."""
-        self._ask("begin")
+        self._ask("begin", self._begin)
 
     def stop(self, *_: Any) -> None:
         """Stop working and keep what is there."""
-        with self._lock:
-            self._end_job()
-            self.draw_again()
-            self._report()
+        self._end_job()
+        self._worked(True)
 
     def save_figure(self, path: str | Path | None = None) -> list[Path]:
         """Write what is seen as figures for print, PDF and PNG: surfaces and their slice; return the paths."""
         import matplotlib.pyplot as plt
 
         stem, written = Path(path or self.controls["path"].value), []
-        kinds = KINDS[self.controls["kind"].value]
-        figures = {stem.name if len(kinds) == 1 else f"{stem.name}_{kind}": self.draw(kind) for kind in kinds}
-        figures[f"{stem.name}_slice"] = self.comparison.draw_lines(**self._drawing())
-        for name, figure in figures.items():
-            written += save_figure(figure, stem.with_name(name))
+        figures = {f"_{kind}" * (len(self._kinds) > 1): self.draw(kind) for kind in self._kinds}
+        figures["_slice"] = self.comparison.draw_lines(**self._drawing)
+        for ending, figure in figures.items():
+            written += save_figure(figure, stem.with_name(stem.name + ending))
             plt.close(figure)  # or the notebook would show it under the next cell
         return written
 
@@ -204,104 +184,57 @@ class Explorer:
         """Draw what is seen as a matplotlib figure, ``kind`` "contour" or "3d": turned and cut in the same way."""
         from . import panels
 
-        comparison, axis, chosen = self.comparison, self.controls["axis"].value, self._drawing()
-        figure, cuts = comparison.draw(kind=kind, **chosen), self._cuts(comparison.surfaces)
-        panels.draw_on(figure, comparison.surfaces, cuts, kind, axis, cameras=self.picture.cameras, **chosen)
+        comparison, axis = self.comparison, self.controls["axis"].value
+        figure, cuts = comparison.draw(kind=kind, **self._drawing), self._cuts(comparison.surfaces)
+        panels.draw_on(figure, comparison.surfaces, cuts, kind, axis, cameras=self.picture.cameras, **self._drawing)
         return figure
 
     def code(self) -> str:
         """Write the lines that make the same picture without the explorer, from the same ``models`` and ``data``."""
-        study, kind, own = self.study, self.controls["kind"].value, self.controls["own scales"].value
-        given = [name for name, setting in study.settings.items() if setting is not None]
-        return code(self.view, self._keys, self._drawing(), kind, [*["data"] * study.own_data, *given], own)
+        given = [name for name, setting in self.study.settings.items() if setting is not None]
+        given = [*["data"] * self.study.own_data, *given]
+        return code(self.view, self._keys, self._drawing, self._kinds, given, self.controls["own scales"].value)
 
     def draw_again(self, *_: Any) -> None:
         """Draw what is measured, without computing anything."""
         from . import panels
+        from . import widgets as controls
 
-        with self._lock:
-            began, shown = time.perf_counter(), self.surfaces
-            waiting = len(shown) < len(self.view.panels()) and self._job is not None and not self.study.errors
-            if not shown or waiting:
-                return  # the last picture stays, dimmed, until there is one for every network
-            self._shown = shown
-            self.controls["scale"].disabled = self.controls["quantity"].value != "loss"
-            own, note = self.controls["own scales"].value, [self.view.caption(), self.study.note(self.view)]
-            with self.picture.hold_sync():
-                self.picture.figures = {
-                    kind: panels.surfaces_figure(shown, kind, " · ".join(filter(None, note)), own, **self._drawing())
-                    for kind in KINDS[self.controls["kind"].value]
-                }
-                self._draw_cuts()
-                self.picture.busy = ""
-            self._fill_table()
-            self._drawn, self._drawn_at = self.study.version, time.perf_counter()
-            self._pace = max(_PICTURE, 4 * (self._drawn_at - began))
-
-    def advance(self) -> bool:
-        """Work for a moment; tell whether anything is left."""
-        with self._lock:
-            self._inside = True
-            try:
-                self._serve() if self._asked else self._work()
-            except KeyboardInterrupt:
-                self.stop()
-            except Exception as error:
-                if self._loop is None:
-                    raise
-                self._say(f"{type(error).__name__}: {error}")
-            finally:
-                self._inside = False
-            if left := bool(self._asked) or self._job is not None:
-                return left
-            self._rest()
-            return False
-
-    def _ask(self, what: str) -> None:
-        """Have something done: now, or, where messages come in between, once for all that ask for it meanwhile."""
-        self._asked.add(what)
-        if self._loop is not None:
-            TURNS.join(self, self._loop)
-        elif not self._inside:
-            self.wait()
-
-    def _serve(self) -> None:
-        asked, self._asked = self._asked, set()
-        if "begin" in asked:
-            self._begin()
-        elif "draw" in asked:
-            self.draw_again()
-        elif self._shown:
+        began, shown = time.perf_counter(), self.surfaces
+        waiting = len(shown) < len(self.view.panels()) and self._job is not None and not self.study.errors
+        if not shown or waiting:
+            return  # the last picture stays, dimmed, until there is one for every network
+        self._shown = shown
+        self.controls["scale"].disabled = self.controls["quantity"].value != "loss"
+        own, note = self.controls["own scales"].value, [self.view.caption(), self.study.note(self.view)]
+        with self.picture.hold_sync():
+            self.picture.figures = {
+                kind: panels.surfaces_figure(shown, kind, " · ".join(filter(None, note)), own, **self._drawing)
+                for kind in self._kinds
+            }
             self._draw_cuts()
-        self._show_code()
+            self.picture.busy = ""
+        self.outputs["table"].value = controls.table_html(self.study.numbers(self.view))
+        self._drawn, now = self.study.version, time.perf_counter()
+        self._next = now + max(_PICTURE, 4 * (now - began))
 
     def _begin(self) -> None:
         self._end_job()
+        self.study.doing = ""
         try:
             self.view = self._chosen()
         except ValueError as error:
-            self.picture.busy = f"{error}"
-            self._say(f"{error}")
-            return
+            self.picture.busy = str(error)
+            return self._say(str(error))
         self.study.look()
-        self.study.doing = ""
         self._begun, self._done, self._total = time.perf_counter(), 0, self.study.work(self.view)
         self._job = self.study.steps(self.view) if self._total else None
         self.picture.busy = "computing …"
         self.draw_again()
         self._report()
 
-    def _work(self) -> None:
-        if self._job is None:
-            return
-        until, done = time.perf_counter() + _SLICE, False
-        while not done:
-            done = (cost := next(self._job, None)) is None
-            self._done += cost or 0
-            if time.perf_counter() >= until:
-                break
-        self._job = None if done else self._job
-        if done or (self.study.version > self._drawn and time.perf_counter() > self._drawn_at + self._pace):
+    def _worked(self, done: bool) -> None:
+        if done or (self.study.version > self._drawn and time.perf_counter() > self._next):
             self.draw_again()
         self._report()
 
@@ -313,22 +246,27 @@ class Explorer:
         """
         value = {name: control.value for name, control in self.controls.items()}
         chosen = set(value["models"])
-        if self._sliders:
-            key = tuple(slider.value for slider in self._sliders)
-            matches = [name for name, known in self._tuples().items() if known == key]
+        key = tuple(part for name, part in value.items() if name.startswith("part "))
+        if key:
+            matches = {name for name, known in self._tuples().items() if known == key}
             if not matches:
                 raise ValueError(f"no network {key} among those given: move a slider")
-            chosen |= set(matches)
+            chosen |= matches
         if not chosen:
             raise ValueError("choose at least one network")
-        names = ("space", "batchnorm", "span", "points", "samples", "seed", "numbers")
+        names = ("directions", "space", "batchnorm", "span", "points", "samples", "seed", "numbers")
         settings = {name: value[name] for name in names}
-        return View(tuple(name for name in self.study.models if name in chosen), value["directions"], **settings)
+        return View(tuple(name for name in self.study.models if name in chosen), **settings)
 
+    @property
     def _drawing(self) -> dict[str, Any]:
-        """Return what is drawn, and on which scale: an accuracy has no logarithm."""
+        """What is drawn, and on which scale: an accuracy has no logarithm."""
         value, scale = (self.controls[name].value for name in ("quantity", "scale"))
         return {"value": value, "scale": scale if value == "loss" else "linear"}
+
+    @property
+    def _kinds(self) -> tuple[Kind, ...]:
+        return KINDS[self.controls["kind"].value]
 
     def _path(self, path: str | Path | None, ending: str) -> Path:
         path = Path(path or self.controls["path"].value)
@@ -350,115 +288,81 @@ class Explorer:
         return {name: cut(surface, axis, at) for name, surface in surfaces.items()}
 
     def _draw_cuts(self) -> None:
-        """Draw the slice, and on the surfaces the lines that it is cut along."""
+        """Draw the slice, and on the surfaces the lines along which they are cut."""
         from . import panels
 
-        self._fit_slider()
-        cuts, axis = self._cuts(self._shown), self.controls["axis"].value
-        kinds = KINDS[self.controls["kind"].value]
-        lines = {kind: panels.cut_traces(self._shown, cuts, kind, axis, **self._drawing()) for kind in kinds}
-        self.picture.cuts = lines | {"slice": panels.slice_figure(cuts, axis, **self._drawing())}
-
-    def _end_job(self) -> None:
-        if self._job is not None:
-            self._job.close()  # type: ignore[attr-defined]
-        self._job = None
+        if self._shown:
+            self._fit_slider()
+            cuts, axis = self._cuts(self._shown), self.controls["axis"].value
+            lines = {one: panels.cut_traces(self._shown, cuts, one, axis, **self._drawing) for one in self._kinds}
+            self.picture.cuts = lines | {"slice": panels.slice_figure(cuts, axis, **self._drawing)}
 
     def _connect(self) -> None:
-        asks = {"kind": "draw", "quantity": "draw", "scale": "draw", "own scales": "draw", "axis": "draw"}
+        draw, begin = ("draw", self.draw_again), ("begin", self._begin)
+        asks: dict[str, Any] = dict.fromkeys(("kind", "quantity", "scale", "own scales", "axis"), draw)
+        asks["slice"], asks["linked"] = ("slice", self._draw_cuts), ("linked", self._link)
         for name, control in self.controls.items():
-            if name not in ("path", "linked"):
-                control.observe(self._guarded(partial(self._ask, asks.get(name, "begin"))), "value")
-        self.controls["slice"].unobserve_all("value")
-        self.controls["slice"].observe(self._guarded(partial(self._ask, "slice")), "value")
-        self.controls["linked"].observe(lambda change: setattr(self.picture, "linked", change.new), "value")
+            control.observe(self._asking(*asks.get(name, begin)), "value")
         actions: dict[str, Callable[[], Any]] = {
             "stop": self.stop,
-            "go on": self.start,
+            "go on": self._begin,
             "reset view": lambda: setattr(self.picture, "cameras", {}),
             "save figure": lambda: self._wrote(*self.save_figure()),
             "save data": lambda: self._wrote(self.save()),
             "save page": lambda: self._wrote(self.save_page()),
         }
         for name, action in actions.items():
-            self.outputs[name].on_click(self._guarded(action))
-        self.outputs["show code"].observe(self._guarded(self._show_code), "value")
+            self.outputs[name].on_click(self._asking(name, action))
+        self.outputs["show code"].observe(self._asking("code", self._report), "value")
 
-    def _guarded(self, action: Callable[[], Any]) -> Callable[[Any], None]:
-        """Show what goes wrong: an error in a callback is seen nowhere else."""
+    def _asking(self, name: str, action: Callable[[], Any]) -> Callable[[Any], None]:
+        return lambda _: self._ask(name, action)
 
-        def call(_: Any) -> None:
-            try:
-                action()
-            except Exception as error:
-                self._say(f"{type(error).__name__}: {error}")
-                if self._loop is None:
-                    raise
-
-        return call
-
-    def _left(self) -> bool:
-        """Tell whether anything is missing that could be computed."""
-        return self.study.work(self.view) > 0 and not self.study.errors
+    def _link(self) -> None:
+        self.picture.linked = self.controls["linked"].value
 
     def _wrote(self, *paths: Path) -> None:
         self._say("wrote " + ", ".join(map(str, paths)))
 
-    def _show_code(self) -> None:
-        from . import widgets as controls
-
-        shown = self.outputs["show code"].value
-        self.outputs["code"].value = controls.code_html(self.code()) if shown else ""
-
-    def _fill_table(self) -> None:
-        from . import widgets as controls
-
-        rows = {
-            name: {quantity_label(quantity): controls.cell(one) for quantity, one in row.items()}
-            for name, row in self.study.numbers(self.view).items()
-        }
-        self.outputs["table"].value = controls.table_html(rows)
-
     def _report(self) -> None:
-        """Say how far the work is, and what went wrong."""
-        bar, doing = self.outputs["progress"], ""
-        share = min(1.0, self._done / self._total) if self._total else 1.0
-        if self._job is not None:
-            seconds, doing = time.perf_counter() - self._begun, self.study.doing
-            text = "working" if share < 0.02 else f"{duration(seconds * (1 / share - 1))} left"
-            if self.picture.busy:
-                self.picture.busy = f"computing {doing} …"
-        else:
-            text = "stopped" if self._left() else "done"
-        size = min((f"{len(s.alphas)} × {len(s.betas)} points" for s in self._shown.values()), default="")
-        bar.value = 1.0 if text == "done" else share
-        bar.bar_style = {"stopped": "warning", "done": "success"}.get(text, "")
-        self.outputs["stop"].disabled = self._job is None
-        self.outputs["go on"].disabled = self._job is not None or not self._left()
-        doing = f"computing {doing}" if doing.startswith(("top", "curvature")) else ""
-        self.outputs["said"].value = html.escape(" · ".join(filter(None, [size, doing, text])))
-        errors = [f"<b>{html.escape(name)}</b>: {html.escape(said)}" for name, said in self.study.errors.items()]
-        self._say("<br>".join(errors), safe=True)
+        """Say how far the work is, what went wrong, and by which lines the same is drawn."""
+        from . import widgets as controls
 
-    def _say(self, text: str, safe: bool = False) -> None:
-        self.outputs["message"].value = text if safe else html.escape(text, quote=False)
+        share = min(1.0, self._done / self._total) if self._total else 1.0
+        left = self.study.work(self.view) > 0 and not self.study.errors
+        state, doing, outputs = "stopped" if left else "done", "", self.outputs
+        if self._job is not None:
+            seconds, doing = time.perf_counter() - self._begun, f"computing {self.study.doing}"
+            state = "working" if share < 0.02 else f"{duration(seconds * (1 / share - 1))} left"
+            self.picture.busy = self.picture.busy and f"{doing} …"
+        size = min((f"{len(s.alphas)} × {len(s.betas)} points" for s in self._shown.values()), default="")
+        outputs["progress"].value = 1.0 if state == "done" else share
+        outputs["progress"].bar_style = {"stopped": "warning", "done": "success"}.get(state, "")
+        outputs["stop"].disabled, outputs["go on"].disabled = self._job is None, self._job is not None or not left
+        outputs["said"].value = html.escape(" · ".join(filter(None, [size, doing, state])))
+        outputs["message"].value = "<br>".join(
+            f"<b>{html.escape(name)}</b>: {html.escape(said)}" for name, said in self.study.errors.items()
+        )
+        outputs["code"].value = controls.code_html(self.code()) if outputs["show code"].value else ""
+        self._rest()
+
+    def _say(self, text: str) -> None:
+        self.outputs["message"].value = html.escape(text, quote=False)
 
     def _rest(self) -> None:
         """Renew the static picture, which shows where no kernel runs, once nothing has happened for a while."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._loop is not None and self._still is not None and self._shown:
-            self._timer = self._loop.call_later(_QUIET, self._renew)
-
-    def _renew(self) -> None:
-        self._guarded(lambda: self._still.update(self._still_bundle(), raw=True))(None)
+        if self._loop is not None and self._still is not None and self._job is None:
+            renew = partial(self._ask, "still", lambda: self._still.update(self._still_bundle(), raw=True))
+            self._timer = self._loop.call_later(_QUIET, renew)
 
     def _pictures(self) -> list[bytes]:
         """Draw what is seen as PNG, one for each kind of picture."""
         import matplotlib.pyplot as plt
 
         pictures = []
-        for kind in KINDS[self.controls["kind"].value]:
+        for kind in self._kinds:
             (figure := self.draw(kind)).savefig(png := io.BytesIO(), dpi=110, bbox_inches="tight")
             plt.close(figure)
             pictures.append(png.getvalue())
@@ -466,14 +370,8 @@ class Explorer:
 
     def _still_bundle(self) -> dict[str, Any]:
         """Return an output that is empty where the widgets are seen, and a picture everywhere else."""
-        view = {"version_major": 2, "version_minor": 0, "model_id": self.outputs["still"].model_id}
-        bundle: dict[str, Any] = {"application/vnd.jupyter.widget-view+json": view, "text/plain": ""}
-        if self._shown:
-            bundle["image/png"] = base64.b64encode(self._pictures()[0]).decode()
-        return bundle
-
-    def _repr_mimebundle_(self, **_: Any) -> Any:
-        return self.widget._repr_mimebundle_() if self.live else {"text/plain": repr(self)}
+        bundle: dict[str, Any] = self.outputs["still"]._repr_mimebundle_()
+        return bundle | ({"image/png": base64.b64encode(self._pictures()[0]).decode()} if self._shown else {})
 
     def _ipython_display_(self) -> None:
         from IPython.display import Image, display

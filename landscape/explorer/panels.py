@@ -19,7 +19,7 @@ from plotly.io.json import to_json_plotly
 from ..plotting import Kind, Scale
 from ..plotting.captions import axis
 from ..plotting.lines import plot_lines
-from ..plotting.style import at, columns
+from ..plotting.style import columns
 from ..plotting.surfaces import plot_surfaces
 from ..plotting.values import columns_of, drawable
 from ..surfaces import Line, Surface
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Cuts = Mapping[str, tuple[Line, float]]
 _HERE = Path(__file__).parent
+_CAMERA = {"eye": {"x": 1.38, "y": -1.38, "z": 1.1}, "center": {"z": -0.22}}  # as near as a narrow panel allows
 
 
 @functools.cache
@@ -58,7 +59,7 @@ class Picture(anywidget.AnyWidget):  # type: ignore[misc]
     cameras = t.Dict().tag(sync=True)
     linked = t.Bool(True).tag(sync=True)
     busy = t.Unicode().tag(sync=True)
-    chosen = t.List().tag(sync=True)
+    chosen: t.List[Any] = t.List().tag(sync=True)
 
     @t.default("library")
     def _packed(self) -> bytes:
@@ -70,20 +71,20 @@ def surfaces_figure(
 ) -> str:
     """Describe surfaces, on one scale or each on its own; ``note`` goes before the caption."""
     figure = plot_surfaces(surfaces, value=value, scale=scale, kind=kind)
+    for index in range(len(surfaces) * (kind == "3d")):
+        figure.layout[f"scene{_number(index)}"].camera = _CAMERA
     if own_scales and len(surfaces) > 1:
         _scale_apart(figure, surfaces, value, scale, kind)
     wide = columns(len(surfaces))
     return _described(figure, note, columns=wide, rows=-(-len(surfaces) // wide))
 
 
-def _scale_apart(
-    figure: go.Figure, surfaces: Mapping[str, Surface], value: str, scale: Scale, kind: Kind
-) -> None:
+def _scale_apart(figure: go.Figure, surfaces: Mapping[str, Surface], value: str, scale: Scale, kind: Kind) -> None:
     """Give each panel the heights and colours that it has when it is drawn alone."""
     _, log = columns_of(surfaces, value, scale)
     traces = []
     for index, (name, surface) in enumerate(surfaces.items()):
-        number = str(index + 1) * (index > 0)
+        number = _number(index)
         alone = plot_surfaces({name: surface}, value=value, scale="log" if log else "linear", kind=kind)
         places = {"scene": f"scene{number}"} if kind == "3d" else {"xaxis": f"x{number}", "yaxis": f"y{number}"}
         for trace in alone.data:
@@ -117,22 +118,18 @@ def _slice_title(cuts: Cuts, along: int, name: str) -> str:
     return f"Slice along {name}, at {' and '.join(steps)} of direction {2 - along}"
 
 
-def cut_traces(
-    surfaces: Mapping[str, Surface], cuts: Cuts, kind: Kind, along: int, value: str, scale: Scale
-) -> str:
+def cut_traces(surfaces: Mapping[str, Surface], cuts: Cuts, kind: Kind, along: int, value: str, scale: Scale) -> str:
     """Describe the lines that show on the surfaces where they are cut."""
     _, log = columns_of(surfaces, value, scale)
     traces = []
     for index, (line, where) in enumerate(cuts.values()):
-        cell, wide = at(index, len(cuts)), columns(len(cuts))
-        number = (cell["row"] - 1) * wide + cell["col"]
-        suffix = str(number) * (number > 1)
+        number = _number(index)
         x, y, z = points_of(line, where, along, value, log)
         common = {"meta": "cut", "mode": "lines", "hoverinfo": "skip", "showlegend": False, "x": x, "y": y}
         if kind == "3d":
-            own = {"type": "scatter3d", "z": z, "line": {"width": 6}, "scene": f"scene{suffix}"}
+            own = {"type": "scatter3d", "z": z, "line": {"width": 6}, "scene": f"scene{number}"}
         else:
-            own = {"type": "scatter", "line": {"width": 2.5}, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+            own = {"type": "scatter", "line": {"width": 2.5}, "xaxis": f"x{number}", "yaxis": f"y{number}"}
         traces.append(common | own)
     return str(to_json_plotly(traces))
 
@@ -161,10 +158,15 @@ def draw_on(
         ax: Any = figure.axes[index]
         x, y, z = points_of(line, where, along, value, log)
         ax.plot(x, y, *[z] * (kind == "3d"), color="black", linewidth=1.2, zorder=4)
-        camera = cameras.get(f"scene{str(index + 1) * (index > 0)}", cameras.get("all"))
+        camera = cameras.get(f"scene{_number(index)}", cameras.get("all"))
         if kind == "3d" and camera:
             dx, dy, dz = (camera["eye"][c] - camera.get("center", {}).get(c, 0) for c in "xyz")
             ax.view_init(math.degrees(math.atan2(dz, math.hypot(dx, dy))), math.degrees(math.atan2(dy, dx)))
+
+
+def _number(index: int) -> str:
+    """Return what plotly writes behind the names of a panel's axes."""
+    return str(index + 1) * (index > 0)
 
 
 def _described(figure: go.Figure, note: str = "", **more: Any) -> str:

@@ -26,15 +26,20 @@ function fitted(name, figure, cameras, el) {
   const ink = getComputedStyle(el).color;
   const { layout, rows = 1, columns = 1 } = figure;
   const room = (el.clientWidth - 90) / columns;
-  const sizes = { "3d": 0.92 * room, contour: 0.95 * room + 30, slice: 215, overview: 300 };
+  const sizes = { "3d": 0.9 * room + 10, contour: 0.95 * room + 30, slice: 215, overview: 300 };
   const size = Math.min(Math.max(sizes[name], 190), name === "contour" ? 400 : 440);
   Object.assign(layout, { width: el.clientWidth, height: rows * size + 12, font: { ...layout.font, color: ink } });
   Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });
+  for (const title of layout.annotations ?? []) title.font = { ...title.font, size: 13 };
   for (const [key, part] of Object.entries(layout)) {
     if (/^[xy]axis\d*$/.test(key)) Object.assign(part, { gridcolor: GREY, linecolor: GREY, zerolinecolor: GREY });
     if (!/^scene\d*$/.test(key)) continue;
     for (const axis of [part.xaxis, part.yaxis, part.zaxis])
       Object.assign(axis, { backgroundcolor: "rgba(0,0,0,0)", gridcolor: GREY, linecolor: GREY, color: ink });
+    for (const axis of room < 260 ? [part.xaxis, part.yaxis] : []) {
+      axis.showticklabels = false; // they would cover the sheet
+      axis.title.font.size = 9;
+    }
     part.camera = cameras[key] ?? cameras.all ?? part.camera;
   }
   for (const trace of figure.data) if (trace.meta === "cut") trace.line.color = ink;
@@ -66,7 +71,7 @@ function render({ model, el }) {
     const [head, plot] = boxes[name].children;
     const figure = el.clientWidth ? described(name) : null;
     boxes[name].style.display = figure ? "" : "none";
-    if (!figure) return plot.data && plotly.purge(plot); // gives its WebGL contexts back
+    if (!figure) return;
     head.children[0].textContent = figure.title;
     head.children[1].textContent = figure.caption;
     fitted(name, figure, model.get("cameras"), el);

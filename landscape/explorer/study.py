@@ -71,7 +71,7 @@ class Plane:
         if whole is None:
             return None
         if self._last is None or self._last[0] is not whole:
-            table = torch.tensor([self.rows[key] for key in whole.keys()], dtype=torch.float64)
+            table = torch.tensor([self.rows[key] for key in whole.points()], dtype=torch.float64)
             table = table.view(len(whole.alphas), len(whole.betas), len(COLUMNS))
             status = torch.where(table[..., 0].isfinite(), COMPUTED, FAILED).to(torch.int8)
             columns: dict[str, Any] = dict(zip(COLUMNS, table.unbind(-1), strict=True))

@@ -91,8 +91,8 @@ class Grid(NamedTuple):
     betas: Tensor
     new: dict[Any, tuple[float, float]]
 
-    def keys(self) -> list[Any]:
-        """Name all points, a row after the other."""
+    def points(self) -> list[Any]:
+        """Return the keys of all points, a row after the other."""
         return list(_keyed(self.alphas, self.betas))
 
 
@@ -144,7 +144,7 @@ def code(
     view: View,
     keys: Mapping[str, Any],
     drawn: Mapping[str, str],
-    kind: str,
+    kinds: Sequence[Kind],
     given: Sequence[str] = (),
     own_scales: bool = False,
 ) -> str:
@@ -154,7 +154,7 @@ def code(
         view: what is measured.
         keys: name → key in ``models``; empty where there is one network, ``model``.
         drawn: what is drawn, ``value=`` and ``scale=``.
-        kind: of picture, a name in KINDS.
+        kinds: of pictures.
         given: what else `explore` was given, of data, loss and objective: the lines expect it under that name.
         own_scales: whether each network has a scale of its own.
     """
@@ -168,7 +168,10 @@ def code(
     elif "data" not in given:
         lines += ["", f"data = {source}"]
     directions = f'[{models[view.names[1]]}, "random"]' if view._between else repr(view.directions)
-    settings = {"span": (SPAN_BETWEEN, view.span) if view._between else view.span, "points": view.points}
+    settings: dict[str, Any] = {
+        "span": (SPAN_BETWEEN, view.span) if view._between else view.span,
+        "points": view.points,
+    }
     settings |= {"space": view.space, "batchnorm": view.batchnorm, "seed": view.seed}
     lines += [f"settings = {settings!r}", "surfaces = {"]
     more = "".join(f", {name}={name}" for name in given if name != "data")
@@ -176,14 +179,14 @@ def code(
         lines += [f"    {panel!r}: landscape.surface({models[name]}, data, directions={directions}{more}, **settings),"]
     lines += ["}", f"drawn = {dict(drawn)!r}"]
     plotted = "landscape.plot_together({}, kind={!r}, **drawn)"
-    for one in KINDS[kind]:
+    for one in kinds:
         figure = f"landscape.draw_together(surfaces, kind={one!r}, **drawn)"
         lines += [f"landscape.save_figure({figure}, 'landscape_{one}')"]
     if own_scales:
-        one = plotted.format("{name: surface}", KINDS[kind][0])
-        lines += [f"figures = [{one} for name, surface in surfaces.items()]", "figures[0]"]
+        alone = plotted.format("{name: surface}", kinds[0])
+        lines += [f"figures = [{alone} for name, surface in surfaces.items()]", "figures[0]"]
     else:
-        lines += [plotted.format("surfaces", KINDS[kind][0])]
+        lines += [plotted.format("surfaces", kinds[0])]
     return "\n".join(lines) + "\n"
 
 
@@ -212,6 +215,7 @@ def unique_names(models: Any, parts: Sequence[str] | None = None) -> dict[str, A
 
 def _name(key: tuple[Any, ...], parts: Sequence[str]) -> str:
     """Write ("W2A2", 0.1) as "W2A2, ρ = 0.1": a number does not say what it is of."""
-    named = [*parts, *[""] * len(key)]
-    texts = [f"{n} = {value}" if n and not isinstance(value, str) else str(value) for n, value in zip(named, key)]
-    return ", ".join(texts)
+    pairs = zip([*parts, *[""] * len(key)], key, strict=False)
+    return ", ".join(
+        f"{part} = {value}" if part and not isinstance(value, str) else str(value) for part, value in pairs
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as w
 
-from ..comparison import Measured
+from ..comparison import Measured, quantity_label
 from ..results import with_error
 from .study import Study
 from .views import DIRECTIONS, KINDS, POINTS, QUANTITIES, SCALES, View
@@ -72,7 +72,7 @@ def controls(
     controls["linked"] = w.Checkbox(value=True, description="linked cameras", indent=False)
     controls["axis"] = w.ToggleButtons(options=[("along 1", 0), ("along 2", 1)])
     controls["slice"] = w.FloatSlider(min=-1, max=1, step=0.01, readout_format=".3g", description="slice at")
-    controls["slice"].layout, controls["slice"].style = w.Layout(width="260px"), {"description_width": "50px"}
+    controls["slice"].layout, controls["slice"].style = w.Layout(width="250px"), {"description_width": "48px"}
     controls["linked"].layout = w.Layout(width="auto")
     return controls
 
@@ -96,7 +96,7 @@ def outputs() -> dict[str, Any]:
     made["more"] = w.ToggleButton(description="More", icon="sliders", tooltip="seed, span, points, samples, space")
     made["show code"] = w.ToggleButton(description="Code", icon="code", tooltip="the same picture without me")
     made["more"].layout = made["show code"].layout = w.Layout(width="auto")
-    made["progress"] = w.FloatProgress(max=1.0, layout=w.Layout(width="90px"))
+    made["progress"] = w.FloatProgress(max=1.0, layout=w.Layout(width="70px"))
     made |= {name: w.HTML() for name in ("said", "message", "table", "code")}
     made["still"] = w.Box(layout=w.Layout(display="none"))  # stands where other viewers see a picture
     return made
@@ -110,8 +110,9 @@ def arranged(controls: Mapping[str, Any], outputs: Mapping[str, Any], picture: A
     left = _box(w.VBox, "controls", column)
     for button, folded in (("fold", left), ("more", more)):
         _unfold(outputs[button], folded)
-    top = [outputs["fold"], controls["kind"], *(outputs[name] for name in ("stop", "go on", "progress", "said"))]
-    cut = [controls["slice"], controls["axis"], outputs["reset view"], controls["linked"]]
+    top = [outputs["fold"], controls["kind"]]
+    top += [outputs[name] for name in ("reset view", "stop", "go on", "progress", "said")]
+    cut = [controls["slice"], controls["axis"], controls["linked"]]
     names = ("save figure", "save data", "save page", "show code")
     take = [controls["path"], *(outputs[name] for name in names)]
     table = _box(w.VBox, "scroll", [outputs["table"]])
@@ -137,23 +138,21 @@ def _unfold(button: Any, box: Any) -> None:
     show()
 
 
-def cell(one: Measured) -> str:
+def table_html(numbers: Mapping[str, Mapping[str, Measured]]) -> str:
+    """Write a table of network → quantity → number, a column for each network."""
+    quantities = dict.fromkeys(quantity for row in numbers.values() for quantity in row)
+    rows = [[quantity_label(one), *(_cell(row.get(one)) for row in numbers.values())] for one in quantities]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *numbers))
+    body = "".join(f"<tr><th>{label}</th><td>{'</td><td>'.join(cells)}</td></tr>" for label, *cells in rows)
+    return f"<table><tr>{head}</tr>{body}</table>" + "<small>† stopped before its tolerance</small>" * ("†" in body)
+
+
+def _cell(one: Measured | None) -> str:
     """Write a number with its error; without one, three digits are more than is known."""
-    known = one.stderr > 0
-    text = with_error(one.value, one.stderr) if known else f"{one.value:.3g}"
+    if one is None:
+        return "…"
+    text = with_error(one.value, one.stderr) if one.stderr > 0 else f"{one.value:.3g}"
     return text.replace("-", "−") + " †" * (not one.converged)
-
-
-def table_html(numbers: Mapping[str, Mapping[str, str]]) -> str:
-    """Write a table, network → label → text, a column for each network."""
-    labels = list(dict.fromkeys(label for row in numbers.values() for label in row))
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in numbers)
-    rows = "".join(
-        f"<tr><th>{label}</th>" + "".join(f"<td>{row.get(label, '…')}</td>" for row in numbers.values()) + "</tr>"
-        for label in labels
-    )
-    doubt = "<small>† stopped before its tolerance</small>" * ("†" in rows)
-    return f"<table><tr><th></th>{head}</tr>{rows}</table>{doubt}"
 
 
 def code_html(text: str) -> str:
