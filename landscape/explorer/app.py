@@ -161,9 +161,11 @@ class Explorer(Worker):
         """Write what is seen as figures for print, PDF and PNG: surfaces and their slice; return the paths."""
         import matplotlib.pyplot as plt
 
+        from . import panels
+
         stem, written = Path(path or self.controls["path"].value), []
         figures = {f"_{kind}" * (len(self._kinds) > 1): self.draw(kind) for kind in self._kinds}
-        figures["_slice"] = self.comparison.draw_lines(**self._drawing)
+        figures["_slice"] = self.comparison.draw_lines(**panels.resolved(self.surfaces, **self._drawing))
         for ending, figure in figures.items():
             written += save_figure(figure, stem.with_name(stem.name + ending))
             plt.close(figure)  # or the notebook would show it under the next cell
@@ -185,8 +187,8 @@ class Explorer(Worker):
         from . import panels
 
         comparison, axis = self.comparison, self.controls["axis"].value
-        figure, cuts = comparison.draw(kind=kind, **self._drawing), self._cuts(comparison.surfaces)
-        panels.draw_on(figure, comparison.surfaces, cuts, kind, axis, cameras=self.picture.cameras, **self._drawing)
+        cuts, drawn = self._cuts(comparison.surfaces), panels.resolved(comparison.surfaces, **self._drawing)
+        panels.draw_on(figure := comparison.draw(kind=kind, **drawn), cuts, kind, axis, self.picture.cameras, **drawn)
         return figure
 
     def code(self) -> str:
@@ -294,8 +296,9 @@ class Explorer(Worker):
         if self._shown:
             self._fit_slider()
             cuts, axis = self._cuts(self._shown), self.controls["axis"].value
-            lines = {one: panels.cut_traces(self._shown, cuts, one, axis, **self._drawing) for one in self._kinds}
-            self.picture.cuts = lines | {"slice": panels.slice_figure(cuts, axis, **self._drawing)}
+            drawn = panels.resolved(self._shown, **self._drawing)
+            lines = {kind: panels.cut_traces(cuts, kind, axis, **drawn) for kind in self._kinds}
+            self.picture.cuts = lines | {"slice": panels.slice_figure(cuts, axis, **drawn)}
 
     def _connect(self) -> None:
         draw, begin = ("draw", self.draw_again), ("begin", self._begin)
@@ -313,7 +316,7 @@ class Explorer(Worker):
         }
         for name, action in actions.items():
             self.outputs[name].on_click(self._asking(name, action))
-        self.outputs["show code"].observe(self._asking("code", self._report), "value")
+        self.outputs["show code"].observe(self._asking("code", lambda: None), "value")
 
     def _asking(self, name: str, action: Callable[[], Any]) -> Callable[[Any], None]:
         return lambda _: self._ask(name, action)
@@ -325,9 +328,7 @@ class Explorer(Worker):
         self._say("wrote " + ", ".join(map(str, paths)))
 
     def _report(self) -> None:
-        """Say how far the work is, what went wrong, and by which lines the same is drawn."""
-        from . import widgets as controls
-
+        """Say how far the work is, and what went wrong."""
         share = min(1.0, self._done / self._total) if self._total else 1.0
         left = self.study.work(self.view) > 0 and not self.study.errors
         state, doing, outputs = "stopped" if left else "done", "", self.outputs
@@ -343,18 +344,19 @@ class Explorer(Worker):
         outputs["message"].value = "<br>".join(
             f"<b>{html.escape(name)}</b>: {html.escape(said)}" for name, said in self.study.errors.items()
         )
-        outputs["code"].value = controls.code_html(self.code()) if outputs["show code"].value else ""
-        self._rest()
 
     def _say(self, text: str) -> None:
         self.outputs["message"].value = html.escape(text, quote=False)
 
-    def _rest(self) -> None:
-        """Renew the static picture, which shows where no kernel runs, once nothing has happened for a while."""
+    def _changed(self) -> None:
+        """Renew the code, and, once nothing has happened for a while, the static picture for where no kernel runs."""
+        from . import widgets as controls
+
+        self.outputs["code"].value = controls.code_html(self.code()) if self.outputs["show code"].value else ""
         if self._timer is not None:
             self._timer.cancel()
         if self._loop is not None and self._still is not None and self._job is None:
-            renew = partial(self._ask, "still", lambda: self._still.update(self._still_bundle(), raw=True))
+            renew = self._guarded(lambda: self._still.update(self._still_bundle(), raw=True))
             self._timer = self._loop.call_later(_QUIET, renew)
 
     def _pictures(self) -> list[bytes]:

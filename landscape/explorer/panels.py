@@ -44,11 +44,10 @@ class Picture(anywidget.AnyWidget):  # type: ignore[misc]
     plotly's own FigureWidget is patched from change to change, and does not survive being hidden and shown again.
 
     Attributes:
-        figures: name ("3d", "contour", "overview") → a figure as JSON; what is not there is hidden.
+        figures: kind of picture → a figure as JSON; what is not there is hidden.
         cuts: name → the traces that lie on a figure and change more often, and the whole slice, as JSON.
         cameras: scene → camera, "all" where they are linked; empty for the figures' own.
         busy: what is being computed while the figures are still those of before, which are dimmed.
-        chosen: names of the points that a hand chose in the overview.
     """
 
     _esm = (_HERE / "picture.js").read_text()
@@ -59,7 +58,6 @@ class Picture(anywidget.AnyWidget):  # type: ignore[misc]
     cameras = t.Dict().tag(sync=True)
     linked = t.Bool(True).tag(sync=True)
     busy = t.Unicode().tag(sync=True)
-    chosen: t.List[Any] = t.List().tag(sync=True)
 
     @t.default("library")
     def _packed(self) -> bytes:
@@ -81,11 +79,10 @@ def surfaces_figure(
 
 def _scale_apart(figure: go.Figure, surfaces: Mapping[str, Surface], value: str, scale: Scale, kind: Kind) -> None:
     """Give each panel the heights and colours that it has when it is drawn alone."""
-    _, log = columns_of(surfaces, value, scale)
-    traces = []
+    traces, drawn = [], resolved(surfaces, value, scale)
     for index, (name, surface) in enumerate(surfaces.items()):
         number = _number(index)
-        alone = plot_surfaces({name: surface}, value=value, scale="log" if log else "linear", kind=kind)
+        alone = plot_surfaces({name: surface}, kind=kind, **drawn)
         places = {"scene": f"scene{number}"} if kind == "3d" else {"xaxis": f"x{number}", "yaxis": f"y{number}"}
         for trace in alone.data:
             trace.update(places)
@@ -99,6 +96,11 @@ def _scale_apart(figure: go.Figure, surfaces: Mapping[str, Surface], value: str,
         figure.layout[f"coloraxis{number}"].showscale = False
     figure.data = []
     figure.add_traces(traces)
+
+
+def resolved(surfaces: Mapping[str, Surface], value: str, scale: Scale) -> dict[str, Any]:
+    """Return what is drawn, and on which scale: a slice is drawn on that of the surfaces that it is cut from."""
+    return {"value": value, "scale": "log" if columns_of(surfaces, value, scale)[1] else "linear"}
 
 
 def slice_figure(cuts: Cuts, along: int, value: str, scale: Scale) -> str:
@@ -118,13 +120,12 @@ def _slice_title(cuts: Cuts, along: int, name: str) -> str:
     return f"Slice along {name}, at {' and '.join(steps)} of direction {2 - along}"
 
 
-def cut_traces(surfaces: Mapping[str, Surface], cuts: Cuts, kind: Kind, along: int, value: str, scale: Scale) -> str:
+def cut_traces(cuts: Cuts, kind: Kind, along: int, value: str, scale: Scale) -> str:
     """Describe the lines that show on the surfaces where they are cut."""
-    _, log = columns_of(surfaces, value, scale)
     traces = []
     for index, (line, where) in enumerate(cuts.values()):
         number = _number(index)
-        x, y, z = points_of(line, where, along, value, log)
+        x, y, z = points_of(line, where, along, value, scale == "log")
         common = {"meta": "cut", "mode": "lines", "hoverinfo": "skip", "showlegend": False, "x": x, "y": y}
         if kind == "3d":
             own = {"type": "scatter3d", "z": z, "line": {"width": 6}, "scene": f"scene{number}"}
@@ -143,20 +144,12 @@ def points_of(line: Line, where: float, along: int, value: str, log: bool) -> Se
 
 
 def draw_on(
-    figure: Figure,
-    surfaces: Mapping[str, Surface],
-    cuts: Cuts,
-    kind: Kind,
-    along: int,
-    value: str,
-    scale: Scale,
-    cameras: Mapping[str, Any],
+    figure: Figure, cuts: Cuts, kind: Kind, along: int, cameras: Mapping[str, Any], value: str, scale: Scale
 ) -> None:
     """Draw into the panels of a matplotlib figure what a hand has done: the lines of the slice, and the turning."""
-    _, log = columns_of(surfaces, value, scale)
     for index, (line, where) in enumerate(cuts.values()):
         ax: Any = figure.axes[index]
-        x, y, z = points_of(line, where, along, value, log)
+        x, y, z = points_of(line, where, along, value, scale == "log")
         ax.plot(x, y, *[z] * (kind == "3d"), color="black", linewidth=1.2, zorder=4)
         camera = cameras.get(f"scene{_number(index)}", cameras.get("all"))
         if kind == "3d" and camera:

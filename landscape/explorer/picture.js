@@ -1,7 +1,7 @@
 // Draws what the explorer describes: a picture depends on its last description alone, never on the ones before.
 // The kernel sends whole figures; here are only width, theme and cameras, which the kernel does not know.
 
-const NAMES = ["3d", "contour", "slice", "overview"];
+const NAMES = ["3d", "contour", "slice"];
 const GREY = "rgba(128, 128, 128, 0.3)";
 const CONFIG = {
   scrollZoom: false, // the wheel scrolls the page
@@ -26,7 +26,7 @@ function fitted(name, figure, cameras, el) {
   const ink = getComputedStyle(el).color;
   const { layout, rows = 1, columns = 1 } = figure;
   const room = (el.clientWidth - 90) / columns;
-  const sizes = { "3d": 0.9 * room + 10, contour: 0.95 * room + 30, slice: 215, overview: 300 };
+  const sizes = { "3d": 0.9 * room + 10, contour: 0.95 * room + 30, slice: 215 };
   const size = Math.min(Math.max(sizes[name], 190), name === "contour" ? 400 : 440);
   Object.assign(layout, { width: el.clientWidth, height: rows * size + 12, font: { ...layout.font, color: ink } });
   Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });
@@ -80,13 +80,6 @@ function render({ model, el }) {
     if (!first) return;
     plot.on("plotly_relayouting", (event) => turned(plot, event, false));
     plot.on("plotly_relayout", (event) => turned(plot, event, true));
-    plot.on("plotly_click", (event) => name === "overview" && choose([event.points[0].customdata]));
-    plot.on("plotly_selected", (event) => event && choose(event.points.map((point) => point.customdata)));
-  }
-
-  function choose(chosen) {
-    model.set("chosen", [...new Set(chosen)]);
-    model.save_changes();
   }
 
   // Give all scenes the camera of the one that a hand turns; the kernel hears of it at the end.

@@ -157,7 +157,7 @@ class Study:
         if self.rounded[first] or self.rounded[other]:
             latent = self.rounded[first] and view.space == "latent"
             kind = ("latent " if latent else "rounded ") * self.rounded[other]
-            text = f"at 1 stand the {kind}weights of {other} inside of {first}, whose own rounding stays"
+            text = f"at 1 stand the {kind}weights of {other} inside {first}" + ", rounded as its own" * latent
         return f"{text}, not shown: {', '.join(more)}" if more else text
 
     def numbers(self, view: View) -> dict[str, dict[str, Measured]]:

@@ -52,29 +52,40 @@ class Worker:
         try:
             for name, action in asked.items():
                 if not _COVERS.get(name, set()) & asked.keys():
-                    action()
+                    self._guarded(action)()
             if not asked and self._job is not None:
-                self._worked(self._work(self._job))
-        except KeyboardInterrupt:
-            self._end_job()
-            self._worked(True)
-        except Exception as error:
-            self._say(f"{type(error).__name__}: {error}")
-            if not self.live:
-                raise
+                self._guarded(self._work)()
+            if asked or self._job is None:
+                self._guarded(self._changed)()
         finally:
             self._inside = False
         return bool(self._asked) or self._job is not None
 
-    def _work(self, job: Iterator[int]) -> bool:
-        """Take steps for a moment; tell whether the job is at its end."""
+    def _guarded(self, action: Callable[[], Any]) -> Callable[[], None]:
+        """Show what goes wrong: an error in the background is seen nowhere else."""
+
+        def call() -> None:
+            try:
+                action()
+            except KeyboardInterrupt:
+                self._end_job()
+                self._worked(True)
+            except Exception as error:
+                self._say(f"{type(error).__name__}: {error}")
+                if not self.live:
+                    raise
+
+        return call
+
+    def _work(self) -> None:
+        """Take steps for a moment."""
         until = time.perf_counter() + _SLICE
-        for cost in job:
+        for cost in self._job or ():
             self._done += cost
             if time.perf_counter() >= until:
-                return False
+                return self._worked(False)
         self._job = None
-        return True
+        self._worked(True)
 
     def _end_job(self) -> None:
         if self._job is not None:
@@ -82,6 +93,9 @@ class Worker:
         self._job = None
 
     def _worked(self, done: bool) -> None:
+        raise NotImplementedError
+
+    def _changed(self) -> None:
         raise NotImplementedError
 
     def _say(self, text: str) -> None:

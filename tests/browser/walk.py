@@ -33,18 +33,6 @@ def states(models, data, names=tuple(CHOICES), **settings):
         yield chosen, explorer
 
 
-def tour(count):
-    """Return a closed walk through a complete graph that takes every ordered pair of its nodes exactly once."""
-    left = {node: [other for other in range(count) if other != node] for node in range(count)}
-    stack, walk = [0], []
-    while stack:  # Hierholzer
-        if left[stack[-1]]:
-            stack.append(left[stack[-1]].pop())
-        else:
-            walk.append(stack.pop())
-    return walk[::-1]
-
-
 # what a reader sees of a picture: titles, kinds of axes, ticks, ranges, and the numbers of every trace
 PAGE = """
 <!doctype html><meta charset="utf-8"><body><style>__CSS__</style><script type="module">
