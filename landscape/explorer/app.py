@@ -8,7 +8,6 @@ import html
 import io
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +119,7 @@ class Explorer(Worker):
         self._timer: asyncio.TimerHandle | None = None
         self.controls = controls.controls(study, self._tuples(), parts, start, path)
         self.outputs = controls.outputs()
-        self.picture = panels.Picture()
+        self.picture = panels.Picture(library=panels.library())
         self.view = self._chosen()
         self.widget = controls.arranged(self.controls, self.outputs, self.picture)
         self._connect()
@@ -303,9 +302,10 @@ class Explorer(Worker):
     def _connect(self) -> None:
         draw, begin = ("draw", self.draw_again), ("begin", self._begin)
         asks: dict[str, Any] = dict.fromkeys(("kind", "quantity", "scale", "own scales", "axis"), draw)
-        asks["slice"], asks["linked"] = ("slice", self._draw_cuts), ("linked", self._link)
+        asks["slice"] = ("slice", self._draw_cuts)
         for name, control in self.controls.items():
-            control.observe(self._asking(*asks.get(name, begin)), "value")
+            if name not in ("linked", "path"):
+                control.observe(self._asking(*asks.get(name, begin)), "value")
         actions: dict[str, Callable[[], Any]] = {
             "stop": self.stop,
             "go on": self._begin,
@@ -320,9 +320,6 @@ class Explorer(Worker):
 
     def _asking(self, name: str, action: Callable[[], Any]) -> Callable[[Any], None]:
         return lambda _: self._ask(name, action)
-
-    def _link(self) -> None:
-        self.picture.linked = self.controls["linked"].value
 
     def _wrote(self, *paths: Path) -> None:
         self._say("wrote " + ", ".join(map(str, paths)))

@@ -33,7 +33,7 @@ _CAMERA = {"eye": {"x": 1.38, "y": -1.38, "z": 1.1}, "center": {"z": -0.22}}  # 
 
 
 @functools.cache
-def _library() -> bytes:
+def library() -> bytes:
     """Return plotly.js, packed: a third of its size on the way to the browser."""
     return gzip.compress((Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_bytes(), 5)
 
@@ -58,10 +58,6 @@ class Picture(anywidget.AnyWidget):  # type: ignore[misc]
     cameras = t.Dict().tag(sync=True)
     linked = t.Bool(True).tag(sync=True)
     busy = t.Unicode().tag(sync=True)
-
-    @t.default("library")
-    def _packed(self) -> bytes:
-        return _library()
 
 
 def surfaces_figure(
@@ -106,18 +102,14 @@ def resolved(surfaces: Mapping[str, Surface], value: str, scale: Scale) -> dict[
 def slice_figure(cuts: Cuts, along: int, value: str, scale: Scale) -> str:
     """Describe the lines along which surfaces are cut, in one plot."""
     lines = {name: line for name, (line, _) in cuts.items()}
-    names = [axis(line, 0)[0] for line in lines.values()][:1]
-    figure = plot_lines(lines, value=value, scale=scale, title=_slice_title(cuts, along, names[0]))
+    name = axis(next(iter(lines.values())))[0].replace("the direction", f"direction {along + 1}")
+    steps = sorted({f"{where:.3g}".replace("-", "−") for _, where in cuts.values()})
+    title = f"Slice along {name}, at {' and '.join(steps)} of direction {2 - along}"
+    figure = plot_lines(lines, value=value, scale=scale, title=title)
     figure.layout.margin = {"l": 60, "r": 10, "t": 26 if len(lines) > 1 else 6, "b": 38}
     figure.layout.legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "tracegroupgap": 0}
     figure.layout.title.subtitle.text = ""
     return _described(figure)
-
-
-def _slice_title(cuts: Cuts, along: int, name: str) -> str:
-    steps = sorted({f"{where:.3g}".replace("-", "−") for _, where in cuts.values()})
-    name = name if name != "the direction" else f"direction {along + 1}"
-    return f"Slice along {name}, at {' and '.join(steps)} of direction {2 - along}"
 
 
 def cut_traces(cuts: Cuts, kind: Kind, along: int, value: str, scale: Scale) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
+import traitlets
 
 from ..comparison import Measured, quantity_label
 from ..results import with_error
@@ -115,6 +116,7 @@ def arranged(controls: Mapping[str, Any], outputs: Mapping[str, Any], picture: A
     cut = [controls["slice"], controls["axis"], controls["linked"]]
     names = ("save figure", "save data", "save page", "show code")
     take = [controls["path"], *(outputs[name] for name in names)]
+    traitlets.link((controls["linked"], "value"), (picture, "linked"))
     table = _box(w.VBox, "scroll", [outputs["table"]])
     outputs["table"].add_class("landscape-table")
     main = [_box(w.HBox, "row", cut), picture, table, _box(w.HBox, "row", take), outputs["code"]]

@@ -125,7 +125,7 @@ def page(described):
     fill = {
         "__CSS__": (HERE / "explorer.css").read_text(),
         "__ESM__": json.dumps((HERE / "picture.js").read_text()),
-        "__LIBRARY__": json.dumps(base64.b64encode(panels._library()).decode()),
+        "__LIBRARY__": json.dumps(base64.b64encode(panels.library()).decode()),
         "__STATES__": json.dumps(described).replace("</", "<\\/"),
     }
     text = PAGE
