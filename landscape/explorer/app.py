@@ -203,8 +203,8 @@ class Explorer(Worker):
 
         began, shown = time.perf_counter(), self.surfaces
         waiting = len(shown) < len(self.view.panels()) and self._job is not None and not self.study.errors
-        if not shown or waiting:
-            return  # the last picture stays, dimmed, until there is one for every network
+        if not shown or (waiting and self._shown):
+            return  # the last picture stays, dimmed, until there is one for every network; the first one comes as it may
         self._shown = shown
         self.controls["scale"].disabled = self.controls["quantity"].value != "loss"
         own, note = self.controls["own scales"].value, [self.view.caption(), self.study.note(self.view)]

@@ -2,6 +2,7 @@
 // The kernel sends whole figures; here are only width, theme and cameras, which the kernel does not know.
 
 const NAMES = ["3d", "contour", "slice"];
+const ORDER = ["slice", "3d", "contour"]; // the slice follows a hand at once, the others take longer
 const GREY = "rgba(128, 128, 128, 0.3)";
 const CONFIG = {
   scrollZoom: false, // the wheel scrolls the page
@@ -61,22 +62,25 @@ function render({ model, el }) {
 
   function described(name) {
     const cuts = model.get("cuts"), text = name === "slice" ? cuts.slice : model.get("figures")[name];
-    if (!text) return null;
-    const figure = JSON.parse(text);
-    if (name !== "slice") figure.data.push(...JSON.parse(cuts[name] ?? "[]"));
-    return figure;
+    return text && [text, name === "slice" ? "[]" : (cuts[name] ?? "[]")];
   }
 
   async function paint(name) {
     const [head, plot] = boxes[name].children;
-    const figure = el.clientWidth ? described(name) : null;
-    boxes[name].style.display = figure ? "" : "none";
-    if (!figure) return;
+    const texts = el.clientWidth ? described(name) : null;
+    boxes[name].style.display = texts ? "" : "none";
+    if (!texts) return;
+    const key = [...texts, JSON.stringify(model.get("cameras")), el.clientWidth, getComputedStyle(el).color].join();
+    if (plot.drawn === key) return;
+    const figure = JSON.parse(texts[0]);
+    figure.data.push(...JSON.parse(texts[1]));
     head.children[0].textContent = figure.title;
     head.children[1].textContent = figure.caption;
     fitted(name, figure, model.get("cameras"), el);
     const first = !plot.data;
     await plotly.react(plot, figure.data, figure.layout, CONFIG);
+    plot.drawn = key;
+    await new Promise(requestAnimationFrame);
     if (!first) return;
     plot.on("plotly_relayouting", (event) => turned(plot, event, false));
     plot.on("plotly_relayout", (event) => turned(plot, event, true));
@@ -111,8 +115,7 @@ function render({ model, el }) {
         asked = false;
         el.classList.toggle("landscape-stale", Boolean(model.get("busy")));
         note.textContent = model.get("busy");
-        for (const name of NAMES) await paint(name);
-        await new Promise(requestAnimationFrame);
+        for (const name of ORDER) await paint(name);
       }
     } catch (error) {
       note.textContent = `This picture could not be drawn: ${error}`;
