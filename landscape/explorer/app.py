@@ -204,7 +204,7 @@ class Explorer(Worker):
         began, shown = time.perf_counter(), self.surfaces
         waiting = len(shown) < len(self.view.panels()) and self._job is not None and not self.study.errors
         if not shown or (waiting and self._shown):
-            return  # the last picture stays, dimmed, until there is one for every network; the first one comes as it may
+            return  # the last picture stays, dimmed, until there is one for every network; the first comes as it may
         self._shown = shown
         self.controls["scale"].disabled = self.controls["quantity"].value != "loss"
         own, note = self.controls["own scales"].value, [self.view.caption(), self.study.note(self.view)]
@@ -337,7 +337,8 @@ class Explorer(Worker):
         outputs["progress"].value = 1.0 if state == "done" else share
         outputs["progress"].bar_style = {"stopped": "warning", "done": "success"}.get(state, "")
         outputs["stop"].disabled, outputs["go on"].disabled = self._job is None, self._job is not None or not left
-        outputs["said"].value = html.escape(" · ".join(filter(None, [size, doing, state])))
+        doing = doing if "points" not in doing else ""  # which is seen
+        outputs["said"].value = html.escape(" · ".join(filter(None, [size, state, doing])))
         outputs["message"].value = "<br>".join(
             f"<b>{html.escape(name)}</b>: {html.escape(said)}" for name, said in self.study.errors.items()
         )

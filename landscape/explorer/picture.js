@@ -3,7 +3,6 @@
 
 const NAMES = ["3d", "contour", "slice"];
 const ORDER = ["slice", "3d", "contour"]; // the slice follows a hand at once, the others take longer
-const GREY = "rgba(128, 128, 128, 0.3)";
 const CONFIG = {
   scrollZoom: false, // the wheel scrolls the page
   displaylogo: false,
@@ -25,6 +24,7 @@ function library(packed) {
 // Fit a figure into the width that there is, in the colours of the page.
 function fitted(name, figure, cameras, el) {
   const ink = getComputedStyle(el).color;
+  const grey = Number(ink.match(/\d+/)[0]) > 127 ? "#3c3c3c" : "#dedede"; // WebGL takes no transparent lines
   const { layout, rows = 1, columns = 1 } = figure;
   const room = (el.clientWidth - 90) / columns;
   const sizes = { "3d": 0.9 * room + 10, contour: 0.95 * room + 30, slice: 215 };
@@ -33,10 +33,10 @@ function fitted(name, figure, cameras, el) {
   Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });
   for (const title of layout.annotations ?? []) title.font = { ...title.font, size: 13 };
   for (const [key, part] of Object.entries(layout)) {
-    if (/^[xy]axis\d*$/.test(key)) Object.assign(part, { gridcolor: GREY, linecolor: GREY, zerolinecolor: GREY });
+    if (/^[xy]axis\d*$/.test(key)) Object.assign(part, { gridcolor: grey, linecolor: grey, zerolinecolor: grey });
     if (!/^scene\d*$/.test(key)) continue;
     for (const axis of [part.xaxis, part.yaxis, part.zaxis])
-      Object.assign(axis, { backgroundcolor: "rgba(0,0,0,0)", gridcolor: GREY, linecolor: GREY, color: ink });
+      Object.assign(axis, { backgroundcolor: "rgba(0,0,0,0)", gridcolor: grey, linecolor: grey, color: ink });
     for (const axis of room < 260 ? [part.xaxis, part.yaxis] : []) {
       axis.showticklabels = false; // they would cover the sheet
       axis.title.font.size = 9;
@@ -67,7 +67,8 @@ function render({ model, el }) {
 
   async function paint(name) {
     const [head, plot] = boxes[name].children;
-    const texts = el.clientWidth ? described(name) : null;
+    if (!el.clientWidth) return; // not on the page at this moment: it will be drawn when it is
+    const texts = described(name);
     boxes[name].style.display = texts ? "" : "none";
     if (!texts) return;
     const key = [...texts, JSON.stringify(model.get("cameras")), el.clientWidth, getComputedStyle(el).color].join();
@@ -130,7 +131,7 @@ function render({ model, el }) {
   let width = 0;
   const size = new ResizeObserver(() => el.clientWidth !== width && ((width = el.clientWidth), draw()));
   size.observe(el);
-  const theme = new MutationObserver(draw);
+  const theme = new MutationObserver(() => setTimeout(draw, 200)); // until its style has come
   theme.observe(document.body, { attributeFilter: ["data-jp-theme-light", "class"] });
   draw();
   return () => {

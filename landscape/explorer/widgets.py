@@ -67,13 +67,13 @@ def controls(
     controls["path"] = w.Text(value=str(path), description="save as")
     for control in controls.values():
         if not isinstance(control, w.Checkbox):
-            control.style = {"description_width": "70px"}
+            control.style = {"description_width": "84px"}
         control.layout = w.Layout(width="250px")
     controls["kind"] = w.ToggleButtons(options=list(KINDS))
-    controls["linked"] = w.Checkbox(value=True, description="linked cameras", indent=False)
+    controls["linked"] = w.Checkbox(value=True, description="linked", indent=False)
     controls["axis"] = w.ToggleButtons(options=[("along 1", 0), ("along 2", 1)])
     controls["slice"] = w.FloatSlider(min=-1, max=1, step=0.01, readout_format=".3g", description="slice at")
-    controls["slice"].layout, controls["slice"].style = w.Layout(width="250px"), {"description_width": "48px"}
+    controls["slice"].layout, controls["slice"].style = w.Layout(width="230px"), {"description_width": "48px"}
     controls["linked"].layout = w.Layout(width="auto")
     return controls
 
@@ -118,7 +118,8 @@ def arranged(controls: Mapping[str, Any], outputs: Mapping[str, Any], picture: A
     take = [controls["path"], *(outputs[name] for name in names)]
     traitlets.link((controls["linked"], "value"), (picture, "linked"))
     table = _box(w.VBox, "scroll", [outputs["table"]])
-    outputs["table"].add_class("landscape-table")
+    for name in ("table", "said"):
+        outputs[name].add_class(f"landscape-{name}")
     main = [_box(w.HBox, "row", cut), picture, table, _box(w.HBox, "row", take), outputs["code"]]
     body = _box(w.HBox, "body", [left, _box(w.VBox, "main", main)])
     return _box(w.VBox, "explorer", [w.HTML(_GONE), _box(w.HBox, "row", top), outputs["message"], body])
@@ -153,7 +154,7 @@ def _cell(one: Measured | None) -> str:
     """Write a number with its error; without one, three digits are more than is known."""
     if one is None:
         return "…"
-    text = with_error(one.value, one.stderr) if one.stderr > 0 else f"{one.value:.3g}"
+    text = with_error(one.value, one.stderr) if one.stderr > 0 else f"{one.value:#.3g}".rstrip(".")
     return text.replace("-", "−") + " †" * (not one.converged)
 
 
