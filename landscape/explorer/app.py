@@ -280,9 +280,12 @@ class Explorer(Worker):
         """Let the slider of the slice run over the rows of the axis that is cut, and stand at one of them."""
         grid, slider = self.view.stages()[-1], self.controls["slice"]
         across = (grid.betas if self.controls["axis"].value == 0 else grid.alphas).tolist()
+        low, high, step = across[0], across[-1], (across[-1] - across[0]) / (len(across) - 1)
+        row = min(across, key=lambda row: abs(row - slider.value))
         with slider.hold_trait_notifications():
-            slider.value = min(across, key=lambda row: abs(row - slider.value))
-            slider.min, slider.max, slider.step = across[0], across[-1], (across[-1] - across[0]) / (len(across) - 1)
+            if abs(row - slider.value) > 1e-6 * step:  # else it is the browser's rounding
+                slider.value = row
+            slider.min, slider.max, slider.step = low, high, step
 
     def _cuts(self, surfaces: Mapping[str, Surface]) -> dict[str, tuple[Line, float]]:
         axis, at = self.controls["axis"].value, self.controls["slice"].value

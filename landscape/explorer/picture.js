@@ -27,7 +27,7 @@ function fitted(name, figure, cameras, el) {
   const grey = Number(ink.match(/\d+/)[0]) > 127 ? "#3c3c3c" : "#dedede"; // WebGL takes no transparent lines
   const { layout, rows = 1, columns = 1 } = figure;
   const room = (el.clientWidth - 90) / columns;
-  const sizes = { "3d": 0.9 * room + 10, contour: 0.95 * room + 30, slice: 215 };
+  const sizes = { "3d": 0.86 * room + 8, contour: 0.95 * room + 30, slice: 200 };
   const size = Math.min(Math.max(sizes[name], 190), name === "contour" ? 400 : 440);
   Object.assign(layout, { width: el.clientWidth, height: rows * size + 12, font: { ...layout.font, color: ink } });
   Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" });

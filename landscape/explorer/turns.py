@@ -47,7 +47,7 @@ class Worker:
 
     def advance(self) -> bool:
         """Do what is asked, or work for a moment; tell whether anything is left."""
-        asked, self._asked = self._asked, {}
+        asked = {name: self._asked.pop(name) for name in list(self._asked)}
         self._inside = True
         try:
             for name, action in asked.items():
@@ -111,10 +111,10 @@ class _Turns:
 
     def join(self, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
         """Put a worker first in the line."""
-        self._waiting = [*(other for other in self._waiting if other is not worker), worker]
-        loop.call_soon_threadsafe(self._begin)
+        loop.call_soon_threadsafe(self._begin, worker)
 
-    def _begin(self) -> None:
+    def _begin(self, worker: Worker) -> None:
+        self._waiting = [*(other for other in self._waiting if other is not worker), worker]
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._run())
 
