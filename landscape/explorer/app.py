@@ -366,7 +366,7 @@ class Explorer(Worker):
 
         pictures = []
         for kind in self._kinds:
-            (figure := self.draw(kind)).savefig(png := io.BytesIO(), dpi=110, bbox_inches="tight")
+            (figure := self.draw(kind)).savefig(png := io.BytesIO(), dpi=140, bbox_inches="tight")
             plt.close(figure)
             pictures.append(png.getvalue())
         return pictures
