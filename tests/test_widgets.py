@@ -384,6 +384,7 @@ def test_each_panel_may_have_its_own_scale():
         explorer.controls["scale"].value = "linear"
         explorer.controls["own scales"].value = True
         layout = drawn(explorer, name)["layout"]
+        assert f"landscape.plot_together({{name: surface}}, kind={name!r}, **drawn) for name" in explorer.code()
         for axis, found in zip(("coloraxis", "coloraxis2"), explorer.surfaces.values(), strict=True):
             assert layout[axis]["cmin"] == pytest.approx(float(found.loss.min()))
         explorer.controls["own scales"].value = False
@@ -522,7 +523,7 @@ def test_a_static_picture_follows_what_is_seen(monkeypatch, background):
     (renew,) = delayed
     renew()
     explorer.wait()
-    assert shown[0] is explorer.widget and len(shown) == 3 and shown[1] != shown[2]
+    assert shown[0]["text/plain"] == repr(explorer) and len(shown) == 3 and shown[1] != shown[2]
     for bundle in shown[1:]:
         assert base64.b64decode(bundle["image/png"])[1:4] == b"PNG"
         assert "application/vnd.jupyter.widget-view+json" in bundle

@@ -373,14 +373,14 @@ class Explorer(Worker):
 
     def _still_bundle(self) -> dict[str, Any]:
         """Return an output that is empty where the widgets are seen, and a picture everywhere else."""
-        bundle: dict[str, Any] = self.outputs["still"]._repr_mimebundle_()
+        bundle: dict[str, Any] = self.outputs["still"]._repr_mimebundle_() | {"text/plain": ""}
         return bundle | ({"image/png": base64.b64encode(self._pictures()[0]).decode()} if self._shown else {})
 
     def _ipython_display_(self) -> None:
         from IPython.display import Image, display
 
         if self.live:
-            display(self.widget)
+            display(self.widget._repr_mimebundle_() | {"text/plain": repr(self)}, raw=True)
             self._still = display(self._still_bundle(), raw=True, display_id=True)
             return
         print(_STATIC)

@@ -40,6 +40,13 @@ const { default: widget } = await import(URL.createObjectURL(new Blob([__ESM__],
 const packed = Uint8Array.from(atob(__LIBRARY__), (c) => c.charCodeAt(0));
 const states = __STATES__;
 
+// coarse pixels: without a GPU they are most of the time, and what is compared is what plotly was told
+const drawn = (call) => async (gd, data, layout, config) => call(gd, data, layout, { ...config, plotGlPixelRatio: 0.25 });
+opened(states[0]).close();
+const plotly = await globalThis.landscapePlotly;
+const { purge, relayout } = plotly;
+globalThis.landscapePlotly = Promise.resolve({ react: drawn(plotly.react), purge, relayout });
+
 function model(state) {
   const handlers = [], values = { library: packed, cameras: {}, linked: true, busy: "", ...state };
   return {
@@ -54,7 +61,7 @@ function model(state) {
 
 function opened(state) {
   const el = document.body.appendChild(document.createElement("div"));
-  el.style.width = "420px";
+  el.style.width = "320px";
   const own = model(state);
   return { el, own, close: widget.render({ model: own, el }), ready: once(el) };
 }
