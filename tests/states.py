@@ -56,3 +56,12 @@ def same(a, b):
     if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+def tour(count):
+    """Return a closed walk through the numbers below count that takes every ordered pair of them exactly once."""
+    pairs = {state: [other for other in range(count) if other != state] for state in range(count)}
+    stack, walk = [0], []
+    while stack:  # Hierholzer
+        stack.append(pairs[stack[-1]].pop()) if pairs[stack[-1]] else walk.append(stack.pop())
+    return walk[::-1]

@@ -1,43 +1,35 @@
-"""An explorer of loss landscapes for notebooks: choose, turn, slide, and take the figure away.
-
-Work is done in steps of a forward pass or a product, on the kernel's own event loop between the messages that it
-answers: never in a second thread, where the global switches that a measurement sets (random numbers, precision) would
-reach the cells that run meanwhile. Front ends may deliver clicks in threads of their own, hence the lock.
-"""
+"""An explorer of loss landscapes for notebooks: choose, turn, slide, and take the figure away."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import html
 import io
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ..checking import numbers, one_of, seed_of
-from ..comparison import Comparison, quantity_label
+from ..comparison import Comparison
 from ..model import BatchObjective, Loss
 from ..plotting import Kind, save_figure
 from ..progress import duration
-from ..results import with_error
-from ..surfaces import Surface, grid
+from ..surfaces import Line, Surface, grid
 from .study import Study
-from .views import KINDS, POINTS, QUANTITIES, View, code, cut, unique_names
+from .turns import Worker
+from .views import KINDS, POINTS, View, code, cut, unique_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FEW = 128  # samples to begin with on a CPU
-_STATIC = (
-    "No notebook front end asked for this, so here is a static picture of all that was asked for. "
-    "Run the cell in JupyterLab or Notebook to turn, slide and choose."
-)
-_SLICE, _PAUSE = 0.05, 0.01  # seconds of work, and for messages, in turn
+_STATIC = "A static picture of the explorer: run this cell in JupyterLab or Notebook to turn, slide and choose."
 _PICTURE = 0.3  # seconds between two pictures while work goes on
+_QUIET = 2.0  # seconds after which a static picture is drawn, which takes as long as many moves of a slider
 
 
 def explore(
@@ -96,7 +88,7 @@ def explore(
     return explorer
 
 
-class Explorer:
+class Explorer(Worker):
     """What `explore` returns: the widgets, and the same by name, for code.
 
     Attributes:
@@ -115,37 +107,34 @@ class Explorer:
     """
 
     def __init__(self, study: Study, keys: Mapping[str, Any], parts: tuple[str, ...], start: View, path: Path) -> None:
+        from . import panels
         from . import widgets as controls
 
+        super().__init__(_front_end_loop())
         self.study, self._keys = study, dict(keys)
-        self._loop, self._lock = _front_end_loop(), threading.RLock()
-        self._task: asyncio.Task[None] | None = None
-        self._job: Iterator[int] | None = None
-        self._begun, self._done, self._total = 0.0, 0, 0
-        self._drawn, self._drawn_at, self._pace, self._turning = -1, 0.0, _PICTURE, False
-        self._pictures: dict[str, Any] = {}
+        self._begun, self._total = 0.0, 0
+        self._drawn, self._next = -1, 0.0  # the version that is drawn, and when the next one may be
         self._shown: dict[str, Surface] = {}
+        self._still: Any = None  # where the static picture is shown, and when it will be renewed
+        self._timer: asyncio.TimerHandle | None = None
         self.controls = controls.controls(study, self._tuples(), parts, start, path)
         self.outputs = controls.outputs()
-        self._sliders = [control for name, control in self.controls.items() if name.startswith("part ")]
+        self.picture = panels.Picture(library=panels.library())
         self.view = self._chosen()
-        self.widget = controls.arranged(self.controls, self.outputs)
+        self.widget = controls.arranged(self.controls, self.outputs, self.picture)
         self._connect()
-
-    @property
-    def live(self) -> bool:
-        """Whether work goes on in the background, on the event loop of the kernel that a front end talks to."""
-        return self._loop is not None
 
     @property
     def surfaces(self) -> dict[str, Surface]:
         """What is measured of what is chosen: of each panel the finest whole grid."""
+        self.study.look()
         return self.study.shown(self.view)
 
     @property
     def comparison(self) -> Comparison:
         """What is measured of what is chosen, as `compare` gives it: to draw, save, read numbers from."""
-        return self.study.comparison(self.view, self._lines(self.surfaces))
+        lines = {name: line for name, (line, _) in self._cuts(self.surfaces).items()}
+        return self.study.comparison(self.view, lines)
 
     def wait(self) -> Explorer:
         """Work until all is done, or until interrupted, which keeps what is there; return the explorer.
@@ -153,90 +142,102 @@ class Explorer:
         Raises:
             ValueError: there is nothing to show, because every network fails.
         """
-        try:
-            while self._advance():
-                pass
-        except KeyboardInterrupt:
-            self.stop()
+        super().wait()
         if self.study.errors and not self.surfaces:
             raise ValueError("; ".join(f"{name}: {text}" for name, text in self.study.errors.items()))
         return self
 
     def start(self, *_: Any) -> None:
         """Draw what there is, and compute what is missing: in the background if a front end is there."""
-        with self._lock:
-            self._end_job()
-            try:
-                self.view = self._chosen()
-            except ValueError as error:
-                self._say(str(error))
-                return
-            self._fit_slider()
-            self._begun, self._done, self._total = time.perf_counter(), 0, self.study.work(self.view)
-            self._job = self.study.steps(self.view) if self._total else None
-            self.draw_again()
-            self._report()
-        if self._job is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._in_background)
-        elif self._job is not None:
-            self.wait()
+        self._ask("begin", self._begin)
 
     def stop(self, *_: Any) -> None:
         """Stop working and keep what is there."""
-        with self._lock:
-            self._end_job()
-            self.draw_again()
-            self._report()
+        self._end_job()
+        self._worked(True)
 
     def save_figure(self, path: str | Path | None = None) -> list[Path]:
-        """Write what is chosen as figures for print, PDF and PNG; return their paths."""
+        """Write what is seen as figures for print, PDF and PNG: surfaces and their slice; return the paths."""
         import matplotlib.pyplot as plt
 
+        from . import panels
+
         stem, written = Path(path or self.controls["path"].value), []
-        for kind in (kinds := KINDS[self.controls["kind"].value]):
-            figure = self.draw(kind)
-            name = stem if len(kinds) == 1 else stem.with_name(f"{stem.name}_{kind}")
-            written += save_figure(figure, name)
+        figures = {f"_{kind}" * (len(self._kinds) > 1): self.draw(kind) for kind in self._kinds}
+        figures["_slice"] = self.comparison.draw_lines(**panels.resolved(self.surfaces, **self._drawing))
+        for ending, figure in figures.items():
+            written += save_figure(figure, stem.with_name(stem.name + ending))
             plt.close(figure)  # or the notebook would show it under the next cell
         return written
 
     def save(self, path: str | Path | None = None) -> Path:
         """Write surfaces, slices and numbers as netCDF, which `landscape.load` reads; return the path."""
-        path = Path(path or self.controls["path"].value)
-        return self.comparison.save(path if path.suffix == ".nc" else path.with_name(path.name + ".nc"))
+        return self.comparison.save(self._path(path, ".nc"))
+
+    def save_page(self, path: str | Path | None = None) -> Path:
+        """Write what is chosen as a page that needs neither a kernel nor a network; return the path."""
+        from .offline import page
+
+        page(self.comparison, path := self._path(path, ".html"))
+        return path
 
     def draw(self, kind: Kind = "contour") -> Figure:
-        """Draw what is chosen as a matplotlib figure, ``kind`` "contour" or "3d"."""
-        value, scale = QUANTITIES[self.controls["quantity"].value]
-        return self.comparison.draw(value=value, scale=scale, kind=kind)
+        """Draw what is seen as a matplotlib figure, ``kind`` "contour" or "3d": turned and cut in the same way."""
+        from . import panels
+
+        comparison, axis = self.comparison, self.controls["axis"].value
+        cuts, drawn = self._cuts(comparison.surfaces), panels.resolved(comparison.surfaces, **self._drawing)
+        panels.draw_on(figure := comparison.draw(kind=kind, **drawn), cuts, kind, axis, self.picture.cameras, **drawn)
+        return figure
 
     def code(self) -> str:
         """Write the lines that make the same picture without the explorer, from the same ``models`` and ``data``."""
-        study, quantity, kind = self.study, self.controls["quantity"].value, self.controls["kind"].value
-        given = [name for name, setting in study.settings.items() if setting is not None]
-        return code(self.view, self._keys, quantity, kind, [*["data"] * study.own_data, *given])
+        given = [name for name, setting in self.study.settings.items() if setting is not None]
+        given = [*["data"] * self.study.own_data, *given]
+        return code(self.view, self._keys, self._drawing, self._kinds, given, self.controls["own scales"].value)
 
     def draw_again(self, *_: Any) -> None:
         """Draw what is measured, without computing anything."""
         from . import panels
+        from . import widgets as controls
 
-        with self._lock:
-            began, shown = time.perf_counter(), self.surfaces
-            waiting = len(shown) < len(self.view.panels()) and self._job is not None and not self.study.errors
-            if not shown or waiting:
-                return  # the last picture stays until there is one for every network
-            self._shown = shown
-            value, scale = QUANTITIES[self.controls["quantity"].value]
-            axis = self.controls["axis"].value
-            cuts = {name: cut(surface, axis, self.controls["slice"].value) for name, surface in shown.items()}
-            kinds = KINDS[self.controls["kind"].value]
-            figures: dict[str, Any] = {kind: panels.with_cuts(shown, kind, cuts, axis, value, scale) for kind in kinds}
-            figures["slice"] = panels.slices(cuts, axis, value, scale)
-            for name, figure in figures.items():
-                self._pictures[name] = panels.updated(self._pictures.get(name), figure, self._turned)
-            self._place(kinds)
-            self._drawn, self._drawn_at = self.study.version, time.perf_counter()
-            self._pace = max(_PICTURE, 4 * (self._drawn_at - began))
+        began, shown = time.perf_counter(), self.surfaces
+        waiting = len(shown) < len(self.view.panels()) and self._job is not None and not self.study.errors
+        if not shown or (waiting and self._shown):
+            return  # the last picture stays, dimmed, until there is one for every network; the first comes as it may
+        self._shown = shown
+        self.controls["scale"].disabled = self.controls["quantity"].value != "loss"
+        own, note = self.controls["own scales"].value, [self.view.caption(), self.study.note(self.view)]
+        with self.picture.hold_sync():
+            self.picture.figures = {
+                kind: panels.surfaces_figure(shown, kind, " · ".join(filter(None, note)), own, **self._drawing)
+                for kind in self._kinds
+            }
+            self._draw_cuts()
+            self.picture.busy = ""
+        self.outputs["table"].value = controls.table_html(self.study.numbers(self.view))
+        self._drawn, now = self.study.version, time.perf_counter()
+        self._next = now + max(_PICTURE, 4 * (now - began))
+
+    def _begin(self) -> None:
+        self._end_job()
+        self.study.doing = ""
+        try:
+            self.view = self._chosen()
+        except ValueError as error:
+            self.picture.busy = str(error)
+            return self._say(str(error))
+        self.study.look()
+        self._begun, self._done, self._total = time.perf_counter(), 0, self.study.work(self.view)
+        self._job = self.study.steps(self.view) if self._total else None
+        self.picture.busy = "computing …"
+        self.draw_again()
+        self._report()
+
+    def _worked(self, done: bool) -> None:
+        if done or (self.study.version > self._drawn and time.perf_counter() > self._next):
+            self.draw_again()
+        self._report()
 
     def _chosen(self) -> View:
         """Read the controls.
@@ -245,164 +246,146 @@ class Explorer:
             ValueError: no network is chosen, or none is trained with what the sliders say.
         """
         value = {name: control.value for name, control in self.controls.items()}
-        names = list(value["models"])
-        if self._sliders:
-            key = tuple(slider.value for slider in self._sliders)
-            matches = [name for name, known in self._tuples().items() if known == key]
+        chosen = set(value["models"])
+        key = tuple(part for name, part in value.items() if name.startswith("part "))
+        if key:
+            matches = {name for name, known in self._tuples().items() if known == key}
             if not matches:
                 raise ValueError(f"no network {key} among those given: move a slider")
-            names = [*(name for name in names if name not in matches), *matches]
-        if not names:
+            chosen |= matches
+        if not chosen:
             raise ValueError("choose at least one network")
-        settings = {
-            name: value[name] for name in ("space", "batchnorm", "span", "points", "samples", "seed", "numbers")
-        }
-        return View(tuple(names), value["directions"], **settings)
+        names = ("directions", "space", "batchnorm", "span", "points", "samples", "seed", "numbers")
+        settings = {name: value[name] for name in names}
+        return View(tuple(name for name in self.study.models if name in chosen), **settings)
+
+    @property
+    def _drawing(self) -> dict[str, Any]:
+        """What is drawn, and on which scale: an accuracy has no logarithm."""
+        value, scale = (self.controls[name].value for name in ("quantity", "scale"))
+        return {"value": value, "scale": scale if value == "loss" else "linear"}
+
+    @property
+    def _kinds(self) -> tuple[Kind, ...]:
+        return KINDS[self.controls["kind"].value]
+
+    def _path(self, path: str | Path | None, ending: str) -> Path:
+        path = Path(path or self.controls["path"].value)
+        return path if path.suffix == ending else path.with_name(path.name + ending)
 
     def _tuples(self) -> dict[str, tuple[Any, ...]]:
         return {name: key for name, key in self._keys.items() if isinstance(key, tuple)}
 
     def _fit_slider(self) -> None:
-        """Let the slider of the slice run over the axis that is cut."""
-        across = self.view.axes()[1 - self.controls["axis"].value]
-        slider, low, high = self.controls["slice"], float(across[0]), float(across[-1])
+        """Let the slider of the slice run over the rows of the axis that is cut, and stand at one of them."""
+        grid, slider = self.view.stages()[-1], self.controls["slice"]
+        across = (grid.betas if self.controls["axis"].value == 0 else grid.alphas).tolist()
+        low, high, step = across[0], across[-1], (across[-1] - across[0]) / (len(across) - 1)
+        row = min(across, key=lambda row: abs(row - slider.value))
         with slider.hold_trait_notifications():
-            slider.value = min(max(slider.value, low), high)
-            slider.min, slider.max, slider.step = low, high, (high - low) / 64
+            if abs(row - slider.value) > 1e-6 * step:  # else it is the browser's rounding
+                slider.value = row
+            slider.min, slider.max, slider.step = low, high, step
 
-    def _lines(self, surfaces: Mapping[str, Surface]) -> dict[str, Any]:
+    def _cuts(self, surfaces: Mapping[str, Surface]) -> dict[str, tuple[Line, float]]:
         axis, at = self.controls["axis"].value, self.controls["slice"].value
-        return {name: cut(surface, axis, at)[0] for name, surface in surfaces.items()}
+        return {name: cut(surface, axis, at) for name, surface in surfaces.items()}
 
-    def _end_job(self) -> None:
-        if self._job is not None:
-            self._job.close()  # type: ignore[attr-defined]
-        self._job = None
+    def _draw_cuts(self) -> None:
+        """Draw the slice, and on the surfaces the lines along which they are cut."""
+        from . import panels
 
-    def _advance(self) -> bool:
-        """Work for a moment, then draw and say how far it is; tell whether anything is left."""
-        with self._lock:
-            if self._job is None:
-                return False
-            until, done = time.perf_counter() + _SLICE, False
-            while not done:
-                done = (cost := next(self._job, None)) is None
-                self._done += cost or 0
-                if time.perf_counter() >= until:
-                    break
-            self._job = None if done else self._job
-            if done or (self.study.version > self._drawn and time.perf_counter() > self._drawn_at + self._pace):
-                self.draw_again()
-            self._report()
-            return not done
-
-    def _in_background(self) -> None:
-        async def run() -> None:
-            while self._advance():
-                await asyncio.sleep(_PAUSE)
-
-        if self._task is None or self._task.done():
-            self._task = asyncio.ensure_future(run())
+        if self._shown:
+            self._fit_slider()
+            cuts, axis = self._cuts(self._shown), self.controls["axis"].value
+            drawn = panels.resolved(self._shown, **self._drawing)
+            lines = {kind: panels.cut_traces(cuts, kind, axis, **drawn) for kind in self._kinds}
+            self.picture.cuts = lines | {"slice": panels.slice_figure(cuts, axis, **drawn)}
 
     def _connect(self) -> None:
+        draw, begin = ("draw", self.draw_again), ("begin", self._begin)
+        asks: dict[str, Any] = dict.fromkeys(("kind", "quantity", "scale", "own scales", "axis"), draw)
+        asks["slice"] = ("slice", self._draw_cuts)
         for name, control in self.controls.items():
-            if name in ("quantity", "kind", "slice"):
-                control.observe(self._guarded(self.draw_again), "value")
-            elif name not in ("path", "linked"):
-                control.observe(self._guarded(self.start), "value")
-        self.outputs["stop"].on_click(self._guarded(self.stop))
-        self.outputs["go on"].on_click(self._guarded(self.start))
-        self.outputs["save figure"].on_click(self._guarded(lambda: self._wrote(*self.save_figure())))
-        self.outputs["save data"].on_click(self._guarded(lambda: self._wrote(self.save())))
-        self.outputs["copy code"].on_click(self._guarded(self._show_code))
+            if name not in ("linked", "path"):
+                control.observe(self._asking(*asks.get(name, begin)), "value")
+        actions: dict[str, Callable[[], Any]] = {
+            "stop": self.stop,
+            "go on": self._begin,
+            "reset view": lambda: setattr(self.picture, "cameras", {}),
+            "save figure": lambda: self._wrote(*self.save_figure()),
+            "save data": lambda: self._wrote(self.save()),
+            "save page": lambda: self._wrote(self.save_page()),
+        }
+        for name, action in actions.items():
+            self.outputs[name].on_click(self._asking(name, action))
+        self.outputs["show code"].observe(self._asking("code", lambda: None), "value")
 
-    def _guarded(self, action: Callable[[], Any]) -> Callable[[Any], None]:
-        """Show what goes wrong: an error in a callback is seen nowhere else."""
-
-        def call(_: Any) -> None:
-            try:
-                action()
-            except Exception as error:
-                self._say(f"{type(error).__name__}: {error}")
-                if self._loop is None:
-                    raise
-
-        return call
-
-    def _left(self) -> bool:
-        """Tell whether anything is missing that could be computed."""
-        return self.study.work(self.view) > 0 and not self.study.errors
+    def _asking(self, name: str, action: Callable[[], Any]) -> Callable[[Any], None]:
+        return lambda _: self._ask(name, action)
 
     def _wrote(self, *paths: Path) -> None:
         self._say("wrote " + ", ".join(map(str, paths)))
 
-    def _show_code(self) -> None:
-        self.outputs["code"].value = self.code()
-        self.outputs["code"].layout.display = None
+    def _report(self) -> None:
+        """Say how far the work is, and what went wrong."""
+        share = min(1.0, self._done / self._total) if self._total else 1.0
+        left = self.study.work(self.view) > 0 and not self.study.errors
+        state, doing, outputs = "stopped" if left else "done", "", self.outputs
+        if self._job is not None:
+            seconds, doing = time.perf_counter() - self._begun, f"computing {self.study.doing}"
+            state = "working" if share < 0.02 else f"{duration(seconds * (1 / share - 1))} left"
+            self.picture.busy = self.picture.busy and f"{doing} …"
+        size = min((f"{len(s.alphas)} × {len(s.betas)} points" for s in self._shown.values()), default="")
+        outputs["progress"].value = 1.0 if state == "done" else share
+        outputs["progress"].bar_style = {"stopped": "warning", "done": "success"}.get(state, "")
+        outputs["stop"].disabled, outputs["go on"].disabled = self._job is None, self._job is not None or not left
+        doing = doing if "points" not in doing else ""  # which is seen
+        outputs["said"].value = html.escape(" · ".join(filter(None, [size, state, doing])))
+        outputs["message"].value = "<br>".join(
+            f"<b>{html.escape(name)}</b>: {html.escape(said)}" for name, said in self.study.errors.items()
+        )
 
-    def _place(self, kinds: tuple[str, ...]) -> None:
-        """Put the pictures where they belong, if they are not there, and fill the table."""
-        for area, pictures in (("pictures", kinds), ("slice", ("slice",))):
-            children = tuple(self._pictures[name] for name in pictures)
-            if self.outputs[area].children != children:
-                self.outputs[area].children = children
+    def _say(self, text: str) -> None:
+        self.outputs["message"].value = html.escape(text, quote=False)
+
+    def _changed(self) -> None:
+        """Renew the code, and, once nothing has happened for a while, the static picture for where no kernel runs."""
         from . import widgets as controls
 
-        rows = {
-            name: {quantity_label(quantity): with_error(one.value, one.stderr) for quantity, one in row.items()}
-            for name, row in self.study.numbers(self.view).items()
-        }
-        self.outputs["table"].value = controls.table_html(rows)
+        self.outputs["code"].value = controls.code_html(self.code()) if self.outputs["show code"].value else ""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._loop is not None and self._still is not None and self._job is None:
+            renew = self._guarded(lambda: self._still.update(self._still_bundle(), raw=True))
+            self._timer = self._loop.call_later(_QUIET, renew)
 
-    def _turned(self, scene: str, camera: Any) -> None:
-        from . import panels
+    def _pictures(self) -> list[bytes]:
+        """Draw what is seen as PNG, one for each kind of picture."""
+        import matplotlib.pyplot as plt
 
-        with self._lock:
-            if self._turning or not self.controls["linked"].value:
-                return
-            self._turning = True
-            try:
-                panels.turn(self._pictures["3d"], scene, camera)
-            finally:
-                self._turning = False
+        pictures = []
+        for kind in self._kinds:
+            (figure := self.draw(kind)).savefig(png := io.BytesIO(), dpi=140, bbox_inches="tight")
+            plt.close(figure)
+            pictures.append(png.getvalue())
+        return pictures
 
-    def _report(self) -> None:
-        """Say how far the work is, what went wrong, and what the table holds."""
-        bar = self.outputs["progress"]
-        share = min(1.0, self._done / self._total) if self._total else 1.0
-        if self._job is not None:
-            seconds = time.perf_counter() - self._begun
-            text = "working" if share < 0.02 else f"{duration(seconds * (1 / share - 1))} left"
-        else:
-            text = "stopped" if self._left() else "done"
-        size = min((f"{len(s.alphas)} × {len(s.betas)} points" for s in self._shown.values()), default="")
-        bar.value = 1.0 if text == "done" else share
-        bar.bar_style = {"stopped": "warning", "done": "success"}.get(text, "")
-        self.outputs["stop"].disabled = self._job is None
-        self.outputs["go on"].disabled = self._job is not None or not self._left()
-        self.outputs["said"].value = html.escape(" · ".join(filter(None, [size, text])))
-        errors = [f"<b>{html.escape(name)}</b>: {html.escape(said)}" for name, said in self.study.errors.items()]
-        self._say("<br>".join(errors), safe=True)
-
-    def _say(self, text: str, safe: bool = False) -> None:
-        self.outputs["message"].value = text if safe else html.escape(text, quote=False)
-
-    def _repr_mimebundle_(self, **_: Any) -> Any:
-        return self.widget._repr_mimebundle_() if self.live else {"text/plain": repr(self)}
+    def _still_bundle(self) -> dict[str, Any]:
+        """Return an output that is empty where the widgets are seen, and a picture everywhere else."""
+        bundle: dict[str, Any] = self.outputs["still"]._repr_mimebundle_() | {"text/plain": ""}
+        return bundle | ({"image/png": base64.b64encode(self._pictures()[0]).decode()} if self._shown else {})
 
     def _ipython_display_(self) -> None:
         from IPython.display import Image, display
 
         if self.live:
-            display(self.widget)
+            display(self.widget._repr_mimebundle_() | {"text/plain": repr(self)}, raw=True)
+            self._still = display(self._still_bundle(), raw=True, display_id=True)
             return
         print(_STATIC)
-        import matplotlib.pyplot as plt
-
-        for kind in KINDS[self.controls["kind"].value]:
-            (figure := self.draw(kind)).savefig(picture := io.BytesIO(), dpi="figure", bbox_inches="tight")
-            plt.close(figure)
-            display(Image(picture.getvalue()))  # whatever draws figures in this kernel
+        for picture in self._pictures():
+            display(Image(picture))  # whatever draws figures in this kernel
 
     def __repr__(self) -> str:
         points = {f"{len(one.alphas)}×{len(one.betas)}" for one in self.surfaces.values()}

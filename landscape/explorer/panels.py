@@ -1,124 +1,165 @@
-"""Surfaces with the line along which they are cut, slices, and figures that change in place: the explorer's."""
+"""The explorer's pictures: each is described whole by what is to be seen, never by what was seen before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+import functools
+import gzip
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import anywidget
 import numpy as np
+import plotly
 import plotly.graph_objects as go
+import traitlets as t
+from plotly.io.json import to_json_plotly
 
 from ..plotting import Kind, Scale
+from ..plotting.captions import axis
 from ..plotting.lines import plot_lines
-from ..plotting.style import at
+from ..plotting.style import columns
 from ..plotting.surfaces import plot_surfaces
 from ..plotting.values import columns_of, drawable
 from ..surfaces import Line, Surface
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Cuts = Mapping[str, tuple[Line, float]]
-_WIDTH, _SLICE = 960, 490  # pixels: a FigureWidget does not find out how much room it has
-_CUT = {"color": "#111111", "width": 3}
+_HERE = Path(__file__).parent
+_CAMERA = {"eye": {"x": 1.38, "y": -1.38, "z": 1.1}, "center": {"z": -0.22}}  # as near as a narrow panel allows
 
 
-def with_cuts(
-    surfaces: Mapping[str, Surface], kind: Kind, cuts: Cuts, axis: int, value: str = "loss", scale: Scale = "auto"
-) -> go.Figure:
-    """Draw surfaces, ``kind`` "3d" or "contour", and on each the line along which it is cut.
+@functools.cache
+def library() -> bytes:
+    """Return plotly.js, packed: a third of its size on the way to the browser."""
+    return gzip.compress((Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_bytes(), 5)
 
-    Args:
-        surfaces: name → surface.
-        kind: of picture.
-        cuts: name → line through the surface, and where it lies on the other axis.
-        axis: along which the lines run, 0 or 1.
-        value, scale: see `plotting.surfaces.plot_surfaces`.
+
+class Picture(anywidget.AnyWidget):  # type: ignore[misc]
+    """Plotly figures in a notebook; what the browser draws is what the traits say, whatever they said before.
+
+    plotly's own FigureWidget is patched from change to change, and does not survive being hidden and shown again.
+
+    Attributes:
+        figures: kind of picture → a figure as JSON; what is not there is hidden.
+        cuts: name → the traces that lie on a figure and change more often, and the whole slice, as JSON.
+        cameras: scene → camera, "all" where they are linked; empty for the figures' own.
+        busy: what is being computed while the figures are still those of before, which are dimmed.
     """
-    _, log = columns_of(surfaces, value, scale)
+
+    _esm = (_HERE / "picture.js").read_text()
+    _css = (_HERE / "explorer.css").read_text()
+    library = t.Bytes().tag(sync=True)
+    figures = t.Dict().tag(sync=True)
+    cuts = t.Dict().tag(sync=True)
+    cameras = t.Dict().tag(sync=True)
+    linked = t.Bool(True).tag(sync=True)
+    busy = t.Unicode().tag(sync=True)
+
+
+def surfaces_figure(
+    surfaces: Mapping[str, Surface], kind: Kind, note: str, own_scales: bool, value: str, scale: Scale
+) -> str:
+    """Describe surfaces, on one scale or each on its own; ``note`` goes before the caption."""
     figure = plot_surfaces(surfaces, value=value, scale=scale, kind=kind)
-    figure.layout.width = _WIDTH
-    # a subtitle of its own lands on the title where the figure is made before it has a place on the page
-    text = f"{figure.layout.title.text}<br><span style='font-size: 12px; color: #666666'>"
-    figure.layout.title.text = f"{text}{figure.layout.title.subtitle.text}</span>"
-    figure.layout.title.subtitle.text = ""
-    for index, name in enumerate(surfaces):
-        line, where = cuts[name]
-        cell: dict[str, Any] = at(index, len(surfaces))
-        along, across = line.alphas.numpy(), np.full(len(line.alphas), where)
-        x, y = (along, across) if axis == 0 else (across, along)
-        style: dict[str, Any] = {"mode": "lines", "line": _CUT, "hoverinfo": "skip", "showlegend": False}
+    for index in range(len(surfaces) * (kind == "3d")):
+        figure.layout[f"scene{_number(index)}"].camera = _CAMERA
+    if own_scales and len(surfaces) > 1:
+        _scale_apart(figure, surfaces, value, scale, kind)
+    wide = columns(len(surfaces))
+    return _described(figure, note, columns=wide, rows=-(-len(surfaces) // wide))
+
+
+def _scale_apart(figure: go.Figure, surfaces: Mapping[str, Surface], value: str, scale: Scale, kind: Kind) -> None:
+    """Give each panel the heights and colours that it has when it is drawn alone."""
+    traces, drawn = [], resolved(surfaces, value, scale)
+    for index, (name, surface) in enumerate(surfaces.items()):
+        number = _number(index)
+        alone = plot_surfaces({name: surface}, kind=kind, **drawn)
+        places = {"scene": f"scene{number}"} if kind == "3d" else {"xaxis": f"x{number}", "yaxis": f"y{number}"}
+        for trace in alone.data:
+            trace.update(places)
+            if trace.type in ("surface", "contour"):
+                trace.coloraxis = f"coloraxis{number}"
+            traces.append(trace)
         if kind == "3d":
-            heights = drawable(line, value, log)
-            heights = np.log10(heights) if log else heights
-            figure.add_scatter3d(x=x, y=y, z=heights, **style | {"line": _CUT | {"width": 6}}, **cell)
-        else:
-            figure.add_scatter(x=x, y=y, **style, **cell)
-    return figure
+            figure.layout[places["scene"]].zaxis = alone.layout.scene.zaxis
+            figure.layout[places["scene"]].zaxis.title.text = ""
+        figure.layout[f"coloraxis{number}"] = alone.layout.coloraxis
+        figure.layout[f"coloraxis{number}"].showscale = False
+    figure.data = []
+    figure.add_traces(traces)
 
 
-def slices(cuts: Cuts, axis: int, value: str = "loss", scale: Scale = "auto") -> go.Figure:
-    """Draw the lines along which surfaces are cut into one plot; see `with_cuts`."""
+def resolved(surfaces: Mapping[str, Surface], value: str, scale: Scale) -> dict[str, Any]:
+    """Return what is drawn, and on which scale: a slice is drawn on that of the surfaces that it is cut from."""
+    return {"value": value, "scale": "log" if columns_of(surfaces, value, scale)[1] else "linear"}
+
+
+def slice_figure(cuts: Cuts, along: int, value: str, scale: Scale) -> str:
+    """Describe the lines along which surfaces are cut, in one plot."""
     lines = {name: line for name, (line, _) in cuts.items()}
-    steps = sorted({f"{where:.3g}" for _, where in cuts.values()})
-    title = f"Slice along direction {axis + 1}, at {' and '.join(steps)} of direction {2 - axis}"
+    name = axis(next(iter(lines.values())))[0].replace("the direction", f"direction {along + 1}")
+    steps = sorted({f"{where:.3g}".replace("-", "−") for _, where in cuts.values()})
+    title = f"Slice along {name}, at {' and '.join(steps)} of direction {2 - along}"
     figure = plot_lines(lines, value=value, scale=scale, title=title)
-    layout = figure.layout
-    layout.width, layout.height, layout.margin = _SLICE, 330, {"l": 60, "r": 10, "t": 44, "b": 50}
-    layout.title.subtitle.text, layout.title.font.size = "", 15
-    layout.legend = {"x": 0.99, "y": 0.99, "xanchor": "right", "yanchor": "top", "tracegroupgap": 0}
-    return figure
+    figure.layout.margin = {"l": 60, "r": 10, "t": 26 if len(lines) > 1 else 6, "b": 38}
+    figure.layout.legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "tracegroupgap": 0}
+    figure.layout.title.subtitle.text = ""
+    return _described(figure)
 
 
-def updated(widget: Any, figure: go.Figure, on_turn: Callable[[str, Any], None] | None = None) -> Any:
-    """Return a FigureWidget that shows a figure: the same one, updated in place, where both have the same traces.
-
-    Cameras stay where they are.
-
-    Args:
-        widget: the last one, or None.
-        figure: what it is to show.
-        on_turn: called with the scene and its new camera whenever a scene of a new widget is turned.
-    """
-    kinds = [trace.type for trace in figure.data]
-    notes = len(figure.layout.annotations)
-    if widget is None or [t.type for t in widget.data] != kinds or len(widget.layout.annotations) != notes:
-        widget = go.FigureWidget(figure)
-        if on_turn is not None:
-            for scene in (name for name in figure.layout if name.startswith("scene")):
-                widget.layout[scene].on_change(partial(_on_camera, on_turn, scene), "camera")
-        return widget
-    with widget.batch_update():
-        for old, new in zip(widget.data, figure.data, strict=True):
-            _update(old, old.to_plotly_json(), new.to_plotly_json())
-        layout = figure.layout.to_plotly_json()
-        for scene in (part for name, part in layout.items() if name.startswith("scene")):
-            scene.pop("camera", None)
-        _update(widget.layout, widget.layout.to_plotly_json(), layout)
-    return widget
+def cut_traces(cuts: Cuts, kind: Kind, along: int, value: str, scale: Scale) -> str:
+    """Describe the lines that show on the surfaces where they are cut."""
+    traces = []
+    for index, (line, where) in enumerate(cuts.values()):
+        number = _number(index)
+        x, y, z = points_of(line, where, along, value, scale == "log")
+        common = {"meta": "cut", "mode": "lines", "hoverinfo": "skip", "showlegend": False, "x": x, "y": y}
+        if kind == "3d":
+            own = {"type": "scatter3d", "z": z, "line": {"width": 6}, "scene": f"scene{number}"}
+        else:
+            own = {"type": "scatter", "line": {"width": 2.5}, "xaxis": f"x{number}", "yaxis": f"y{number}"}
+        traces.append(common | own)
+    return str(to_json_plotly(traces))
 
 
-def _update(part: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Set what differs and nothing else: plotly validates all that it is given, slowly, and sends it."""
-    for name, value in new.items():
-        before = old.get(name)
-        if isinstance(value, dict) and isinstance(before, dict):
-            _update(part[name], before, value)
-        elif not _same(before, value):
-            part[name] = value
+def points_of(line: Line, where: float, along: int, value: str, log: bool) -> Sequence[np.ndarray]:
+    """Return x, y and height of the line along which a surface is cut; heights are log10 of the value if asked."""
+    steps, across = line.alphas.numpy(), np.full(len(line.alphas), where)
+    heights = drawable(line, value, log)
+    x, y = (steps, across) if along == 0 else (across, steps)
+    return x, y, np.log10(heights) if log else heights
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return one.shape == other.shape and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
-    return type(one) is type(other) and bool(one == other)
+def draw_on(
+    figure: Figure, cuts: Cuts, kind: Kind, along: int, cameras: Mapping[str, Any], value: str, scale: Scale
+) -> None:
+    """Draw into the panels of a matplotlib figure what a hand has done: the lines of the slice, and the turning."""
+    for index, (line, where) in enumerate(cuts.values()):
+        ax: Any = figure.axes[index]
+        x, y, z = points_of(line, where, along, value, scale == "log")
+        ax.plot(x, y, *[z] * (kind == "3d"), color="black", linewidth=1.2, zorder=4)
+        camera = cameras.get(f"scene{_number(index)}", cameras.get("all"))
+        if kind == "3d" and camera:
+            dx, dy, dz = (camera["eye"][c] - camera.get("center", {}).get(c, 0) for c in "xyz")
+            ax.view_init(math.degrees(math.atan2(dz, math.hypot(dx, dy))), math.degrees(math.atan2(dy, dx)))
 
 
-def _on_camera(on_turn: Callable[[str, Any], None], scene: str, _: Any, camera: Any) -> None:
-    on_turn(scene, camera)
+def _number(index: int) -> str:
+    """Return what plotly writes behind the names of a panel's axes."""
+    return str(index + 1) * (index > 0)
 
 
-def turn(widget: Any, scene: str, camera: Any) -> None:
-    """Give all other scenes the camera of one."""
-    view = camera.to_plotly_json()
-    with widget.batch_update():
-        for other in (name for name in widget.layout if name.startswith("scene") and name != scene):
-            widget.layout[other].camera = view
+def _described(figure: go.Figure, note: str = "", **more: Any) -> str:
+    """Return a figure as JSON; its title and what stands below become text of the page, which fits any width."""
+    title, below = figure.layout.title.text, figure.layout.title.subtitle.text or ""
+    figure.layout.title = None
+    figure.layout.height = None
+    caption = " · ".join(filter(None, [note, below.replace("<br>", " ")]))
+    margin = figure.layout.margin
+    margin.t = min(margin.t, 26)
+    return str(to_json_plotly(figure.to_dict() | {"title": title, "caption": caption} | more))

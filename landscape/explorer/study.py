@@ -31,42 +31,53 @@ from ..model import (
     translated,
 )
 from ..surfaces import COLUMNS, COMPUTED, FAILED, Line, Surface, evaluate_points
-from .views import View, point_key, refinements, rows
+from .views import Grid, Stages, View, rows
 
 _NUMBERS_AFTER = 9  # the table is filled once the pictures have so many points a side
 _PRODUCT, _PRODUCTS = 5, 30  # forward passes in a product, about; products for a row of the table
+_FOLDS = 5  # of the data, for the error of an eigenvalue
 
 
 @dataclass
 class Plane:
-    """One network, two directions, and the points measured so far: (alpha, beta) → loss, accuracy, stderr."""
+    """One network, two directions, and the points measured so far: key of a point → loss, accuracy, stderr."""
 
     function: Objective
     centre: Evaluation
     steps: list[Point]
     about: dict[str, Any]
-    rows: dict[tuple[float, float], Tensor] = field(default_factory=dict)
+    rows: dict[Any, list[float]] = field(default_factory=dict)
+    _last: tuple[Grid, Surface] | None = None
 
-    def measure(self, alpha: float, beta: float) -> None:
+    def measure(self, key: Any, point: tuple[float, float]) -> None:
         """Measure one point. Cost: a forward pass over the data (two with recomputed statistics)."""
-        point = torch.tensor([[alpha, beta]], dtype=torch.float64)
-        values, failure = evaluate_points(self.function, self.steps, point, self.centre)
-        self.rows[point_key(alpha, beta)] = values[0]
+        where = torch.tensor([point], dtype=torch.float64)
+        values, failure = evaluate_points(self.function, self.steps, where, self.centre)
+        self.rows[key] = values[0].tolist()
         if failure:
             self.about.setdefault("first_failure", failure)
 
-    def missing(self, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-        """Return those of the points that are not measured."""
-        return [point for point in points if point_key(*point) not in self.rows]
+    def missing(self, grid: Grid) -> int:
+        """Count those of a grid's points that are not measured."""
+        return len(grid.new.keys() - self.rows.keys())
 
-    def surface(self, alphas: Tensor, betas: Tensor) -> Surface:
-        """Lay measured points out as a surface."""
-        pairs = torch.cartesian_prod(alphas, betas).tolist()
-        table = torch.stack([self.rows[point_key(*pair)] for pair in pairs]).view(len(alphas), len(betas), len(COLUMNS))
-        status = torch.where(table[..., 0].isfinite(), COMPUTED, FAILED).to(torch.int8)
-        about = self.about | {"evaluated": len(pairs)}
-        columns: dict[str, Any] = dict(zip(COLUMNS, table.unbind(-1), strict=True))
-        return Surface(about, alphas, betas, status=status, **columns)
+    def finest(self, stages: Stages) -> Surface | None:
+        """Return the finest of the grids that is whole, as a surface."""
+        whole = None
+        for grid in stages:
+            if self.missing(grid):
+                break
+            whole = grid
+        if whole is None:
+            return None
+        if self._last is None or self._last[0] is not whole:
+            table = torch.tensor([self.rows[key] for key in whole.points()], dtype=torch.float64)
+            table = table.view(len(whole.alphas), len(whole.betas), len(COLUMNS))
+            status = torch.where(table[..., 0].isfinite(), COMPUTED, FAILED).to(torch.int8)
+            columns: dict[str, Any] = dict(zip(COLUMNS, table.unbind(-1), strict=True))
+            about = self.about | {"evaluated": status.numel()}
+            self._last = whole, Surface(about, whole.alphas, whole.betas, status=status, **columns)
+        return self._last[1]
 
 
 class Study:
@@ -80,6 +91,7 @@ class Study:
     Attributes:
         errors: name → what went wrong with a network in the last work.
         version: a count that increases whenever there is something new to show.
+        doing: what it is at, in words.
     """
 
     def __init__(
@@ -104,12 +116,20 @@ class Study:
         self.rows = len(self.data[0]) if tensors and objective is None else None
         self.rounded = {name: self._is_rounded(model) for name, model in models.items()}
         self.errors: dict[str, str] = {}
-        self.version = 0
+        self.version, self.doing = 0, ""
         self._functions: dict[Any, tuple[Objective, Evaluation]] = {}
         self._eigen: dict[Any, Eigenvalues] = {}
         self._planes: dict[Any, Plane] = {}
         self._numbers: dict[Any, dict[str, Measured]] = {}
         self._underway: dict[Any, Generator[None, None, Any]] = {}
+        self.look()
+
+    def look(self) -> None:
+        """Tell one state of the networks' weights from another, also one written through ``.data``."""
+        self._states: dict[str, str] = {}
+        for name, model in self.models.items():
+            with translated("a look at the weights", model):
+                self._states[name] = fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))
 
     def _is_rounded(self, model: nn.Module) -> bool:
         if is_plain(model) or quantized_layers(model):
@@ -122,14 +142,23 @@ class Study:
         """Return the finest whole grid of each panel that is measured; computes nothing."""
         surfaces = {}
         for panel, name in zip(view.panels(), view.names, strict=False):
-            plane, best = self._planes.get(self._key(name, view, "plane")), None
-            for alphas, betas, new in refinements(view) if plane else ():
-                if plane is None or plane.missing(new):
-                    break
-                best = (alphas, betas)
-            if plane and best:
-                surfaces[panel] = plane.surface(*best)
+            plane = self._planes.get(self._key(name, view, "plane"))
+            surface = plane.finest(view.stages()) if plane else None
+            if surface is not None:
+                surfaces[panel] = surface
         return surfaces
+
+    def note(self, view: View) -> str:
+        """Say what a reader must know of the view beside what the surfaces say of themselves."""
+        if view.directions != "between":
+            return ""
+        first, other, *more = view.names
+        text = f"at 1: {other}"
+        if self.rounded[first] or self.rounded[other]:
+            latent = self.rounded[first] and view.space == "latent"
+            kind = ("latent " if latent else "rounded ") * self.rounded[other]
+            text = f"at 1 stand the {kind}weights of {other} inside {first}" + ", rounded as its own" * latent
+        return f"{text}, not shown: {', '.join(more)}" if more else text
 
     def numbers(self, view: View) -> dict[str, dict[str, Measured]]:
         """Return name → quantity → number, as far as they are known; computes nothing."""
@@ -158,8 +187,7 @@ class Study:
         per_point, left = 2 if view.batchnorm == "recomputed" else 1, 0
         for name in view.names[: len(view.panels())]:
             plane = self._planes.get(self._key(name, view, "plane"))
-            pairs = torch.cartesian_prod(*view.axes()).tolist()
-            left += per_point * len(plane.missing(pairs) if plane else pairs)
+            left += per_point * sum(plane.missing(grid) if plane else len(grid.new) for grid in view.stages())
         if view.directions == "eigenvectors":
             left += 15 * _PRODUCT * sum(self._key(name, view, "eigen") not in self._eigen for name in view.names)
         waiting = [name for name in view.names if self._key(name, view, "numbers") not in self._numbers]
@@ -172,10 +200,11 @@ class Study:
         """
         self.errors.clear()
         filled = not view.numbers
-        for alphas, betas, new in refinements(view):
+        for grid in view.stages():
+            self.look()
             for name in view.names[: len(view.panels())]:
-                yield from self._guarded(name, self._points(name, view, new))
-            done = min(len(alphas), len(betas)) >= min(_NUMBERS_AFTER, view.points)
+                yield from self._guarded(name, self._points(name, view, grid))
+            done = min(len(grid.alphas), len(grid.betas)) >= min(_NUMBERS_AFTER, view.points)
             if done and not filled:
                 filled = True
                 for name in view.names:
@@ -190,14 +219,15 @@ class Study:
             self.errors[name] = f"{error}" or type(error).__name__
             self.version += 1
 
-    def _points(self, name: str, view: View, points: list[tuple[float, float]]) -> Iterator[int]:
+    def _points(self, name: str, view: View, grid: Grid) -> Iterator[int]:
         key, cost = self._key(name, view, "plane"), 2 if view.batchnorm == "recomputed" else 1
         if key not in self._planes:
             yield from self._new_plane(name, view)
-        plane = self._planes[key]
-        for point in plane.missing(points):
-            plane.measure(*point)
-            yield cost
+        plane, self.doing = self._planes[key], f"{len(grid.alphas)} × {len(grid.betas)} points"
+        for point in grid.new:
+            if point not in plane.rows:
+                plane.measure(point, grid.new[point])
+                yield cost
         self.version += 1
 
     def _new_plane(self, name: str, view: View) -> Iterator[int]:
@@ -208,13 +238,15 @@ class Study:
             given[0] = self.models[view.names[1]]
         eigen = None
         if view.directions == "eigenvectors":
+            self.doing = "top eigenvectors"
             yield from self._eigenvectors(name, view)
             given, eigen = ["eigenvectors"] * 2, self._eigen[self._key(name, view, "eigen")]
         steps, axes = resolve_directions(function, given, "filter", view.seed, eigen)
         about = function.about(**describe(axes), seed=view.seed)
         plane = Plane(function, centre, steps, about)
         # the model itself is known, and is the same point in every plane
-        plane.rows[point_key(0, 0)] = torch.stack([centre.loss, centre.accuracy, centre.stderr(centre)]).cpu()
+        values = torch.stack([centre.loss, centre.accuracy, centre.stderr(centre)])
+        plane.rows[0.0, 0.0] = values.tolist()
         self._planes[self._key(name, view, "plane")] = plane
 
     def _function(self, name: str, view: View) -> tuple[Objective, Evaluation]:
@@ -234,7 +266,11 @@ class Study:
 
     def _hessian(self, name: str, view: View) -> Hessian:
         settings: dict[str, Any] = self.settings | {"space": view.space}
-        return Hessian(self.models[name], self._data(view.samples), **settings)
+        model, data = self.models[name], self._data(view.samples)
+        if self.rows is not None:  # in parts, whose scatter is the error over the data, where the loss allows for it
+            with contextlib.suppress(ValueError):
+                return Hessian(Objective(model, data, batch_size=max(8, -(-len(data[0]) // _FOLDS)), **settings))
+        return Hessian(model, data, **settings)
 
     def _eigenvectors(self, name: str, view: View) -> Iterator[int]:
         key = self._key(name, view, "eigen")
@@ -246,7 +282,7 @@ class Study:
 
     def _curvature(self, name: str, view: View) -> Iterator[int]:
         self._function(name, view)
-        key = self._key(name, view, "numbers")
+        key, self.doing = self._key(name, view, "numbers"), f"curvature of {name}"
         if key not in self._numbers:
             self._numbers[key] = yield from self._resumed(
                 key, lambda: trace_and_top.steps(self._hessian(name, view).filter_relative(), "filter", 0.05, view.seed)
@@ -275,16 +311,11 @@ class Study:
 
     def _key(self, name: str, view: View, kind: str) -> tuple[Any, ...]:
         """Return what decides a number: the network as it stands, and the settings that matter for it."""
-        key = (name, self._state(name), kind, view.samples, view.space if self.rounded[name] else "float")
+        key = (name, self._states[name], kind, view.samples, view.space if self.rounded[name] else "float")
         if kind == "function":
             return (*key, view.batchnorm)
         if kind == "plane":
             towards = view.names[1:2] if view.directions == "between" else ()
-            return (*key, view.batchnorm, view.directions, *towards, *map(self._state, towards), view.seed)
+            states = [self._states[other] for other in towards]
+            return (*key, view.batchnorm, view.directions, *towards, *states, view.seed)
         return (*key, view.seed)  # products know fixed statistics alone
-
-    def _state(self, name: str) -> str:
-        """Tell one state of a network's weights from another: also one written through ``.data``."""
-        model = self.models[name]
-        with translated("a look at the weights", model):
-            return fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))

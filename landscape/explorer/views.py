@@ -6,9 +6,10 @@ is there is a whole rectangle at every moment, and every finer grid takes over t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,18 +18,16 @@ from ..model import describe
 from ..plotting import Kind, Scale
 from ..surfaces import COLUMNS, Line, Surface, grid
 
-# what is chosen by name, and what it means: a value and its scale; pictures; directions
-QUANTITIES: dict[str, tuple[str, Scale]] = {
-    "loss": ("loss", "linear"),
-    "log loss": ("loss", "log"),
-    "accuracy": ("accuracy", "linear"),
-}
+# what is chosen by name, and what it means
+QUANTITIES = ("loss", "accuracy")
+SCALES: tuple[Scale, ...] = ("auto", "linear", "log")
 KINDS: dict[str, tuple[Kind, ...]] = {"3-D": ("3d",), "contour": ("contour",), "both": ("3d", "contour")}
 DIRECTIONS = {
     "random, filter-normalised": "random",
     "top eigenvectors": "eigenvectors",
     "between two networks": "between",
 }
+_SEEDED = {"random": "random directions (seed {})", "eigenvectors": "top eigenvectors", "between": "seed {}"}
 POINTS = (5, 9, 17, 33, 65)  # each grid holds the ones before
 SPAN_BETWEEN = (-0.5, 1.5)  # the span of a line between two networks, which lie at 0 and 1
 
@@ -67,38 +66,67 @@ class View:
         """Name the pictures: the networks, or the line between two."""
         return (" → ".join(self.names[:2]),) if self.directions == "between" else self.names
 
-    def axes(self) -> tuple[Tensor, Tensor]:
-        """Return the steps along both directions."""
-        other = grid(self.span, self.points)
-        return (grid(SPAN_BETWEEN, self.points) if self.directions == "between" else other), other
+    def caption(self) -> str:
+        """Say along which directions, and how far."""
+        low, high = SPAN_BETWEEN
+        reach = f"{low:g} to {high:g}, ±{self.span:g}".replace("-", "−") if self._between else f"±{self.span:g}"
+        return f"{_SEEDED[self.directions].format(self.seed)} · span {reach}"
+
+    @property
+    def _between(self) -> bool:
+        return self.directions == "between"
+
+    def stages(self) -> Stages:
+        """Return ever finer grids, each with the points that are new in it."""
+        return _stages(self._between, self.span, self.points)
 
 
-def refinements(view: View) -> Iterator[tuple[Tensor, Tensor, list[tuple[float, float]]]]:
-    """Yield ever finer grids: the steps along both directions, and the points that are new in each."""
-    fine = view.axes()
-    stride = (view.points - 1) // 2
-    taken = [list(range(0, view.points, stride)) for _ in fine]
+class Grid(NamedTuple):
+    """A rectangle of points: the steps along both directions, and key → point for those that no coarser one has.
+
+    A key names a point, the same one in every grid that holds it.
+    """
+
+    alphas: Tensor
+    betas: Tensor
+    new: dict[Any, tuple[float, float]]
+
+    def points(self) -> list[Any]:
+        """Return the keys of all points, a row after the other."""
+        return list(_keyed(self.alphas, self.betas))
+
+
+Stages = tuple[Grid, ...]
+
+
+@functools.lru_cache(maxsize=8)
+def _stages(between: bool, span: float, points: int) -> Stages:
+    fine = grid(SPAN_BETWEEN if between else span, points), grid(span, points)
+    stride = (points - 1) // 2
+    taken = [list(range(0, points, stride)) for _ in fine]
     alphas, betas = (axis[kept] for axis, kept in zip(fine, taken, strict=True))
-    yield alphas, betas, torch.cartesian_prod(alphas, betas).tolist()
+    stages = [Grid(alphas, betas, _keyed(alphas, betas))]
     while stride > 1:
         stride //= 2
         for axis in (0, 1):
-            between = [i for i in range(0, view.points, stride) if i not in taken[axis]]
-            for index in sorted(between, key=lambda i: abs(float(fine[axis][i]))):
+            between_them = [i for i in range(0, points, stride) if i not in taken[axis]]
+            for index in sorted(between_them, key=lambda i: abs(float(fine[axis][i]))):
                 taken[axis] = sorted([*taken[axis], index])
                 both = [fine[n][taken[n]] for n in (0, 1)]
                 line = [fine[axis][[index]], both[1 - axis]]
-                yield both[0], both[1], torch.cartesian_prod(*(line if axis == 0 else line[::-1])).tolist()
+                stages.append(Grid(both[0], both[1], _keyed(*(line if axis == 0 else line[::-1]))))
+    return tuple(stages)
+
+
+def _keyed(alphas: Tensor, betas: Tensor) -> dict[Any, tuple[float, float]]:
+    # nine digits name a point, and there is no negative zero
+    rows, columns = ([(float(f"{step:.9g}") + 0.0, step) for step in axis.tolist()] for axis in (alphas, betas))
+    return {(a, b): (alpha, beta) for a, alpha in rows for b, beta in columns}
 
 
 def rows(length: int, samples: int) -> Tensor:
     """Choose samples anywhere in the data: they may be sorted by class."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:samples]
-
-
-def point_key(alpha: float, beta: float) -> tuple[float, float]:
-    """Name a point, the same one in every grid that holds it."""
-    return float(f"{alpha:.9g}") + 0.0, float(f"{beta:.9g}") + 0.0  # and no negative zero
 
 
 def cut(surface: Surface, axis: int, at: float) -> tuple[Line, float]:
@@ -112,17 +140,26 @@ def cut(surface: Surface, axis: int, at: float) -> tuple[Line, float]:
     return Line(about, steps, **columns), float(across[index])
 
 
-def code(view: View, keys: Mapping[str, Any], quantity: str, kind: str, given: Sequence[str] = ()) -> str:
+def code(
+    view: View,
+    keys: Mapping[str, Any],
+    drawn: Mapping[str, str],
+    kinds: Sequence[Kind],
+    given: Sequence[str] = (),
+    own_scales: bool = False,
+) -> str:
     """Write the lines that make a picture without the explorer.
 
     Args:
         view: what is measured.
         keys: name → key in ``models``; empty where there is one network, ``model``.
-        quantity, kind: what is drawn, names in QUANTITIES and KINDS.
+        drawn: what is drawn, ``value=`` and ``scale=``.
+        kinds: of pictures.
         given: what else `explore` was given, of data, loss and objective: the lines expect it under that name.
+        own_scales: whether each network has a scale of its own.
     """
     models = {name: f"models[{keys[name]!r}]" if keys else "model" for name in view.names}
-    (value, scale), first = QUANTITIES[quantity], models[view.names[0]]
+    first = models[view.names[0]]
     lines = ["import landscape"]
     source = "data" if "data" in given else f"{first}.probe"
     if view.samples is not None:
@@ -130,19 +167,27 @@ def code(view: View, keys: Mapping[str, Any], quantity: str, kind: str, given: S
         lines += ["import torch", "", f"x, y = {source}", f"rows = {rows}", "data = x[rows], y[rows]"]
     elif "data" not in given:
         lines += ["", f"data = {source}"]
-    between = view.directions == "between"
-    directions = f'[{models[view.names[1]]}, "random"]' if between else repr(view.directions)
-    settings = {"span": (SPAN_BETWEEN, view.span) if between else view.span, "points": view.points, "space": view.space}
-    settings |= {"batchnorm": view.batchnorm, "seed": view.seed}
+    directions = f'[{models[view.names[1]]}, "random"]' if view._between else repr(view.directions)
+    settings: dict[str, Any] = {
+        "span": (SPAN_BETWEEN, view.span) if view._between else view.span,
+        "points": view.points,
+    }
+    settings |= {"space": view.space, "batchnorm": view.batchnorm, "seed": view.seed}
     lines += [f"settings = {settings!r}", "surfaces = {"]
     more = "".join(f", {name}={name}" for name in given if name != "data")
     for panel, name in zip(view.panels(), view.names, strict=False):
         lines += [f"    {panel!r}: landscape.surface({models[name]}, data, directions={directions}{more}, **settings),"]
-    lines += ["}", f"drawn = {{'value': {value!r}, 'scale': {scale!r}}}"]
-    for one in KINDS[kind]:
+    lines += ["}", f"drawn = {dict(drawn)!r}"]
+    plotted = "landscape.plot_together({}, kind={!r}, **drawn)"
+    for one in kinds:
         figure = f"landscape.draw_together(surfaces, kind={one!r}, **drawn)"
         lines += [f"landscape.save_figure({figure}, 'landscape_{one}')"]
-    return "\n".join([*lines, "landscape.plot_together(surfaces, **drawn)"]) + "\n"
+    if own_scales:
+        alone = plotted.format("{name: surface}", kinds[0])
+        lines += [f"figures = [{alone} for name, surface in surfaces.items()]", "figures[0]"]
+    else:
+        lines += [plotted.format("surfaces", kinds[0])]
+    return "\n".join(lines) + "\n"
 
 
 def unique_names(models: Any, parts: Sequence[str] | None = None) -> dict[str, Any]:
@@ -155,7 +200,7 @@ def unique_names(models: Any, parts: Sequence[str] | None = None) -> dict[str, A
         raise ValueError("models must name at least one network, got none")
     keys: dict[str, Any] = {}
     for key in models:
-        name = " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
+        name = _name(key, parts or ()) if isinstance(key, tuple) else str(key)
         if name in keys:
             raise ValueError(f"models must have names that look different, got {keys[name]!r} and {key!r}")
         keys[name] = key
@@ -166,3 +211,11 @@ def unique_names(models: Any, parts: Sequence[str] | None = None) -> dict[str, A
         count = max(lengths, default=0)
         raise ValueError(f"parts must name each of the {count} parts of the networks' names, got {parts!r}")
     return keys
+
+
+def _name(key: tuple[Any, ...], parts: Sequence[str]) -> str:
+    """Write ("W2A2", 0.1) as "W2A2, ρ = 0.1": a number does not say what it is of."""
+    pairs = zip([*parts, *[""] * len(key)], key, strict=False)
+    return ", ".join(
+        f"{part} = {value}" if part and not isinstance(value, str) else str(value) for part, value in pairs
+    )

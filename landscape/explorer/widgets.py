@@ -1,4 +1,4 @@
-"""The widgets of the explorer and where they stand; what they do is in `landscape.widgets`."""
+"""The widgets of the explorer and where they stand; what they do is in `landscape.explorer.app`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
+import traitlets
 
+from ..comparison import Measured, quantity_label
+from ..results import with_error
 from .study import Study
-from .views import DIRECTIONS, KINDS, POINTS, QUANTITIES, View
+from .views import DIRECTIONS, KINDS, POINTS, QUANTITIES, SCALES, View
 
 _SPANS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)  # each half of the next: their grids share points
 _SAMPLES = (128, 256, 512, 1024, 2048, 4096)
-_WIDE, _LABEL = w.Layout(width="310px"), {"description_width": "92px"}
+_COLUMN = ("quantity", "scale", "own scales", "directions")  # and what is seldom changed, folded away:
+_MORE = ("seed", "span", "points", "samples", "space", "batchnorm", "numbers")
+_GONE = "<div class='landscape-gone'>The kernel is gone: run the cell again.</div>"
+# innerText would wait for a layout; a page that is not on https has no clipboard, but knows the older command
+_COPY = (
+    "const b = this, t = b.parentNode.querySelector('pre').textContent, done = () => { b.textContent = 'Copied'; }, "
+    "old = () => { const a = document.createElement('textarea'); a.value = t; document.body.append(a); a.select(); "
+    "document.execCommand('copy'); a.remove(); done(); }; "
+    "navigator.clipboard ? navigator.clipboard.writeText(t).then(done, old) : old();"
+)
 
 
 def controls(
@@ -38,7 +50,9 @@ def controls(
     rows = min(5, max(2, len(names)))
     beside = "beside" if tuples else "networks"
     controls["models"] = w.SelectMultiple(options=names, value=plain[:3], rows=rows, description=beside)
-    controls["quantity"] = w.Dropdown(options=list(QUANTITIES), description="quantity")
+    controls["quantity"] = w.Dropdown(options=QUANTITIES, description="quantity")
+    controls["scale"] = w.Dropdown(options=SCALES, description="scale")
+    controls["own scales"] = w.Checkbox(description="each panel on its own scale", indent=False)
     controls["directions"] = w.Dropdown(options=DIRECTIONS, description="directions")
     controls["seed"] = w.BoundedIntText(value=start.seed, min=0, max=10**6, description="seed")
     controls["space"] = w.Dropdown(options=["quantized", "latent"], description="space")
@@ -49,80 +63,105 @@ def controls(
     grids = [(f"{n} × {n}", n) for n in POINTS]
     controls["points"] = w.SelectionSlider(options=grids, value=start.points, description="points")
     controls["samples"] = _samples(study, start)
-    controls["kind"] = w.ToggleButtons(options=list(KINDS), style={"button_width": "72px"})
-    controls["linked"] = w.Checkbox(
-        value=True, description="linked cameras", indent=False, layout=w.Layout(width="auto")
-    )
-    controls["numbers"] = w.Checkbox(
-        value=start.numbers, description="curvature in the table", indent=False, layout=w.Layout(width="auto")
-    )
-    controls["axis"] = w.ToggleButtons(options=[("along 1", 0), ("along 2", 1)], style={"button_width": "72px"})
-    controls["slice"] = w.FloatSlider(min=-1, max=1, value=0, step=0.01, readout_format=".2f", description="slice at")
+    controls["numbers"] = w.Checkbox(value=start.numbers, description="curvature in the table", indent=False)
     controls["path"] = w.Text(value=str(path), description="save as")
     for control in controls.values():
-        if control.description and not isinstance(control, w.Checkbox):
-            control.layout, control.style = w.Layout(width=_WIDE.width), _LABEL
+        if not isinstance(control, w.Checkbox):
+            control.style = {"description_width": "84px"}
+        control.layout = w.Layout(width="250px")
+    controls["kind"] = w.ToggleButtons(options=list(KINDS))
+    controls["linked"] = w.Checkbox(value=True, description="linked", indent=False)
+    controls["axis"] = w.ToggleButtons(options=[("along 1", 0), ("along 2", 1)])
+    controls["slice"] = w.FloatSlider(min=-1, max=1, step=0.01, readout_format=".3g", description="slice at")
+    controls["slice"].layout, controls["slice"].style = w.Layout(width="230px"), {"description_width": "48px"}
+    controls["linked"].layout = w.Layout(width="auto")
     return controls
 
 
 def outputs() -> dict[str, Any]:
     """Make the buttons, and what tells how far things are, name → widget."""
-    short = w.Layout(width="132px")
-    made: dict[str, Any] = {
-        "stop": w.Button(description="Stop", icon="stop", layout=short, tooltip="keeps what is there"),
-        "go on": w.Button(description="Go on", icon="play", layout=short, disabled=True),
-        "save figure": w.Button(
-            description="Save figure", icon="image", layout=short, tooltip="PDF and PNG, for print"
-        ),
-        "save data": w.Button(description="Save data", icon="save", layout=short, tooltip="netCDF"),
-        "copy code": w.Button(
-            description="Copy code", icon="code", layout=short, tooltip="the same picture without me"
-        ),
-        "progress": w.FloatProgress(max=1.0, layout=w.Layout(width="200px")),
-        "said": w.HTML(),
-        "message": w.HTML(),
-        "table": w.HTML(),
-        "code": w.Textarea(layout=w.Layout(width="100%", height="220px", display="none")),
-        "pictures": w.VBox(layout=w.Layout(overflow="auto")),
-        "slice": w.VBox(),
+    buttons = {
+        "stop": ("Stop", "stop", "keeps what is there"),
+        "go on": ("Go on", "play", "computes what is missing"),
+        "reset view": ("Reset view", "home", "turns the surfaces back"),
+        "save figure": ("Save figure", "image", "what is seen, as PDF and PNG for print"),
+        "save data": ("Save data", "save", "netCDF"),
+        "save page": ("Save page", "globe", "a page to send: it needs no kernel"),
     }
+    made: dict[str, Any] = {
+        name: w.Button(description=text, icon=icon, tooltip=tip, layout=w.Layout(width="auto"))
+        for name, (text, icon, tip) in buttons.items()
+    }
+    made["go on"].disabled = True
+    made["fold"] = w.ToggleButton(value=True, description="Controls", icon="bars", layout=w.Layout(width="auto"))
+    made["more"] = w.ToggleButton(description="More", icon="sliders", tooltip="seed, span, points, samples, space")
+    made["show code"] = w.ToggleButton(description="Code", icon="code", tooltip="the same picture without me")
+    made["more"].layout = made["show code"].layout = w.Layout(width="auto")
+    made["progress"] = w.FloatProgress(max=1.0, layout=w.Layout(width="70px"))
+    made |= {name: w.HTML() for name in ("said", "message", "table", "code")}
+    made["still"] = w.Box(layout=w.Layout(display="none"))  # stands where other viewers see a picture
     return made
 
 
-def arranged(controls: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
-    """Lay everything out: choices above, pictures, slice and table below them, what to take away at the end."""
+def arranged(controls: Mapping[str, Any], outputs: Mapping[str, Any], picture: Any) -> Any:
+    """Lay everything out: choices in a column that folds away, beside it the pictures, and what to take away."""
     parts = [name for name in controls if name.startswith("part ")]
-    columns = [
-        [*parts, "models"],
-        ["quantity", "directions", "seed", "space"],
-        ["span", "points", "samples", "batchnorm"],
-    ]
-    across = w.Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 12px")
-    top = w.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="0 8px")
-    choices = w.HBox([w.VBox([controls[name] for name in column]) for column in columns], layout=top)
-    state = [outputs[name] for name in ("stop", "go on", "progress", "said")]
-    view = [controls[name] for name in ("kind", "linked", "numbers")]
-    cut = w.HBox([controls["slice"], controls["axis"]], layout=across)
-    side = w.VBox([outputs["table"]], layout=w.Layout(overflow="auto"))
-    below = w.HBox([outputs["slice"], side], layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
-    taken = [controls["path"], *(outputs[name] for name in ("save figure", "save data", "copy code"))]
-    rows = [choices, w.HBox(state, layout=across), w.HBox(view, layout=across), outputs["message"], outputs["pictures"]]
-    return w.VBox([*rows, cut, below, w.HBox(taken, layout=across), outputs["code"]])
+    more = _box(w.VBox, "more", [controls[name] for name in _MORE])
+    column = [*(controls[name] for name in (*parts, "models", *_COLUMN)), outputs["more"], more]
+    left = _box(w.VBox, "controls", column)
+    for button, folded in (("fold", left), ("more", more)):
+        _unfold(outputs[button], folded)
+    top = [outputs["fold"], controls["kind"]]
+    top += [outputs[name] for name in ("reset view", "stop", "go on", "progress", "said")]
+    cut = [controls["slice"], controls["axis"], controls["linked"]]
+    names = ("save figure", "save data", "save page", "show code")
+    take = [controls["path"], *(outputs[name] for name in names)]
+    traitlets.link((controls["linked"], "value"), (picture, "linked"))
+    table = _box(w.VBox, "scroll", [outputs["table"]])
+    for name in ("table", "said"):
+        outputs[name].add_class(f"landscape-{name}")
+    main = [_box(w.HBox, "row", cut), picture, table, _box(w.HBox, "row", take), outputs["code"]]
+    body = _box(w.HBox, "body", [left, _box(w.VBox, "main", main)])
+    return _box(w.VBox, "explorer", [w.HTML(_GONE), _box(w.HBox, "row", top), outputs["message"], body])
 
 
-def table_html(numbers: Mapping[str, Mapping[str, str]]) -> str:
-    """Write a table, network → label → text, a column for each network."""
-    labels = list(dict.fromkeys(label for row in numbers.values() for label in row))
-    right = "padding: 3px 8px; text-align: right; white-space: nowrap"
-    left = "padding: 3px 8px; text-align: left; font-weight: normal; min-width: 100px"
-    head = "".join(f"<th style='{right}'>{html.escape(name)}</th>" for name in numbers)
-    rows = "".join(
-        f"<tr><th style='{left}'>{label}</th>"
-        + "".join(f"<td style='{right}'>{row.get(label, '…')}</td>" for row in numbers.values())
-        + "</tr>"
-        for label in labels
-    )
-    return f"<table style='line-height: 1.4; font-size: 12px'><tr><th></th>{head}</tr>{rows}</table>"
+def _box(kind: Any, name: str, children: Sequence[Any]) -> Any:
+    box = kind(children)
+    box.add_class(f"landscape-{name}")
+    return box
+
+
+def _unfold(button: Any, box: Any) -> None:
+    """Let a button show and hide a box."""
+
+    def show(_: Any = None) -> None:
+        box.layout.display = None if button.value else "none"
+
+    button.observe(show, "value")
+    show()
+
+
+def table_html(numbers: Mapping[str, Mapping[str, Measured]]) -> str:
+    """Write a table of network → quantity → number, a column for each network."""
+    quantities = dict.fromkeys(quantity for row in numbers.values() for quantity in row)
+    rows = [[quantity_label(one), *(_cell(row.get(one)) for row in numbers.values())] for one in quantities]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *numbers))
+    body = "".join(f"<tr><th>{label}</th><td>{'</td><td>'.join(cells)}</td></tr>" for label, *cells in rows)
+    return f"<table><tr>{head}</tr>{body}</table>" + "<small>† stopped before its tolerance</small>" * ("†" in body)
+
+
+def _cell(one: Measured | None) -> str:
+    """Write a number with its error; without one, three digits are more than is known."""
+    if one is None:
+        return "…"
+    text = with_error(one.value, one.stderr) if one.stderr > 0 else f"{one.value:#.3g}".rstrip(".")
+    return text.replace("-", "−") + " †" * (not one.converged)
+
+
+def code_html(text: str) -> str:
+    """Write lines of code, with a button that copies them."""
+    button = f'<button class="jupyter-button lm-mod-primary" onclick="{html.escape(_COPY)}">Copy</button>'
+    return f'<div class="landscape-code">{button}<pre>{html.escape(text)}</pre></div>'
 
 
 def _samples(study: Study, start: View) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..comparison import Comparison, quantity_label
-from ..plotting.captions import axis_label, caption, units
+from ..plotting.captions import axis, axis_label, caption
 from ..results import with_error
 from ..surfaces import Surface
 
@@ -19,7 +19,7 @@ Numbers = Mapping[str, tuple[float, float]]
 _ALPHA = 0.05
 _NAMES = 3  # that a title lists
 _UNMEASURED = '<p class="soft small">Curvature and sharpness were not measured: <i>compare</i> does.</p>'
-_LENGTHS = {"steps in filter norms": "filter by filter", "steps in layer norms": "layer by layer"}
+_LENGTHS = {"in filter norms": "filter by filter", "in layer norms": "layer by layer"}
 # what the columns of the table mean, in their order; of a radius the largest is shown
 _MEANINGS = {
     "accuracy": "the share of the samples that the network classifies correctly",
@@ -55,9 +55,10 @@ def step_length(surfaces: Mapping[str, Surface]) -> str:
     """Say how long a step along an axis is."""
     texts = []
     for surface in surfaces.values():
-        parts = _LENGTHS.get(units(surface))
+        units = {axis(surface, number)[1] for number in (1, 2)}
+        parts = _LENGTHS.get(units.pop()) if len(units) == 1 else None
         long = f"A step of 1 along a direction is as long as the weights themselves, {parts}." if parts else ""
-        names = [axis_label(surface, number).removeprefix("Step ") for number in (1, 2)]
+        names = [axis_label([surface], number).removeprefix("Step ") for number in (1, 2)]
         texts.append(long or f"Steps are {' and '.join(names)}.")
     return _grouped(dict(zip(surfaces, texts, strict=True)))
 
@@ -173,16 +174,9 @@ def _grouped(texts: Mapping[str, str]) -> str:
 
 
 def _grid(surface: Surface) -> str:
-    about, axes = surface.about, (surface.alphas, surface.betas)
-    ends = [f"{float(axis[0]):.3g} to {float(axis[-1]):.3g}" for axis in axes]
-    spans = ends[0] if ends[0] == ends[1] else " and ".join(ends)
-    seed = f", seed {about['seed']}" if about.get("seed") is not None else ""
-    directions = about.get("directions", "given")
-    points = " × ".join(str(len(axis)) for axis in axes)
-    failed = f" {about['failed']} points failed." if about.get("failed") else ""
-    return f"Loss and accuracy at {points} points, steps {spans}; directions: {directions}{seed}.{failed}".replace(
-        "-", "−"
-    )
+    points = " × ".join(str(len(steps)) for steps in (surface.alphas, surface.betas))
+    failed = f" {surface.about['failed']} points failed." if surface.about.get("failed") else ""
+    return f"Loss and accuracy at {points} points.{failed}"
 
 
 def _columns(networks: Iterable[Numbers]) -> list[str]:

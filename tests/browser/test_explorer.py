@@ -1,5 +1,6 @@
 """Notebooks and the explorer in JupyterLab, as a hand would use them, in Chromium; screenshots stay in the folder."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -12,6 +13,9 @@ import time
 import urllib.request
 
 import pytest
+import walk
+from networks import X, Y, convolutional, quantized
+from states import tour
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 ROOT = pathlib.Path(__file__).parents[2]
@@ -47,7 +51,27 @@ def folder(tmp_path_factory):
     last = next(k for k, cell in enumerate(whole["cells"]) if "explore(" in "".join(cell["source"]))
     whole["cells"] = whole["cells"][: last + 1]  # what follows would scroll the explorer out of view
     (folder / "10_explorer.ipynb").write_text(json.dumps(whole))
+    (folder / "several.ipynb").write_text(json.dumps(several()))
     return folder
+
+
+def several():
+    """Return a notebook that opens three explorers, one after the other."""
+    first = [
+        "import torch, landscape",
+        "torch.manual_seed(0)",
+        "x, y = torch.randn(64, 5), torch.arange(64) % 3",
+        "layers = lambda: (torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))",
+        "models = {name: torch.nn.Sequential(*layers()) for name in 'abc'}",
+    ]
+    opened = "landscape.explore({}, (x, y), points=9)"
+    sources = ["\n".join(first), *(opened.format(what) for what in ("models", "models['a']", "{'b': models['b']}"))]
+    cells = [
+        {"cell_type": "code", "id": f"c{k}", "source": source, "metadata": {}, "outputs": [], "execution_count": None}
+        for k, source in enumerate(sources)
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+    return {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +110,7 @@ def server(folder):
 
 
 @pytest.fixture
-def page(server, folder, request):
+def page(folder, request):
     """A window, and what its console said; at the end a screenshot is left."""
     with sync_api.sync_playwright() as tools:
         software = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # 3-D without a GPU
@@ -156,6 +180,79 @@ def test_the_quickstart_shows_its_saved_outputs_and_runs(page, server, folder):
     assert not errors(page)
 
 
+def test_every_ordered_pair_of_states_is_drawn_as_if_it_were_the_first(page, folder):
+    """View × quantity × scale × directions × space, more than five thousand pairs: minutes."""
+    models = {"a": convolutional(0), "b, ρ = <b>1</b>": quantized("W4A4")}
+    chosen, described = [], []
+    for state, explorer in walk.states(models, (X, Y), points=5):
+        chosen.append(state)
+        described.append({"figures": explorer.picture.figures, "cuts": explorer.picture.cuts})
+    (folder / "walk.html").write_text(walk.page(described))
+    page.goto((folder / "walk.html").as_uri())
+    page.wait_for_function("window.ready")
+    alone = [page.evaluate(f"fresh({index})") for index in range(len(described))]
+    for state, seen in zip(chosen, alone, strict=True):
+        kinds = {"3-D": {"3d"}, "contour": {"contour"}, "both": {"3d", "contour"}}[state["kind"]]
+        assert seen.keys() == kinds | {"slice"}, state
+        log = "(log scale)" in seen["slice"]["axes"]["yaxis"]["title"]
+        assert log or state["scale"] != "log"
+        assert seen["slice"]["axes"]["yaxis"]["type"] == ("log" if log else "linear")
+        for kind in kinds:
+            head = seen[kind]["head"]
+            expected = f"{state['quantity'].capitalize()} {'surface' if kind == '3d' else 'contours'}"
+            assert head.startswith(expected + " (log scale)" * log), (state, head)
+            words = {"random": "random directions", "eigenvectors": "top eigenvectors", "between": "at 1 stand"}
+            assert words[state["directions"]] in head
+            sheets = [trace for trace in seen[kind]["traces"] if trace[0] in ("surface", "contour")]
+            assert len(sheets) == (1 if state["directions"] == "between" else 2) and all(trace[5] for trace in sheets)
+    order = tour(len(described))
+    assert set(itertools.pairwise(order)) == set(itertools.permutations(range(len(described)), 2))
+    for start in range(0, len(order) - 1, 100):
+        wrong = page.evaluate("([order, alone]) => walk(order, alone)", [order[start : start + 101], alone])
+        assert not wrong, [(chosen[before], chosen[after]) for before, after in wrong]
+    assert not errors(page)
+
+
+def picked(page, name, option):
+    row = page.locator(".widget-dropdown", has=page.get_by_text(name, exact=True)).first
+    row.locator("select").select_option(option)
+
+
+def test_three_explorers_under_run_all_and_every_pair_of_pictures_by_hand(page, server, folder):
+    opened(page, server, "several.ipynb")
+    run_all(page)
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.landscape-explorer')].filter("
+        "one => one.innerText.includes('9 × 9 points · done') && one.querySelector('.gl-container canvas')).length == 3"
+    )
+    for index in range(3):
+        seen = page.locator(".landscape-picture").nth(index)
+        assert seen.locator(".landscape-3d .landscape-head").inner_text().startswith("Loss surface")
+        sheets = "el => el.querySelector('.landscape-plot')._fullData.filter(t => t.type === 'surface').length"
+        assert seen.locator(".landscape-3d").evaluate(sheets) == (3, 1, 1)[index]
+    page.locator(".landscape-explorer").first.scroll_into_view_if_needed()
+    first = "document.querySelector('.landscape-picture')"
+    states = [*itertools.product(("3-D", "contour", "both"), ("loss", "accuracy"))]
+    for index in tour(len(states)):
+        kind, quantity = states[index]
+        button(page, kind).first.click()
+        picked(page, "quantity", quantity)
+        shown = {"3-D": ["3d"], "contour": ["contour"], "both": ["3d", "contour"]}[kind]
+        texts = [f"{quantity.capitalize()} {'surface' if one == '3d' else 'contours'}" for one in shown]
+        page.wait_for_function(
+            f"""([shown, texts, quantity]) => {{
+                const all = [...{first}.querySelectorAll('.landscape-figure')];
+                const boxes = all.filter((box) => box.style.display !== 'none');
+                const heads = boxes.map((box) => box.querySelector('b').textContent);
+                const axis = boxes.at(-1).querySelector('.landscape-plot')._fullLayout.yaxis.title.text;
+                return boxes.length === shown.length + 1 && texts.every((text, k) => heads[k].startsWith(text))
+                    && axis.toLowerCase().startsWith(quantity);
+            }}""",
+            arg=[shown, texts, quantity],
+        )
+    assert not errors(page)
+
+
 def test_the_explorer_computes_slides_stops_and_saves(page, server, folder):
     opened(page, server, "10_explorer.ipynb")
     run_all(page)
@@ -166,10 +263,36 @@ def test_the_explorer_computes_slides_stops_and_saves(page, server, folder):
     page.get_by_text("Slice along direction 1, at 0 of direction 2").wait_for()
     handle = page.locator(".widget-slider", has_text="slice at").locator(".noUi-handle")
     handle.focus()
-    for _ in range(12):
-        page.keyboard.press("ArrowRight")
-    page.get_by_text(re.compile("Slice along direction 1, at 0.25 of direction 2")).wait_for()
+    page.keyboard.press("ArrowRight")  # a row of the surface further
+    page.get_by_text("Slice along direction 1, at 0.25 of direction 2").wait_for()
 
+    plot, panel = page.locator(".landscape-3d .landscape-plot"), page.locator(".jp-WindowedPanel-outer").first
+    plot.scroll_into_view_if_needed()
+    eye, scrolled = "el => el._fullLayout.scene.camera.eye.x", "el => el.scrollTop"
+    before, top = plot.evaluate(eye), panel.evaluate(scrolled)
+    plot.hover(position={"x": 120, "y": 120})
+    page.mouse.wheel(0, -200)  # scrolls the page, and zooms nothing
+    page.wait_for_timeout(1000)
+    assert plot.evaluate(eye) == before and (panel.evaluate(scrolled) < top or top == 0)
+    plot.hover(position={"x": 120, "y": 120})
+    page.mouse.down()
+    page.mouse.move(
+        *[value + 60 for value in (plot.bounding_box()["x"] + 120, plot.bounding_box()["y"] + 120)], steps=5
+    )
+    page.mouse.up()
+    page.wait_for_function(
+        "before => document.querySelector('.landscape-3d .landscape-plot')._fullLayout.scene.camera.eye.x !== before",
+        arg=before,
+    )
+    page.wait_for_timeout(1000)
+    assert plot.evaluate(eye) == pytest.approx(plot.evaluate(eye.replace("scene.", "scene2.")))
+    button(page, "Reset view").click()
+    page.wait_for_function(
+        "before => document.querySelector('.landscape-3d .landscape-plot')._fullLayout.scene.camera.eye.x === before",
+        arg=before,
+    )
+
+    button(page, "More").click()
     finest = page.locator(".widget-slider", has_text="points").locator(".noUi-handle")
     finest.focus()
     for _ in range(3):
@@ -180,11 +303,21 @@ def test_the_explorer_computes_slides_stops_and_saves(page, server, folder):
 
     button(page, "both").click()
     page.wait_for_selector(".js-plotly-plot .contourlayer path", state="attached")
-    page.wait_for_timeout(3000)
     page.screenshot(path=folder / "both.png")
     button(page, "Save figure").click()
     reached(page, "wrote landscape_3d.pdf")
     assert (folder / "landscape_contour.png").stat().st_size > 10_000
-    button(page, "Copy code").click()
-    page.wait_for_selector("textarea:visible")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button(page, "Code").click()
+    page.locator(".landscape-code button").click()
+    page.get_by_text("Copied").wait_for()
+    assert "landscape.plot_together(surfaces" in page.evaluate("navigator.clipboard.readText()")
+    page.keyboard.press("Control+s")
+    for _ in range(40):
+        page.wait_for_timeout(500)
+        outputs = [out for cell in cells_of_code(saved(folder / "10_explorer.ipynb")) for out in cell["outputs"]]
+        if any("image/png" in out.get("data", {}) for out in outputs):
+            break
+        page.keyboard.press("Control+s")
+    assert any("image/png" in out.get("data", {}) for out in outputs)  # for where no kernel runs
     assert not errors(page)
