@@ -40,8 +40,9 @@ const { default: widget } = await import(URL.createObjectURL(new Blob([__ESM__],
 const packed = Uint8Array.from(atob(__LIBRARY__), (c) => c.charCodeAt(0));
 const states = __STATES__;
 
-// coarse pixels: without a GPU they are most of the time, and what is compared is what plotly was told
-const drawn = (call) => async (gd, data, layout, config) => call(gd, data, layout, { ...config, plotGlPixelRatio: 0.25 });
+// coarse pixels, which without a GPU are most of the time; what is compared is what plotly was told
+const coarse = { plotGlPixelRatio: 0.25 };
+const drawn = (call) => async (gd, data, layout, config) => call(gd, data, layout, { ...config, ...coarse });
 opened(states[0]).close();
 const plotly = await globalThis.landscapePlotly;
 const { purge, relayout } = plotly;
