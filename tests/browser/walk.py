@@ -40,14 +40,6 @@ const { default: widget } = await import(URL.createObjectURL(new Blob([__ESM__],
 const packed = Uint8Array.from(atob(__LIBRARY__), (c) => c.charCodeAt(0));
 const states = __STATES__;
 
-// coarse pixels, which without a GPU are most of the time; what is compared is what plotly was told
-const coarse = { plotGlPixelRatio: 0.25 };
-const drawn = (call) => async (gd, data, layout, config) => call(gd, data, layout, { ...config, ...coarse });
-opened(states[0]).close();
-const plotly = await globalThis.landscapePlotly;
-const { purge, relayout } = plotly;
-globalThis.landscapePlotly = Promise.resolve({ react: drawn(plotly.react), purge, relayout });
-
 function model(state) {
   const handlers = [], values = { library: packed, cameras: {}, linked: true, busy: "", ...state };
   return {
@@ -97,6 +89,13 @@ window.seen = (el) => Object.fromEntries([...el.querySelectorAll(".landscape-fig
         tidy(trace.z), trace.line?.color, trace.contours?.start, trace.contours?.size, trace.scene, trace.xaxis]),
     }];
   }));
+
+// coarse pixels: without a GPU they are most of the time, and what is compared is what plotly was told
+const coarse = { plotGlPixelRatio: 0.25 };
+opened(states[0]).close();
+const { react, purge, relayout } = await globalThis.landscapePlotly;
+const drawn = (gd, data, layout, config) => react(gd, data, layout, { ...config, ...coarse });
+globalThis.landscapePlotly = Promise.resolve({ react: drawn, purge, relayout });
 
 window.fresh = async (index) => {
   const one = opened(states[index]);
