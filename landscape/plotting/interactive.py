@@ -36,13 +36,13 @@ class Picture(go.Figure):
         """Show it as `plotly.io.show` does."""
         return super().show(*args, **{"config": CONFIG} | kwargs)
 
-    def to_html(self, *args: Any, **kwargs: Any) -> Any:
+    def to_html(self, config: dict[str, Any] | None = None, **kwargs: Any) -> Any:
         """Return it as `plotly.io.to_html` does."""
-        return super().to_html(*args, **{"config": CONFIG} | kwargs)
+        return super().to_html(config or CONFIG, **kwargs)
 
-    def write_html(self, *args: Any, **kwargs: Any) -> Any:
+    def write_html(self, file: Any, config: dict[str, Any] | None = None, **kwargs: Any) -> Any:
         """Write it as `plotly.io.write_html` does."""
-        return super().write_html(*args, **{"config": CONFIG} | kwargs)
+        return super().write_html(file, config or CONFIG, **kwargs)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> dict[str, Any]:
         bundle: dict[str, Any] = super()._repr_mimebundle_(include, exclude, **{"config": CONFIG} | kwargs)
