@@ -8,6 +8,7 @@ import html
 import io
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ class Explorer(Worker):
         from . import widgets as controls
 
         super().__init__(_front_end_loop())
-        self.study, self._keys = study, dict(keys)
+        self.study, self._keys, self._parts = study, dict(keys), parts
         self._begun, self._total = 0.0, 0
         self._drawn, self._next = -1, 0.0  # the version that is drawn, and when the next one may be
         self._shown: dict[str, Surface] = {}
@@ -175,10 +176,21 @@ class Explorer(Worker):
         return self.comparison.save(self._path(path, ".nc"))
 
     def save_page(self, path: str | Path | None = None) -> Path:
-        """Write what is chosen as a page that needs neither a kernel nor a network; return the path."""
+        """Write a page that needs neither a kernel nor a network; return the path.
+
+        It has all networks that are measured like those that are seen, with the sliders over the parts of their names.
+        """
         from .offline import page
 
-        page(self.comparison, path := self._path(path, ".html"))
+        path, whole, parts = self._path(path, ".html"), self.comparison, None
+        if self.view.directions != "between":
+            fine = {surface.loss.shape for surface in whole.surfaces.values()}
+            whole = self.study.comparison(replace(self.view, names=tuple(self.study.models)))
+            keys = {n: self._keys.get(n, n) for n, one in whole.surfaces.items() if one.loss.shape in fine}
+            parts = self._parts if any(isinstance(key, tuple) for key in keys.values()) else None
+            seeds = {key: whole.seeds[name] for name, key in keys.items()}
+            whole = replace(whole, seeds=seeds, surfaces={key: whole.surfaces[name] for name, key in keys.items()})
+        page(whole, path, parts=parts or None)
         return path
 
     def draw(self, kind: Kind = "contour") -> Figure:
