@@ -28,7 +28,8 @@ def test_the_snippets_run_one_after_the_other_on_fewer_images_epochs_and_points(
     plt.close("all")
     assert {path.name for path in tmp_path.iterdir()} == {"landscape.html"}
     printed = re.search(r"```text\n(.*?)```", README, re.S)[1]  # the numbers are those of all images and epochs
-    shapes = [re.sub(r"[-+.\de]+|\s+", "#", lines) for lines in (printed, capsys.readouterr().out)]
+    told = capsys.readouterr().out.replace(", stopped before the tolerance", "")  # which is coarse here
+    shapes = [re.sub(r"[-+.\de]+|\s+", "#", lines) for lines in (printed, told)]
     assert shapes[0] == shapes[1]
 
 
