@@ -298,6 +298,7 @@ def test_the_explorer_computes_slides_stops_and_saves(page, server, folder):
 
     button(page, "More").click()
     finest = page.locator(".widget-slider", has_text="points").locator(".noUi-handle")
+    finest.wait_for()
     finest.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
