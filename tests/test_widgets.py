@@ -338,14 +338,14 @@ def quick_of(explorer):
 
 def test_what_is_drawn_depends_on_what_is_chosen_alone(background):
     """Every ordered pair of views, quantities and scales, and of directions and spaces: as a fresh explorer has it."""
-    kinds, shown = ("3-D", "contour", "both"), [("loss", scale) for scale in ("auto", "linear", "log")]
+    kinds, shown = ("contour", "both"), [("loss", scale) for scale in ("auto", "linear", "log")]
     pictures = [
-        {"kind": kind, "quantity": quantity, "scale": scale}
+        {"models": ("b",), "kind": kind, "quantity": quantity, "scale": scale}
         for kind in kinds
         for quantity, scale in [*shown, ("accuracy", "auto")]
     ]
     planes = [
-        {"kind": "contour", "directions": directions, "space": space}
+        {"models": ("a", "b"), "kind": "contour", "directions": directions, "space": space}
         for directions in ("random", "eigenvectors", "between")
         for space in ("quantized", "latent")
     ]

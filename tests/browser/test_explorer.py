@@ -180,16 +180,20 @@ def test_the_quickstart_shows_its_saved_outputs_and_runs(page, server, folder):
     assert not errors(page)
 
 
-def test_every_ordered_pair_of_states_is_drawn_as_if_it_were_the_first(page, folder):
-    """View × quantity × scale × directions × space, more than five thousand pairs: minutes."""
+WALKS = [("kind", "quantity", "scale"), ("kind", "directions", "space")]
+WALKS.append(pytest.param(tuple(walk.CHOICES), marks=pytest.mark.slow))  # 5,112 pairs: without a GPU half an hour
+
+
+@pytest.mark.parametrize("names", WALKS, ids=" × ".join)
+def test_every_ordered_pair_of_states_is_drawn_as_if_it_were_the_first(page, folder, names):
     models = {"a": convolutional(0), "b, ρ = <b>1</b>": quantized("W4A4")}
     chosen, described = [], []
-    for state, explorer in walk.states(models, (X, Y), points=5):
+    for state, explorer in walk.states(models, (X, Y), names, points=5):
         chosen.append(state)
         described.append({"figures": explorer.picture.figures, "cuts": explorer.picture.cuts})
     (folder / "walk.html").write_text(walk.page(described))
     page.goto((folder / "walk.html").as_uri())
-    page.wait_for_function("window.ready")
+    page.wait_for_function("window.ready", timeout=300_000)
     alone = [page.evaluate(f"fresh({index})") for index in range(len(described))]
     for state, seen in zip(chosen, alone, strict=True):
         kinds = {"3-D": {"3d"}, "contour": {"contour"}, "both": {"3d", "contour"}}[state["kind"]]
@@ -294,6 +298,7 @@ def test_the_explorer_computes_slides_stops_and_saves(page, server, folder):
 
     button(page, "More").click()
     finest = page.locator(".widget-slider", has_text="points").locator(".noUi-handle")
+    finest.wait_for()
     finest.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")

@@ -21,12 +21,12 @@ CHOICES = {
 }
 
 
-def states(models, data, names=tuple(CHOICES), **settings):
-    """Yield what is chosen, and the explorer that shows it, for every combination of choices; a scale is the loss's."""
+def states(models, data, names, **settings):
+    """Yield what is chosen, and the explorer that shows it, for all that some choices combine to."""
     explorer = landscape.explore(models, data, **settings)
     for values in itertools.product(*(CHOICES[name] for name in names)):
-        chosen = dict(zip(names, values, strict=True))
-        if chosen.get("quantity") == "accuracy" and chosen.get("scale", "auto") != "auto":
+        chosen = {name: options[0] for name, options in CHOICES.items()} | dict(zip(names, values, strict=True))
+        if chosen["quantity"] == "accuracy" and chosen["scale"] != "auto":
             continue
         for name, value in chosen.items():
             explorer.controls[name].value = value
