@@ -76,7 +76,11 @@ def read(file: Path) -> Any:
 def write(drawn: Any, stem: Path) -> list[Path]:
     """Write a figure as PDF and PNG, a table as Markdown and LaTeX; return the files."""
     if not isinstance(drawn, list):
-        return landscape.save_figure(drawn, stem)
+        import matplotlib.pyplot as plt
+
+        files = landscape.save_figure(drawn, stem)
+        plt.close(drawn)
+        return files
     stem.parent.mkdir(parents=True, exist_ok=True)
     texts = {".md": markdown(drawn), ".tex": latex(drawn)}
     for suffix, text in texts.items():
