@@ -393,7 +393,8 @@ def test_each_panel_may_have_its_own_scale():
 
 def test_captions_and_dimming_say_what_is_seen(monkeypatch, background):
     explorer = background(quick({"a": NETWORKS["float"], "b": NETWORKS["W4A4", 0.05], "c": convolutional(2)}))
-    assert "random directions (seed 0) · span ±1" in drawn(explorer, "3d")["caption"] and explorer.picture.busy == ""
+    assert "random directions in filter norms, seed 0, span 1" in drawn(explorer, "3d")["caption"]
+    assert explorer.picture.busy == ""
     before = explorer.picture.figures
     explorer.controls["directions"].value = "eigenvectors"
     monkeypatch.setattr(turns, "_SLICE", 0.0)
@@ -401,7 +402,7 @@ def test_captions_and_dimming_say_what_is_seen(monkeypatch, background):
         explorer.advance()
     assert explorer.picture.busy == "computing top eigenvectors …" and explorer.picture.figures == before
     explorer.wait()
-    assert "top eigenvectors" in drawn(explorer, "3d")["caption"] and explorer.picture.busy == ""
+    assert "eigenvector 1 and eigenvector 2" in drawn(explorer, "3d")["caption"] and explorer.picture.busy == ""
     explorer.controls["directions"].value = "between"
     explorer.wait()
     assert "at 1 stand the rounded weights of b inside a, not shown: c" in drawn(explorer, "3d")["caption"]

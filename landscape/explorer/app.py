@@ -18,7 +18,7 @@ from ..checking import numbers, one_of, seed_of
 from ..comparison import Comparison
 from ..model import BatchObjective, Loss
 from ..plotting import Kind, save_figure
-from ..progress import duration
+from ..progress import duration, progress
 from ..surfaces import Line, Surface, grid
 from .study import Study
 from .turns import Worker
@@ -143,7 +143,8 @@ class Explorer(Worker):
         Raises:
             ValueError: there is nothing to show, because every network fails.
         """
-        super().wait()
+        for _ in progress(iter(self.advance, False), "explorer"):
+            pass
         if self.study.errors and not self.surfaces:
             raise ValueError("; ".join(f"{name}: {text}" for name, text in self.study.errors.items()))
         return self
@@ -219,10 +220,10 @@ class Explorer(Worker):
             return  # the last picture stays, dimmed, until there is one for every network; the first comes as it may
         self._shown = shown
         self.controls["scale"].disabled = self.controls["quantity"].value != "loss"
-        own, note = self.controls["own scales"].value, [self.view.caption(), self.study.note(self.view)]
+        own, note = self.controls["own scales"].value, self.study.note(self.view)
         with self.picture.hold_sync():
             self.picture.figures = {
-                kind: panels.surfaces_figure(shown, kind, " · ".join(filter(None, note)), own, **self._drawing)
+                kind: panels.surfaces_figure(shown, kind, note, own, **self._drawing)
                 for kind in self._kinds
             }
             self._draw_cuts()

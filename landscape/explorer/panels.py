@@ -17,7 +17,7 @@ import traitlets as t
 from plotly.io.json import to_json_plotly
 
 from ..plotting import Kind, Scale
-from ..plotting.captions import axis
+from ..plotting.captions import axis, caption
 from ..plotting.lines import plot_lines
 from ..plotting.style import columns
 from ..plotting.surfaces import plot_surfaces
@@ -70,7 +70,8 @@ def surfaces_figure(
     if own_scales and len(surfaces) > 1:
         _scale_apart(figure, surfaces, value, scale, kind)
     wide = columns(len(surfaces))
-    return _described(figure, note, columns=wide, rows=-(-len(surfaces) // wide))
+    text = " · ".join(filter(None, [note, caption(surfaces, value)]))
+    return _described(figure, caption=text, columns=wide, rows=-(-len(surfaces) // wide))
 
 
 def _scale_apart(figure: go.Figure, surfaces: Mapping[str, Surface], value: str, scale: Scale, kind: Kind) -> None:
@@ -108,7 +109,6 @@ def slice_figure(cuts: Cuts, along: int, value: str, scale: Scale) -> str:
     figure = plot_lines(lines, value=value, scale=scale, title=title)
     figure.layout.margin = {"l": 60, "r": 10, "t": 26 if len(lines) > 1 else 6, "b": 38}
     figure.layout.legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "tracegroupgap": 0}
-    figure.layout.title.subtitle.text = ""
     return _described(figure)
 
 
@@ -154,12 +154,11 @@ def _number(index: int) -> str:
     return str(index + 1) * (index > 0)
 
 
-def _described(figure: go.Figure, note: str = "", **more: Any) -> str:
-    """Return a figure as JSON; its title and what stands below become text of the page, which fits any width."""
-    title, below = figure.layout.title.text, figure.layout.title.subtitle.text or ""
+def _described(figure: go.Figure, **more: Any) -> str:
+    """Return a figure as JSON; its title and caption become text of the page, which fits any width."""
+    title = figure.layout.title.text
     figure.layout.title = None
     figure.layout.height = None
-    caption = " · ".join(filter(None, [note, below.replace("<br>", " ")]))
     margin = figure.layout.margin
     margin.t = min(margin.t, 26)
-    return str(to_json_plotly(figure.to_dict() | {"title": title, "caption": caption} | more))
+    return str(to_json_plotly(figure.to_dict() | {"title": title, "caption": ""} | more))

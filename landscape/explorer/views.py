@@ -27,7 +27,6 @@ DIRECTIONS = {
     "top eigenvectors": "eigenvectors",
     "between two networks": "between",
 }
-_SEEDED = {"random": "random directions (seed {})", "eigenvectors": "top eigenvectors", "between": "seed {}"}
 POINTS = (5, 9, 17, 33, 65)  # each grid holds the ones before
 SPAN_BETWEEN = (-0.5, 1.5)  # the span of a line between two networks, which lie at 0 and 1
 
@@ -65,12 +64,6 @@ class View:
     def panels(self) -> tuple[str, ...]:
         """Name the pictures: the networks, or the line between two."""
         return (" → ".join(self.names[:2]),) if self.directions == "between" else self.names
-
-    def caption(self) -> str:
-        """Say along which directions, and how far."""
-        low, high = SPAN_BETWEEN
-        reach = f"{low:g} to {high:g}, ±{self.span:g}".replace("-", "−") if self._between else f"±{self.span:g}"
-        return f"{_SEEDED[self.directions].format(self.seed)} · span {reach}"
 
     @property
     def _between(self) -> bool:
