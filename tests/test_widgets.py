@@ -426,13 +426,17 @@ def test_the_code_is_shown_as_long_as_it_is_asked_for_and_is_current():
     assert explorer.outputs["code"].value == ""
 
 
-def test_a_page_is_saved_of_what_is_chosen(tmp_path, monkeypatch):
+def test_a_page_is_saved_of_all_that_is_measured_alike_with_its_sliders(tmp_path, monkeypatch):
     written = []
-    module = types.SimpleNamespace(page=lambda content, path: written.append((list(content.surfaces), path)))
+    module = types.SimpleNamespace(page=lambda content, path, parts: written.append((content, path, parts)))
     monkeypatch.setitem(sys.modules, "landscape.explorer.offline", module)
-    explorer = quick(path=tmp_path / "mine")
+    explorer = quick(path=tmp_path / "mine", parts=("bits", "ρ"))
+    first, slider = list(explorer.surfaces), explorer.controls["part 1"]
+    slider.value = next(value for value in slider.options if value != slider.value)
     explorer.outputs["save page"].click()
-    assert written == [(list(explorer.surfaces), tmp_path / "mine.html")]
+    (content, path, parts), measured = written[0], {*first, *explorer.surfaces}
+    assert path == tmp_path / "mine.html" and parts == ("bits", "ρ") and len(content.surfaces) == len(measured) > 2
+    assert content.surfaces.keys() == content.seeds.keys() <= NETWORKS.keys()
 
 
 BAD = {
