@@ -56,7 +56,9 @@ OWN = {
     "11_your_own_quantizer": {r"radii=\(0\.05,\)": "radii=(0.05,), rtol=0.5", ", 200, ": ", 5, "},
     "12_flatter_or_sharper": {
         "points=0": "points=0, radii=(0.005, 0.05), rtol=0.5",
-        r"\(2, 3, 5\)": "(2, 3)",
+        r"\(2, 3, 5\)": "(2,)",
+        r'\("W4A32", "W2A32", "W2A2"\)': '("W2A2",)',
+        r'"#009E73"\), strict=True': '"#009E73"), strict=False',
     },
     "09_scaling": {"EPOCHS, SAMPLES = 1, 16": "EPOCHS, SAMPLES = 4, 64", '"--points", "11"': '"--points", "5"'},
 }
