@@ -199,8 +199,9 @@ def test_data_that_change_from_pass_to_pass_are_refused():
         Objective(perceptron(), Augmented()).centre[:2]
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize(("limit", "again"), [(None, 0), (100, 64)], ids=["kept", "too large"])
-def test_a_loader_that_does_not_shuffle_is_read_once_if_its_batches_are_small(limit, again, monkeypatch):
+def test_a_loader_is_read_once_if_its_batches_are_small(limit, again, shuffle, monkeypatch):
     reads = []
 
     class Counting(TensorDataset):
@@ -211,11 +212,13 @@ def test_a_loader_that_does_not_shuffle_is_read_once_if_its_batches_are_small(li
     if limit:
         monkeypatch.setattr(landscape.model.objective, "KEPT", limit)
     torch.manual_seed(0)
-    loader = DataLoader(Counting(torch.randn(64, 4), torch.randint(3, (64,))), batch_size=16)
+    loader = DataLoader(Counting(torch.randn(64, 4), torch.randint(3, (64,))), batch_size=16, shuffle=shuffle)
     objective = Objective(nn.Linear(4, 3), loader)
     reads.clear()
     found = objective.evaluate()
-    assert len(reads) == again and found.loss == Objective(objective.model, list(loader)).centre.loss
+    assert len(reads) == again
+    assert float(found.loss) == pytest.approx(float(Objective(objective.model, list(loader)).centre.loss), rel=1e-6)
+    assert objective.same_order == (not shuffle or not again)
 
 
 def test_numpy_arrays_and_short_integer_labels_are_taken():

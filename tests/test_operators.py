@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
+import landscape
 from landscape import Hessian
 from saq_core import dequantize
 
@@ -308,7 +309,8 @@ def test_where_memory_holds_some_graphs_the_rest_is_rebuilt():
     assert len(partly._kept) == 1 and "43% of the graphs kept" in partly.about()["products_by"]
 
 
-def test_a_shuffled_loader_keeps_all_graphs_or_none():
+def test_a_shuffled_loader_keeps_all_graphs_or_none(monkeypatch):
+    monkeypatch.setattr(landscape.model.objective, "KEPT", 0)  # else its batches would be read once
     model = convolutional()
     loader = DataLoader(TensorDataset(X, Y), batch_size=3, shuffle=True)
     some = Hessian(model, loader, memory=1.5 * 3 * Hessian(model, RAGGED).probe.graph_bytes)

@@ -11,7 +11,7 @@ README = (ROOT / "README.md").read_text()
 SHORTER = {
     r"load_digits\(return_X_y=True\)": "(a[:1024] for a in load_digits(return_X_y=True))",
     r"plot_surface\(model, loader": "plot_surface(model, loader, points=5",
-    r"points=9": "points=3, radii=(0.05,)",
+    r"quantized}, loader\)\nprint\(comparison\)": "quantized}, loader, points=3, radii=(0.05,))",
     r"explore\((.*), loader\)": r"explore(\1, loader, points=5)",
 }
 

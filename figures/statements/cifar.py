@@ -16,6 +16,7 @@ CASES = ("saq1", "saq2", "saq3")
 CHEAPER = ("saq3-subset", "saq3-momentum")
 DISTILLED = ("csd", "fpq", "fpq-p0.5", "fpq-p1")
 BITS = {"w4a4": "4 bits", "w2a2": "2 bits"}
+_SHARP = {"trace": "trace", "top": "λ₁"}
 SCAN = {"csd": "0", "fpq": "0.1", "fpq-p0.5": "0.5", "fpq-p1": "1"}  # FPQ by its probability p
 
 
@@ -88,6 +89,12 @@ def float_control() -> str:
     return f"""Are fewer bits flatter, against the float network tuned as long (FP32: {mean("fp32", "accuracy")} %,
         trace {mean("fp32", "trace")}, λ₁ {mean("fp32", "top")})? {upper(conclude(verdicts, -1))}. Quantized − FP32,
         {pairs} pairs{older}: {"; ".join(parts)}."""
+
+
+def control() -> dict[str, Judged]:
+    """Return the tests of trace and λ₁ of quantized networks against the float one, tuned as long."""
+    keys = {f"{n} at {label}": (f"{methods.BASE}-{b}-sgd", c) for b, label in BITS.items() for c, n in _SHARP.items()}
+    return {name: _study()[1][key] for name, key in keys.items() if key in _study()[1]}
 
 
 def cases() -> str:

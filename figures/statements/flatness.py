@@ -134,6 +134,12 @@ def _doses() -> tuple[Any, dict[tuple[str, int, str], Judged]]:
     return rows, dose.compared(rows)
 
 
+def third_case() -> dict[str, Judged]:
+    """Return the tests of Case 3's trace against SGD's, at the radius chosen for it."""
+    tests = _doses()[1]
+    return {bits: tests[bits, 3, "trace"] for bits in dose.BITS if (bits, 3, "trace") in tests}
+
+
 def dose_response(claim: str) -> str:
     """Say what SAQ does at the radius that the validation split chose."""
     rows, tests = _doses()
@@ -154,8 +160,7 @@ def dose_response(claim: str) -> str:
         parts.append(f"Case 3 flatter than Case 2? {upper(conclude(rivals, -1))} (trace {listed(rivals)}).")
     parts.append(_trends())
     seeds = min(len(own) for own in rows.values())
-    third = {f"{bits}, Case 3": tests[bits, 3, "trace"] for bits in dose.BITS if (bits, 3, "trace") in tests}
-    head = claimed(claim, conclude(third, -1))
+    head = claimed(claim, conclude(third_case(), -1))
     about = paragraph(
         f"""{seeds} seeds, each with ρ = {joined(f"{rho:g}" for rho in dose.RADII)}; of each case the ρ of the least
         mean loss on the validation split, so the differences below are not chosen by themselves. {upper(LEGEND)}."""
@@ -185,8 +190,8 @@ def flatness_accuracy(claim: str) -> str:
 
 def page() -> str:
     """Return what the page says of the digits: are quantized networks flatter, and what does SAQ's radius do?"""
-    rows, tests = _doses()
-    third = {bits: tests[bits, 3, "trace"] for bits in dose.BITS if (bits, 3, "trace") in tests}
+    rows = _doses()[0]
+    third = third_case()
     radii = joined(f"{dose.chosen_radius(rows, bits, 3):g} ({bits})" for bits in third)
     flat = f"""Are quantized networks flatter? On the digits (ResNet-8, {seeds()} seeds): {headline()}. {two_bits()}
         [By measure, unit, method and what is matched](#flatness_by_bits), with what WinQ, QT-DoG

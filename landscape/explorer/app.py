@@ -223,8 +223,7 @@ class Explorer(Worker):
         own, note = self.controls["own scales"].value, self.study.note(self.view)
         with self.picture.hold_sync():
             self.picture.figures = {
-                kind: panels.surfaces_figure(shown, kind, note, own, **self._drawing)
-                for kind in self._kinds
+                kind: panels.surfaces_figure(shown, kind, note, own, **self._drawing) for kind in self._kinds
             }
             self._draw_cuts()
             self.picture.busy = ""

@@ -44,8 +44,8 @@ def lead(surfaces: Mapping[str, Surface], comparisons: Sequence[Comparison]) -> 
     abouts = [result.about for result in (*surfaces.values(), *comparisons)]
     samples = {str(about.get("samples", "unknown")) for about in abouts}
     directions = {(about.get("directions"), about.get("seed")) for about in (s.about for s in surfaces.values())}
-    same, whose = ("", "a trained network") if len(surfaces) == 1 else ("the same ", "each of the trained networks")
-    what = "Loss and accuracy around" if surfaces else "The sharpness of"
+    same, whose = ("", "a network") if len(surfaces) == 1 else ("the same ", "each of the networks")
+    what = "The loss around" if surfaces else "The sharpness of"
     on = f", on {same}{samples.pop()} samples" if len(samples) == 1 and samples != {"unknown"} else ""
     along = f", along {same}two directions" if len(directions) == 1 else ""
     return f"{what} {whose}{on}{along}."
@@ -111,7 +111,7 @@ def numbers_table(networks: Mapping[str, Numbers], comparisons: Sequence[Compari
         named = replace(whole, seeds={shown(name): group for name, group in whole.seeds.items()})
         plain = named.table.to_html(border=0).replace(' style="text-align: right;"', "")  # which the policy forbids
         table = f'<div class="wrap">{re.sub(r">-(?=[0-9.])", ">−", plain)}</div>'
-        text = f'<p class="soft small">{html.escape(whole._caption())}</p>'
+        text = f'<p class="soft small">{html.escape(whole._caption().replace("`", ""))}</p>'
         parts.append(f"<details><summary>All numbers, and the differences</summary>{table}{text}</details>")
     return "".join(parts)
 
@@ -176,7 +176,7 @@ def _grouped(texts: Mapping[str, str]) -> str:
 def _grid(surface: Surface) -> str:
     points = " × ".join(str(len(steps)) for steps in (surface.alphas, surface.betas))
     failed = f" {surface.about['failed']} points failed." if surface.about.get("failed") else ""
-    return f"Loss and accuracy at {points} points.{failed}"
+    return f"Measured at {points} points.{failed}"
 
 
 def _columns(networks: Iterable[Numbers]) -> list[str]:

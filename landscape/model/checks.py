@@ -188,7 +188,10 @@ def check_objective(objective: Any) -> None:
     off = check_repeats(run, objective.dtype, lambda: stochastic_module(objective.model, run))
     check_same_function(run, off, objective.dtype)
     if not objective.is_pair:
-        reason = "the data change from pass to pass (augmentation?)"
+        reason = (
+            "the data change from pass to pass (augmentation? shuffle with drop_last?): pass a loader that gives the "
+            "same samples in every pass, or a list of its batches"
+        )
         # at the model's own statistics: those recomputed depend on which samples a shuffle puts into one batch
         losses = partial(map, partial(objective.loss, objective.tensors()))
         with torch.set_grad_enabled(objective.needs_grad):

@@ -139,8 +139,8 @@ class Objective:
             self._evaluate_centre()
             if validate:
                 check_objective(self)
-                if isinstance(self._batches, DataLoader) and self.same_order and bytes_of(first) * len(rows) <= KEPT:
-                    self._batches = self._uncut = list(self.batches())
+                if isinstance(self._batches, DataLoader) and bytes_of(first) * len(rows) <= KEPT:
+                    self._keep_batches()
         self.criterion.checks_default = False
 
     @property
@@ -327,6 +327,19 @@ class Objective:
         parts = cut(x, y, self.batch_size) if y.ndim and len(x) == len(y) else []
         first = next(self.batches()) if len(parts) < 2 else moved(spread(x, y, max(8, len(parts[0][1]))), *self._where)
         return rows, parts, first
+
+    def _keep_batches(self) -> None:
+        """Read a loader once and for all: it makes its batches anew in every pass, and may shuffle them.
+
+        One that shuffles stays as it is among several processes, each of which would see another order.
+        """
+        shuffles = not self.same_order
+        if shuffles and parallel.size() > 1:
+            return
+        self._batches = self._uncut = list(self.batches())
+        if shuffles:
+            self.batch_rows = [samples_of(batch) or 1 for batch in self._batches]
+            self._evaluate_centre()
 
     def _settle(self, rows: list[int | None], parts: list[Any], first: Any) -> None:
         """Find out what the network and the loss do, and cut a pair where that changes nothing."""
