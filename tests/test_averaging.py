@@ -302,12 +302,15 @@ class Boxes(OnGraphs):
         return self.body(x["x"])
 
 
-def test_a_loader_that_does_not_shuffle_tells_the_error_over_data():
+def test_a_loader_tells_the_error_over_data_unless_it_shuffles_and_is_too_large_to_keep(monkeypatch):
     data = TensorDataset(X, Y)
     plain, shuffled = (DataLoader(data, batch_size=4, shuffle=shuffle) for shuffle in (False, True))
     listed = landscape.trace(perceptron(), list(plain))
     found = landscape.trace(perceptron(), plain)
     assert found.stderr_data == listed.stderr_data > 0
+    assert landscape.trace(perceptron(), shuffled).stderr_data > 0
+    monkeypatch.setattr(landscape.model.objective, "KEPT", 0)
+    assert landscape.trace(perceptron(), plain).stderr_data == listed.stderr_data
     assert not landscape.trace(perceptron(), shuffled).stderr_data > 0
 
 

@@ -405,10 +405,7 @@ class Explorer(Worker):
 
 
 def _front_end_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the kernel's event loop if what runs was sent by a notebook's front end, which names the cell."""
-    from IPython import get_ipython
+    """Return the kernel's event loop if what runs was sent by a notebook's front end."""
+    from ..plotting.interactive import asked
 
-    kernel = getattr(get_ipython(), "kernel", None)
-    if kernel is None or "cellId" not in kernel.get_parent("shell").get("metadata", {}):
-        return None
-    return asyncio.get_running_loop()
+    return asyncio.get_running_loop() if asked() else None
