@@ -205,7 +205,7 @@ def test_every_ordered_pair_of_states_is_drawn_as_if_it_were_the_first(page, fol
             head = seen[kind]["head"]
             expected = f"{state['quantity'].capitalize()} {'surface' if kind == '3d' else 'contours'}"
             assert head.startswith(expected + " (log scale)" * log), (state, head)
-            words = {"random": "random directions", "eigenvectors": "top eigenvectors", "between": "at 1 stand"}
+            words = {"random": "random directions", "eigenvectors": "eigenvector 1", "between": "at 1 stand"}
             assert words[state["directions"]] in head
             sheets = [trace for trace in seen[kind]["traces"] if trace[0] in ("surface", "contour")]
             assert len(sheets) == (1 if state["directions"] == "between" else 2) and all(trace[5] for trace in sheets)
