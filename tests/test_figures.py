@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 import landscape
-from figures import asga, catalogue, dose, drawing, fpq, saq, scatter, study, surfaces, tables
+from figures import asga, catalogue, dose, drawing, flatness, fpq, saq, scatter, study, surfaces, tables
 from figures.__main__ import FIGURES, main
 from figures.catalogue import Figure, make
 from figures.profiles import PROFILES, Profile
@@ -158,13 +158,17 @@ def lab(colour, seen):
     return np.array([116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])])
 
 
-def check_told_apart(names):
+def styles_of(names):
+    """Return colour, dash and mark of each method."""
+    return {name: (*drawing.METHODS[name][1:], drawing.MARKERS[name]) for name in names}
+
+
+def check_told_apart(styles):
     """Assert that any two methods differ in hue, also without green cones, and in style."""
     deuteranopia = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])  # Machado 2009
-    for one, other in combinations(sorted(names), 2):
-        (_, colour, dash), (_, its_colour, its_dash) = drawing.METHODS[one], drawing.METHODS[other]
-        assert drawing.MARKERS[one] != drawing.MARKERS[other], (one, other)
-        assert dash != its_dash or len(names) > 5, (one, other)  # there are five dashes; no more meet as lines
+    for (one, (colour, dash, mark)), (other, (its_colour, its_dash, its_mark)) in combinations(styles.items(), 2):
+        assert mark != its_mark, (one, other)
+        assert dash != its_dash or len(styles) > 5, (one, other)  # there are five dashes; no more meet as lines
         for seen, least in ((np.eye(3), 25), (deuteranopia, 10)):
             assert np.linalg.norm(lab(colour, seen) - lab(its_colour, seen)) > least, (one, other)
 
@@ -187,11 +191,16 @@ def test_every_figure_is_drawn_from_what_the_repository_holds(name, tmp_path, mo
     met = Met()
     for module in (asga, dose, drawing, fpq, saq, scatter, surfaces, tables):
         monkeypatch.setattr(module, "METHODS", met, raising=False)
-    for file in make(FIGURES[name], PROFILES["cpu"], tmp_path):
-        assert (catalogue.folder("cpu") / file.name).exists()
-    for number in plt.get_fignums():
-        check_print(plt.figure(number))
-        check_told_apart(met.names)
+    written, save = [], landscape.save_figure
+    monkeypatch.setattr(landscape, "save_figure", lambda figure, path: written.append(figure) or save(figure, path))
+    files = make(FIGURES[name], PROFILES["cpu"], tmp_path)
+    assert all((catalogue.folder("cpu") / file.name).exists() for file in files)
+    assert len(written) == ({file.suffix for file in files} == {".pdf", ".png"}) and not plt.get_fignums()
+    for figure in written:
+        check_print(figure)
+        check_told_apart(styles_of(sorted(met.names)))
+        rounded = {key: (colour, key, mark) for key, (_, colour, mark) in flatness.METHODS.items()}  # dashes: of what
+        check_told_apart(rounded)
 
 
 @pytest.fixture(scope="session")

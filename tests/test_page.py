@@ -163,7 +163,7 @@ def test_a_comparison_brings_table_errors_verdict_methods_and_sources(comparison
             assert entry["numbers"][quantity] == [value, None if math.isnan(error) else error]
         assert entry["numbers"]["bits"] == [{"FP32": 32, "W2A2": 2}[entry["name"]], None]
     assert [name for name, _ in shown["overview"]["x"]] == ["trace_filter", "lambda1_filter", "bits"]
-    assert content.count('<line class="error"') == 2 * 6 and "told apart from zero at the" in content
+    assert content.count('<line class="error"') == 2 * 6 and "At the centre, the largest and the smallest: " in content
     assert "seed 0" in content and "24 samples" in content and "float weights" in content.lower()
     for source in ("li2018visualizing", "hutchinson1989stochastic", "foret2021sharpness"):
         assert source in content

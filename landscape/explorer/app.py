@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import html
-import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -374,14 +373,9 @@ class Explorer(Worker):
 
     def _pictures(self) -> list[bytes]:
         """Draw what is seen as PNG, one for each kind of picture."""
-        import matplotlib.pyplot as plt
+        from ..plotting.paper import png
 
-        pictures = []
-        for kind in self._kinds:
-            (figure := self.draw(kind)).savefig(png := io.BytesIO(), dpi=140, bbox_inches="tight")
-            plt.close(figure)
-            pictures.append(png.getvalue())
-        return pictures
+        return [png(self.draw(kind)) for kind in self._kinds]
 
     def _still_bundle(self) -> dict[str, Any]:
         """Return an output that is empty where the widgets are seen, and a picture everywhere else."""

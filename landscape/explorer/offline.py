@@ -32,6 +32,7 @@ from ..plotting import draw_together
 from ..plotting.captions import short
 from ..plotting.values import is_log
 from ..surfaces import Surface, Trajectory
+from .views import check_parts
 from .wording import Numbers, bibtex, lead, methods, note, numbers_table, shown, step_length, title_of, verdict
 
 _BITS = re.compile(r"(?<![A-Za-z0-9])(?:W(\d+)A\d+|FP(\d+))(?![A-Za-z0-9])")
@@ -156,14 +157,9 @@ class Page(os.PathLike[str]):
         return f'<div style="position: relative; min-height: 860px">{picture}{frame}</iframe></div>'
 
     def _picture(self) -> bytes:
-        import io
+        from ..plotting.paper import png
 
-        import matplotlib.pyplot as plt
-
-        figure = draw_together(self.surfaces, kind="3d")
-        figure.savefig(content := io.BytesIO(), format="png", dpi=90, metadata={"Software": None})
-        plt.close(figure)
-        return content.getvalue()
+        return png(draw_together(self.surfaces, kind="3d"))
 
 
 @dataclass(frozen=True)
@@ -262,12 +258,7 @@ def _dimensions(entries: Sequence[_Entry], parts: Sequence[str] | None) -> tuple
     Without tuples all names are values of one part; beside tuples a name of its own has no place.
     """
     tuples = [entry.key for entry in entries if isinstance(entry.key, tuple)]
-    lengths = {len(key) for key in tuples}
-    if len(lengths) > 1 or 0 in lengths:
-        raise ValueError(f"tuples that name content must have the same number of parts, got {sorted(lengths)}")
-    if parts is not None and lengths != {len(parts)}:
-        count = max(lengths, default=0)
-        raise ValueError(f"parts must name each of the {count} parts of the names in content, got {parts!r}")
+    check_parts("content", tuples, parts)
     keys = [entry.key if isinstance(entry.key, tuple) else None if tuples else (entry.key,) for entry in entries]
     values = [list(dict.fromkeys(map(str, column))) for column in zip(*filter(None, keys), strict=True)]
     names = parts or ["bits" if all(map(_BITS.fullmatch, column)) else "" for column in values]

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Cuts = Mapping[str, tuple[Line, float]]
 _HERE = Path(__file__).parent
-_CAMERA = {"eye": {"x": 1.38, "y": -1.38, "z": 1.1}, "center": {"z": -0.22}}  # as near as a narrow panel allows
 
 
 @functools.cache
@@ -65,8 +64,6 @@ def surfaces_figure(
 ) -> str:
     """Describe surfaces, on one scale or each on its own; ``note`` goes before the caption."""
     figure = plot_surfaces(surfaces, value=value, scale=scale, kind=kind)
-    for index in range(len(surfaces) * (kind == "3d")):
-        figure.layout[f"scene{_number(index)}"].camera = _CAMERA
     if own_scales and len(surfaces) > 1:
         _scale_apart(figure, surfaces, value, scale, kind)
     wide = columns(len(surfaces))

@@ -197,13 +197,18 @@ def unique_names(models: Any, parts: Sequence[str] | None = None) -> dict[str, A
         if name in keys:
             raise ValueError(f"models must have names that look different, got {keys[name]!r} and {key!r}")
         keys[name] = key
-    lengths = {len(key) for key in keys.values() if isinstance(key, tuple)}
+    check_parts("models", [key for key in keys.values() if isinstance(key, tuple)], parts)
+    return keys
+
+
+def check_parts(argument: str, tuples: Sequence[tuple[Any, ...]], parts: Sequence[str] | None) -> None:
+    """Raise if the tuples that name an argument's networks differ in length, or from ``parts``."""
+    lengths = {len(key) for key in tuples}
     if len(lengths) > 1 or 0 in lengths:
-        raise ValueError(f"tuples that name models must have the same number of parts, got {sorted(lengths)}")
+        raise ValueError(f"tuples that name {argument} must have the same number of parts, got {sorted(lengths)}")
     if parts is not None and lengths != {len(parts)}:
         count = max(lengths, default=0)
-        raise ValueError(f"parts must name each of the {count} parts of the networks' names, got {parts!r}")
-    return keys
+        raise ValueError(f"parts must name each of the {count} parts of the names in {argument}, got {parts!r}")
 
 
 def _name(key: tuple[Any, ...], parts: Sequence[str]) -> str:

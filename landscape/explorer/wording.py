@@ -64,26 +64,21 @@ def step_length(surfaces: Mapping[str, Surface]) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """Say which network has the smallest trace, which the largest, and whether they are told apart."""
-    quantity = "trace_filter"
-    values = {n: comparison.value(n, quantity) for n, seeds in comparison.seeds.items() if quantity in seeds[0]}
-    if len({value for value, _ in values.values()}) < 2 or not all(
-        math.isfinite(part) for pair in values.values() for part in pair
-    ):
+    """Say whether the networks of the largest and of the smallest trace are told apart."""
+    whole, quantity = _named(comparison), "trace_filter"
+    values = {name: whole.value(name, quantity)[0] for name, seeds in whole.seeds.items() if quantity in seeds[0]}
+    if len({*values.values()}) < 2 or not all(map(math.isfinite, values.values())):
         return ""
-    low, high = (choose(values, key=lambda name: values[name][0]) for choose in (min, max))
-    pairs, rows = math.comb(len({*values.values()}), 2), comparison.select(low, high).rows
-    row = next(row for row in rows if row["network"] == high and row["quantity"] == quantity)
-    apart = "is" if comparison.interval(high, low, quantity, 1 - _ALPHA / pairs)[0] > 0 else "is not"
-    df = "" if math.isinf(row["delta_df"]) else f" with {row['delta_df']:.3g} degrees of freedom"
-    return (
-        f"At the centre, {shown(low)} has the smallest filter-relative trace ({with_error(*values[low])}) and "
-        f"{shown(high)} the largest ({with_error(*values[high])}). Their difference, "
-        f"{with_error(row['delta'], row['delta_stderr'])}, {apart} told apart from zero at the "
-        f"{100 * _ALPHA:g}\N{NO-BREAK SPACE}% level (Student's t{df}"
-        + f", corrected for the {pairs} pairs" * (pairs > 1)
-        + ")."
-    )
+    low, high = (choose(values, key=lambda name: values[name]) for choose in (min, max))
+    pairs = math.comb(len({*values.values()}), 2)
+    sentence = whole.verdict(high, low, quantity, 1 - _ALPHA / pairs)
+    plain = re.sub(r"\\(.)", r"\1", sentence.replace("**", ""))  # what it emphasises and escapes is Markdown's
+    return f"At the centre, the largest and the smallest: {plain}{f', corrected for {pairs} pairs' * (pairs > 1)}."
+
+
+def _named(comparison: Comparison) -> Comparison:
+    """Return a comparison whose networks are called as they are shown."""
+    return replace(comparison, seeds={shown(name): group for name, group in comparison.seeds.items()})
 
 
 def note(numbers: Numbers) -> str:
@@ -108,7 +103,7 @@ def numbers_table(networks: Mapping[str, Numbers], comparisons: Sequence[Compari
     parts = [f'<div class="wrap"><table>{body}</table></div><dl>{terms}</dl>']
     parts += [_UNMEASURED] * (not comparisons)
     for whole in comparisons:
-        named = replace(whole, seeds={shown(name): group for name, group in whole.seeds.items()})
+        named = _named(whole)
         plain = named.table.to_html(border=0).replace(' style="text-align: right;"', "")  # which the policy forbids
         table = f'<div class="wrap">{re.sub(r">-(?=[0-9.])", ">−", plain)}</div>'
         text = f'<p class="soft small">{html.escape(whole._caption().replace("`", ""))}</p>'
