@@ -30,13 +30,13 @@ def scatter(model: nn.Module, x: Tensor, *, draws: int = DRAWS, share: float = S
 
 def gradient_norm(model: nn.Module, x: Tensor, y: Tensor, kind: str = "none", *, draws: int = 4) -> float:
     """Return the norm of the weights' gradient, in training mode, mean over draws of a `noise`."""
-    twin, norms = copy.deepcopy(model), []
-    weights = [m.weight for m in twin.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    with torch.random.fork_rng(), noise(kind, twin, x):
+    own, norms = copy.deepcopy(model), []
+    weights = [m.weight for m in own.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    with torch.random.fork_rng(), noise(kind, own, x):
         torch.manual_seed(0)
-        twin.train()
+        own.train()
         for _ in range(draws):
-            gradients = torch.autograd.grad(nn.functional.cross_entropy(twin(x), y), weights)
+            gradients = torch.autograd.grad(nn.functional.cross_entropy(own(x), y), weights)
             norms.append(torch.stack([g.square().sum() for g in gradients]).sum().sqrt())
     return float(torch.stack(norms).mean())
 
@@ -80,9 +80,9 @@ def relative_sizes(model: nn.Module, x: Tensor) -> dict[str, tuple[float, float]
     def size(quantizer: Any, values: Tensor) -> float:
         return float((quantizer.step_size(values).square().mean() / 12 / quantizer(values).square().mean()).sqrt())
 
-    twin = copy.deepcopy(model).eval()  # without the noise that may be on
-    layers = noisy_layers(twin)
-    inputs = features(twin, list(layers), x)
+    own = copy.deepcopy(model).eval()  # without the noise that may be on
+    layers = noisy_layers(own)
+    inputs = features(own, list(layers), x)
     quantizers = {name: (layer.input_quantizer, layer.weight_quantizer) for name, layer in layers.items()}
     return {name: (size(a, inputs[name]), size(w, layers[name].weight)) for name, (a, w) in quantizers.items()}
 
@@ -95,10 +95,10 @@ def features(model: nn.Module, names: list[str], x: Tensor) -> dict[str, Tensor]
     def keep(name: str, _: nn.Module, inputs: tuple[Tensor]) -> None:
         found[name] = inputs[0]
 
-    twin = copy.deepcopy(model).eval()
+    own = copy.deepcopy(model).eval()
     for name in names:
-        twin.get_submodule(name).register_forward_pre_hook(partial(keep, name))
-    twin(x)
+        own.get_submodule(name).register_forward_pre_hook(partial(keep, name))
+    own(x)
     return found
 
 

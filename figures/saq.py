@@ -28,7 +28,7 @@ ROUNDS = 15
 
 
 def compute_surfaces(profile: Profile) -> landscape.Comparison:
-    """Measure the float network and its 2-bit twins alike, over the seeds; draw those of the first."""
+    """Measure the float network and its 2-bit copies alike, over the seeds; draw those of the first."""
     rows = {"FP32": ("fp32", None), "W2A2 SGD": ("sgd", "W2A2"), "W2A2 SAQ": ("saq3", "W2A2")}
     models = {label: [profile.network(*row, seed) for seed in profile.seeds] for label, row in rows.items()}
     return profile.compared(models)
@@ -64,7 +64,7 @@ def draw_staircase(data: xarray.Dataset):
 
 
 def compute_radii(profile: Profile) -> xarray.Dataset:
-    """Measure the worst-case rise of the loss (projected gradient ascent) within relative radii of Q(w)."""
+    """Measure the worst-case increase of the loss (projected gradient ascent) within relative radii of Q(w)."""
     variants = profile.effort(("sgd", *CASES), ("sgd", "saq3"))
 
     def increases(variant: str, bits: str, seed: int) -> np.ndarray:
@@ -85,7 +85,7 @@ def converged(data: xarray.Dataset) -> xarray.DataArray:
 
 
 def draw_radii(data: xarray.Dataset):
-    """Draw each case's rise over SGD's, paired by seed; hollow where an ascent did not converge: a lower bound."""
+    """Draw each case's increase over SGD's, paired by seed; hollow where an ascent did not converge: a lower bound."""
     figure, axes = panels(len(BITS), 2.2, sharey=True)
     done = converged(data)
     cases = [v for v in data["variant"].values if v != "sgd"]
@@ -103,8 +103,8 @@ def draw_radii(data: xarray.Dataset):
         labels = [f"{100 * r:g}\n{rise:.2g}" for r, rise in zip(data.radius.values, sgd, strict=True)]
         ax.axhline(1, color=METHODS["sgd"][1], linewidth=0.8, zorder=0)
         ax.set_xticks(range(len(labels)), labels)
-        ax.set(title=bits, xlabel="Radius, % of each filter's norm (below: SGD's rise)")
-    axes[0].set(ylabel="Worst-case rise / SGD's", ylim=(0, None))
+        ax.set(title=bits, xlabel="Radius, % of each filter's norm (below: SGD's increase)")
+    axes[0].set(ylabel="Worst-case increase / SGD's", ylim=(0, None))
     legend(figure, axes[0], 4)
     seen = told(data, "paired by seed", images=min(ASCENTS, data.attrs["samples"]))
     note(figure, f"{seen}; hollow: an ascent did not converge; orange: SGD")

@@ -50,7 +50,7 @@ def _rank_correlation(pairs: np.ndarray) -> float:
 
 
 def draw() -> Any:
-    """Draw a panel for each number of bits: every network and its SGD twin small, the means of a method large."""
+    """Draw a panel for each number of bits: every network and SGD's of its seed small, the means of a method large."""
     figure, axes = panels(2, 2.6, sharey=True)
     found, ranks = {bits: points(bits) for bits in BITS}, correlations()
     shown = [variant for variant in METHODS if any(variant in own for own in found.values())]

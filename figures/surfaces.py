@@ -40,8 +40,8 @@ def draw_beside(
         filled = ax.contourf(*place, np.log10(ratio).T, levels=levels, cmap="RdBu_r", vmin=-1, vmax=1)
         ax.plot(0, 0, "+", color="black")
         change = two_digits(*comparison.difference(name, reference, quantity), "+")
-        rise = f"Rise at {100 * float(quantity.removeprefix('average_')):g} %: {change}"
-        ax.set(title=f"{name} / {reference}", xlabel=f"Direction 1, filter norms\n{rise}", aspect="equal")
+        increase = f"ΔL at {100 * float(quantity.removeprefix('average_')):g} %: {change}"
+        ax.set(title=f"{name} / {reference}", xlabel=f"Direction 1, filter norms\n{increase}", aspect="equal")
         ax.grid(visible=False)
     axes[0].set_ylabel("Direction 2, filter norms")
     bar = figure.colorbar(filled, ax=axes[len(maps) - 1], ticks=np.log10(RATIOS), shrink=0.8)
@@ -58,7 +58,7 @@ def draw_beside(
     label_ends(ax)
     seeds = f"less {reference}'s, {len(comparison.seeds[reference])} seeds ± 1 stderr"
     about = f"{about}, {comparison.about['samples']} images; bands: 80 % of the directions"
-    note(figure, f"{about}\nRise: mean increase of the loss, {seeds}")
+    note(figure, f"{about}\nΔL: mean increase of the loss, {seeds}")
     return figure, axes[-1]
 
 

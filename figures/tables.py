@@ -129,7 +129,7 @@ FIGURES = [
     Figure(
         "flatness_by_bits",
         "ours, after WinQ, QT-DoG and FQAT, which disagree",
-        "quantized networks are flatter than their float twins",
+        "quantized networks are flatter than the float ones",
         None,
         flatness.draw,
     ),

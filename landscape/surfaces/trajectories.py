@@ -165,10 +165,10 @@ def trajectory(
     if not isinstance(model, Objective):
         batchnorm = batchnorm or "recomputed"
     function = objective_of(model, data, loss=loss, objective=objective, space=space, batchnorm=batchnorm)
-    twin = copied(function.model)
+    other = copied(function.model)
     differences, losses = [], []
     for checkpoint in progress(checkpoints, "checkpoints"):
-        network = _network(twin, function.model, checkpoint)
+        network = _network(other, function.model, checkpoint)
         differences.append(direction_to(function.coordinates, function.coordinates_of(network)))
         losses.append(function.of(network).centre.loss)
     if surface is None:
@@ -210,15 +210,15 @@ def _flat(centre: Coordinates, step: Point) -> Tensor:
     ).double()
 
 
-def _network(twin: nn.Module, model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+def _network(other: nn.Module, model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     if isinstance(checkpoint, nn.Module):
         return checkpoint
     state = model.state_dict()
     checkpoint = {name.removeprefix("_orig_mod."): tensor for name, tensor in checkpoint.items()}  # of a compiled model
     if unknown := sorted(checkpoint.keys() - state.keys()):
         raise ValueError(f"a checkpoint holds {unknown[0]!r}, which the model does not have: pass its own state dicts")
-    twin.load_state_dict(state | dict(checkpoint))
-    return twin
+    other.load_state_dict(state | dict(checkpoint))
+    return other
 
 
 def _space(surface: Surface) -> Space | None:
