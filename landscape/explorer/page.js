@@ -780,7 +780,8 @@ function slice() {
     write(context, clipped(context, name, right - 10), [width - right + 8, y], "left", own, 12, 600);
   });
   const across = state.axis ? "x" : "y";
-  $("where").textContent = written(+grid[across][Math.min(state.cut, grid[across].length - 1)].toPrecision(3));
+  const where = grid[across][Math.min(state.cut, grid[across].length - 1)];
+  $("where").textContent = written(+(+where.toFixed(12)).toPrecision(3));  // zero may be 5e-17
   $("across").textContent = grid.axes[1 - state.axis];
   Object.assign(slice, {from, to, left, right, axis, grid});
 }

@@ -39,7 +39,7 @@ function fitted(name, figure, cameras, el) {
       Object.assign(axis, { backgroundcolor: "rgba(0,0,0,0)", gridcolor: grey, linecolor: grey, color: ink });
     for (const axis of room < 260 ? [part.xaxis, part.yaxis] : []) {
       axis.showticklabels = false; // they would cover the sheet
-      axis.title.font.size = 9;
+      axis.title.text = axis.title.text.split(" ").at(-1); // "Direction 1" would be cut
     }
     part.camera = cameras[key] ?? cameras.all ?? part.camera;
   }

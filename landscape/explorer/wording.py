@@ -192,7 +192,7 @@ def _cell(number: tuple[float, float] | None, ends: tuple[float, float]) -> str:
     """Return a number and, on the scale of its column, a dot with its error bar."""
     if number is None or not math.isfinite(number[0]):
         return "<td>–</td>"
-    main, plus, rest = with_error(*number).replace("-", "−").partition(" ± ")
+    main, plus, rest = with_error(*number).partition(" ± ")
     text = main + f" <small>± {rest}</small>" * bool(plus)
     value, error = number[0], number[1] if math.isfinite(number[1]) else 0.0
     low, high = ends
