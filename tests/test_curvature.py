@@ -22,7 +22,8 @@ from networks import (
 )
 from torch.nn.functional import cross_entropy
 
-from landscape import GGN, Hessian, density, load, top_eigenvalues, trace
+from landscape import GGN, Hessian, Objective, density, load, top_eigenvalues, trace
+from landscape.linalg import lanczos
 from saq_core import dequantize
 
 all_cases = pytest.mark.parametrize("name", CASES)
@@ -282,3 +283,28 @@ def test_densities_hold_the_outliers_and_integrate_to_one(tmp_path):
     assert found.about["space"] == "float" and found.about["products"] > 6 * 30 - 6
     assert torch.equal(density(model, RAGGED, k=4, num_probes=6, steps=30).density, found.density)
     assert len(density(dense, k=0, num_probes=2, steps=10).atoms) == 0
+
+
+def test_a_hessian_whose_graphs_are_kept_offers_the_gradient():
+    model = convolutional()
+    objective = Objective(model, RAGGED)
+    gradient = objective.coordinates.flatten(objective.gradient())
+    hessian = Hessian(objective, memory=1e12)
+    offered = hessian.start()
+    torch.testing.assert_close(offered / sum(objective.batch_weights), gradient.double(), rtol=1e-5, atol=1e-7)
+    scale = torch.linspace(0, 1, len(gradient)).to(gradient)
+    torch.testing.assert_close(hessian.scaled(scale).start(), scale * offered)
+    assert Hessian(objective, memory=0).start() is None  # it would cost a gradient
+    assert GGN(objective, memory=1e12).start() is None
+
+
+@pytest.mark.parametrize(("tol", "more"), [(1e-3, 0), (1e-6, 3)])
+def test_residuals_are_measured_where_the_tolerance_is_tight(tol, more):
+    hessian = Hessian(convolutional().double(), [(x.double(), y) for x, y in RAGGED])
+    found = top_eigenvalues(hessian, k=3, tol=tol)
+    before = hessian.products
+    pairs = lanczos(hessian, 3, tol=tol)
+    assert found.about["products"] == hessian.products - before + more == pairs.products + more
+    vectors = pairs.vectors
+    true = (hessian @ vectors - vectors * pairs.values).norm(dim=0) / pairs.values.abs().max()
+    torch.testing.assert_close(found.residuals, true, rtol=1e-3, atol=1e-12)

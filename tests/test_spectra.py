@@ -482,3 +482,46 @@ def test_pictures_of_a_density_show_its_numbers(outliers):
 )
 def test_examples_run(name):
     assert not doctest.testmod(importlib.import_module(f"landscape.{name}")).failed
+
+
+@pytest.mark.parametrize("room", [None, 24])
+def test_a_float32_operator_has_a_float32_basis_at_a_loose_tolerance(room):
+    matrix = symmetric(trained()).float()
+    found = lanczos(matrix, 6, max_basis=room, tol=1e-4)
+    assert found.basis.dtype == torch.float32 and found.converged.all()
+    gram = found.basis.T @ found.basis
+    torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=3e-6)
+    true = (matrix.double() @ found.vectors.double() - found.vectors * found.values).norm(dim=0) / 60
+    torch.testing.assert_close(found.residuals, true, rtol=0, atol=3e-6)
+    torch.testing.assert_close(found.values, WANTED["magnitude"](trained())[:6], rtol=0, atol=60e-6)
+    assert lanczos(matrix, 6, tol=1e-6).basis.dtype == torch.float64
+
+
+@pytest.mark.parametrize("room", [None, 24])
+def test_folds_of_eigenvalues_come_from_the_recurrence(room):
+    folds = torch.stack([symmetric(trained(300), seed=seed) for seed in range(3)])
+    found = lanczos(Folded(folds, GROUPS), 4, tol=1e-4, max_basis=room)
+    expected = torch.stack([(found.vectors * (fold @ found.vectors)).sum(0) for fold in folds])
+    torch.testing.assert_close(found.fold_values, expected, rtol=0, atol=1e-9)
+
+
+class Started(Folded):
+    offered = None
+
+    def start(self):
+        return self.offered
+
+
+def test_the_start_that_an_operator_offers_is_leant_on_and_not_trusted():
+    matrix = symmetric(trained())
+    operator = Started(matrix[None], torch.ones(1))
+    plain = lanczos(operator, 3)
+    vectors = torch.linalg.eigh(matrix).eigenvectors
+    operator.offered = vectors[:, -3:].sum(1)
+    assert lanczos(operator, 3).products < plain.products
+    for useless in (torch.zeros(400), torch.full((400,), math.nan)):
+        operator.offered = useless.double()
+        assert torch.equal(lanczos(operator, 3).values, plain.values)
+    operator.offered = vectors[:, 0]  # an eigenvector at the wrong end: the noise finds the others
+    found = lanczos(operator, 3, which="largest", tol=1e-6)
+    torch.testing.assert_close(found.values, WANTED["largest"](trained())[:3], rtol=0, atol=1e-6)

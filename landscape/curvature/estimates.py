@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from .. import parallel
 from ..checking import numbers, seed_of
 from ..linalg import (
+    LOOSE,
     Density,
     Eigenpairs,
     Eigenvalues,
     Operator,
     Trace,
     Which,
+    basis_dtype,
     fold_products,
     fold_shares,
     hutchinson,
@@ -108,7 +110,8 @@ def trace(
         result = hutchinson(operator, **settings)
     else:
         steps = min(_DEFLATED, _room(operator, 0))
-        result = deflated_trace(operator, lanczos(operator, steps, tol=0.0, max_products=steps, seed=seed), **settings)
+        krylov = lanczos(operator, steps, tol=LOOSE, max_products=steps, seed=seed)
+        result = deflated_trace(operator, krylov, **settings)
     return replace(result, about=about | result.about | {"seed": seed, "seconds": elapsed()})
 
 
@@ -137,7 +140,8 @@ def top_eigenvalues(
             ``"LM"``, ``"LA"``, ``"SA"``, ``"BE"`` for the same.
         units: ``"raw"``, or ``"filter"`` for D·H·D (see `trace`).
         space: ``"quantized"`` (default) or ``"latent"``.
-        tol: stop once every residual ‖Hv − θv‖/|θ₁| is below it. In float32 residuals stop at 1e-6…6e-6.
+        tol: stop once every residual ‖Hv − θv‖/|θ₁| is below it. Below 1e-5 residuals are measured by a product each;
+            else the recurrence tells them. In float32 measured ones stop at 1e-6…6e-6.
         max_products: stop there in any case; ``converged`` then says so (pyhessian: iterations per eigenvalue).
         seed: of the start vector.
         loss, objective: see `Objective`.
@@ -146,8 +150,8 @@ def top_eigenvalues(
     Raises:
         ValueError: unknown settings, k outside 1…n, a matrix that is not square and symmetric, bad data.
 
-    Cost: 11–40 Hessian-vector products for k = 5 on trained networks, and k more that measure residuals and the error
-    over the data; memory n·min(80, what half the memory holds) float64.
+    Cost: 9–30 Hessian-vector products for k = 5 on trained networks, and k more where residuals are measured; memory
+    n·min(80, what half the memory holds) numbers, float32 for a float32 network.
 
     Example:
         >>> import torch, landscape
@@ -242,23 +246,30 @@ def deflated_trace(operator: Operator, krylov: Eigenpairs, **settings: Any) -> T
 
 
 def eigenvalues_of(operator: Operator, pairs: Eigenpairs, tol: float) -> Eigenvalues:
-    """Turn what Lanczos found into a result: residuals measured, folds compared, vectors cut by weight."""
-    columns = list(pairs.vectors.T)
-    weights = fold_shares(operator)
-    residuals, forms = [], []
-    for value, vector in zip(pairs.values.tolist(), columns, strict=True):
-        images = fold_products(operator, vector)
-        residuals.append((weights.to(images) @ images - value * vector).norm())
-        forms.append(images @ vector)
-    measured = torch.stack(residuals).cpu() / pairs.values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    """Turn what Lanczos found into a result: vectors cut by weight, residuals measured where the tolerance is tight."""
+    residuals, fold_values, products = pairs.residuals, pairs.fold_values, pairs.products
+    if tol < LOOSE:
+        residuals, fold_values = _measured(operator, pairs)
+        products += len(residuals)
     stacks, coordinates = {"": pairs.vectors.T.cpu()}, getattr(operator, "coordinates", None)
     if coordinates is not None:
         sizes = [value.numel() for value in coordinates.centre.values()]
         parts = zip(coordinates.centre.items(), stacks[""].split(sizes, dim=1), strict=True)
         stacks = {name: part.reshape(-1, *value.shape).to(value.dtype) for (name, value), part in parts}
     # in float32 the measured residual stops at a floor, whatever the recurrence says
-    done, about = pairs.converged & (measured <= tol), {"products": pairs.products + len(columns)}
-    return Eigenvalues(about, pairs.values, measured, done, stacks, torch.stack(forms, dim=1).cpu(), weights)
+    about, done = {"products": products}, pairs.converged & (residuals <= tol)
+    return Eigenvalues(about, pairs.values, residuals, done, stacks, fold_values, fold_shares(operator))
+
+
+def _measured(operator: Operator, pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
+    """Return the residuals ‖A v − θ v‖/|θ₁| and vᵀA_f v of every fold, (folds, k), by a product for each pair."""
+    weights, residuals, forms = fold_shares(operator), [], []
+    for value, vector in zip(pairs.values.tolist(), pairs.vectors.T.double(), strict=True):
+        images = fold_products(operator, vector).double()
+        residuals.append((weights.to(images) @ images - value * vector).norm())
+        forms.append(images @ vector)
+    largest = pairs.values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.stack(residuals).cpu() / largest, torch.stack(forms, dim=1).cpu()
 
 
 def operator_of(
@@ -321,7 +332,8 @@ def _room(operator: Operator, k: int) -> int:
     """Count the Lanczos vectors that memory has room for, within reason."""
     n = operator.shape[0]
     memory = getattr(operator, "memory", math.inf)
-    return min(n, max(k + 2, int(min(max(2 * k + 20, 80), memory / 2 / (8 * n)))))
+    size = n * basis_dtype(operator).itemsize
+    return min(n, max(k + 2, int(min(max(2 * k + 20, 80), memory / 2 / size))))
 
 
 def _network(model: Any, data: Any, space: Any, loss: Loss | None, objective: BatchObjective | None) -> Objective:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,13 +12,12 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import checked, numbers
-from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Space, objective_of, translated
-from .products import GaussNewtonGraph, HessianGraph, Probe, free_memory, probe
+from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Point, Space, objective_of, translated
+from .products import GaussNewtonGraph, Graph, HessianGraph, Probe, free_memory, probe
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-Graph = HessianGraph | GaussNewtonGraph
 _FOLD_BYTES = 5e8  # what images of all folds may take: beyond, fewer folds
 
 
@@ -125,7 +125,10 @@ class Hessian(_Symmetric):
             first = next(self.objective.batches())
             self.objective.check_derivatives(2)
             is_verified = self._inputs is None and self.objective.derivatives == "exact"
-            self.probe: Probe = probe(lambda batch: self._build(0, batch), first, self.device, is_verified)
+            self.probe: Probe
+            self.probe, graph = probe(lambda batch: self._build(0, batch), first, self.device, is_verified)
+        if 0 in self._room() and self.objective.same_order:
+            self._kept[0] = graph
 
     def __repr__(self) -> str:
         where = f"{self.coordinates.space} space, {self.objective.samples or 'unknown'} samples, {self.dtype}"
@@ -148,20 +151,33 @@ class Hessian(_Symmetric):
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         columns = self._columns(vectors)
-        total = torch.zeros(self.shape[0], len(columns), dtype=torch.float64, device=self.device)
-        for _fold, rows, image in self._images(columns):
-            total[rows] += image
-        return (parallel.sum_(total) / sum(self._weights)).to(self.dtype).reshape(vectors.shape)
+        total = torch.zeros(len(columns), self.shape[0], dtype=torch.float64, device=self.device)
+        for _, image in self._images(columns):
+            total += image
+        total = parallel.sum_(total) / sum(self._weights)
+        return total.to(self.dtype).T.reshape(vectors.shape)
 
     @checked
     def by_fold(self, vectors: Tensor) -> Tensor:
         """Return A_f v for each fold f of the data, (folds, n) or (folds, n, k): their weighted mean is A v."""
-        weights = self.fold_weights * sum(self._weights)
+        weights = (self.fold_weights * sum(self._weights)).to(self.device, self.dtype)
         columns = self._columns(vectors)
-        images = torch.zeros(len(weights), self.shape[0], len(columns), dtype=torch.float64, device=self.device)
-        for fold, rows, image in self._images(columns):
-            images[fold, rows] += image
-        return (parallel.sum_(images) / weights[:, None, None]).reshape(-1, *vectors.shape)
+        images = torch.zeros(len(weights), len(columns), self.shape[0], dtype=self.dtype, device=self.device)
+        for fold, image in self._images(columns):
+            images[fold] += image
+        return (parallel.sum_(images) / weights[:, None, None]).transpose(1, 2).reshape(-1, *vectors.shape)
+
+    def start(self) -> Tensor | None:
+        """Return the gradient where kept graphs hold it, None elsewhere: it leans towards the top eigenvectors."""
+        if self._inputs or min(parallel.gather(self._share_kept())) < 1:
+            return None
+        total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
+        with self.objective.measurement_mode(), torch.enable_grad():
+            for _, graph in self._graphs():
+                if not isinstance(graph, HessianGraph):
+                    return None
+                total += torch.cat([part.detach().reshape(-1) for part in graph.gradient])
+        return parallel.sum_(total)
 
     @property
     def fold_weights(self) -> Tensor:
@@ -206,17 +222,25 @@ class Hessian(_Symmetric):
             raise ValueError(f"vectors must have shape ({n},) or ({n}, k), got {tuple(vectors.shape)}")
         return vectors.to(self.device, self.dtype).reshape(n, -1).unbind(1)
 
-    def _images(self, columns: Sequence[Tensor]) -> Iterator[tuple[int, slice, Tensor]]:
-        """Yield for each batch its fold, the coordinates that it concerns, and weight·A_batch·v there, (rows, k)."""
-        n, folds = self.shape[0], self._folds()
+    def _images(self, columns: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Yield each fold with the sum over some of its batches of weight·A_batch·v, (k, n) in the model's dtype."""
         self.products += len(columns)
+        folds, here = self._folds(), -1
+        sums = torch.zeros(len(columns), self.shape[0], dtype=self.dtype, device=self.device)
         with self.objective.measurement_mode(), torch.enable_grad():
             for index, graph in self._graphs():
-                rows, parts = slice(0, n), [list(self.coordinates.unflatten(column).values()) for column in columns]
-                if self._inputs:
-                    rows, parts = self._inputs.rows[index], [self._inputs.cut(index, c) for c in columns]
-                images = [torch.cat([part.reshape(-1) for part in graph.product(v)]) for v in parts]
-                yield folds[index], rows, torch.stack(images, dim=1)
+                if folds[index] != here >= 0:
+                    yield here, sums
+                    sums.zero_()
+                here = folds[index]
+                for column, row in zip(columns, sums, strict=True):
+                    # in place, part by part: laying all out as one vector first takes longer than adding
+                    torch._foreach_add_(self._parts(index, row), graph.product(self._parts(index, column)))
+            yield here, sums
+
+    def _parts(self, index: int, vector: Tensor) -> list[Tensor]:
+        """Cut a vector into views in the shapes of what a batch's graph differentiates by."""
+        return self._inputs.cut(index, vector) if self._inputs else list(self.coordinates.unflatten(vector).values())
 
     def _graphs(self) -> Iterator[tuple[int, Graph]]:
         """Yield index and graph of each batch of this process: graphs kept, and others built anew."""
@@ -237,8 +261,12 @@ class Hessian(_Symmetric):
         if self._inputs:
             with self._inputs.hooked(index) as leaf:
                 return self.graph_type(self.objective, self.objective.tensors(), [leaf], batch)
-        leaves = [leaf.detach().clone().requires_grad_() for leaf in self.objective.tensors().values()]
-        return self.graph_type(self.objective, dict(zip(self.objective.tensors(), leaves, strict=True)), leaves, batch)
+        return self.graph_type(self.objective, self._leaves, list(self._leaves.values()), batch)
+
+    @cached_property
+    def _leaves(self) -> Point:
+        """The tensors that the graphs of all batches differentiate by."""
+        return {name: tensor.detach().clone().requires_grad_() for name, tensor in self.objective.tensors().items()}
 
     def _room(self) -> Sequence[int]:
         """Return the batches of this process whose graphs fit in memory; all or none where their order may change."""
@@ -332,6 +360,11 @@ class Scaled(_Symmetric):
         """See `Hessian.by_fold`."""
         d = self.d if vectors.ndim == 1 else self.d[:, None]
         return d * self.operator.by_fold(d * vectors.to(self.device, self.dtype))
+
+    def start(self) -> Tensor | None:
+        """See `Hessian.start`: the gradient by the coordinates of these units."""
+        gradient = self.operator.start()
+        return None if gradient is None else self.d * gradient
 
     def about(self, **more: Any) -> dict[str, Any]:
         """See `Hessian.about`."""

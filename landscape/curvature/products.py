@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..model import Objective, Point, samples_of
 from ..model.batches import target_of
+from ..model.folding import linear_in_slopes
 
 Tensors = Sequence[Tensor]
 
@@ -56,7 +57,8 @@ class GaussNewtonGraph:
         self.weight = float(loss.weight)
         (self.slope,) = torch.autograd.grad(loss.mean * self.weight, self.point, create_graph=True)
         self.dual = torch.zeros_like(output, requires_grad=True)
-        self.pulled = torch.autograd.grad(output, self.leaves, self.dual, create_graph=True, materialize_grads=True)
+        with linear_in_slopes():
+            self.pulled = torch.autograd.grad(output, self.leaves, self.dual, create_graph=True, materialize_grads=True)
 
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · G_batch · v, in the shapes of the leaves."""
@@ -84,12 +86,18 @@ class Probe:
     graph_bytes: float
 
 
+Graph = HessianGraph | GaussNewtonGraph
+
+
 def probe(
-    build: Callable[[Any], HessianGraph | GaussNewtonGraph], batch: Any, device: torch.device, is_verified: bool = False
-) -> Probe:
+    build: Callable[[Any], Graph], batch: Any, device: torch.device, is_verified: bool = False
+) -> tuple[Probe, Graph]:
     """Build one batch's graph, count what it holds, time a product, and refuse one that is not symmetric.
 
     ``is_verified`` says that differences in float64 have shown the derivatives to be right.
+
+    Returns:
+        The costs, and the graph.
 
     Raises:
         ValueError: uᵀ(A v) and vᵀ(A u) differ.
@@ -119,14 +127,13 @@ def probe(
     built = now()
     generator = torch.Generator().manual_seed(0)
     u, v = ([torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in graph.leaves] for _ in range(2))
-    au = graph.product(u)
     between = now()
-    av = graph.product(v)
+    au = graph.product(u)
     product = now() - between
     if not is_verified:
-        _check_symmetric(u, v, au, av)
+        _check_symmetric(u, v, au, graph.product(v))
     rows = samples_of(batch) or 1
-    return Probe((built - start) / rows, product / rows, sum(storages.values()) / rows)
+    return Probe((built - start) / rows, product / rows, sum(storages.values()) / rows), graph
 
 
 class _Results(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""The outermost eigenpairs of a symmetric operator by Lanczos with full reorthogonalisation, in float64."""
+"""The outermost eigenpairs of a symmetric operator by Lanczos with full reorthogonalisation."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ from .operators import Operator, fold_products, fold_shares
 
 Which = Literal["magnitude", "largest", "smallest", "both", "LM", "LA", "SA", "BE"]
 _SCIPY = {"LM": "magnitude", "LA": "largest", "SA": "smallest", "BE": "both"}
+# Tolerances from here on need no more than float32 for a float32 operator's basis, and the recurrence's word for its
+# residuals: it was off by 1e-7…7e-7 of λ₁ on trained networks.
+LOOSE = 1e-5
+_NOISE = 0.1  # of the start vector, where an operator offers one
+_CANCELLED = 0.5  # of a vector's norm: if less remains, it is orthogonalised again (Daniel et al. 1976)
+# of the largest entry of the form: a remainder no longer than that is rounding, and the subspace invariant
+_VANISHED = {torch.float32: 1e-6, torch.float64: 1e-13}
+_CHUNK = 2**16  # coordinates that a restart turns at a time: it needs no second basis
 
 
 @dataclass(frozen=True)
@@ -28,10 +36,11 @@ class Eigenpairs:
         vectors: (n, k) orthonormal.
         residuals: (k,) ‖A v − θ v‖ / |θ₁|, from the recurrence, without further products.
         converged: (k,) residual ≤ tol; none is where an invariant subspace was left with more to look for.
+        fold_values: (folds, k) vᵀA_f v for every fold of the data; one fold where the operator has none.
         products: products with A used.
-        basis: (n, m) orthonormal, m = products unless restarted.
+        basis: (n, m) orthonormal, m = products unless restarted; float32 where the operator is and ``tol`` ≥ 1e-5.
         basis_trace: tr(basisᵀ A basis), known without further products.
-        fold_traces: (folds,) tr(basisᵀ A_f basis) for every fold of the data; one fold where the operator has none.
+        fold_traces: (folds,) tr(basisᵀ A_f basis).
         form: (m, m) basisᵀ A basis.
         remainder: (n,) r of A·basis = basis·form + r·eᵀ, e the last unit vector.
     """
@@ -40,6 +49,7 @@ class Eigenpairs:
     vectors: Tensor
     residuals: Tensor
     converged: Tensor
+    fold_values: Tensor
     products: int
     basis: Tensor
     basis_trace: float
@@ -69,11 +79,13 @@ def lanczos(
     """Find k outermost eigenpairs of a symmetric operator by thick-restart Lanczos.
 
     A recurrence builds an orthonormal basis Q with A·Q = Q·H + r·eᵀ; the eigenpairs of H are the Ritz pairs. Every new
-    vector is orthogonalised twice against all earlier ones, or converged eigenvalues come back as ghosts. A full basis
-    is restarted with the outermost Ritz vectors and r. Where r vanishes (an invariant subspace) the basis holds each of
-    its eigenvalues once: it is continued with a random vector, until the new part is known to hold none further out.
-    Copies of a multiple eigenvalue within a spread-out spectrum grow out of rounding only: at a loose ``tol`` they are
-    missed. ``lanczos.steps`` takes the same arguments and pauses after every product.
+    vector is orthogonalised against all earlier ones, twice where much of it cancels, or converged eigenvalues come
+    back as ghosts. A full basis is restarted with the outermost Ritz vectors and r. Where r vanishes (an invariant
+    subspace) the basis holds each of its eigenvalues once: it is continued with a random vector, until the new part is
+    known to hold none further out. Copies of a multiple eigenvalue within a spread-out spectrum grow out of rounding
+    only: at a loose ``tol`` they are missed. Where the operator has a ``start`` (a Hessian whose graphs are kept: its
+    gradient, which leans towards the top eigenvectors and costs nothing), the first vector is that with a tenth of
+    noise. ``lanczos.steps`` takes the same arguments and pauses after every product.
 
     Args:
         operator: symmetric, shape (n, n); a dense tensor works. Where it has ``by_fold``, traces of folds are kept.
@@ -89,8 +101,8 @@ def lanczos(
     Raises:
         ValueError: k outside 1…n, unknown ``which``, max_basis < k + 2, a product that is not finite.
 
-    Cost: one product per step; memory n·max_basis float64, half as much again while restarting.
-    Source: Lanczos 1950; Paige 1976; Wu, Simon 2000 (restart).
+    Cost: one product per step; memory n·max_basis numbers of the basis' dtype.
+    Source: Lanczos 1950; Paige 1976; Wu, Simon 2000 (restart). The start vector is ours.
 
     Example:
         >>> pairs = lanczos(torch.diag(torch.arange(50.0)), k=2, tol=1e-6)
@@ -103,11 +115,11 @@ def lanczos(
     numbers(whole=True, at_least=min(n, k + 2), optional=True, note="for k pairs and two more", max_basis=max_basis)
     end, room = _SCIPY.get(which, which), min(n, max(2 * k + 20, 80) if max_basis is None else max_basis)
     generator = torch.Generator().manual_seed(seed_of(seed))
-    krylov = Krylov(operator, room)
+    krylov = Krylov(operator, room, dtype=basis_dtype(operator, tol))
     steps, keep = max(max_products, k), min((k + room) // 2, room - 2)
     scale = torch.finfo(torch.float64).tiny  # the largest |eigenvalue| seen
     start = 0  # where in the basis its latest random vector stands
-    vector = random_unit(n, generator, krylov.basis)
+    vector = krylov.start(random_unit(n, generator, krylov.basis))
     for products in range(1, steps + 1):
         closed = krylov.append(vector)
         yield
@@ -131,8 +143,15 @@ def lanczos(
     vectors = (coefficients[:, top].T.to(krylov.rows) @ krylov.basis).T
     residuals = residuals[top] / scale
     traces = krylov.forms.diagonal(dim1=1, dim2=2).sum(1)
+    fold_values = torch.einsum("ik,fij,jk->fk", coefficients[:, top], krylov.forms, coefficients[:, top])
     state = (krylov.basis.T, float(krylov.weights @ traces), traces, krylov.form, krylov.remainder)
-    return Eigenpairs(values[top], vectors, residuals, (residuals <= tol) & complete, products, *state)
+    converged = (residuals <= tol) & complete
+    return Eigenpairs(values[top], vectors, residuals, converged, fold_values, products, *state)
+
+
+def basis_dtype(operator: Operator, tol: float = LOOSE) -> torch.dtype:
+    """Return the dtype of a Krylov basis: float32 where neither the operator nor the tolerance has more digits."""
+    return torch.float32 if operator.dtype == torch.float32 and tol >= LOOSE else torch.float64
 
 
 class Krylov:
@@ -140,63 +159,83 @@ class Krylov:
 
     Args:
         operator: A, symmetric, shape (n, n).
-        room: vectors at most.
+        room: vectors at most; memory is taken for all of them, which a CPU's pages are when they are written to.
         known: (j, n) orthonormal vectors that stand first in the basis; their rows and columns of H among themselves
             are zero, for they are not multiplied.
         folds: keep H of every fold of the data, not only that of A.
+        dtype: of the basis.
     """
 
-    def __init__(self, operator: Operator, room: int, known: Tensor | None = None, *, folds: bool = True) -> None:
-        self.operator, self.room, self.folds = operator, room, folds
-        self.rows = torch.empty(min(room, 32), operator.shape[0], dtype=torch.float64, device=operator.device)
-        self.rows = self.rows if known is None else torch.cat([known, self.rows])
+    def __init__(
+        self,
+        operator: Operator,
+        room: int,
+        known: Tensor | None = None,
+        *,
+        folds: bool = True,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        self.operator, self.folds = operator, folds
+        self.rows = torch.empty(room, operator.shape[0], dtype=dtype, device=operator.device)
         self.size = 0 if known is None else len(known)
+        if known is not None:
+            self.rows[: self.size] = known
         self.weights = fold_shares(operator) if folds else torch.ones(1, dtype=torch.float64)
         self.forms = torch.zeros(len(self.weights), self.size, self.size, dtype=torch.float64)
-        self.remainder = self.rows.new_zeros(operator.shape[0])
+        self.remainder, self.norm = self.rows.new_zeros(operator.shape[0]), 0.0
 
     basis = property(lambda self: self.rows[: self.size])
     form = property(lambda self: torch.einsum("f,fij->ij", self.weights, self.forms))
 
+    def start(self, noise: Tensor) -> Tensor:
+        """Return the unit vector to begin with: what the operator offers with a tenth of noise, or the noise."""
+        offered = getattr(self.operator, "start", lambda: None)()
+        if offered is None or not 0 < float(norm := offered.norm()) < math.inf:
+            return noise
+        vector = offered.to(noise) / norm.to(noise) + _NOISE * noise
+        return vector / vector.norm()
+
     def append(self, vector: Tensor) -> bool:
         """Append a unit vector orthogonal to the basis; return True on breakdown, where r vanishes."""
-        if self.size == len(self.rows):
-            more = min(self.size, self.room - self.size)
-            self.rows = torch.cat([self.rows, self.rows.new_empty(more, self.rows.shape[1])])
         self.rows[self.size] = vector
         self.size += 1
-        images = fold_products(self.operator, vector, self.folds)
-        columns = (images @ self.basis.T).cpu()
-        self.forms = pad(self.forms, (0, 1, 0, 1))
-        self.forms[:, -1], self.forms[:, :, -1] = columns, columns
-        self.remainder = orthogonal(self.weights.to(images) @ images, self.basis)
-        norm = float(self.remainder.norm())
-        if not math.isfinite(norm):
+        images = fold_products(self.operator, vector, self.folds).to(self.rows)
+        columns = images @ self.basis.T
+        shares = self.weights.to(images)
+        image = shares @ images
+        self.remainder = image - (shares @ columns) @ self.basis
+        whole, self.norm = torch.stack([image.norm(), self.remainder.norm()]).tolist()
+        if not math.isfinite(whole):
             raise ValueError(
                 "a product with the operator is not finite: is the loss twice differentiable at the centre?"
             )
-        form = self.form
-        closed = norm <= 1e-13 * max(float(form.abs().max()), 1e-300) * len(form) ** 0.5
+        if self.norm < _CANCELLED * whole:
+            self.remainder -= (self.basis @ self.remainder) @ self.basis
+            self.norm = float(self.remainder.norm())
+        self.forms = pad(self.forms, (0, 1, 0, 1))
+        self.forms[:, -1] = self.forms[:, :, -1] = columns.double().cpu()
+        largest = max(float(self.form.abs().max()), 1e-300)
+        closed = self.norm <= _VANISHED[self.rows.dtype] * largest * self.size**0.5
         if closed:
-            self.remainder = torch.zeros_like(self.remainder)
+            self.remainder, self.norm = torch.zeros_like(self.remainder), 0.0
         return closed
 
     def next(self) -> Tensor:
         """Return the unit vector along r, which continues the recurrence."""
-        return self.remainder / self.remainder.norm()
+        return self.remainder / self.norm
 
     def ritz(self, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Return Ritz values, upwards, coefficients and absolute residuals in the part of the basis from start on."""
         values, coefficients = torch.linalg.eigh(self.form[start:, start:])
-        row = self.remainder[None]
-        square = (row @ row.T).cpu()[0]
-        return values, coefficients, (coefficients[-1] * (square * coefficients[-1])).sqrt()
+        return values, coefficients, coefficients[-1].abs() * self.norm
 
     def restart(self, start: int, coefficients: Tensor) -> None:
         """Replace the basis from start on by the Ritz vectors with these coefficients."""
         turn = torch.block_diag(torch.eye(start, dtype=torch.float64), coefficients)
         self.forms = turn.T @ self.forms @ turn
-        self.rows[start : turn.shape[1]] = coefficients.T.to(self.rows) @ self.rows[start : self.size]
+        mix = coefficients.T.to(self.rows)
+        for columns in self.rows.split(_CHUNK, dim=1):
+            columns[start : turn.shape[1]] = mix @ columns[start : self.size]
         self.size = turn.shape[1]
 
 
@@ -224,14 +263,9 @@ def _distance(values: Tensor, end: str) -> Tensor:
     return {"magnitude": values.abs(), "largest": values, "smallest": -values}[end]
 
 
-def orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
-    """Project out the span of orthonormal rows; two Gram–Schmidt passes keep orthogonality in floating point."""
-    for _ in range(2):
-        vector = vector - basis.T @ (basis @ vector)
-    return vector
-
-
 def random_unit(n: int, generator: torch.Generator, basis: Tensor) -> Tensor:
-    """Draw a unit vector orthogonal to the rows of a basis."""
-    vector = orthogonal(torch.randn(n, generator=generator, dtype=torch.float64).to(basis.device), basis)
+    """Draw a unit vector orthogonal to the rows of a basis; two Gram–Schmidt passes keep it so in floating point."""
+    vector = torch.randn(n, generator=generator, dtype=torch.float64).to(basis)
+    for _ in range(2):
+        vector = vector - (basis @ vector) @ basis
     return vector / vector.norm()

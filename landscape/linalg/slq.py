@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checking import numbers, one_of, seed_of
 from ..progress import progress
 from ..results import Result, with_error
-from .lanczos import Eigenpairs, Krylov, random_unit
+from .lanczos import Eigenpairs, Krylov, basis_dtype, random_unit
 from .operators import Operator
 from .traces import mean_and_stderr, t_interval
 
@@ -145,7 +145,7 @@ def slq(
     Raises:
         ValueError: num_probes or steps < 1, points < 2·steps, a product that is not finite.
 
-    Cost: num_probes·steps products; memory n·(steps + pairs) float64.
+    Cost: num_probes·steps products; memory n·(steps + pairs) numbers.
     Source: Ubaru, Chen, Saad 2017; Ghorbani, Krishnan, Xiao 2019, who do not deflate: a vector's luck with λ₁ alone
     then moves the implied trace by a third.
 
@@ -157,7 +157,7 @@ def slq(
     numbers(whole=True, at_least=1, num_probes=num_probes, steps=steps)
     numbers(whole=True, at_least=2 * steps, note="twice the steps", points=points)
     n, atoms = operator.shape[0], torch.empty(0, dtype=torch.float64)
-    known = torch.empty(0, n, dtype=torch.float64, device=operator.device)
+    known = torch.empty(0, n, dtype=basis_dtype(operator), device=operator.device)
     if pairs is not None:
         known, atoms = pairs.vectors.T[pairs.converged.to(known.device)].to(known), pairs.values[pairs.converged]
     generator = torch.Generator().manual_seed(seed_of(seed))
@@ -190,7 +190,7 @@ def _smoothed(about: dict[str, Any], n: int, nodes: Tensor, weights: Tensor, ato
 
 def _quadrature(operator: Operator, vector: Tensor, known: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return nodes and weights of the Gauss quadrature for a unit vector's measure, outside of known eigenvectors."""
-    krylov = Krylov(operator, len(known) + steps, known, folds=False)
+    krylov = Krylov(operator, len(known) + steps, known, folds=False, dtype=known.dtype)
     for _ in range(steps):
         if krylov.append(vector):
             break

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..checking import numbers, one_of, seed_of
 from ..progress import resumable
 from ..results import Result, with_error
+from .lanczos import basis_dtype
 from .operators import Operator, fold_products, fold_shares
 
 Over = Literal["probes", "data"]
@@ -160,15 +161,20 @@ def hutchinson(
     if blocks and basis is not None and images is None:
         raise ValueError("blocks with a basis need images=, the products of the operator with the basis")
     generator, shares = torch.Generator().manual_seed(seed_of(seed)), fold_shares(operator)
-    inside = torch.zeros(()) if basis is None or images is None else _sum_blocks(basis * images, blocks).sum(1)
+    inside: Tensor | float = 0.0
+    if blocks and basis is not None and images is not None:
+        inside = _sum_blocks(basis * images, blocks).sum(1)
     samples: list[Tensor] = []
     parts: list[Tensor] = []
+    dtype = basis_dtype(operator)
+    basis = None if basis is None else basis.to(dtype)
     for _ in range(num_probes):
-        probe = _signs(operator, generator)
+        probe = _signs(operator, generator).to(dtype)
         probe = probe if basis is None else probe - basis @ (basis.T @ probe)
-        products = fold_products(operator, probe)
-        samples.append((products @ probe).cpu())
-        parts.append(inside + _sum_blocks(probe * (shares.to(products) @ products), blocks))
+        products, vector = fold_products(operator, probe).double(), probe.double()
+        samples.append((products @ vector).cpu())
+        if blocks:
+            parts.append(inside + _sum_blocks(vector * (shares.to(products) @ products), blocks))
         estimates = torch.stack(samples) @ shares + basis_trace
         yield
         if len(samples) >= _FIRST_LOOK and _has_converged(estimates, rtol, atol):
@@ -176,7 +182,7 @@ def hutchinson(
     folds = torch.zeros(len(shares)) if basis is None else fold_traces
     data = () if folds is None else ((folds.cpu() + torch.stack(samples)).mean(0), shares)
     method = "Hutchinson" if basis is None else "deflated Hutchinson"
-    layers = dict(zip(blocks or {}, torch.stack(parts).T.contiguous(), strict=True))
+    layers = dict(zip(blocks or {}, torch.stack(parts).T.contiguous() if parts else (), strict=True))
     converged = _has_converged(estimates, rtol, atol)
     about = {"products": len(samples)}
     return Trace(about, *mean_and_stderr(estimates), estimates, converged, method, layers, *data)
@@ -218,10 +224,9 @@ def t_interval(value: float, stderr: float, df: float, level: float = 0.95) -> t
     return value - reach, value + reach
 
 
-def _sum_blocks(values: Tensor, blocks: dict[str, int] | None) -> Tensor:
+def _sum_blocks(values: Tensor, blocks: dict[str, int]) -> Tensor:
     """Sum blocks of rows, (n,) → (blocks,) and (n, k) → (blocks, k)."""
-    parts = [part.sum(0) for part in values.split(list(blocks.values()))] if blocks else []
-    return torch.stack(parts).cpu() if parts else torch.zeros(0, *values.shape[1:], dtype=torch.float64)
+    return torch.stack([part.double().sum(0) for part in values.split(list(blocks.values()))]).cpu()
 
 
 def _has_converged(samples: Tensor, rtol: float, atol: float) -> bool:

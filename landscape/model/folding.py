@@ -8,6 +8,8 @@ third of a Hessian-vector product.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -162,6 +164,23 @@ def _slopes(slope: Tensor, x: Tensor, weight: Tensor, settings: tuple, mask: lis
     return gradients[0], gradients[1]
 
 
+_linear = False  # whether backward passes are recorded as functions of the slopes alone
+
+
+@contextlib.contextmanager
+def linear_in_slopes() -> Iterator[None]:
+    """Record backward passes of convolutions for derivatives by their slopes alone: what J·v by two passes needs.
+
+    A flag of the module, not of the thread: an accelerator's backward runs in others, and one measurement at a time.
+    """
+    global _linear
+    before, _linear = _linear, True
+    try:
+        yield
+    finally:
+        _linear = before
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, function: Any, settings: tuple) -> Tensor:
@@ -172,7 +191,8 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple:
         to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
-        gradients = _Slopes.apply(slope, *ctx.saved_tensors, ctx.function, ctx.settings, [to_x, to_weight])
+        x, weight = (tensor.detach() if _linear else tensor for tensor in ctx.saved_tensors)
+        gradients = _Slopes.apply(slope, x, weight, ctx.function, ctx.settings, [to_x, to_weight])
         return (*gradients, slope.sum((0, *range(2, slope.ndim))) if to_bias else None, None, None)
 
 
@@ -192,7 +212,8 @@ class _Slopes(torch.autograd.Function):
         to_slope = to_x = to_weight = None
         if by_x is not None:
             to_slope = ctx.function(by_x, weight, None, *ctx.settings)
-            to_weight = _slopes(slope, by_x, weight, ctx.settings, [False, True])[1]
+            if ctx.needs_input_grad[2]:
+                to_weight = _slopes(slope, by_x, weight, ctx.settings, [False, True])[1]
         if by_weight is not None:
             along = ctx.function(x, by_weight, None, *ctx.settings)
             to_slope = along if to_slope is None else to_slope + along
