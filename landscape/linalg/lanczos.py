@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.functional import pad
 
 from ..checking import numbers, one_of, seed_of
 from ..progress import resumable
-from .operators import Operator, fold_products, fold_shares
+from .operators import Operator, drawn, fold_products, fold_shares, inner, length, local_size
 
 Which = Literal["magnitude", "largest", "smallest", "both", "LM", "LA", "SA", "BE"]
 _SCIPY = {"LM": "magnitude", "LA": "largest", "SA": "smallest", "BE": "both"}
@@ -107,7 +108,7 @@ def lanczos(
     steps, keep = max(max_products, k), min((k + room) // 2, room - 2)
     scale = torch.finfo(torch.float64).tiny  # the largest |eigenvalue| seen
     start = 0  # where in the basis its latest random vector stands
-    vector = random_unit(n, generator, krylov.basis)
+    vector = random_unit(operator, generator, krylov.basis)
     for products in range(1, steps + 1):
         closed = krylov.append(vector)
         yield
@@ -122,7 +123,7 @@ def lanczos(
         if closed:
             if krylov.size > room // 2 and room < n:  # the new part needs room of its own
                 krylov.restart(0, coefficients[:, top])
-            start, vector = krylov.size, random_unit(n, generator, krylov.basis)
+            start, vector = krylov.size, random_unit(operator, generator, krylov.basis)
             continue
         if krylov.size == room:
             values, coefficients, _ = krylov.ritz(start)
@@ -148,12 +149,12 @@ class Krylov:
 
     def __init__(self, operator: Operator, room: int, known: Tensor | None = None, *, folds: bool = True) -> None:
         self.operator, self.room, self.folds = operator, room, folds
-        self.rows = torch.empty(min(room, 32), operator.shape[0], dtype=torch.float64, device=operator.device)
+        self.rows = torch.empty(min(room, 32), local_size(operator), dtype=torch.float64, device=operator.device)
         self.rows = self.rows if known is None else torch.cat([known, self.rows])
         self.size = 0 if known is None else len(known)
         self.weights = fold_shares(operator) if folds else torch.ones(1, dtype=torch.float64)
         self.forms = torch.zeros(len(self.weights), self.size, self.size, dtype=torch.float64)
-        self.remainder = self.rows.new_zeros(operator.shape[0])
+        self.remainder = self.rows.new_zeros(local_size(operator))
 
     basis = property(lambda self: self.rows[: self.size])
     form = property(lambda self: torch.einsum("f,fij->ij", self.weights, self.forms))
@@ -166,11 +167,11 @@ class Krylov:
         self.rows[self.size] = vector
         self.size += 1
         images = fold_products(self.operator, vector, self.folds)
-        columns = (images @ self.basis.T).cpu()
+        columns = inner(self.operator, images, self.basis.T).cpu()
         self.forms = pad(self.forms, (0, 1, 0, 1))
         self.forms[:, -1], self.forms[:, :, -1] = columns, columns
-        self.remainder = orthogonal(self.weights.to(images) @ images, self.basis)
-        norm = float(self.remainder.norm())
+        self.remainder = orthogonal(self.operator, self.weights.to(images) @ images, self.basis)
+        norm = float(length(self.operator, self.remainder))
         if not math.isfinite(norm):
             raise ValueError(
                 "a product with the operator is not finite: is the loss twice differentiable at the centre?"
@@ -183,13 +184,13 @@ class Krylov:
 
     def next(self) -> Tensor:
         """Return the unit vector along r, which continues the recurrence."""
-        return self.remainder / self.remainder.norm()
+        return self.remainder / length(self.operator, self.remainder)
 
     def ritz(self, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Return Ritz values, upwards, coefficients and absolute residuals in the part of the basis from start on."""
         values, coefficients = torch.linalg.eigh(self.form[start:, start:])
         row = self.remainder[None]
-        square = (row @ row.T).cpu()[0]
+        square = inner(self.operator, row, row.T).cpu()[0]
         return values, coefficients, (coefficients[-1] * (square * coefficients[-1])).sqrt()
 
     def restart(self, start: int, coefficients: Tensor) -> None:
@@ -224,14 +225,15 @@ def _distance(values: Tensor, end: str) -> Tensor:
     return {"magnitude": values.abs(), "largest": values, "smallest": -values}[end]
 
 
-def orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
+def orthogonal(operator: Operator, vector: Tensor, basis: Tensor) -> Tensor:
     """Project out the span of orthonormal rows; two Gram–Schmidt passes keep orthogonality in floating point."""
     for _ in range(2):
-        vector = vector - basis.T @ (basis @ vector)
+        vector = vector - basis.T @ inner(operator, basis, vector)
     return vector
 
 
-def random_unit(n: int, generator: torch.Generator, basis: Tensor) -> Tensor:
+def random_unit(operator: Operator, generator: torch.Generator, basis: Tensor) -> Tensor:
     """Draw a unit vector orthogonal to the rows of a basis."""
-    vector = orthogonal(torch.randn(n, generator=generator, dtype=torch.float64).to(basis.device), basis)
-    return vector / vector.norm()
+    draw = drawn(operator, partial(torch.randn, generator=generator, dtype=torch.float64))
+    vector = orthogonal(operator, draw, basis)
+    return vector / length(operator, vector)
