@@ -24,7 +24,10 @@ from ..linalg import (
     fold_products,
     fold_shares,
     hutchinson,
+    inner,
     lanczos,
+    length,
+    local_size,
     slq,
     trace_of_samples,
 )
@@ -266,8 +269,8 @@ def _measured(operator: Operator, pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
     weights, residuals, forms = fold_shares(operator), [], []
     for value, vector in zip(pairs.values.tolist(), pairs.vectors.T.double(), strict=True):
         images = fold_products(operator, vector).double()
-        residuals.append((weights.to(images) @ images - value * vector).norm())
-        forms.append(images @ vector)
+        residuals.append(length(operator, weights.to(images) @ images - value * vector))
+        forms.append(inner(operator, images, vector))
     largest = pairs.values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return torch.stack(residuals).cpu() / largest, torch.stack(forms, dim=1).cpu()
 
@@ -312,10 +315,12 @@ def _known(operator: Operator, eigenvalues: Eigenvalues) -> dict[str, Any]:
     if not eigenvalues.converged.all():
         raise ValueError("eigenvalues= must all have converged: raise max_products, or ask for fewer")
     rows = torch.cat([stack.flatten(1) for stack in eigenvalues.vectors.values()], dim=1).double()
-    if rows.shape[1] != operator.shape[0]:
-        raise ValueError(f"eigenvalues= are those of an operator of size {rows.shape[1]}, not {operator.shape[0]}")
-    basis = torch.linalg.qr(rows.T.to(operator.device)).Q  # orthonormal again after a rounding to float32
-    form = basis.T @ rows.T.to(basis) @ torch.diag(eigenvalues.values.to(basis)) @ rows.to(basis) @ basis
+    if rows.shape[1] != local_size(operator):
+        raise ValueError(f"eigenvalues= are those of an operator of size {rows.shape[1]}, not {local_size(operator)}")
+    rows = rows.to(operator.device)
+    lower = torch.linalg.cholesky(inner(operator, rows, rows.T))
+    basis = torch.linalg.solve_triangular(lower, rows, upper=False).T  # orthonormal again after a rounding to float32
+    form = lower.T @ torch.diag(eigenvalues.values.to(basis)) @ lower
     alike = torch.equal(eigenvalues.fold_weights, fold_shares(operator))  # else there is no error over data to tell
     folds = eigenvalues.fold_values.sum(1) if alike else None
     known = {"basis": basis, "basis_trace": float(eigenvalues.values.sum()), "images": basis @ form}
@@ -332,7 +337,7 @@ def _room(operator: Operator, k: int) -> int:
     """Count the Lanczos vectors that memory has room for, within reason."""
     n = operator.shape[0]
     memory = getattr(operator, "memory", math.inf)
-    size = n * basis_dtype(operator).itemsize
+    size = local_size(operator) * basis_dtype(operator).itemsize
     return min(n, max(k + 2, int(min(max(2 * k + 20, 80), memory / 2 / size))))
 
 

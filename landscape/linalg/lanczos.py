@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.functional import pad
 
 from ..checking import numbers, one_of, seed_of
 from ..progress import resumable
-from .operators import Operator, fold_products, fold_shares
+from .operators import Operator, drawn, fold_products, fold_shares, inner, length, local_size
 
 Which = Literal["magnitude", "largest", "smallest", "both", "LM", "LA", "SA", "BE"]
 _SCIPY = {"LM": "magnitude", "LA": "largest", "SA": "smallest", "BE": "both"}
@@ -119,7 +120,7 @@ def lanczos(
     steps, keep = max(max_products, k), min((k + room) // 2, room - 2)
     scale = torch.finfo(torch.float64).tiny  # the largest |eigenvalue| seen
     start = 0  # where in the basis its latest random vector stands
-    vector = krylov.start(random_unit(n, generator, krylov.basis))
+    vector = krylov.start(random_unit(operator, generator, krylov.basis))
     for products in range(1, steps + 1):
         closed = krylov.append(vector)
         yield
@@ -134,7 +135,7 @@ def lanczos(
         if closed:
             if krylov.size > room // 2 and room < n:  # the new part needs room of its own
                 krylov.restart(0, coefficients[:, top])
-            start, vector = krylov.size, random_unit(n, generator, krylov.basis)
+            start, vector = krylov.size, random_unit(operator, generator, krylov.basis)
             continue
         if krylov.size == room:
             values, coefficients, _ = krylov.ritz(start)
@@ -176,13 +177,13 @@ class Krylov:
         dtype: torch.dtype = torch.float64,
     ) -> None:
         self.operator, self.folds = operator, folds
-        self.rows = torch.empty(room, operator.shape[0], dtype=dtype, device=operator.device)
+        self.rows = torch.empty(room, local_size(operator), dtype=dtype, device=operator.device)
         self.size = 0 if known is None else len(known)
         if known is not None:
             self.rows[: self.size] = known
         self.weights = fold_shares(operator) if folds else torch.ones(1, dtype=torch.float64)
         self.forms = torch.zeros(len(self.weights), self.size, self.size, dtype=torch.float64)
-        self.remainder, self.norm = self.rows.new_zeros(operator.shape[0]), 0.0
+        self.remainder, self.norm = self.rows.new_zeros(local_size(operator)), 0.0
 
     basis = property(lambda self: self.rows[: self.size])
     form = property(lambda self: torch.einsum("f,fij->ij", self.weights, self.forms))
@@ -190,28 +191,28 @@ class Krylov:
     def start(self, noise: Tensor) -> Tensor:
         """Return the unit vector to begin with: what the operator offers with a tenth of noise, or the noise."""
         offered = getattr(self.operator, "start", lambda: None)()
-        if offered is None or not 0 < float(norm := offered.norm()) < math.inf:
+        if offered is None or not 0 < float(norm := length(self.operator, offered)) < math.inf:
             return noise
         vector = offered.to(noise) / norm.to(noise) + _NOISE * noise
-        return vector / vector.norm()
+        return vector / length(self.operator, vector)
 
     def append(self, vector: Tensor) -> bool:
         """Append a unit vector orthogonal to the basis; return True on breakdown, where r vanishes."""
         self.rows[self.size] = vector
         self.size += 1
         images = fold_products(self.operator, vector, self.folds).to(self.rows)
-        columns = images @ self.basis.T
+        columns = inner(self.operator, images, self.basis.T)
         shares = self.weights.to(images)
         image = shares @ images
         self.remainder = image - (shares @ columns) @ self.basis
-        whole, self.norm = torch.stack([image.norm(), self.remainder.norm()]).tolist()
+        whole, self.norm = torch.stack([length(self.operator, v) for v in (image, self.remainder)]).tolist()
         if not math.isfinite(whole):
             raise ValueError(
                 "a product with the operator is not finite: is the loss twice differentiable at the centre?"
             )
         if self.norm < _CANCELLED * whole:
-            self.remainder -= (self.basis @ self.remainder) @ self.basis
-            self.norm = float(self.remainder.norm())
+            self.remainder -= inner(self.operator, self.basis, self.remainder) @ self.basis
+            self.norm = float(length(self.operator, self.remainder))
         self.forms = pad(self.forms, (0, 1, 0, 1))
         self.forms[:, -1] = self.forms[:, :, -1] = columns.double().cpu()
         largest = max(float(self.form.abs().max()), 1e-300)
@@ -263,9 +264,9 @@ def _distance(values: Tensor, end: str) -> Tensor:
     return {"magnitude": values.abs(), "largest": values, "smallest": -values}[end]
 
 
-def random_unit(n: int, generator: torch.Generator, basis: Tensor) -> Tensor:
+def random_unit(operator: Operator, generator: torch.Generator, basis: Tensor) -> Tensor:
     """Draw a unit vector orthogonal to the rows of a basis; two Gram–Schmidt passes keep it so in floating point."""
-    vector = torch.randn(n, generator=generator, dtype=torch.float64).to(basis)
+    vector = drawn(operator, partial(torch.randn, generator=generator, dtype=torch.float64)).to(basis)
     for _ in range(2):
-        vector = vector - (basis @ vector) @ basis
-    return vector / vector.norm()
+        vector = vector - inner(operator, basis, vector) @ basis
+    return vector / length(operator, vector)

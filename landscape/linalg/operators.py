@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -40,3 +41,50 @@ def fold_products(operator: Any, vector: Tensor, folds: bool = True) -> Tensor:
 def fold_shares(operator: Any) -> Tensor:
     """Return the folds' shares of the data, (folds,) float64 on the CPU; they sum to one."""
     return torch.as_tensor(getattr(operator, "fold_weights", [1.0]), dtype=torch.float64, device="cpu")
+
+
+class Shards(Protocol):
+    """How vectors lie in parts over several processes: an operator's ``shards``, None or absent where they do not."""
+
+    local_size: int
+
+    def inner(self, rows: Tensor, other: Tensor) -> Tensor: ...  # noqa: D102
+    def block_sums(self, values: Tensor, sizes: list[int]) -> Tensor: ...  # noqa: D102
+    def drawn(self, sample: Callable[[int], Tensor]) -> Tensor: ...  # noqa: D102
+
+
+def _shards(operator: Any) -> Shards | None:
+    shards: Shards | None = getattr(operator, "shards", None)
+    return shards
+
+
+def local_size(operator: Any) -> int:
+    """Return how many entries of a vector this process holds: all n, unless they lie in shards."""
+    shards = _shards(operator)
+    return int(operator.shape[0]) if shards is None else shards.local_size
+
+
+def inner(operator: Any, rows: Tensor, other: Tensor) -> Tensor:
+    """Return the inner products ``rows @ other``: (n,) or (m, n) times (n,) or (n, k)."""
+    shards = _shards(operator)
+    return rows @ other if shards is None else shards.inner(rows, other)
+
+
+def length(operator: Any, vector: Tensor) -> Tensor:
+    """Return the norm of a vector."""
+    return vector.norm() if _shards(operator) is None else inner(operator, vector, vector).sqrt()
+
+
+def block_sums(operator: Any, values: Tensor, sizes: list[int]) -> Tensor:
+    """Sum blocks of so many consecutive rows, (n,) → (blocks,) and (n, k) → (blocks, k)."""
+    shards = _shards(operator)
+    if shards is not None:
+        return shards.block_sums(values, sizes)
+    return torch.stack([part.sum(0) for part in values.split(sizes)])
+
+
+def drawn(operator: Any, sample: Callable[[int], Tensor]) -> Tensor:
+    """Return a random vector, ``sample(count)`` giving the next so many numbers of the whole one."""
+    shards = _shards(operator)
+    vector = sample(operator.shape[0]) if shards is None else shards.drawn(sample)
+    return vector.to(operator.device)

@@ -13,7 +13,7 @@ from ..checking import numbers, one_of, seed_of
 from ..progress import progress
 from ..results import Result, with_error
 from .lanczos import Eigenpairs, Krylov, basis_dtype, random_unit
-from .operators import Operator
+from .operators import Operator, local_size
 from .traces import mean_and_stderr, t_interval
 
 By = Literal["magnitude", "count"]
@@ -157,14 +157,14 @@ def slq(
     numbers(whole=True, at_least=1, num_probes=num_probes, steps=steps)
     numbers(whole=True, at_least=2 * steps, note="twice the steps", points=points)
     n, atoms = operator.shape[0], torch.empty(0, dtype=torch.float64)
-    known = torch.empty(0, n, dtype=basis_dtype(operator), device=operator.device)
+    known = torch.empty(0, local_size(operator), dtype=basis_dtype(operator), device=operator.device)
     if pairs is not None:
         known, atoms = pairs.vectors.T[pairs.converged.to(known.device)].to(known), pairs.values[pairs.converged]
     generator = torch.Generator().manual_seed(seed_of(seed))
     nodes = torch.zeros(num_probes, min(steps, n - len(known)), dtype=torch.float64)
     weights = torch.zeros_like(nodes)
     for i in progress(range(num_probes), "density") if nodes.numel() else ():
-        theta, tau = _quadrature(operator, random_unit(n, generator, known), known, nodes.shape[1])
+        theta, tau = _quadrature(operator, random_unit(operator, generator, known), known, nodes.shape[1])
         nodes[i] = theta.max()  # after a breakdown the nodes that are missing have no weight
         nodes[i, : len(theta)], weights[i, : len(tau)] = theta, tau * (1 - len(known) / n)
     band = {"band": f"Student's t over {num_probes} vectors"} if num_probes > 1 else {}

@@ -14,7 +14,7 @@ from ..checking import numbers, one_of, seed_of
 from ..progress import resumable
 from ..results import Result, with_error
 from .lanczos import basis_dtype
-from .operators import Operator, fold_products, fold_shares
+from .operators import Operator, block_sums, drawn, fold_products, fold_shares, inner, local_size
 
 Over = Literal["probes", "data"]
 _FIRST_LOOK = 10  # probes before the stop rule is asked: a standard error from fewer says little about itself
@@ -156,25 +156,25 @@ def hutchinson(
     """
     numbers(whole=True, at_least=2, note="for a standard error", num_probes=num_probes)
     numbers(at_least=0, rtol=rtol, atol=atol)
-    if blocks and sum(blocks.values()) != operator.shape[0]:
-        raise ValueError(f"blocks must add up to {operator.shape[0]}, got {sum(blocks.values())}")
+    if blocks and sum(blocks.values()) != local_size(operator):
+        raise ValueError(f"blocks must add up to {local_size(operator)}, got {sum(blocks.values())}")
     if blocks and basis is not None and images is None:
         raise ValueError("blocks with a basis need images=, the products of the operator with the basis")
     generator, shares = torch.Generator().manual_seed(seed_of(seed)), fold_shares(operator)
     inside: Tensor | float = 0.0
     if blocks and basis is not None and images is not None:
-        inside = _sum_blocks(basis * images, blocks).sum(1)
+        inside = _sum_blocks(operator, basis * images, blocks).sum(1)
     samples: list[Tensor] = []
     parts: list[Tensor] = []
     dtype = basis_dtype(operator)
     basis = None if basis is None else basis.to(dtype)
     for _ in range(num_probes):
         probe = _signs(operator, generator).to(dtype)
-        probe = probe if basis is None else probe - basis @ (basis.T @ probe)
+        probe = probe if basis is None else probe - basis @ inner(operator, basis.T, probe)
         products, vector = fold_products(operator, probe).double(), probe.double()
-        samples.append((products @ vector).cpu())
+        samples.append(inner(operator, products, vector).cpu())
         if blocks:
-            parts.append(inside + _sum_blocks(vector * (shares.to(products) @ products), blocks))
+            parts.append(inside + _sum_blocks(operator, vector * (shares.to(products) @ products), blocks))
         estimates = torch.stack(samples) @ shares + basis_trace
         yield
         if len(samples) >= _FIRST_LOOK and _has_converged(estimates, rtol, atol):
@@ -224,9 +224,8 @@ def t_interval(value: float, stderr: float, df: float, level: float = 0.95) -> t
     return value - reach, value + reach
 
 
-def _sum_blocks(values: Tensor, blocks: dict[str, int]) -> Tensor:
-    """Sum blocks of rows, (n,) → (blocks,) and (n, k) → (blocks, k)."""
-    return torch.stack([part.double().sum(0) for part in values.split(list(blocks.values()))]).cpu()
+def _sum_blocks(operator: Operator, values: Tensor, blocks: dict[str, int]) -> Tensor:
+    return block_sums(operator, values.double(), list(blocks.values())).cpu()
 
 
 def _has_converged(samples: Tensor, rtol: float, atol: float) -> bool:
@@ -235,5 +234,7 @@ def _has_converged(samples: Tensor, rtol: float, atol: float) -> bool:
 
 
 def _signs(operator: Operator, generator: torch.Generator) -> Tensor:
-    signs = torch.randint(0, 2, (operator.shape[0],), generator=generator, dtype=torch.float64)
-    return signs.mul_(2).sub_(1).to(operator.device)
+    def sample(count: int) -> Tensor:
+        return torch.randint(0, 2, (count,), generator=generator, dtype=torch.float64).mul_(2).sub_(1)
+
+    return drawn(operator, sample)
