@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..checking import checked, numbers
+from ..checking import checked, numbers, one_of
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Point, Space, objective_of, translated
+from .gradient_differences import GradientDifferences, best_radius, measured_error
 from .products import GaussNewtonGraph, Graph, HessianGraph, Probe, free_memory, probe
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
+Products = Literal["exact", "difference"]
 _FOLD_BYTES = 5e8  # what images of all folds may take: beyond, fewer folds
 
 
@@ -63,6 +65,9 @@ class Hessian(_Symmetric):
         loss: ``loss(output, target)``; default cross-entropy.
         objective: ``objective(model, batch) → (mean loss, weight)`` in place of ``loss``.
         memory: bytes that graphs may hold between products; default half of what is free.
+        products: ``"exact"``, or ``"difference"``: two gradients beside the centre, for networks without a second
+            derivative (attention kernels, compiled parts) or too large for its graph. Their step is chosen once, by
+            dtype and curvature; `product_error` measures how far off a product is.
 
     Raises:
         ValueError: bad data; a product that is not symmetric (a hand-written backward), with the reason.
@@ -99,8 +104,13 @@ class Hessian(_Symmetric):
         loss: Loss | None = None,
         objective: BatchObjective | None = None,
         memory: float | None = None,
+        products: Products = "exact",
     ) -> None:
         parallel.check_agreement(**locals())
+        one_of("products", products, Products)
+        if at is not None and products != "exact":
+            raise ValueError('products="difference" moves weights: leave at= out, or use products="exact"')
+        self.radius: float | None = None if products == "exact" else 0.0  # of differences, relative to ‖w‖
         arguments = {"space": space, "layers": layers, "loss": loss, "objective": objective}
         self.objective = objective_of(model, data, **arguments)
         network = self.objective.network
@@ -123,8 +133,15 @@ class Hessian(_Symmetric):
         explained = translated("a product with the Hessian", self.objective.model)
         with self.objective.measurement_mode(), explained, torch.enable_grad():
             first = next(self.objective.batches())
-            self.objective.check_derivatives(2)
+            self.objective.check_derivatives(2 if self.radius is None else 1)
             is_verified = self._inputs is None and self.objective.derivatives == "exact"
+            if self.radius is not None:
+                if self.objective.derivatives == "straight-through":
+                    raise ValueError(
+                        "products='difference' needs gradients that are derivatives: where activations are rounded, "
+                        "differences of straight-through gradients are off by as much as they are long"
+                    )
+                self.radius, is_verified = self._chosen_radius(first), True
             self.probe: Probe
             self.probe, graph = probe(lambda batch: self._build(0, batch), first, self.device, is_verified)
         if 0 in self._room() and self.objective.same_order:
@@ -187,6 +204,19 @@ class Hessian(_Symmetric):
         return (sums / sums.sum()).to(self.device)
 
     @checked
+    def product_error(self, vector: Tensor) -> float:
+        """Return how far ``H @ v`` is from the second derivative's product, relative to its norm, by measuring.
+
+        0 for exact products; see `landscape.curvature.gradient_differences.measured_error`.
+
+        Cost: seven gradients over the data.
+        """
+        if self.radius is None:
+            return 0.0
+        (column,) = self._columns(vector)
+        return measured_error(self.objective, column, self.radius)
+
+    @checked
     def scaled(self, d: Tensor | Mapping[str, Tensor]) -> Scaled:
         """Return D·A·D for a diagonal D, given as a vector of shape (n,) or as a point."""
         if not isinstance(d, Tensor) and (missing := [name for name in self.coordinates.names if name not in d]):
@@ -214,6 +244,8 @@ class Hessian(_Symmetric):
         graphs = "graphs kept" if share == 1 else "graphs rebuilt" if share == 0 else f"{share:.0%} of the graphs kept"
         space = {"space": self.coordinates.space} if self._inputs else {}
         way = {"matrix": self.matrix, "units": "raw", "products_by": f"double backward, {graphs}"}
+        if self.radius is not None:
+            way |= {"products_by": f"differences of gradients, ‖εv‖ = {self.radius:g}·‖w‖", "derivatives": "difference"}
         return self.objective.about() | space | way | more
 
     def _columns(self, vectors: Tensor) -> tuple[Tensor, ...]:
@@ -261,7 +293,17 @@ class Hessian(_Symmetric):
         if self._inputs:
             with self._inputs.hooked(index) as leaf:
                 return self.graph_type(self.objective, self.objective.tensors(), [leaf], batch)
-        return self.graph_type(self.objective, self._leaves, list(self._leaves.values()), batch)
+        leaves = list(self._leaves.values())
+        if self.radius is not None:
+            return GradientDifferences(self.objective, self._leaves, leaves, batch, self.radius)
+        return self.graph_type(self.objective, self._leaves, leaves, batch)
+
+    def _chosen_radius(self, batch: Any) -> float:
+        generator = torch.Generator().manual_seed(0)
+        leaves = list(self._leaves.values())
+        vectors = [torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in leaves]
+        radius = best_radius(GradientDifferences(self.objective, self._leaves, leaves, batch, 0.0), vectors)
+        return parallel.gather(radius)[0]
 
     @cached_property
     def _leaves(self) -> Point:

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from ..model import Objective, Point, samples_of
-from ..model.batches import target_of
+from ..model.batches import bytes_of, target_of
 from ..model.folding import linear_in_slopes
+from .gradient_differences import GradientDifferences
 
 Tensors = Sequence[Tensor]
 
@@ -86,7 +87,7 @@ class Probe:
     graph_bytes: float
 
 
-Graph = HessianGraph | GaussNewtonGraph
+Graph = HessianGraph | GaussNewtonGraph | GradientDifferences
 
 
 def probe(
@@ -133,7 +134,8 @@ def probe(
     if not is_verified:
         _check_symmetric(u, v, au, graph.product(v))
     rows = samples_of(batch) or 1
-    return Probe((built - start) / rows, product / rows, sum(storages.values()) / rows), graph
+    held = bytes_of(batch) if isinstance(graph, GradientDifferences) else sum(storages.values())
+    return Probe((built - start) / rows, product / rows, held / rows), graph
 
 
 class _Results(TorchDispatchMode):

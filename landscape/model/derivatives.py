@@ -51,9 +51,10 @@ class Verdict(NamedTuple):
             ValueError: with what differences say instead.
         """
         if 0 < self.wrong <= order:
+            way = ", take differences of gradients, landscape.Hessian(…, products='difference')," * (self.wrong == 2)
             raise ValueError(
                 f"{self.reason}. The backward pass of some operation is not its derivative (a hand-written "
-                "autograd.Function, a hook, detach); replace it, or measure what needs no such derivative"
+                f"autograd.Function, a hook, detach); replace it{way} or measure what needs no such derivative"
             )
 
 

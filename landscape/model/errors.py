@@ -25,8 +25,8 @@ _KINDS = (
 _REASONS = (
     (
         r"derivative for '?(?:aten::)?_?(?P<op>\w+?)(?:_backward|_double_backward)*'? is not implemented",
-        "PyTorch has no second derivative of {op}: put plain operations in its place, or measure what needs no second "
-        "derivative (surfaces, sharpness)",
+        "PyTorch has no second derivative of {op}: put plain operations in its place, take differences of gradients, "
+        "landscape.Hessian(…, products='difference'), or measure what needs no second derivative (surfaces, sharpness)",
     ),
     (
         r"(use_reentrant|[Cc]heckpointing is not compatible)",
@@ -35,7 +35,8 @@ _REASONS = (
     ),
     (
         r"(aot_autograd|torch\.compile).*double backward",
-        "a compiled part has no second derivative: measure the network before it is compiled",
+        "a compiled part has no second derivative: measure the network before it is compiled, or take differences of "
+        "gradients, landscape.Hessian(…, products='difference')",
     ),
     (
         r"cudnn RNN backward|_cudnn_rnn_backward",
@@ -43,7 +44,8 @@ _REASONS = (
     ),
     (
         r"differentiated twice|once_differentiable",
-        "an autograd.Function is marked once_differentiable: it has no second derivative",
+        "an autograd.Function is marked once_differentiable and has no second derivative: take differences of "
+        "gradients, landscape.Hessian(…, products='difference')",
     ),
     (
         r"Inference tensors",
