@@ -96,7 +96,7 @@ def test_a_kernel_without_a_second_derivative_is_measured_on_request():
     stated = hessian.product_error(torch.cat([part.reshape(-1) for part in found.vector(0).values()]))
     assert stated < 0.2 and abs(float(found.values[0] / expected[0]) - 1) < stated
     assert found.about["derivatives"] == "difference" and "differences of gradients" in found.about["products_by"]
-    assert trace(hessian, rtol=0.1).value == pytest.approx(trace(twin, data(), rtol=0.1).value, rel=0.02)
+    assert trace(hessian, rtol=0.1).value == pytest.approx(trace(twin, data(), rtol=0.1).value, rel=0.15)
 
 
 def test_weights_are_moved_and_put_back_and_nothing_else_is_differenced():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,6 +13,7 @@ from .. import parallel
 from ..checking import checked, numbers, one_of
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Point, Space, objective_of, translated
 from .gradient_differences import GradientDifferences, best_radius, measured_error
+from .layer_inputs import LayerInputs
 from .products import GaussNewtonGraph, Graph, HessianGraph, Probe, free_memory, probe
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Hessian(_Symmetric):
         numbers(at_least=0, finite=False, optional=True, memory=memory)
         self.memory = min(parallel.gather(free_memory(self.device) / 2 if memory is None else memory))
         self.products = 0
-        self._inputs = None if at is None else _Inputs(self.objective, at)
+        self._inputs = None if at is None else LayerInputs(self.objective, at)
         self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
         self._kept: dict[int, Graph] = {}
         self._weights = self.objective.batch_weights
@@ -411,56 +411,3 @@ class Scaled(_Symmetric):
     def about(self, **more: Any) -> dict[str, Any]:
         """See `Hessian.about`."""
         return self.operator.about(units=self.units, **more)
-
-
-class _Inputs:
-    """What goes into one layer, or comes out, over all the data, as the tensor that varies."""
-
-    def __init__(self, objective: Objective, at: str) -> None:
-        name, _, leaf = at.rpartition(".")
-        modules = dict(objective.model.named_modules())
-        if not objective.same_order:
-            raise ValueError("at= needs data in one order: pass (x, y) or a list of batches, not a loader")
-        if leaf not in ("input", "output") or name not in modules:
-            raise ValueError(f'at must be "<module>.input" or ".output" with the name of a module, got {at!r}')
-        self.module, self.leaf = modules[name], leaf
-        self._parts: list[Tensor] = []
-        with objective.measurement_mode(), torch.no_grad():
-            for batch in objective.batches():
-                with self._hook(self._remember):
-                    objective.loss(objective.tensors(), batch)
-        if len(self._parts) != len(objective.batch_rows):
-            raise ValueError(f"{name} must be called once in a forward pass, with a tensor, for at={at!r}")
-        ends = torch.tensor([0] + [part.numel() for part in self._parts]).cumsum(0).tolist()
-        self.rows = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
-        rounded = any(getattr(module, "is_quantizer", False) for module in objective.model.modules())
-        centre = {at: torch.cat(self._parts)}
-        self.coordinates = Coordinates(f"{leaf} of {name}", rounded, centre, {at: at}, centre)
-
-    def cut(self, index: int, vector: Tensor) -> list[Tensor]:
-        """Cut one batch's part out of a vector of shape (n,)."""
-        return [vector[self.rows[index]].view_as(self._parts[index])]
-
-    @contextlib.contextmanager
-    def hooked(self, index: int) -> Iterator[Tensor]:
-        """Put a tensor that varies in the place of the layer's input, and yield it."""
-        leaf = self._parts[index].clone().requires_grad_()
-        with self._hook(lambda _: leaf.clone()):  # a copy, for what comes next may work in place
-            yield leaf
-
-    def _remember(self, value: Tensor) -> Tensor:
-        if not isinstance(value, Tensor):
-            raise ValueError(f"at must name a module whose {self.leaf} is one tensor, got a {type(value).__name__}")
-        self._parts.append(value.detach().clone())
-        return value
-
-    @contextlib.contextmanager
-    def _hook(self, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        if self.leaf == "input":
-            handle = self.module.register_forward_pre_hook(lambda _, inputs: (function(inputs[0]), *inputs[1:]))
-        else:
-            handle = self.module.register_forward_hook(lambda _, inputs, output: function(output))
-        try:
-            yield
-        finally:
-            handle.remove()
