@@ -109,7 +109,7 @@ class _Recorded:
         kinds: dict[Any, _Recording] = {}
         self._batches: list[tuple[_Recording, list[Tensor], list[Any]]] = []
         room = float(KEPT)
-        for batch in objective.batches():
+        for batch in objective.value_batches():
             leaves: list[Tensor] = []
             mapped(batch, lambda leaf: leaves.append(leaf) or leaf)  # type: ignore[func-returns-value] # noqa: B023
             places = [next(i for i, other in enumerate(leaves) if other is leaf) for leaf in leaves]
