@@ -28,7 +28,7 @@ from .evaluation import Evaluation, merged
 from .losses import BatchLoss
 from .objective import Objective
 
-_PAYS = 64  # points, from which a recording pays
+_PAYS = 100  # points, from which a recording pays: it takes as long as 30 to 80
 _MOST = 2**24  # weights that move: five copies are kept, and the Python of large networks takes no time
 _ALIGNED = 64  # bytes: where PyTorch's own tensors begin; elsewhere kernels may add up in another order
 _BATCH, _WEIGHTS = 1, 2  # what a value depends on: bits of a number
@@ -48,7 +48,7 @@ class Replay:
     Args:
         objective: the function.
         steps: the directions.
-        points: (points, axes) all that are to be measured; the first and the last one are compared.
+        points: (points, axes) all that are to be measured; two of them are compared.
 
     Cost: at the first call, where it pays, about six passes over the data; memory for what moves, a copy for each
     direction and three more, and for what depends on the data alone.
@@ -56,18 +56,19 @@ class Replay:
 
     def __init__(self, objective: Objective, steps: Sequence[Point], points: Tensor) -> None:
         self.objective, self.steps = objective, steps
-        self._ends = points[[0, -1]].tolist() if len(points) >= _PAYS else []
+        size = len(points)  # neither the first nor the last, and on both sides of the middle: one is the centre
+        self._compared = points[[2 * size // 7, 6 * size // 7]].tolist() if size >= _PAYS else []
         self._recorded: _Recorded | None = None
         self._last: tuple[Sequence[float], Tensor] | None = None
 
     def __call__(self, coefficients: Sequence[Sequence[float]]) -> Tensor | None:
         """Return (points, columns), None where the objective itself has to be asked."""
-        ends, self._ends = self._ends, []
+        compared, self._compared = self._compared, []
         try:
-            if ends:
+            if compared:
                 recorded = _Recorded(self.objective, self.steps)
-                agree = [self._agree(row, self.row(end)) for row, end in zip(recorded(ends), ends, strict=True)]
-                self._recorded = recorded if all(agree) else None
+                pairs = zip(recorded(compared), compared, strict=True)
+                self._recorded = recorded if all(self._agree(row, self.row(point)) for row, point in pairs) else None
             if self._recorded is None:
                 return None
             rows = self._recorded(coefficients)
@@ -103,8 +104,11 @@ class _Recorded:
     """The batches of an objective, each with the recording of its kind."""
 
     def __init__(self, objective: Objective, steps: Sequence[Point]) -> None:
-        if objective.needs_grad or objective.network.batchnorm != "fixed" or not objective.same_order:
+        network = objective.network
+        if objective.needs_grad or network.batchnorm != "fixed" or not objective.same_order:
             raise _UnrecordableError
+        if any(hasattr(module, "_orig_mod") for module in network.model.modules()):
+            raise _UnrecordableError("what is compiled would be compiled anew")
         self._weights, self._centre = _Weights(objective, steps), objective.centre
         kinds: dict[Any, _Recording] = {}
         self._batches: list[tuple[_Recording, list[Tensor], list[Any]]] = []
@@ -114,27 +118,28 @@ class _Recorded:
             mapped(batch, lambda leaf: leaves.append(leaf) or leaf)  # type: ignore[func-returns-value] # noqa: B023
             places = [next(i for i, other in enumerate(leaves) if other is leaf) for leaf in leaves]
             kind = (*((t.shape, t.stride(), t.dtype, i) for t, i in zip(leaves, places, strict=True)),)
-            if kind not in kinds:
-                kinds[kind] = _Recording(objective, self._weights, batch, leaves)
-            fixed, result = kinds[kind].on(leaves)
-            self._batches.append((kinds[kind], fixed, result))
+            recording = kinds.get(kind) or _Recording(objective, self._weights, batch, leaves)
+            if recording.is_shared:
+                kinds[kind] = recording
+            fixed, result = recording.on(leaves)
+            self._batches.append((recording, fixed, result))
             room -= bytes_of(batch) + sum(tensor.nbytes for tensor in fixed)
             if room < 0:
                 raise _UnrecordableError
-        self._kinds = list(kinds.values())
+        self._recordings = {recording for recording, _, _ in self._batches}
 
     @torch.no_grad()
     def __call__(self, coefficients: Sequence[Sequence[float]]) -> Tensor:
         points = []
         for row in coefficients:
             self._weights.move(row)
-            shared = {kind: kind.by_weights(*kind.constants) for kind in self._kinds}
-            points.append([kind.by_both(*shared[kind], *fixed) for kind, fixed, _ in self._batches])
+            shared = {each: each.by_weights(*each.constants) for each in self._recordings}
+            points.append([each.by_both(*shared[each], *fixed) for each, fixed, _ in self._batches])
         stacks = [[torch.stack(values) for values in zip(*parts, strict=True)] for parts in zip(*points, strict=True)]
         return torch.vmap(self._columns)(stacks)
 
     def _columns(self, moving: list[list[Tensor]]) -> Tensor:
-        parts = [kind.loss(values, m) for (kind, _, values), m in zip(self._batches, moving, strict=True)]
+        parts = [each.loss(known, m) for (each, _, known), m in zip(self._batches, moving, strict=True)]
         return columns(merged(parts, True), self._centre)
 
 
@@ -185,13 +190,14 @@ class _Recording(TorchDispatchMode):
     """What the loss of one batch calls, as three functions: of its data alone, of the weights alone, and of both.
 
     Attributes:
+        is_shared: whether it is one of other batches of this kind, too: nothing was read that depends on the data.
         by_weights, constants: once at each point, of these constants (and the weights, which stay where they are).
         by_both: for each batch at each point, of what `by_weights` gave and what `on` gave.
     """
 
     def __init__(self, objective: Objective, weights: _Weights, batch: Any, leaves: Sequence[Tensor]) -> None:
         super().__init__()
-        self._graph, self._nodes = Graph(), WeakTensorKeyDictionary()
+        self._graph, self._nodes, self.is_shared = Graph(), WeakTensorKeyDictionary(), True
         self._data = [self._input(leaf, _BATCH) for leaf in leaves]
         for tensor in weights.moving:
             self._input(tensor, _WEIGHTS).meta["value"] = tensor
@@ -214,18 +220,32 @@ class _Recording(TorchDispatchMode):
         depends = self.depends(given)
         output = func(*args, **kwargs)
         results = [leaf for leaf in tree_leaves(output) if leaf is not None]
-        reads = not all(isinstance(result, Tensor) for result in results) or _has_shape_of_values(func, args)
-        if torch.Tag.nondeterministic_seeded in func.tags or (reads and depends):
+        numbers = not all(isinstance(result, Tensor) for result in results)
+        if torch.Tag.nondeterministic_seeded in func.tags:
             raise _UnrecordableError(func)
+        if numbers or _has_shape_of_values(func, args):
+            self.read(depends)
+        if numbers:
+            return output
         call = self._graph.call_function(func, *tree_map_only(Tensor, self.node, (args, kwargs)))
         call.meta |= {"depends": depends, "base": call}
-        for place, result in enumerate(results if isinstance(output, tuple | list) else ()):
-            self._note(self._graph.call_function(operator.getitem, (call, place)), result, given, depends)
         if isinstance(output, Tensor):
-            self._note(call, output, given, depends)
+            self._note(call, output, given, call)
+        else:
+            for place, result in enumerate(output or ()):
+                if result is not None:
+                    part = self._graph.call_function(operator.getitem, (call, place))
+                    self._note(part, result, given, call)
+                    call.meta["base"] = part.meta["base"]
         for tensor in _written(func, args, kwargs):
             self._write(call, tensor)
         return output
+
+    def read(self, depends: int) -> None:
+        """Take note that Python learns a value."""
+        if depends & _WEIGHTS:
+            raise _UnrecordableError("a number that depends on weights is read")
+        self.is_shared &= not depends
 
     def depends(self, tensors: Sequence[Tensor]) -> int:
         """Return what any of the tensors depends on."""
@@ -245,9 +265,10 @@ class _Recording(TorchDispatchMode):
         node.meta |= {"depends": depends, "base": node}
         return node
 
-    def _note(self, node: Node, tensor: Tensor, given: Sequence[Tensor], depends: int) -> None:
+    def _note(self, node: Node, tensor: Tensor, given: Sequence[Tensor], call: Node) -> None:
         alias = next((other for other in given if torch._C._is_alias_of(other, tensor)), None)  # type: ignore[attr-defined]
-        base = node if alias is None else self.node(alias).meta["base"]
+        base = call if alias is None else self.node(alias).meta["base"]
+        depends = call.meta["depends"]
         node.meta |= {"depends": depends, "base": base}
         if not depends or (depends == _WEIGHTS and base.op == "placeholder"):  # the views of what moves in place
             node.meta["value"] = tensor
@@ -319,8 +340,8 @@ class _Reads(TorchFunctionMode):
         """Pass on what calls kernels."""
         if func == Tensor.data.__get__:  # type: ignore[attr-defined]
             return args[0].detach()
-        if func in _UNSEEN and self._recording.depends(args[:1]):
-            raise _UnrecordableError(func)
+        if func in _UNSEEN:
+            self._recording.read(self._recording.depends(args[:1]))
         return func(*args, **(kwargs or {}))
 
 
