@@ -428,7 +428,7 @@ def logged(log, out, **settings):
 
     def loss(output, target):
         with log.open("a") as file:
-            file.write("x")
+            file.write("x" * (1 + 0 * int(output.sum())))  # what reads a number is called at every point
         return cross_entropy(output, target, reduction="none")
 
     surface(convolutional(), RAGGED, loss=loss, points=21, span=0.5, tolerance=0.002, **settings).save(out)

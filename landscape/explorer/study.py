@@ -21,7 +21,7 @@ from ..model import (
     Evaluation,
     Loss,
     Objective,
-    Point,
+    Replay,
     describe,
     fingerprint,
     is_plain,
@@ -42,9 +42,7 @@ _FOLDS = 5  # of the data, for the error of an eigenvalue
 class Plane:
     """One network, two directions, and the points measured so far: key of a point → loss, accuracy, stderr."""
 
-    function: Objective
-    centre: Evaluation
-    steps: list[Point]
+    replay: Replay
     about: dict[str, Any]
     rows: dict[Any, list[float]] = field(default_factory=dict)
     _last: tuple[Grid, Surface] | None = None
@@ -52,7 +50,7 @@ class Plane:
     def measure(self, key: Any, point: tuple[float, float]) -> None:
         """Measure one point. Cost: a forward pass over the data (two with recomputed statistics)."""
         where = torch.tensor([point], dtype=torch.float64)
-        values, failure = evaluate_points(self.function, self.steps, where, self.centre)
+        values, failure = evaluate_points(self.replay, where)
         self.rows[key] = values[0].tolist()
         if failure:
             self.about.setdefault("first_failure", failure)
@@ -228,6 +226,12 @@ class Study:
             if point not in plane.rows:
                 plane.measure(point, grid.new[point])
                 yield cost
+        if not plane.replay.is_confirmed():
+            plane.replay = Replay(plane.replay.objective, plane.replay.steps, torch.empty(0, 2))
+            for known in view.stages():
+                for point in known.new.keys() & plane.rows.keys() - {(0.0, 0.0)}:
+                    plane.measure(point, known.new[point])
+                    yield cost
         self.version += 1
 
     def _new_plane(self, name: str, view: View) -> Iterator[int]:
@@ -243,7 +247,8 @@ class Study:
             given, eigen = ["eigenvectors"] * 2, self._eigen[self._key(name, view, "eigen")]
         steps, axes = resolve_directions(function, given, "filter", view.seed, eigen)
         about = function.about(**describe(axes), seed=view.seed)
-        plane = Plane(function, centre, steps, about)
+        finest = view.stages()[-1]
+        plane = Plane(Replay(function, steps, torch.cartesian_prod(finest.alphas, finest.betas)), about)
         # the model itself is known, and is the same point in every plane
         values = torch.stack([centre.loss, centre.accuracy, centre.stderr(centre)])
         plane.rows[0.0, 0.0] = values.tolist()

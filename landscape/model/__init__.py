@@ -25,3 +25,4 @@ from .losses import BatchLoss, Loss, Output, check_default_fits
 from .measuring import copied, generator_of, measurement_mode
 from .network import BatchNorm, Precision
 from .objective import Objective, objective_of
+from .replay import Replay, columns

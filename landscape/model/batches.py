@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 # Elements of input per batch on a CPU: the activations of 64 CIFAR images stay in its caches, and a forward pass in
 # eight batches of 64 takes 0.4 of the time of one batch of 512.
 _CPU_ELEMENTS = 200_000
+_CPU_ROWS = 320  # at most: small images have few pixels, and as many activations
 _ACCELERATOR_ROWS = 1024
 KEPT = 2**28  # bytes, at most, of a loader's batches that stay on the device: it makes them anew, one by one, each pass
 FOLDS = 16  # at most: parts of the data whose scatter tells the error over data
@@ -73,14 +74,16 @@ def probe_of(data: Any) -> Any:
     return getattr(data, "probe", None if isinstance(data, nn.Module) else data)
 
 
-def cut(x: Tensor, y: Tensor, batch_size: int | None) -> list[Any]:
+def cut(x: Tensor, y: Tensor, batch_size: int | None, has_folds: bool = True) -> list[Any]:
     """Cut a pair into batches that the caches hold, and into enough for an error over the data; of nearly equal size.
 
-    BatchNorm cannot be recomputed on a last batch of one.
+    BatchNorm cannot be recomputed on a last batch of one. Without folds as few as forward passes are fastest in.
     """
     most = max(1, _CPU_ELEMENTS // x[0].numel()) if x.device.type == "cpu" else _ACCELERATOR_ROWS
     folds = min(_PARTS, len(x) // _PART_ROWS, max(_FEW_PARTS, x.numel() // _PART_ELEMENTS))
     fewest = -(-len(x) // (batch_size or most))
+    if not has_folds:
+        folds = -(-len(x) // _CPU_ROWS) if x.device.type == "cpu" else 1
     parts = fewest if batch_size else max(fewest, folds, 1)
     return list(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True))
 

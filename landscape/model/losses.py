@@ -77,20 +77,25 @@ class CrossEntropy:
         shares = counted.to(losses.dtype)
         if labels and self._each.weight is not None:
             shares = self._each.weight[torch.where(counted, target, 0)] * shares
-        losses, shares, counted = (part.reshape(len(target), -1) for part in (losses, shares, counted))
-        total, hits = shares.sum(), None
+        total, hits, tiny = shares.sum(), None, torch.finfo(losses.dtype).tiny
+        mean = losses.sum() / total.clamp_min(tiny)
+        of_losses, of_shares, labelled = map(_of_samples, (losses, shares, counted))
         if labels and with_hits:
-            right = (output.argmax(1) == target).reshape(len(target), -1)
-            hits = (right & counted).sum(1) / counted.sum(1).clamp_min(1)
-        each = losses.sum(1) / shares.sum(1).clamp_min(torch.finfo(losses.dtype).tiny)
-        mean = losses.sum() / total.clamp_min(torch.finfo(losses.dtype).tiny)
-        return BatchLoss(mean, total, each, shares.sum(1), hits, counted.sum(1))
+            hits = _of_samples((output.argmax(1) == target) & counted) / labelled.clamp_min(1)
+        return BatchLoss(mean, total, of_losses / of_shares.clamp_min(tiny), of_shares, hits, labelled)
 
     @classmethod
     def by_token(cls, logits: Any, labels: Tensor, shifted: bool) -> BatchLoss:
         """Return the cross-entropy of (n, …, classes) logits, of the next token where the labels are shifted."""
         logits, labels = (logits[:, :-1], labels[:, 1:]) if shifted else (logits, labels)
         return cls(nn.CrossEntropyLoss())(logits.movedim(-1, 1), labels)
+
+
+def _of_samples(values: Tensor) -> Tensor:
+    """Return the sum over all targets of each sample."""
+    if values.ndim > 1:
+        return values.flatten(1).sum(1)
+    return values.long() if values.dtype == torch.bool else values
 
 
 def loss_carried_by(output: Any) -> tuple[Tensor, Any] | None:

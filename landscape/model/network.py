@@ -104,6 +104,10 @@ class Network:
                 output = self.call(self.model, batch)
             return folding.result(output)
 
+    def forget_folded(self) -> None:
+        """Forget the weights that were folded: something folds them anew."""
+        self._folded_weights.clear()
+
     def plain(self) -> Network:
         """Return the same network in the model's own dtype, BatchNorm not folded; tensors are shared."""
         other = copy.copy(self)

@@ -127,6 +127,7 @@ class Objective:
             self.model, self.device, self.dtype = self.network.model, self.network.device, self.network.dtype
             self._uncut, self.is_pair = source(self.model, data, self.device, objective is not None)
             self._batches = self._uncut
+            self._wide: list[Any] | None = None  # the data in fewer batches, for values alone
             rows, parts, first = self._read()
             check_integers(self.network, self.rounded, first)
             in_use = self._rounded_in_use({}, first)
@@ -157,6 +158,10 @@ class Objective:
         """Yield the batches on the model's device, floating tensors in its dtype; those that were given if uncut."""
         for batch in self._uncut if uncut else self._batches:
             yield moved(batch, *self._where)
+
+    def value_batches(self) -> Iterator[Any]:
+        """Yield the same data as `evaluate` reads them: in fewer batches where samples do not depend on each other."""
+        yield from self.batches() if self._wide is None else (moved(batch, *self._where) for batch in self._wide)
 
     def tensors(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the tensors that vary at centre + displacement, in the order of the coordinates."""
@@ -242,7 +247,7 @@ class Objective:
         """
         other = copy.copy(self)
         other._batches, other.batch_rows = [batch], [samples_of(batch) or 1]
-        other._uncut = other._batches
+        other._uncut, other._wide = other._batches, None
         other._evaluate_centre(self._factor)
         return other
 
@@ -360,6 +365,9 @@ class Objective:
             self.reduction = "sum"
         if kind in ("samples", "mean", "sum") and len(parts) > 1:
             self._batches = parts
+            if kind == "samples" and not (self.batch_size or self.criterion.metrics):
+                x, y = next(iter(self._uncut))
+                self._wide = cut(x, y, None, has_folds=False)
             rows = [len(targets) for _, targets in parts]
         elif self.batch_size and len(parts) > 1:
             raise ValueError(
@@ -378,6 +386,9 @@ class Objective:
         with self.measurement_mode(), torch.set_grad_enabled(self.needs_grad):
             passes = self._passes(self.tensors())
         self.batch_weights = [float(part.weight) for part in passes]
+        if self._wide is not None:
+            shares = [torch.ones_like(p.losses) if p.shares is None else p.shares for p in passes]  # type: ignore[arg-type]
+            self.batch_weights = [float(part.sum()) for part in torch.cat(shares).split(self.batch_rows)]
         if not self._knows_samples and all(part.losses is not None for part in passes):
             self._knows_samples, self.batch_rows = True, [len(part.losses) for part in passes]  # type: ignore[arg-type]
         if not self._knows_samples and self.criterion.has_output and len(passes) > 1:
@@ -394,7 +405,7 @@ class Objective:
             # of the batches that were given: a cut for memory and errors must not decide on them
             rows = self.batch_rows if self._uncut is self._batches else [sum(self.batch_rows)]
             tensors = tensors | recomputed_statistics(self.network, tensors, self.batches(uncut=True), rows)
-        return [self.loss(tensors, batch) for batch in self.batches()]
+        return [self.loss(tensors, batch) for batch in self.value_batches()]
 
 
 def objective_of(model: nn.Module | Objective, data: Any = None, **arguments: Any) -> Objective:

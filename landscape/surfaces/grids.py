@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -219,7 +220,7 @@ def line(
     arguments |= {"precision": precision, "batch_size": batch_size}
     function, steps, about = setup_axes(model, data, directions, 1, normalize, seed, **arguments)
     survey = Survey(function, steps, alphas[:, None])
-    plan = rings(alphas, torch.zeros(1))
+    plan = partial(rings, alphas, torch.zeros(1))
     for _ in survey.run(plan, open_tiles(path, function, survey.coordinates, about), -(-len(alphas) // TILE)):
         pass
     about = _about(survey, about, elapsed())
@@ -299,7 +300,9 @@ def surface(
     arguments |= {"precision": precision, "batch_size": batch_size}
     function, steps, about = setup_axes(model, data, directions, 2, normalize, seed, **arguments)
     survey = Survey(function, steps, torch.cartesian_prod(alphas, betas))
-    plan = adaptive_plan(survey, alphas, betas, tolerance) if adaptive else rings(alphas, betas)
+    plan = partial(rings, alphas, betas)
+    if adaptive:
+        plan = partial(adaptive_plan, survey, alphas, betas, tolerance)
     tiles = open_tiles(path, function, survey.coordinates, about | {"tolerance": tolerance if adaptive else None})
     shape, directions_kept = (len(alphas), len(betas)), stacked(steps)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import parallel
-from ..model import Evaluation, Objective, Point, combined, fingerprint, stacked
+from ..model import Objective, Point, Replay, combined, fingerprint, stacked
 from ..progress import progress
 from .tiles import Tiles
 
@@ -35,15 +35,33 @@ class Survey:
         self.values = torch.full((len(coordinates), width), float("nan"), dtype=torch.float64)
         self.status = torch.zeros(len(coordinates), dtype=torch.int8)
         self.about: dict[str, Any] = {}
+        self._replay = Replay(function, steps, coordinates)
 
-    def run(self, plan: Iterator[Tensor], tiles: Tiles | None = None, total: int | None = None) -> Iterator[None]:
-        """Measure what the plan asks for, or read it where it is finished; pause after each tile."""
-        centre = self.function.centre
+    def run(
+        self, plan: Callable[[], Iterator[Tensor]], tiles: Tiles | None = None, total: int | None = None
+    ) -> Iterator[None]:
+        """Measure what the plan asks for, or read it where it is finished; pause after each tile.
+
+        Where the last point shows that a replay went wrong, all is measured again without.
+        """
+        measured_here = yield from self._run(plan(), tiles, total, set())
+        if not all(parallel.gather(self._replay.is_confirmed())):
+            self.status.zero_()
+            self.about.clear()
+            self._replay = Replay(self.function, self.steps, self.coordinates[:0])
+            yield from self._run(plan(), tiles, total, measured_here)
+        self.about["evaluated"] = int(((self.status == COMPUTED) | (self.status == FAILED)).sum())
+
+    def _run(
+        self, plan: Iterator[Tensor], tiles: Tiles | None, total: int | None, unread: set[int]
+    ) -> Generator[None, None, set[int]]:
+        measured_here = set()
         for index, points in enumerate(progress(plan, f"tiles of {TILE} points", total)):
             # as the first process finds it: a folder may look different from another machine
-            measured = parallel.gather(tiles.read(index, points))[0] if tiles else None
+            measured = parallel.gather(tiles.read(index, points))[0] if tiles and index not in unread else None
             if measured is None:
-                measured = self._measure(points, centre)
+                measured = self._measure(points)
+                measured_here.add(index)
                 if tiles and parallel.rank() == 0:
                     tiles.write(index, points, *measured)
             self.values[points], failure = measured
@@ -51,36 +69,35 @@ class Survey:
             if failure:
                 self.about.setdefault("first_failure", failure)
             yield
-        self.about["evaluated"] = int(((self.status == COMPUTED) | (self.status == FAILED)).sum())
+        return measured_here
 
-    def _measure(self, points: Tensor, centre: Evaluation) -> tuple[Tensor, str]:
+    def _measure(self, points: Tensor) -> tuple[Tensor, str]:
         """Measure a tile, its points dealt out to all processes."""
         mine = torch.arange(parallel.rank(), len(points), parallel.size())
         values = torch.zeros(len(points), self.values.shape[1], dtype=torch.float64)
         failure = ""
         if len(mine):
-            coordinates = self.coordinates[points[mine]]
-            values[mine], failure = evaluate_points(self.function, self.steps, coordinates, centre)
+            values[mine], failure = evaluate_points(self._replay, self.coordinates[points[mine]])
         return parallel.sum_(values), next(filter(None, parallel.gather(failure)), "")
 
 
-def evaluate_points(
-    function: Objective, steps: Sequence[Point], coefficients: Tensor, centre: Evaluation
-) -> tuple[Tensor, str]:
-    """Measure the points one after another: (points, columns) on the CPU, and the first error, if any.
+def evaluate_points(replay: Replay, coefficients: Tensor) -> tuple[Tensor, str]:
+    """Measure points: (points, columns) on the CPU, and the first error, if any; a point that raises one is NaN.
 
-    A point that raises an error is NaN. One by one, because a batch of points (`torch.vmap` over the weights) took 1.29
-    times as long on a CPU; fetched once, so that an accelerator never waits.
+    One by one, because a batch of points (`torch.vmap` over the weights) took 1.29 times as long on a CPU; fetched
+    once, so that an accelerator never waits.
 
     Raises:
         OutOfMemoryError: it would happen at every point.
     """
-    rows, failure = [], ""
+    rows, failure, function = [], "", replay.objective
     with function.measurement_mode():
+        replayed = replay(coefficients.tolist())
+        if replayed is not None:
+            return replayed.cpu(), ""
         for row in coefficients.tolist():
             try:
-                here = function.evaluate(combined(steps, row))
-                rows.append(torch.stack([here.loss, here.accuracy, here.stderr(centre), *here.metrics]))
+                rows.append(replay.row(row))
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
