@@ -1,0 +1,133 @@
+"""Curvature in CPU seconds of one thread, beside what it is to reach: ``python tests/benchmarks/engine.py [row …]``.
+
+Every row is a ratio measured in one run, functions in turn: to a plain gradient at its best batch size, to pyhessian,
+or to the products that an algorithm asks for. A row that falls short is printed as such.
+"""
+
+import resource
+import sys
+import time
+import unittest.mock
+
+import torch
+from speed import HostEvent, best, gradients, images, measured, pyhessian_product, silence, trained
+from torch import nn
+
+import landscape
+import saq_core
+
+CPU = torch.device("cpu")
+
+
+def perceptron(rows, epochs=20):
+    """Return an MLP of 85,000 weights trained on digits, and so many of them."""
+    x, y = saq_core.load_data("digits").train
+    torch.manual_seed(0)
+    layers = nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+    model = nn.Sequential(nn.Flatten(), *layers)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
+    for _ in range(epochs):
+        for a, b in zip(x[:1024].split(64), y[:1024].split(64), strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(a), b).backward()
+            optimizer.step()
+    return model.eval(), (x[:rows].contiguous(), y[:rows].contiguous())
+
+
+def built(name, rows):
+    data = saq_core.Data(*[images(32, CPU)] * 3, num_classes=10)
+    return saq_core.build_model(name, data).eval(), images(rows, CPU)
+
+
+def w4a4(name, rows):
+    model, data = built(name, rows)
+    return saq_core.calibrate(saq_core.quantize(model, "W4A4"), data).eval(), data
+
+
+def against_gradient(operator, model, data, repeats):
+    """Return a product's time as a multiple of a plain gradient's."""
+    kept = operator(model, data)
+    vector = torch.randn(kept.shape[0])
+    functions = gradients(model, *data) | {"product": lambda: kept @ vector}
+    seconds, reference = best(measured(functions, repeats, CPU), "gradient")
+    return seconds["product"] / seconds[reference]
+
+
+def against_pyhessian(repeats):
+    model, data = perceptron(1024)
+    kept = landscape.Hessian(model, data)
+    vector = torch.randn(kept.shape[0])
+    functions = {"ours": lambda: kept @ vector, "theirs": pyhessian_product(model, *data, CPU)}
+    seconds = measured(functions, 3 * repeats, CPU)
+    return seconds["ours"] / seconds["theirs"]
+
+
+def sooner(model, data, tol, repeats):
+    """Return how many times sooner the top 5 are found than by pyhessian, graphs at hand in both."""
+    from pyhessian import hessian
+
+    operator = landscape.Hessian(model, data)
+    operator @ torch.zeros(operator.shape[0])
+    with silence():
+        theirs = hessian(model, nn.functional.cross_entropy, data=data, cuda=False)
+    functions = {
+        "theirs": lambda: theirs.eigenvalues(top_n=5, tol=tol, maxIter=300),
+        "ours": lambda: landscape.top_eigenvalues(operator, k=5),
+    }
+    seconds = measured(functions, repeats, CPU)
+    return seconds["theirs"] / seconds["ours"]
+
+
+def many(k=50):
+    """Return the time of 50 eigenvalues of 10⁶ weights in products, and their memory in what is kept."""
+    x, y = saq_core.load_data("digits").train
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1000), nn.Tanh(), nn.Linear(1000, 1000), nn.Tanh())
+    hessian = landscape.Hessian(model.append(nn.Linear(1000, 10)).eval(), (x[:64], y[:64]))
+    vector = torch.randn(hessian.shape[0])
+    hessian @ vector
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    one = measured({"": lambda: hessian @ vector}, 5, CPU)[""]
+    start = time.process_time()
+    found = landscape.top_eigenvalues(hessian, k=k, max_products=400)
+    whole = time.process_time() - start
+    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    kept = min(found.about["products"], 2 * k + 20) + k
+    return whole / one / found.about["products"], peak / (4 * kept * hessian.shape[0])
+
+
+def rows(repeats):
+    """Yield name, what was measured, what it is to reach, and whether more is better."""
+    hessian, ggn = landscape.Hessian, landscape.GGN
+    yield "product, ResNet-20, in gradients", against_gradient(hessian, *built("resnet20", 128), repeats), 1.6, False
+    yield (
+        "product, W4A4 ResNet-20, in gradients",
+        against_gradient(hessian, *w4a4("resnet20", 128), repeats),
+        1.5,
+        False,
+    )
+    yield "product, ViT, in gradients", against_gradient(hessian, *built("vit", 32), repeats), 2.0, False
+    yield "product, MLP, 1,024 rows, in pyhessian's", against_pyhessian(repeats), 1.0, False
+    model, data = trained(CPU)
+    yield "Gauss-Newton product, ResNet-8, in gradients", against_gradient(ggn, model, data, repeats), 1.15, False
+    for name, made, reach in (("MLP", perceptron(512), (3, 5)), ("ResNet-8", (model, data), (5, 8))):
+        for tol, least in zip((1e-3, 1e-4), reach, strict=True):
+            yield f"top 5, {name}, times sooner than pyhessian to {tol:g}", sooner(*made, tol, 3), least, True
+    products, memory = many()
+    yield "top 50 of 10⁶ weights, in its products", products, 3.3, False
+    yield "the same, peak memory in the vectors kept", memory, 1.1, False
+
+
+def main():
+    torch.set_num_threads(1)
+    wanted = sys.argv[1:]
+    print(f"one thread, torch {torch.__version__}")
+    with unittest.mock.patch.object(HostEvent, "clock", time.process_time):
+        for name, value, reach, more in rows(7):
+            if not wanted or any(part in name for part in wanted):
+                short = value < reach if more else value > reach
+                print(f"  {name:58} {value:6.2f}, {'≥' if more else '≤'} {reach}{', falls short' * short}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
