@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack, _pop_mode
+from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 
 from .precision import switches_of
 
@@ -63,7 +64,7 @@ class measurement_mode:  # noqa: N801 - a context, written as one
         self._pending: list[int] = []
         self._locked = self._is_inner = False
         self.interruption: BaseException | None = None  # what a signal's handler raised inside
-        self._functions = self.thread = 0
+        self._functions = self._kernels = self.thread = 0
 
     def __enter__(self) -> measurement_mode:
         outer = _active.get(id(self.model))
@@ -80,6 +81,7 @@ class measurement_mode:  # noqa: N801 - a context, written as one
                 self.thread = threading.get_ident()
                 self.device = next((tensor.device for _, tensor in _named_tensors(self.model)), self.device)
                 self._functions = _len_torch_function_stack()
+                self._kernels = torch._C._len_torch_dispatch_stack()  # type: ignore[attr-defined]
                 self._switches = [(get, put, get()) for get, put, _ in self._all_switches()]
                 self._record = _Record(self.model, self.copies)
                 _active[id(self.model)] = self
@@ -98,6 +100,8 @@ class measurement_mode:  # noqa: N801 - a context, written as one
         if self._record is not None:
             while _len_torch_function_stack() > self._functions:  # a mode whose exit was interrupted
                 _pop_mode()
+            while torch._C._len_torch_dispatch_stack() > self._kernels:  # type: ignore[attr-defined]
+                _pop_dispatch_mode()
             self._put_back()
             _active.pop(id(self.model), None)
         if self._locked:

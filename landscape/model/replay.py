@@ -26,6 +26,7 @@ from .coordinates import Point
 from .directions import combined
 from .evaluation import Evaluation, merged
 from .losses import BatchLoss
+from .measuring import measurement_mode
 from .objective import Objective
 
 _PAYS = 100  # points, from which a recording pays: it takes as long as 30 to 80
@@ -43,7 +44,7 @@ def columns(here: Evaluation, centre: Evaluation) -> Tensor:
 
 
 class Replay:
-    """The columns of an objective at many points of the plane of some directions; called in its `measurement_mode`.
+    """The columns of an objective at many points of the plane of some directions.
 
     Args:
         objective: the function.
@@ -56,6 +57,8 @@ class Replay:
 
     def __init__(self, objective: Objective, steps: Sequence[Point], points: Tensor) -> None:
         self.objective, self.steps = objective, steps
+        self._no_network = nn.Module()  # none runs in a replay: the switches of the process are all that matters
+        self._no_network.register_buffer("device", torch.zeros((), device=objective.device))
         size = len(points)  # neither the first nor the last, and on both sides of the middle: one is the centre
         self._compared = points[[2 * size // 7, 6 * size // 7]].tolist() if size >= _PAYS else []
         self._recorded: _Recorded | None = None
@@ -66,12 +69,14 @@ class Replay:
         compared, self._compared = self._compared, []
         try:
             if compared:
-                recorded = _Recorded(self.objective, self.steps)
-                pairs = zip(recorded(compared), compared, strict=True)
-                self._recorded = recorded if all(self._agree(row, self.row(point)) for row, point in pairs) else None
+                with self.objective.measurement_mode():
+                    recorded = _Recorded(self.objective, self.steps)
+                    pairs = zip(recorded(compared), map(self.row, compared), strict=True)
+                    self._recorded = recorded if all(self._agree(*pair) for pair in pairs) else None
             if self._recorded is None:
                 return None
-            rows = self._recorded(coefficients)
+            with measurement_mode(self._no_network):
+                rows = self._recorded(coefficients)
         except Exception:  # a network that cannot be recorded, or one that raises here
             return None
         self._last = coefficients[-1], rows[-1]
@@ -85,9 +90,8 @@ class Replay:
         """Return whether the objective itself gives the same at the last point that was replayed."""
         if self._last is None:
             return True
-        with self.objective.measurement_mode():
-            coefficients, row = self._last
-            return self._agree(row, self.row(coefficients))
+        coefficients, row = self._last
+        return self._agree(row, self.row(coefficients))
 
     def _agree(self, replayed: Tensor, measured: Tensor) -> bool:
         """Return whether two rows are the same but for rounding errors, which activations that are rounded enlarge."""

@@ -91,10 +91,10 @@ def evaluate_points(replay: Replay, coefficients: Tensor) -> tuple[Tensor, str]:
         OutOfMemoryError: it would happen at every point.
     """
     rows, failure, function = [], "", replay.objective
+    replayed = replay(coefficients.tolist())
+    if replayed is not None:
+        return replayed.cpu(), ""
     with function.measurement_mode():
-        replayed = replay(coefficients.tolist())
-        if replayed is not None:
-            return replayed.cpu(), ""
         for row in coefficients.tolist():
             try:
                 rows.append(replay.row(row))
