@@ -177,7 +177,7 @@ class Hessian(_Symmetric):
     @checked
     def by_fold(self, vectors: Tensor) -> Tensor:
         """Return A_f v for each fold f of the data, (folds, n) or (folds, n, k): their weighted mean is A v."""
-        weights = (self.fold_weights * sum(self._weights)).to(self.device, self.dtype)
+        weights = self._fold_totals
         columns = self._columns(vectors)
         images = torch.zeros(len(weights), len(columns), self.shape[0], dtype=self.dtype, device=self.device)
         for fold, image in self._images(columns):
@@ -196,12 +196,16 @@ class Hessian(_Symmetric):
                 total += torch.cat([part.detach().reshape(-1) for part in graph.gradient])
         return parallel.sum_(total)
 
-    @property
+    @cached_property
     def fold_weights(self) -> Tensor:
         """The folds' shares of the data, (folds,) float64: groups of batches, one if their order may change."""
         sums = torch.zeros(max(self._folds()) + 1, dtype=torch.float64)
         sums.index_add_(0, torch.tensor(self._folds()), torch.tensor(self._weights, dtype=torch.float64))
         return (sums / sums.sum()).to(self.device)
+
+    @cached_property
+    def _fold_totals(self) -> Tensor:
+        return (self.fold_weights * sum(self._weights)).to(self.dtype)
 
     @checked
     def product_error(self, vector: Tensor) -> float:

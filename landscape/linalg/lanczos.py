@@ -182,6 +182,7 @@ class Krylov:
         if known is not None:
             self.rows[: self.size] = known
         self.weights = fold_shares(operator) if folds else torch.ones(1, dtype=torch.float64)
+        self._shares = self.weights.to(self.rows)
         self.forms = torch.zeros(len(self.weights), self.size, self.size, dtype=torch.float64)
         self.remainder, self.norm = self.rows.new_zeros(local_size(operator)), 0.0
 
@@ -202,10 +203,11 @@ class Krylov:
         self.size += 1
         images = fold_products(self.operator, vector, self.folds).to(self.rows)
         columns = inner(self.operator, images, self.basis.T)
-        shares = self.weights.to(images)
-        image = shares @ images
-        self.remainder = image - (shares @ columns) @ self.basis
-        whole, self.norm = torch.stack([length(self.operator, v) for v in (image, self.remainder)]).tolist()
+        image = self._shares @ images
+        self.remainder = image - (self._shares @ columns) @ self.basis
+        lengths = torch.stack([length(self.operator, v) for v in (image, self.remainder)])
+        found = torch.cat([columns.flatten(), lengths]).double().cpu()  # an accelerator is waited for once
+        whole, self.norm = found[-2:].tolist()
         if not math.isfinite(whole):
             raise ValueError(
                 "a product with the operator is not finite: is the loss twice differentiable at the centre?"
@@ -214,7 +216,7 @@ class Krylov:
             self.remainder -= inner(self.operator, self.basis, self.remainder) @ self.basis
             self.norm = float(length(self.operator, self.remainder))
         self.forms = pad(self.forms, (0, 1, 0, 1))
-        self.forms[:, -1] = self.forms[:, :, -1] = columns.double().cpu()
+        self.forms[:, -1] = self.forms[:, :, -1] = found[:-2].view(columns.shape)
         largest = max(float(self.form.abs().max()), 1e-300)
         closed = self.norm <= _VANISHED[self.rows.dtype] * largest * self.size**0.5
         if closed:

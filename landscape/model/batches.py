@@ -80,7 +80,8 @@ def cut(x: Tensor, y: Tensor, batch_size: int | None, has_folds: bool = True) ->
     BatchNorm cannot be recomputed on a last batch of one. Without folds as few as forward passes are fastest in.
     """
     most = max(1, _CPU_ELEMENTS // x[0].numel()) if x.device.type == "cpu" else _ACCELERATOR_ROWS
-    folds = min(_PARTS, len(x) // _PART_ROWS, max(_FEW_PARTS, x.numel() // _PART_ELEMENTS))
+    large = x.numel() // _PART_ELEMENTS if x.device.type == "cpu" else 0  # launches cost an accelerator more
+    folds = min(_PARTS, len(x) // _PART_ROWS, max(_FEW_PARTS, large))
     fewest = -(-len(x) // (batch_size or most))
     if not has_folds:
         folds = -(-len(x) // _CPU_ROWS) if x.device.type == "cpu" else 1

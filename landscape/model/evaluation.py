@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -49,7 +50,10 @@ def merged(parts: list[BatchLoss], same_order: bool) -> Evaluation:
     nan = torch.full((), float("nan"), dtype=torch.float64, device=device)
 
     def joined(values: Sequence[Any]) -> Tensor:
-        return torch.cat([torch.as_tensor(value).detach().double().to(device).reshape(-1) for value in values])
+        # a number is filled in there: to bring it over would wait for the accelerator
+        numbers = partial(torch.full, (), dtype=torch.float64, device=device)
+        parts = [value.detach() if isinstance(value, Tensor) else numbers(fill_value=value) for value in values]
+        return torch.cat([part.double().to(device).reshape(-1) for part in parts])
 
     weights = joined([part.weight for part in parts])
     means = joined([part.mean for part in parts])
