@@ -24,6 +24,7 @@ from ..linalg import (
     hutchinson,
     inner,
     lanczos,
+    largest_size,
     length,
     local_size,
     slq,
@@ -254,11 +255,14 @@ def eigenvalues_of(operator: Operator, pairs: Eigenpairs, tol: float) -> Eigenva
         residuals.append(length(operator, weights.to(images) @ images - value * vector))
         forms.append(inner(operator, images, vector))
     measured = torch.stack(residuals).cpu() / pairs.values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    stacks, coordinates = {"": pairs.vectors.T.cpu()}, getattr(operator, "coordinates", None)
-    if coordinates is not None:
+    stacks, coordinates = {"": pairs.vectors.T}, getattr(operator, "coordinates", None)
+    if coordinates is None:
+        stacks = {"": stacks[""].cpu()}
+    else:
         sizes = [value.numel() for value in coordinates.centre.values()]
         parts = zip(coordinates.centre.items(), stacks[""].split(sizes, dim=1), strict=True)
-        stacks = {name: part.reshape(-1, *value.shape).to(value.dtype) for (name, value), part in parts}
+        stacks = {name: part.reshape(len(part), *value.shape).to(value.dtype) for (name, value), part in parts}
+        stacks = coordinates.results(stacks, 1)
     # in float32 the measured residual stops at a floor, whatever the recurrence says
     done, about = pairs.converged & (measured <= tol), {"products": pairs.products + len(columns)}
     return Eigenvalues(about, pairs.values, measured, done, stacks, torch.stack(forms, dim=1).cpu(), weights)
@@ -303,7 +307,7 @@ def _known(operator: Operator, eigenvalues: Eigenvalues) -> dict[str, Any]:
             raise ValueError(f"eigenvalues= are of another operator: {key} {theirs.get(key)!r}, not {mine[key]!r}")
     if not eigenvalues.converged.all():
         raise ValueError("eigenvalues= must all have converged: raise max_products, or ask for fewer")
-    rows = torch.cat([stack.flatten(1) for stack in eigenvalues.vectors.values()], dim=1).double()
+    rows = torch.cat([parallel.local(stack).flatten(1) for stack in eigenvalues.vectors.values()], dim=1).double()
     if rows.shape[1] != local_size(operator):
         raise ValueError(f"eigenvalues= are those of an operator of size {rows.shape[1]}, not {local_size(operator)}")
     rows = rows.to(operator.device)
@@ -326,7 +330,7 @@ def _room(operator: Operator, k: int) -> int:
     """Count the Lanczos vectors that memory has room for, within reason."""
     n = operator.shape[0]
     memory = getattr(operator, "memory", math.inf)
-    return min(n, max(k + 2, int(min(max(2 * k + 20, 80), memory / 2 / (8 * local_size(operator))))))
+    return min(n, max(k + 2, int(min(max(2 * k + 20, 80), memory / 2 / (8 * largest_size(operator))))))
 
 
 def _network(model: Any, data: Any, space: Any, loss: Loss | None, objective: BatchObjective | None) -> Objective:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import checked, numbers
+from ..linalg import Shards, local_size
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Space, objective_of, translated
 from .products import GaussNewtonGraph, HessianGraph, Probe, free_memory, probe
 
@@ -117,7 +120,8 @@ class Hessian(_Symmetric):
         self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
         self._kept: dict[int, Graph] = {}
         self._weights = self.objective.batch_weights
-        self._mine = parallel.share(len(self._weights))
+        # of a sharded network the processes share the rows of every batch
+        self._mine = range(len(self._weights)) if self.shards else parallel.share(len(self._weights))
         if parallel.size() > 1 and not self.objective.same_order:
             raise ValueError("several processes need data in one order: pass (x, y) or a list of batches, not a loader")
         explained = translated("a product with the Hessian", self.objective.model)
@@ -125,7 +129,11 @@ class Hessian(_Symmetric):
             first = next(self.objective.batches())
             self.objective.check_derivatives(2)
             is_verified = self._inputs is None and self.objective.derivatives == "exact"
-            self.probe: Probe = probe(lambda batch: self._build(0, batch), first, self.device, is_verified)
+            build = partial(self._build, 0)
+            self.probe: Probe = probe(build, first, self.objective, self.coordinates, is_verified)
+        if self.shards:  # the same in all processes: they must keep the same graphs
+            most = max(parallel.gather(self.probe.graph_bytes))
+            self.probe = replace(self.probe, graph_bytes=most)
 
     def __repr__(self) -> str:
         where = f"{self.coordinates.space} space, {self.objective.samples or 'unknown'} samples, {self.dtype}"
@@ -135,6 +143,11 @@ class Hessian(_Symmetric):
     def shape(self) -> tuple[int, int]:
         """(n, n)."""
         return self.coordinates.numel, self.coordinates.numel
+
+    @property
+    def shards(self) -> Shards | None:
+        """How vectors lie over processes where the network is sharded: each has this process's shards."""
+        return self.coordinates.shards
 
     @property
     def dtype(self) -> torch.dtype:
@@ -148,20 +161,20 @@ class Hessian(_Symmetric):
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         columns = self._columns(vectors)
-        total = torch.zeros(self.shape[0], len(columns), dtype=torch.float64, device=self.device)
+        total = torch.zeros(local_size(self), len(columns), dtype=torch.float64, device=self.device)
         for _fold, rows, image in self._images(columns):
             total[rows] += image
-        return (parallel.sum_(total) / sum(self._weights)).to(self.dtype).reshape(vectors.shape)
+        return (self._summed(total) / sum(self._weights)).to(self.dtype).reshape(vectors.shape)
 
     @checked
     def by_fold(self, vectors: Tensor) -> Tensor:
         """Return A_f v for each fold f of the data, (folds, n) or (folds, n, k): their weighted mean is A v."""
         weights = self.fold_weights * sum(self._weights)
         columns = self._columns(vectors)
-        images = torch.zeros(len(weights), self.shape[0], len(columns), dtype=torch.float64, device=self.device)
+        images = torch.zeros(len(weights), local_size(self), len(columns), dtype=torch.float64, device=self.device)
         for fold, rows, image in self._images(columns):
             images[fold, rows] += image
-        return (parallel.sum_(images) / weights[:, None, None]).reshape(-1, *vectors.shape)
+        return (self._summed(images) / weights[:, None, None]).reshape(len(images), *vectors.shape)
 
     @property
     def fold_weights(self) -> Tensor:
@@ -200,15 +213,20 @@ class Hessian(_Symmetric):
         way = {"matrix": self.matrix, "units": "raw", "products_by": f"double backward, {graphs}"}
         return self.objective.about() | space | way | more
 
+    def _summed(self, images: Tensor) -> Tensor:
+        """Add up what the processes computed, unless the gradients of a sharded network have been already."""
+        return images if self.shards else parallel.sum_(images)
+
     def _columns(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        n = self.shape[0]
+        n = local_size(self)
         if vectors.ndim not in (1, 2) or vectors.shape[0] != n:
             raise ValueError(f"vectors must have shape ({n},) or ({n}, k), got {tuple(vectors.shape)}")
-        return vectors.to(self.device, self.dtype).reshape(n, -1).unbind(1)
+        columns = vectors if vectors.ndim == 2 else vectors[:, None]
+        return columns.to(self.device, self.dtype).unbind(1)
 
     def _images(self, columns: Sequence[Tensor]) -> Iterator[tuple[int, slice, Tensor]]:
         """Yield for each batch its fold, the coordinates that it concerns, and weight·A_batch·v there, (rows, k)."""
-        n, folds = self.shape[0], self._folds()
+        n, folds = local_size(self), self._folds()
         self.products += len(columns)
         with self.objective.measurement_mode(), torch.enable_grad():
             for index, graph in self._graphs():
@@ -309,12 +327,13 @@ class Scaled(_Symmetric):
     """D·A·D for a diagonal D, itself an operator."""
 
     def __init__(self, operator: Hessian, d: Tensor, units: str = "scaled") -> None:
-        if d.shape != operator.shape[:1] or not d.isfinite().all():
+        if d.shape != (local_size(operator),) or not d.isfinite().all():
             got = tuple(d.shape) if d.isfinite().all() else "NaN or infinity"
-            raise ValueError(f"d must have shape ({operator.shape[0]},) and be finite, got {got}")
+            raise ValueError(f"d must have shape ({local_size(operator)},) and be finite, got {got}")
         self.operator, self.d, self.units = operator, d, units
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
         self.coordinates, self.memory, self.estimate = operator.coordinates, operator.memory, operator.estimate
+        self.shards = operator.shards
 
     def __repr__(self) -> str:
         return f"{self.operator!r}".replace("raw units", f"{self.units} units")
@@ -348,6 +367,8 @@ class _Inputs:
             raise ValueError("at= needs data in one order: pass (x, y) or a list of batches, not a loader")
         if leaf not in ("input", "output") or name not in modules:
             raise ValueError(f'at must be "<module>.input" or ".output" with the name of a module, got {at!r}')
+        if objective.coordinates.layouts:
+            raise ValueError(f"at={at!r} needs whole weights, and the network is sharded: measure it on one process")
         self.module, self.leaf = modules[name], leaf
         self._parts: list[Tensor] = []
         with objective.measurement_mode(), torch.no_grad():

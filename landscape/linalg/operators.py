@@ -49,6 +49,7 @@ class Shards(Protocol):
     """How vectors lie in parts over several processes: an operator's ``shards``, None or absent where they do not."""
 
     local_size: int
+    largest_size: int
 
     def inner(self, rows: Tensor, other: Tensor) -> Tensor: ...  # noqa: D102
     def block_sums(self, values: Tensor, sizes: list[int]) -> Tensor: ...  # noqa: D102
@@ -64,6 +65,12 @@ def local_size(operator: Any) -> int:
     """Return how many entries of a vector this process holds: all n, unless they lie in shards."""
     shards = _shards(operator)
     return int(operator.shape[0]) if shards is None else shards.local_size
+
+
+def largest_size(operator: Any) -> int:
+    """Return how many entries of a vector a process holds at most."""
+    shards = _shards(operator)
+    return int(operator.shape[0]) if shards is None else shards.largest_size
 
 
 def inner(operator: Any, rows: Tensor, other: Tensor) -> Tensor:
