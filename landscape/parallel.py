@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib
 import math
 import os
 import sys
@@ -104,7 +105,8 @@ def check_agreement(**values: Any) -> None:
         values: argument=value; at a function's very beginning ``**locals()`` are all of its arguments.
 
     Raises:
-        ValueError: with the first that differs, or the first part of it (``model.0.weight``), and what it is in each.
+        ValueError: with the first that differs, or the first part of it (``model.0.weight``), and what it is in each;
+            a network of FSDP1.
 
     Cost: nothing in one process; in several a hash of all tensors in the values.
     """
@@ -141,6 +143,8 @@ def _parts(value: Any) -> dict[Any, Any] | None:
     """Return what something consists of, None if it is one."""
     if isinstance(value, nn.Module):
         kinds = {name: type(module).__name__ for name, module in value.named_modules()}
+        if "FullyShardedDataParallel" in kinds.values():
+            raise ValueError("FSDP1 keeps weights in flat parameters, which are not measured: use fully_shard (FSDP2)")
         settings = {
             f"{name}.{key}".strip("."): setting
             for name, module in value.named_modules()
@@ -215,10 +219,8 @@ class Layout:
     """
 
     def __init__(self, tensor: Tensor, mesh: Any) -> None:
-        from torch.distributed.tensor import Replicate
-
         self.mesh = getattr(tensor, "device_mesh", mesh)
-        self.placements = tuple(getattr(tensor, "placements", [Replicate()] * self.mesh.ndim))
+        self.placements = tuple(getattr(tensor, "placements", [_tensors().Replicate()] * self.mesh.ndim))
         self.shape, self._stride = tensor.shape, tensor.stride()
         sizes = zip(self.placements, self.mesh.shape, strict=True)
         self.copies = math.prod(size for placement, size in sizes if placement.is_replicate())
@@ -226,12 +228,13 @@ class Layout:
 
     def wrapped(self, shard: Tensor, leading: int = 0) -> Tensor:
         """Return a DTensor of this process's shard, or of a stack of such, with so many dimensions before."""
-        from torch.distributed.tensor import DTensor, Shard
-
-        places = [Shard(part.dim + leading) if leading and part.is_shard() else part for part in self.placements]
+        shard_along = _tensors().Shard
+        places = [shard_along(part.dim + leading) if part.is_shard() else part for part in self.placements]
         shape = torch.Size((*shard.shape[:leading], *self.shape))
         stride = torch.empty(shape, device="meta").stride() if leading else self._stride
-        made: Tensor = DTensor.from_local(shard, self.mesh, places, run_check=False, shape=shape, stride=stride)
+        made: Tensor = _tensors().DTensor.from_local(
+            shard, self.mesh, places, run_check=False, shape=shape, stride=stride
+        )
         return made
 
     def gather(self, shard: Tensor) -> Tensor:
@@ -241,23 +244,20 @@ class Layout:
 
     def scatter(self, full: Tensor) -> Tensor:
         """Return this process's shard of the sum of all processes' tensors."""
-        from torch.distributed.tensor import Partial
+        return self._placed(full.contiguous(), _tensors().Partial())
 
-        return self._placed(full.contiguous(), Partial())
-
-    def cut(self, full: Tensor, leading: int = 0) -> Tensor:
-        """Return this process's shard of a tensor that every process has, or of a stack of such."""
-        from torch.distributed.tensor import Replicate
-
-        if leading:
-            return torch.stack([self.cut(part, leading - 1) for part in full])
-        return self._placed(full, Replicate())
+    def cut(self, full: Tensor) -> Tensor:
+        """Return this process's shard of a tensor that every process has."""
+        return self._placed(full, _tensors().Replicate())
 
     def _placed(self, full: Tensor, before: Any) -> Tensor:
-        from torch.distributed.tensor import DTensor
-
-        spread = DTensor.from_local(full, self.mesh, [before] * self.mesh.ndim, run_check=False)
+        spread = _tensors().DTensor.from_local(full, self.mesh, [before] * self.mesh.ndim, run_check=False)
         return local(spread.redistribute(placements=self.placements))
+
+
+def _tensors() -> Any:
+    """Import what half a second goes by for, where tensors lie in shards."""
+    return importlib.import_module("torch.distributed.tensor")
 
 
 def first_alone(function: Callable[[], Any]) -> Any:

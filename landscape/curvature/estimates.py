@@ -24,7 +24,6 @@ from ..linalg import (
     hutchinson,
     inner,
     lanczos,
-    largest_size,
     length,
     local_size,
     slq,
@@ -330,7 +329,8 @@ def _room(operator: Operator, k: int) -> int:
     """Count the Lanczos vectors that memory has room for, within reason."""
     n = operator.shape[0]
     memory = getattr(operator, "memory", math.inf)
-    return min(n, max(k + 2, int(min(max(2 * k + 20, 80), memory / 2 / (8 * largest_size(operator))))))
+    room = int(min(max(2 * k + 20, 80), memory / 2 / (8 * max(1, local_size(operator)))))
+    return min(n, max(k + 2, min(parallel.gather(room))))  # all processes must restart together
 
 
 def _network(model: Any, data: Any, space: Any, loss: Loss | None, objective: BatchObjective | None) -> Objective:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import checked, numbers
-from ..linalg import Shards, local_size
+from ..linalg import local_size
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Space, objective_of, translated
 from .products import GaussNewtonGraph, HessianGraph, Probe, free_memory, probe
 
@@ -145,7 +145,7 @@ class Hessian(_Symmetric):
         return self.coordinates.numel, self.coordinates.numel
 
     @property
-    def shards(self) -> Shards | None:
+    def shards(self) -> Any:
         """How vectors lie over processes where the network is sharded: each has this process's shards."""
         return self.coordinates.shards
 

@@ -58,9 +58,9 @@ class GaussNewtonGraph:
         self.weight = float(loss.weight)
         (self.slope,) = torch.autograd.grad(loss.mean * (self.weight * share), self.point, create_graph=True)
         self.dual = torch.zeros_like(output, requires_grad=True)
+        settings: dict[str, Any] = {"create_graph": True, "materialize_grads": True}
         with objective.network.noting():
-            pulled = torch.autograd.grad(output, self.leaves, self.dual, create_graph=True, materialize_grads=True)
-        self.pulled = pulled
+            self.pulled = torch.autograd.grad(output, self.leaves, self.dual, **settings)
 
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · G_batch · v, in the shapes of the leaves."""

@@ -2,6 +2,6 @@
 
 from .eigenvalues import Eigenvalues
 from .lanczos import Eigenpairs, Which, lanczos
-from .operators import Operator, Shards, fold_products, fold_shares, inner, largest_size, length, local_size
+from .operators import Operator, fold_products, fold_shares, inner, length, local_size
 from .slq import Density, slq
 from .traces import Trace, fold_stderr, hutchinson, mean_and_stderr, t_interval, trace_of_samples

@@ -49,7 +49,6 @@ class Shards(Protocol):
     """How vectors lie in parts over several processes: an operator's ``shards``, None or absent where they do not."""
 
     local_size: int
-    largest_size: int
 
     def inner(self, rows: Tensor, other: Tensor) -> Tensor: ...  # noqa: D102
     def block_sums(self, values: Tensor, sizes: list[int]) -> Tensor: ...  # noqa: D102
@@ -67,12 +66,6 @@ def local_size(operator: Any) -> int:
     return int(operator.shape[0]) if shards is None else shards.local_size
 
 
-def largest_size(operator: Any) -> int:
-    """Return how many entries of a vector a process holds at most."""
-    shards = _shards(operator)
-    return int(operator.shape[0]) if shards is None else shards.largest_size
-
-
 def inner(operator: Any, rows: Tensor, other: Tensor) -> Tensor:
     """Return the inner products ``rows @ other``: (n,) or (m, n) times (n,) or (n, k)."""
     shards = _shards(operator)
@@ -81,7 +74,7 @@ def inner(operator: Any, rows: Tensor, other: Tensor) -> Tensor:
 
 def length(operator: Any, vector: Tensor) -> Tensor:
     """Return the norm of a vector."""
-    return vector.norm() if _shards(operator) is None else inner(operator, vector, vector).sqrt()
+    return inner(operator, vector, vector).sqrt()
 
 
 def block_sums(operator: Any, values: Tensor, sizes: list[int]) -> Tensor:

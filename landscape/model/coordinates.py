@@ -122,9 +122,9 @@ class Coordinates:
         """Return a point's part with the shards that other processes hold."""
         return self.layouts[name].gather(part) if self.layouts else part
 
-    def cut(self, name: str, whole: Tensor, leading: int = 0) -> Tensor:
-        """Return what this process holds of a whole part, a DTensor or a stack of such."""
-        return _local(whole, self.layouts.get(name), leading)
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """Return what this process holds of a whole part, or of a DTensor."""
+        return _local(whole, self.layouts.get(name))
 
     def results(self, point: Mapping[str, Tensor], leading: int = 0) -> Point:
         """Return a point, or stacks of such, as results keep them: on the CPU, or as DTensors of their shards."""
@@ -232,10 +232,8 @@ def _masks(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{start}{name.removesuffix('mask')}orig", mask.detach().clone()
 
 
-def _local(whole: Tensor, layout: Layout | None, leading: int = 0) -> Tensor:
-    if layout is None or parallel.is_sharded(whole):
-        return parallel.local(whole)
-    return layout.cut(whole, leading)
+def _local(whole: Tensor, layout: Layout | None) -> Tensor:
+    return parallel.local(whole) if layout is None or parallel.is_sharded(whole) else layout.cut(whole)
 
 
 def _inside(name: str, layer: str) -> bool:

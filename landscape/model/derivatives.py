@@ -197,13 +197,11 @@ class _Function:
     def directions(self, gradient: Point) -> tuple[Point, Point | None]:
         """Return a random direction, of each tensor's own size, and one along the gradient, of the same length."""
         generator = torch.Generator().manual_seed(0)
-        names, sizes, draws = self.coordinates.names, [], []
-        for name, tensor in zip(names, self.point, strict=True):
-            shape = self.coordinates.shape(name)
-            size = self.coordinates.length({name: tensor}) / math.prod(shape) ** 0.5
-            sizes.append(size.clamp_min(1e-2).to(tensor))
-            draw = torch.randn(shape, generator=generator, dtype=torch.float64)
-            draws.append(self.coordinates.cut(name, draw).to(tensor))
+        centre, sizes, draws = self.coordinates, [], []
+        for name, tensor in zip(centre.names, self.point, strict=True):
+            draw = torch.randn(centre.shape(name), generator=generator, dtype=torch.float64)
+            sizes.append((centre.length({name: tensor}) / draw.numel() ** 0.5).clamp_min(1e-2).to(tensor))
+            draws.append(centre.cut(name, draw).to(tensor))
         random = [size * draw * self.masks.get(n, 1) for size, draw, n in zip(sizes, draws, self.names, strict=True)]
         along = [g.detach() * size**2 for g, size in zip(gradient, sizes, strict=True)]
         length = self.norm(along)

@@ -193,12 +193,7 @@ class TensorSwap:
             they are read.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        outputs: Mapping[str, Any] | None = None,
-        layouts: Mapping[str, Layout] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, outputs: Mapping[str, Any], layouts: Mapping[str, Layout]) -> None:
         tensors = dict(_named_tensors(model))
         names = {id(tensor): name for name, tensor in reversed(tensors.items())}  # the first name of a tied tensor
         self._entries = [
@@ -210,7 +205,7 @@ class TensorSwap:
         ]
         self._outputs = [
             (model.get_submodule(name.removesuffix("()")).__dict__, name, output if type(output) is tuple else None)
-            for name, output in (outputs or {}).items()
+            for name, output in outputs.items()
         ]
         self.notes = Notes()
         self._gathered = [

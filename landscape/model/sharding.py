@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ _CHUNK = 2**16  # numbers drawn at once: a multiple of 16, in which torch draws,
 def reshard(model: nn.Module) -> None:
     """Have every FSDP2 module give its gathered weights back, as before a forward pass."""
     for module in model.modules():
-        if _is_of_fsdp(type(module)) and hasattr(module, "reshard"):
+        if isinstance(getattr(module, "reshard", None), MethodType) and hasattr(module, "unshard"):
             module.reshard()  # type: ignore[operator]
 
 
@@ -44,11 +45,9 @@ def layouts_of(model: nn.Module) -> dict[str, Layout]:
     """Return how every parameter, and every buffer that is a DTensor, lies over the processes; empty where none does.
 
     Raises:
-        ValueError: FSDP1, weights on another device than they are computed on, or without values, or on a mesh of
+        ValueError: weights on another device than they are computed on, or without values, or on a mesh of
             other than all processes.
     """
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise ValueError("FSDP1 keeps weights in flat parameters, which are not measured: use fully_shard (FSDP2)")
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     sharded = {name: tensor for name, tensor in tensors.items() if parallel.is_sharded(tensor)}
     for name, tensor in sharded.items():
@@ -79,29 +78,20 @@ def gather(local: Tensor, layout: Layout) -> Tensor:
     if has_torch_function_unary(local):  # for modes that follow what is computed from a weight
         whole: Tensor = handle_torch_function(gather, (local,), local, layout)
         return whole
-    return _Gather.apply(local, layout)
+    return _Exchange.apply(local, layout, True)
 
 
-class _Gather(Function):
-    @staticmethod
-    def forward(ctx: Any, local: Tensor, layout: Layout) -> Tensor:
-        ctx.layout = layout
-        return layout.gather(local.detach())
+class _Exchange(Function):
+    """Gathers shards, or adds whole tensors up and scatters the sum: each is the other's derivative."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _Scatter.apply(gradient, ctx.layout), None
-
-
-class _Scatter(Function):
-    @staticmethod
-    def forward(ctx: Any, whole: Tensor, layout: Layout) -> Tensor:
-        ctx.layout = layout
-        return layout.scatter(whole.detach())
+    def forward(ctx: Any, tensor: Tensor, layout: Layout, gathers: bool) -> Tensor:
+        ctx.settings = layout, not gathers
+        return (layout.gather if gathers else layout.scatter)(tensor.detach())
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _Gather.apply(gradient, ctx.layout), None
+        return _Exchange.apply(gradient, *ctx.settings), None, None
 
 
 class Notes:
@@ -164,10 +154,6 @@ class GatheredOnReading(dict[str, Any]):
         """Yield names and whole tensors, one after the other."""
         return ((key, self[key]) for key in self)
 
-    def values(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield whole tensors, one after the other."""
-        return (self[key] for key in self)
-
 
 class Shards:
     """Vectors over several tensors of which each process holds its shards, laid out one after the other.
@@ -179,15 +165,16 @@ class Shards:
 
     def __init__(self, layouts: list[Layout], sizes: list[int]) -> None:
         self._layouts, self._sizes, self.local_size = layouts, sizes, sum(sizes)
-        self.largest_size = max(parallel.gather(self.local_size))
         self._copies = [layout.copies for layout in layouts]
 
     def inner(self, rows: Tensor, other: Tensor) -> Tensor:
         """Return ``rows @ other``, added up over the processes; what several hold counts once."""
-        if len(set(self._copies)) == 1:
-            return parallel.sum_(rows @ other) / self._copies[0]
-        share = 1 / torch.tensor(self._copies).repeat_interleave(torch.tensor(self._sizes)).to(other)
-        return parallel.sum_(rows @ (other.T * share).T)
+        if len(set(self._copies)) > 1:
+            share = (
+                torch.tensor(self._copies).to(other).repeat_interleave(torch.tensor(self._sizes, device=other.device))
+            )
+            return parallel.sum_(rows @ (other / (share if other.ndim == 1 else share[:, None])))
+        return parallel.sum_(rows @ other) / self._copies[0]
 
     def block_sums(self, values: Tensor, sizes: list[int]) -> Tensor:
         """Sum the numbers of each tensor, over the processes."""
@@ -206,10 +193,6 @@ class Shards:
             parts.append(layout.cut(numbers[:size].view(layout.shape)).reshape(-1).clone())
             numbers = numbers[size:]
         return torch.cat(parts)
-
-
-def _is_of_fsdp(kind: type) -> bool:
-    return any(base.__module__.startswith("torch.distributed.fsdp") for base in kind.__mro__)
 
 
 def _is_of_torch_distributed(hook: Any) -> bool:

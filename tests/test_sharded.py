@@ -1,0 +1,271 @@
+"""Networks in shards over processes (fully_shard, DTensors) give the numbers of one process."""
+
+import os
+import signal
+import time
+import warnings
+
+import pytest
+import torch
+from networks import convolutional
+from ranks import launched
+from torch import distributed, multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.nn import functional as F
+
+import landscape
+from landscape import parallel
+
+
+class Tied(nn.Module):
+    """Embedding and output share a weight, which the network reads itself; a gain of one number."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm, self.gain = nn.Embedding(11, 6), nn.LayerNorm(6), nn.Parameter(torch.ones(1))
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        hidden = torch.tanh(self.gain * self.norm(F.embedding(tokens, self.embedding.weight)))
+        return self.head(hidden).mean(1)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def perceptron():
+    return nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, 3))
+
+
+def by_layers(model, mesh):
+    for layer in model.children():
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def whole(model, mesh):
+    return fully_shard(model, mesh=mesh)
+
+
+def by_hand(model, mesh):
+    """DTensors without FSDP: rows, columns, or all of a weight in each process; the first stays a plain tensor."""
+    for index, (name, weight) in enumerate(list(model.named_parameters())[1:]):
+        owner, _, leaf = name.rpartition(".")
+        place = Shard(1) if weight.ndim > 1 else (Replicate(), Shard(0))[index % 2]
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(distribute_tensor(weight.detach(), mesh, [place])))
+    return model
+
+
+X, Y = draw(9, 7), torch.arange(9) % 3
+TOKENS = torch.arange(20).reshape(5, 4) * 7 % 11, torch.arange(5)
+NETWORKS = {  # what makes one, what shards it, its data, its loss
+    "odd sizes": (perceptron, by_layers, (X, Y), None),
+    "mean squared error, 3 rows": (perceptron, whole, (X[:3], draw(3, 3)), F.mse_loss),
+    "tied": (Tied, whole, TOKENS, None),
+    "convolutions, by hand": (convolutional, by_hand, (draw(7, 2, 4, 4), torch.arange(7) % 3), None),
+    "statistics of the batch": (
+        lambda: nn.Sequential(
+            nn.Linear(7, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Tanh(), nn.Linear(4, 3)
+        ),
+        whole,
+        (X, Y),
+        None,
+    ),
+}
+
+
+def made(name, mesh=None, dtype=torch.float64):
+    make, shard, data, loss = NETWORKS[name]
+    torch.manual_seed(0)
+    model = make().to(dtype)
+    return model if mesh is None else shard(model, mesh), data, {"loss": loss} if loss else {}
+
+
+def product(name, mesh=None):
+    """H @ v, whole, and the coordinates."""
+    model, data, settings = made(name, mesh)
+    hessian = landscape.Hessian(model, data, **settings)
+    centre = hessian.coordinates
+    v = {name: centre.cut(name, draw(*centre.shape(name), seed=1)) for name in centre.names}
+    image = centre.results(centre.unflatten(hessian @ centre.flatten(v)))
+    return torch.cat([parallel.whole(part).flatten() for part in image.values()]), centre
+
+
+def tables(result, *fields):
+    return [torch.as_tensor(getattr(result, field), dtype=torch.float64) for field in fields]
+
+
+def first_vector(top):
+    return {name: parallel.whole(part) for name, part in top.vector(0).items()}
+
+
+CALLS = {
+    "top_eigenvalues": lambda m, d: tables(landscape.top_eigenvalues(m, d, k=2), "values", "residuals"),
+    "trace": lambda m, d: [
+        *tables(landscape.trace(m, d, num_probes=4, per_layer=True), "value", "samples"),
+        *(
+            landscape.trace(
+                m, d, num_probes=2, units="filter", method="hutchinson", per_layer=True
+            ).layer_samples.values()
+        ),
+    ],
+    "trace of eigenvalues": lambda m, d: tables(known(landscape.Hessian(m, d)), "value", "samples"),
+    "GGN": lambda m, d: tables(landscape.trace(landscape.GGN(m, d), method="hutchinson", num_probes=2), "samples"),
+    "density": lambda m, d: tables(landscape.density(m, d, k=1, num_probes=2, steps=4), "nodes", "density", "atoms"),
+    "surface": lambda m, d: tables(landscape.surface(m, d, points=3), "loss", "accuracy", "stderr"),
+    "line along layers": lambda m, d: tables(landscape.line(m, d, points=3, normalize="layer"), "loss"),
+    "line along an eigenvector": lambda m, d: tables(
+        landscape.line(m, d, points=3, directions=landscape.top_eigenvalues(m, d, k=1)), "loss"
+    ),
+    "sharpness": lambda m, d: [
+        torch.tensor(landscape.sharpness(m, d).frame[["value", "stderr", "stderr_data"]].values)
+    ],
+    "curvature_at_scale": lambda m, d: tables(
+        landscape.curvature_at_scale(m, d, num_samples=2, radius=0.02, radii=False), "curvature", "derivatives"
+    ),
+}
+
+
+def known(hessian):
+    top = landscape.top_eigenvalues(hessian, k=2, tol=1e-6)
+    return landscape.trace(hessian, eigenvalues=top, num_probes=2)
+
+
+def together(function):
+    """What the processes of a group do: they meet, and part."""
+
+    def run(*arguments):
+        warnings.simplefilter("ignore")
+        parallel.start()
+        function(init_device_mesh("cpu", (parallel.size(),)), *arguments)
+        parallel.stop()
+
+    return run
+
+
+def same(found, expected, rtol=1e-10):
+    torch.testing.assert_close(
+        found, expected, rtol=rtol, atol=rtol * float(expected.nan_to_num().abs().max()), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_products_are_those_of_one_process(count):
+    expected = {name: product(name)[0] for name in NETWORKS}
+
+    @together
+    def check(mesh):
+        for name in NETWORKS:
+            same(product(name, mesh)[0], expected[name])
+
+    launched(check, count=count, patience=120)
+
+
+def test_every_measurement_is_that_of_one_process():
+    model, data, _ = made("odd sizes")
+    expected = {name: call(model, data) for name, call in CALLS.items()}
+
+    @together
+    def check(mesh):
+        model, data, _ = made("odd sizes", mesh)
+        for name, call in CALLS.items():
+            for found, wanted in zip(call(model, data), expected[name], strict=True):
+                same(found, wanted, 1e-6 if name == "line along an eigenvector" else 1e-9)
+
+    launched(check, count=2, patience=120)
+
+
+def test_a_process_holds_its_share_and_graphs_no_weights():
+    @together
+    def check(mesh):
+        model = by_layers(nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)), mesh)
+        hessian = landscape.Hessian(
+            model, (torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), torch.arange(4))
+        )
+        n, weights = hessian.shape[0], 4 * hessian.shape[0]
+        top = landscape.top_eigenvalues(hessian, k=1, tol=0.1)
+        vectors = [hessian.objective.coordinates.centre, hessian.objective.network.frozen, top.vector(0)]
+        assert all(sum(parallel.local(part).numel() for part in point.values()) <= 0.6 * n for point in vectors)
+        assert 4 * hessian.probe.graph_bytes < 0.2 * weights
+
+    launched(check, count=2, patience=60)
+
+
+def test_the_network_trains_on_as_if_nothing_had_been_measured(tmp_path):
+    @together
+    def check(mesh):
+        data, hooks, losses = (X, Y), [], []
+        for is_measured in (False, True):
+            model = made("odd sizes", mesh)[0].train()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for step in range(3):
+                hooks.append([list(hooks.items()) for m in model.modules() for hooks in kept(m)])
+                if is_measured and step:  # before and after a first forward pass, which leaves weights gathered
+                    top = landscape.top_eigenvalues(model, data, k=1, tol=0.1)
+                    assert [list(hooks.items()) for m in model.modules() for hooks in kept(m)] == hooks[-1]
+                    assert model.training
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(X), Y)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+        assert torch.equal(torch.stack(losses[:3]), torch.stack(losses[3:]))
+        path = top.save(tmp_path / "top.nc")  # by all of them: what lies in shards is gathered
+        expected = first_vector(top)
+        distributed.barrier()
+        for name, part in landscape.load(path).vector(0).items():
+            assert torch.equal(part, expected[name])
+
+    launched(check, count=2, patience=60)
+
+
+def kept(module):
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
+
+
+def test_the_death_of_one_process_ends_the_others_within_seconds():
+    calls = []
+
+    def dying(output, target):
+        calls.append(1)
+        if len(calls) == 40 and parallel.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return F.mse_loss(output, target)
+
+    @together
+    def check(mesh):
+        landscape.line(made("odd sizes", mesh)[0], (X, draw(9, 3)), loss=dying, points=100_001)
+
+    start = time.monotonic()
+    with pytest.raises((multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException)):
+        launched(check, count=2, patience=60)
+    assert time.monotonic() - start < 30
+
+
+def test_what_cannot_be_measured_is_refused_with_the_way_out():
+    @together
+    def check(mesh):
+        def refused(model, message, **settings):
+            with pytest.raises(ValueError, match=message):
+                landscape.trace(model, (X, Y), **settings)
+
+        refused(FullyShardedDataParallel(perceptron(), device_id=torch.device("cpu")), "use fully_shard")
+        with torch.device("meta"):
+            refused(whole(perceptron(), mesh), r"meta\): call to_empty\(\)")
+        alone = init_device_mesh("cpu", (2, 1), mesh_dim_names=("pipeline", "shards"))["shards"]
+        refused(whole(perceptron(), alone), "a mesh of 1 processes, of 2")
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X.float(), Y), shuffle=True, batch_size=3)
+        with pytest.raises(ValueError, match="needs data in one order"):
+            landscape.Objective(whole(perceptron(), mesh), loader)
+        model, data, _ = made("odd sizes", mesh)
+        with pytest.raises(ValueError, match="needs whole weights"):
+            landscape.Hessian(model, data, at="0.input")
+        with pytest.raises(ValueError, match="pass whole networks"):
+            landscape.trajectory(model, [model.state_dict()], data)
+
+    launched(check, count=2, patience=60)
