@@ -247,12 +247,13 @@ class Layout:
         return self._placed(full.contiguous(), _tensors().Partial())
 
     def cut(self, full: Tensor) -> Tensor:
-        """Return this process's shard of a tensor that every process has."""
+        """Return this process's shard of a tensor that every process has, or of a DTensor."""
         return self._placed(full, _tensors().Replicate())
 
     def _placed(self, full: Tensor, before: Any) -> Tensor:
-        spread = _tensors().DTensor.from_local(full, self.mesh, [before] * self.mesh.ndim, run_check=False)
-        return local(spread.redistribute(placements=self.placements))
+        if not is_sharded(full):
+            full = _tensors().DTensor.from_local(full, self.mesh, [before] * self.mesh.ndim, run_check=False)
+        return local(full.redistribute(placements=self.placements))  # type: ignore[attr-defined]
 
 
 def _tensors() -> Any:

@@ -255,16 +255,14 @@ def eigenvalues_of(operator: Operator, pairs: Eigenpairs, tol: float) -> Eigenva
         forms.append(inner(operator, images, vector))
     measured = torch.stack(residuals).cpu() / pairs.values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     stacks, coordinates = {"": pairs.vectors.T}, getattr(operator, "coordinates", None)
-    if coordinates is None:
-        stacks = {"": stacks[""].cpu()}
-    else:
+    if coordinates is not None:
         sizes = [value.numel() for value in coordinates.centre.values()]
         parts = zip(coordinates.centre.items(), stacks[""].split(sizes, dim=1), strict=True)
         stacks = {name: part.reshape(len(part), *value.shape).to(value.dtype) for (name, value), part in parts}
-        stacks = coordinates.results(stacks, 1)
     # in float32 the measured residual stops at a floor, whatever the recurrence says
+    kept = {"": stacks[""].cpu()} if coordinates is None else coordinates.results(stacks, 1)
     done, about = pairs.converged & (measured <= tol), {"products": pairs.products + len(columns)}
-    return Eigenvalues(about, pairs.values, measured, done, stacks, torch.stack(forms, dim=1).cpu(), weights)
+    return Eigenvalues(about, pairs.values, measured, done, kept, torch.stack(forms, dim=1).cpu(), weights)
 
 
 def operator_of(

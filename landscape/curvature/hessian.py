@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -131,9 +130,6 @@ class Hessian(_Symmetric):
             is_verified = self._inputs is None and self.objective.derivatives == "exact"
             build = partial(self._build, 0)
             self.probe: Probe = probe(build, first, self.objective, self.coordinates, is_verified)
-        if self.shards:  # the same in all processes: they must keep the same graphs
-            most = max(parallel.gather(self.probe.graph_bytes))
-            self.probe = replace(self.probe, graph_bytes=most)
 
     def __repr__(self) -> str:
         where = f"{self.coordinates.space} space, {self.objective.samples or 'unknown'} samples, {self.dtype}"

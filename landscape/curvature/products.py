@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from .. import parallel
 from ..model import Coordinates, Objective, Point, samples_of
 from ..model.batches import target_of
 
@@ -138,7 +139,8 @@ def probe(
     if not is_verified:
         _check_symmetric(u, v, au, av, coordinates)
     rows = samples_of(batch) or 1
-    return Probe((built - start) / rows, product / rows, sum(storages.values()) / rows)
+    held = max(parallel.gather(sum(storages.values()) / rows))  # all processes must keep the same graphs
+    return Probe((built - start) / rows, product / rows, held)
 
 
 class _Results(TorchDispatchMode):

@@ -109,6 +109,10 @@ class Coordinates:
 
     def norm(self) -> float:
         """Return ‖w‖ over the weights of two or more dimensions, the ones that directions move."""
+        return self._norm
+
+    @cached_property
+    def _norm(self) -> float:
         return float(self.length({name: w for name, w in self.centre.items() if w.ndim > 1}))
 
     def filter_norms(self, name: str, part: Tensor) -> Tensor:
@@ -124,7 +128,7 @@ class Coordinates:
 
     def cut(self, name: str, whole: Tensor) -> Tensor:
         """Return what this process holds of a whole part, or of a DTensor."""
-        return _local(whole, self.layouts.get(name))
+        return _cut(whole, self.layouts.get(name))
 
     def results(self, point: Mapping[str, Tensor], leading: int = 0) -> Point:
         """Return a point, or stacks of such, as results keep them: on the CPU, or as DTensors of their shards."""
@@ -149,7 +153,7 @@ class Coordinates:
         """Return part of a direction, zero where the weight does not vary."""
         return part * self.masks[name] if name in self.masks else part
 
-    @property
+    @cached_property
     def varies(self) -> list[int]:
         """How many numbers vary, of how many weights."""
         fixed = {name: mask == 0 for name, mask in self.masks.items()}
@@ -180,7 +184,7 @@ def coordinates(
     actual = (space or "quantized") if rounded else "float"
     reshard(model)
     layouts = layouts_of(model)
-    masks = {name: _local(mask, layouts.get(name)) for name, mask in _masks(model)}
+    masks = {name: _cut(mask, layouts.get(name)) for name, mask in _masks(model)}
     inside = tuple(f"{weight.moves[:-2]}." for weight in rounded.values() if weight.output is not None)
     left_out = {id(p) for module in model.modules() if is_quantizer(module) for p in module.parameters()}
     left_out |= {id(p) for n, p in model.named_parameters() if inside and n.startswith(inside) and n not in rounded}
@@ -232,8 +236,8 @@ def _masks(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{start}{name.removesuffix('mask')}orig", mask.detach().clone()
 
 
-def _local(whole: Tensor, layout: Layout | None) -> Tensor:
-    return parallel.local(whole) if layout is None or parallel.is_sharded(whole) else layout.cut(whole)
+def _cut(whole: Tensor, layout: Layout | None) -> Tensor:
+    return parallel.whole(whole) if layout is None else layout.cut(whole)
 
 
 def _inside(name: str, layer: str) -> bool:

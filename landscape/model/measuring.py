@@ -208,16 +208,14 @@ class TensorSwap:
             for name, output in outputs.items()
         ]
         self.notes = Notes()
+
+        def laid_out(entries: Mapping[str, Any]) -> dict[str, Layout]:
+            return {k: layouts[names[id(t)]] for k, t in entries.items() if names.get(id(t)) in layouts}
+
         self._gathered = [
-            (
-                module.__dict__,
-                kind,
-                entries,
-                {k: layouts[names[id(t)]] for k, t in entries.items() if names.get(id(t)) in layouts},
-            )
-            for module in model.modules()
-            for kind, entries in (("_parameters", module._parameters), ("_buffers", module._buffers))
-            if layouts
+            (module.__dict__, kind, module.__dict__[kind], laid_out(module.__dict__[kind]))
+            for module in (model.modules() if layouts else ())
+            for kind in ("_parameters", "_buffers")
         ]
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> None:

@@ -146,6 +146,8 @@ class Objective:
                 if isinstance(self._batches, DataLoader) and bytes_of(first) * len(rows) <= KEPT:
                     self._keep_batches()
         self.criterion.checks_default = False
+        if self.coordinates.layouts:
+            self.about()  # its sums over processes are known from now on, whoever asks
 
     @property
     def samples(self) -> int | None:

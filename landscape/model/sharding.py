@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from types import MethodType
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ _CHUNK = 2**16  # numbers drawn at once: a multiple of 16, in which torch draws,
 def reshard(model: nn.Module) -> None:
     """Have every FSDP2 module give its gathered weights back, as before a forward pass."""
     for module in model.modules():
-        if isinstance(getattr(module, "reshard", None), MethodType) and hasattr(module, "unshard"):
+        if hasattr(type(module), "unshard"):
             module.reshard()  # type: ignore[operator]
 
 
