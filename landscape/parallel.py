@@ -228,8 +228,9 @@ class Layout:
 
     def wrapped(self, shard: Tensor, leading: int = 0) -> Tensor:
         """Return a DTensor of this process's shard, or of a stack of such, with so many dimensions before."""
-        shard_along = _tensors().Shard
-        places = [shard_along(part.dim + leading) if part.is_shard() else part for part in self.placements]
+        strides = [{"split_factor": p.split_factor} if hasattr(p, "split_factor") else {} for p in self.placements]
+        pairs = zip(self.placements, strides, strict=True)  # FSDP2 over tensor parallelism deals rows out in strides
+        places = [type(p)(p.dim + leading, **more) if hasattr(p, "dim") else p for p, more in pairs]
         shape = torch.Size((*shard.shape[:leading], *self.shape))
         stride = torch.empty(shape, device="meta").stride() if leading else self._stride
         made: Tensor = _tensors().DTensor.from_local(

@@ -103,8 +103,8 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write the result to a netCDF file with a checksum (`landscape.load` and xarray read it); return the path.
 
-        A name that ends in .csv gets the `frame` instead, which `load` cannot read back. What lies in shards over several
-        processes is gathered: all of them call this, with one path.
+        A name that ends in .csv gets the `frame` instead, which `load` cannot read back. What lies in shards on
+        several processes is gathered: all of them call this, with one path.
         """
         path = Path(path)
         if path.suffix == ".csv":

@@ -13,6 +13,7 @@ from torch import distributed, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
 
 import landscape
@@ -61,6 +62,13 @@ def by_hand(model, mesh):
     return model
 
 
+def over_tensor_parallel(model, mesh):
+    """FSDP over tensor parallelism, whose hooks split the features of what goes in and out."""
+    both = init_device_mesh("cpu", (mesh.size() // 2, 2), mesh_dim_names=("rows", "features"))
+    parallelize_module(model, both["features"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    return fully_shard(model, mesh=both["rows"])
+
+
 X, Y = draw(9, 7), torch.arange(9) % 3
 TOKENS = torch.arange(20).reshape(5, 4) * 7 % 11, torch.arange(5)
 NETWORKS = {  # what makes one, what shards it, its data, its loss
@@ -68,6 +76,12 @@ NETWORKS = {  # what makes one, what shards it, its data, its loss
     "mean squared error, 3 rows": (perceptron, whole, (X[:3], draw(3, 3)), F.mse_loss),
     "tied": (Tied, whole, TOKENS, None),
     "convolutions, by hand": (convolutional, by_hand, (draw(7, 2, 4, 4), torch.arange(7) % 3), None),
+    "over tensor parallelism": (
+        lambda: nn.Sequential(nn.Linear(7, 4), nn.Tanh(), nn.Linear(4, 3)),
+        over_tensor_parallel,
+        (X, Y),
+        None,
+    ),
     "statistics of the batch": (
         lambda: nn.Sequential(
             nn.Linear(7, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Tanh(), nn.Linear(4, 3)
@@ -79,21 +93,20 @@ NETWORKS = {  # what makes one, what shards it, its data, its loss
 }
 
 
-def made(name, mesh=None, dtype=torch.float64):
+def made(name, mesh=None):
     make, shard, data, loss = NETWORKS[name]
     torch.manual_seed(0)
-    model = make().to(dtype)
+    model = make().double()
     return model if mesh is None else shard(model, mesh), data, {"loss": loss} if loss else {}
 
 
-def product(name, mesh=None):
-    """H @ v, whole, and the coordinates."""
-    model, data, settings = made(name, mesh)
+def product(model, data, **settings):
+    """Return H @ v, whole."""
     hessian = landscape.Hessian(model, data, **settings)
     centre = hessian.coordinates
-    v = {name: centre.cut(name, draw(*centre.shape(name), seed=1)) for name in centre.names}
+    v = {name: centre.cut(name, draw(*centre.shape(name), seed=1)).to(hessian.dtype) for name in centre.names}
     image = centre.results(centre.unflatten(hessian @ centre.flatten(v)))
-    return torch.cat([parallel.whole(part).flatten() for part in image.values()]), centre
+    return torch.cat([parallel.whole(part).flatten() for part in image.values()])
 
 
 def measured(model, data):
@@ -145,16 +158,23 @@ def same(found, expected, rtol=1e-10):
     )
 
 
-@pytest.mark.parametrize(("count", "names"), [(2, list(NETWORKS)), (4, ["mean squared error, 3 rows"])])
+@pytest.mark.parametrize(
+    ("count", "names"), [(2, list(NETWORKS)), (4, ["mean squared error, 3 rows", "over tensor parallelism"])]
+)
 def test_products_are_those_of_one_process(count, names):
-    expected = {name: product(name)[0] for name in names}
+    expected = {name: product_of(name) for name in names}
 
     @together
     def check(mesh):
         for name in names:
-            same(product(name, mesh)[0], expected[name])
+            same(product_of(name, mesh), expected[name])
 
     launched(check, count=count, patience=120)
+
+
+def product_of(name, mesh=None):
+    model, data, settings = made(name, mesh)
+    return product(model, data, **settings)
 
 
 def test_every_measurement_is_that_of_one_process():
@@ -258,3 +278,41 @@ def test_what_cannot_be_measured_is_refused_with_the_way_out():
             landscape.trajectory(model, [model.state_dict()], data)
 
     launched(check, count=2, patience=60)
+
+
+def language_model(kind, dtype):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 0}
+    if kind == "GPT-2":
+        config = transformers.GPT2Config(n_positions=16, n_embd=16, n_layer=2, n_head=2, **sizes)
+        return transformers.GPT2LMHeadModel(config).to(dtype)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    config = transformers.LlamaConfig(hidden_size=16, intermediate_size=24, **heads, **sizes)
+    return transformers.LlamaForCausalLM(config).to(dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["Llama", "GPT-2"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_language_models_by_blocks(count, kind, dtype):
+    pytest.importorskip("transformers")
+    tokens = torch.arange(54).reshape(6, 9) * 7 % 50
+    data = [{"input_ids": tokens, "labels": tokens}]
+    expected = product(language_model(kind, dtype), data), measured(language_model(kind, dtype), data)
+
+    @together
+    def check(mesh):
+        model = language_model(kind, dtype)
+        for block in model.model.layers if kind == "Llama" else model.transformer.h:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        same(product(model, data), expected[0], 1e-10 if dtype == torch.float64 else 1e-5)
+        for name, found in measured(model, data).items():
+            if dtype == torch.float64 or name in ("top.values", "surface.loss", "density.atoms"):
+                same(found, expected[1][name], 1e-7 if dtype == torch.float64 else 1e-5)
+
+    launched(check, count=count, patience=300)
