@@ -2,6 +2,7 @@
 
 Every process runs the same program on the same seeds; where work can be shared (batches of a product, points of a
 surface), each takes its share and the sums of all go to all. Without torchrun everything here is the identity.
+A network in shards (FSDP2, DTensors) is measured by all processes together, each with its shards and its rows.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -72,6 +75,11 @@ def share(items: int) -> range:
     return range(rank(), items, size())
 
 
+def rows(samples: int) -> range:
+    """Return which of so many rows of a batch are this process's own: as many as another's, or one more, or none."""
+    return range(rank() * samples // size(), (rank() + 1) * samples // size())
+
+
 def sum_(tensor: Tensor) -> Tensor:
     """Add the tensors of all processes up, in place."""
     if _together():
@@ -97,7 +105,8 @@ def check_agreement(**values: Any) -> None:
         values: argument=value; at a function's very beginning ``**locals()`` are all of its arguments.
 
     Raises:
-        ValueError: with the first that differs, or the first part of it (``model.0.weight``), and what it is in each.
+        ValueError: with the first that differs, or the first part of it (``model.0.weight``), and what it is in each;
+            a network of FSDP1.
 
     Cost: nothing in one process; in several a hash of all tensors in the values.
     """
@@ -134,6 +143,8 @@ def _parts(value: Any) -> dict[Any, Any] | None:
     """Return what something consists of, None if it is one."""
     if isinstance(value, nn.Module):
         kinds = {name: type(module).__name__ for name, module in value.named_modules()}
+        if "FullyShardedDataParallel" in kinds.values():
+            raise ValueError("FSDP1 keeps weights in flat parameters, which are not measured: use fully_shard (FSDP2)")
         settings = {
             f"{name}.{key}".strip("."): setting
             for name, module in value.named_modules()
@@ -175,6 +186,80 @@ def _fingerprint(value: Any) -> str:
 
 def _hash(content: Any) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Return whether a tensor is one process's view of a tensor that lies on several (a DTensor)."""
+    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds."""
+    shard: Tensor = tensor.detach().to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return shard
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor with the parts that other processes hold; all of them must ask for it."""
+    full: Tensor = tensor.detach().full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return full
+
+
+class Layout:
+    """How a tensor lies over all processes: in shards, or whole in each.
+
+    Args:
+        tensor: a DTensor, whose mesh and placements are taken; or one that is whole in each process.
+        mesh: of the latter.
+
+    Attributes:
+        shape: of the whole.
+        copies: how many processes hold each number.
+        rows_are_whole: whether a slice along dimension 0 lies in one process.
+    """
+
+    def __init__(self, tensor: Tensor, mesh: Any) -> None:
+        self.mesh = getattr(tensor, "device_mesh", mesh)
+        self.placements = tuple(getattr(tensor, "placements", [_tensors().Replicate()] * self.mesh.ndim))
+        self.shape, self._stride = tensor.shape, tensor.stride()
+        sizes = zip(self.placements, self.mesh.shape, strict=True)
+        self.copies = math.prod(size for placement, size in sizes if placement.is_replicate())
+        self.rows_are_whole = all(part.is_replicate() or part.is_shard(0) for part in self.placements)
+
+    def wrapped(self, shard: Tensor, leading: int = 0) -> Tensor:
+        """Return a DTensor of this process's shard, or of a stack of such, with so many dimensions before."""
+        strides = [{"split_factor": p.split_factor} if hasattr(p, "split_factor") else {} for p in self.placements]
+        pairs = zip(self.placements, strides, strict=True)  # FSDP2 over tensor parallelism deals rows out in strides
+        places = [type(p)(p.dim + leading, **more) if hasattr(p, "dim") else p for p, more in pairs]
+        shape = torch.Size((*shard.shape[:leading], *self.shape))
+        stride = torch.empty(shape, device="meta").stride() if leading else self._stride
+        made: Tensor = _tensors().DTensor.from_local(
+            shard, self.mesh, places, run_check=False, shape=shape, stride=stride
+        )
+        return made
+
+    def gather(self, shard: Tensor) -> Tensor:
+        """Return the whole tensor, new, from the shards of all processes."""
+        full = whole(self.wrapped(shard))
+        return full.clone() if full.untyped_storage().data_ptr() == shard.untyped_storage().data_ptr() else full
+
+    def scatter(self, full: Tensor) -> Tensor:
+        """Return this process's shard of the sum of all processes' tensors."""
+        return self._placed(full.contiguous(), _tensors().Partial())
+
+    def cut(self, full: Tensor) -> Tensor:
+        """Return this process's shard of a tensor that every process has, or of a DTensor."""
+        return self._placed(full, _tensors().Replicate())
+
+    def _placed(self, full: Tensor, before: Any) -> Tensor:
+        if not is_sharded(full):
+            full = _tensors().DTensor.from_local(full, self.mesh, [before] * self.mesh.ndim, run_check=False)
+        return local(full.redistribute(placements=self.placements))  # type: ignore[attr-defined]
+
+
+def _tensors() -> Any:
+    """Import what half a second goes by for, where tensors lie in shards."""
+    return importlib.import_module("torch.distributed.tensor")
 
 
 def first_alone(function: Callable[[], Any]) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import parallel
 from .checking import checked
 from .files import atomic
 from .plotting import drawing_function
@@ -102,7 +103,8 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write the result to a netCDF file with a checksum (`landscape.load` and xarray read it); return the path.
 
-        A name that ends in .csv gets the `frame` instead, which `load` cannot read back.
+        A name that ends in .csv gets the `frame` instead, which `load` cannot read back. What lies in shards on
+        several processes is gathered: all of them call this, with one path.
         """
         path = Path(path)
         if path.suffix == ".csv":
@@ -191,7 +193,7 @@ class Result:
 
     def _variable(self, name: str, value: Tensor | np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
         if isinstance(value, Tensor):
-            value = value.detach().cpu()
+            value = parallel.whole(value).detach().cpu()
             value = value.float() if value.dtype == torch.bfloat16 else value  # which netCDF does not know
         array = value.numpy() if isinstance(value, Tensor) else value
         # a dimension is named by its length where it has no name of its own: one name, one length

@@ -254,14 +254,15 @@ def eigenvalues_of(operator: Operator, pairs: Eigenpairs, tol: float) -> Eigenva
     if tol < LOOSE:
         residuals, fold_values = _measured(operator, pairs)
         products += len(residuals)
-    stacks, coordinates = {"": pairs.vectors.T.cpu()}, getattr(operator, "coordinates", None)
+    stacks, coordinates = {"": pairs.vectors.T}, getattr(operator, "coordinates", None)
     if coordinates is not None:
         sizes = [value.numel() for value in coordinates.centre.values()]
         parts = zip(coordinates.centre.items(), stacks[""].split(sizes, dim=1), strict=True)
-        stacks = {name: part.reshape(-1, *value.shape).to(value.dtype) for (name, value), part in parts}
+        stacks = {name: part.reshape(len(part), *value.shape).to(value.dtype) for (name, value), part in parts}
     # in float32 the measured residual stops at a floor, whatever the recurrence says
+    kept = {"": stacks[""].cpu()} if coordinates is None else coordinates.results(stacks, 1)
     about, done = {"products": products}, pairs.converged & (residuals <= tol)
-    return Eigenvalues(about, pairs.values, residuals, done, stacks, fold_values, fold_shares(operator))
+    return Eigenvalues(about, pairs.values, residuals, done, kept, fold_values, fold_shares(operator))
 
 
 def _measured(operator: Operator, pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
@@ -314,7 +315,7 @@ def _known(operator: Operator, eigenvalues: Eigenvalues) -> dict[str, Any]:
             raise ValueError(f"eigenvalues= are of another operator: {key} {theirs.get(key)!r}, not {mine[key]!r}")
     if not eigenvalues.converged.all():
         raise ValueError("eigenvalues= must all have converged: raise max_products, or ask for fewer")
-    rows = torch.cat([stack.flatten(1) for stack in eigenvalues.vectors.values()], dim=1).double()
+    rows = torch.cat([parallel.local(stack).flatten(1) for stack in eigenvalues.vectors.values()], dim=1).double()
     if rows.shape[1] != local_size(operator):
         raise ValueError(f"eigenvalues= are those of an operator of size {rows.shape[1]}, not {local_size(operator)}")
     rows = rows.to(operator.device)
@@ -337,8 +338,9 @@ def _room(operator: Operator, k: int) -> int:
     """Count the Lanczos vectors that memory has room for, within reason."""
     n = operator.shape[0]
     memory = getattr(operator, "memory", math.inf)
-    size = local_size(operator) * basis_dtype(operator).itemsize
-    return min(n, max(k + 2, int(min(max(2 * k + 20, 80), memory / 2 / size))))
+    size = max(1, local_size(operator)) * basis_dtype(operator).itemsize
+    room = int(min(max(2 * k + 20, 80), memory / 2 / size))
+    return min(n, max(k + 2, min(parallel.gather(room))))  # all processes must restart together
 
 
 def _network(model: Any, data: Any, space: Any, loss: Loss | None, objective: BatchObjective | None) -> Objective:

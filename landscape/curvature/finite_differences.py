@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..flatness import check_draws
-from ..linalg import Eigenvalues
+from ..linalg import Eigenvalues, inner
 from ..model import (
     BatchObjective,
     Coordinates,
@@ -249,14 +249,14 @@ class _Vectors:
         self._scale = centre.filter_scale() if units == "filter" else None
         self._given: Point | None = None
         self.name = f"{num_samples} random directions"
-        self.numel = sum(w.numel() for w in moved.values())
+        self.numel = sum(math.prod(centre.shape(name)) for name in moved)
         if isinstance(directions, str):
             return
         is_eigenvector = isinstance(directions, Eigenvalues)
         self.name = "the first eigenvector" if is_eigenvector else "a given direction"
         point = checked_direction(centre, directions.vector(0) if is_eigenvector else directions)
         self._given = {name: step for name, step in point.items() if name in moved}
-        if not float(_norm(self._step(self._given))) > 0:
+        if not float(centre.length(self._step(self._given))) > 0:
             raise ValueError("directions must move the network: the direction given is zero on all that may vary")
 
     def __iter__(self) -> Iterator[Point]:
@@ -264,11 +264,11 @@ class _Vectors:
             yield self._step(self._given)
             return
         for draw in range(self._num_samples):
-            draws = gaussian(self._moved, self._seed * 1_000_003 + draw)
+            draws = gaussian(self._moved, self._seed * 1_000_003 + draw, self._centre.layouts)
             yield self._step({name: self._centre.masked(name, z) for name, z in draws})
 
     def _step(self, vector: Point) -> Point:
-        length = _norm(vector)
+        length = self._centre.length(vector)
         return {n: v / length * (self._scale[n] if self._scale else 1) for n, v in vector.items()}
 
 
@@ -276,7 +276,7 @@ def _differences(
     function: Objective, here: Evaluation, direction: Point, radii: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return second differences (radii,), those of the samples' losses (radii, n), 1/ε² and the ratios."""
-    length = function.coordinates.norm() / _norm(direction)
+    length = function.coordinates.norm() / function.coordinates.length(direction)
     rows = []
     for radius in radii:
         step = {name: radius * length * d for name, d in direction.items()}
@@ -296,7 +296,7 @@ def _loss_noise(function: Objective, here: Evaluation, seed: int) -> Tensor:
     """
     centre, losses = function.coordinates.centre, [here.loss]
     for shake in range(_SHAKES):
-        draw = gaussian(centre, seed * 1_000_003 - 1 - shake)
+        draw = gaussian(centre, seed * 1_000_003 - 1 - shake, function.coordinates.layouts)
         last_digits = {name: torch.finfo(z.dtype).eps * centre[name] * z.clamp(-1, 1) for name, z in draw}
         losses.append(function.evaluate(last_digits).loss)
     return torch.stack(losses).std()
@@ -306,7 +306,7 @@ def _form(hessian: Hessian, direction: Point) -> Tensor:
     """Return dᵀHd."""
     zero = {name: torch.zeros_like(w) for name, w in hessian.coordinates.centre.items()}
     d = hessian.coordinates.flatten(zero | direction)
-    return d.double() @ (hessian @ d).double()
+    return inner(hessian, d.double(), (hessian @ d).double())
 
 
 @torch.no_grad()
@@ -319,13 +319,9 @@ def _rounding_ratio(function: Objective, step: Point) -> Tensor:
     masks = {name: before[name].step != 0 for name in moved}
     wrong = {name: (seen - step[name]) * masks[name] for name, seen in moved.items()}
     rounded = {name: step[name] * mask for name, mask in masks.items()}
-    share = _norm(wrong) / _norm(rounded).clamp_min(torch.finfo(torch.float64).tiny)
+    length = function.coordinates.length
+    share = length(wrong) / length(rounded).clamp_min(torch.finfo(torch.float64).tiny)
     return share.to(function.device)
-
-
-def _norm(point: Point) -> Tensor:
-    squares = [part.double().square().sum() for part in point.values()]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)
 
 
 def _units(units: Units | None, directions: Any) -> Units:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import checked, numbers, one_of
+from ..linalg import local_size
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Point, Space, objective_of, translated
 from .gradient_differences import GradientDifferences, best_radius, measured_error
 from .layer_inputs import LayerInputs
@@ -127,7 +128,8 @@ class Hessian(_Symmetric):
         self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
         self._kept: dict[int, Graph] = {}
         self._weights = self.objective.batch_weights
-        self._mine = parallel.share(len(self._weights))
+        # of a sharded network the processes share the rows of every batch
+        self._mine = range(len(self._weights)) if self.shards else parallel.share(len(self._weights))
         if parallel.size() > 1 and not self.objective.same_order:
             raise ValueError("several processes need data in one order: pass (x, y) or a list of batches, not a loader")
         explained = translated("a product with the Hessian", self.objective.model)
@@ -136,14 +138,10 @@ class Hessian(_Symmetric):
             self.objective.check_derivatives(2 if self.radius is None else 1)
             is_verified = self._inputs is None and self.objective.derivatives == "exact"
             if self.radius is not None:
-                if self.objective.derivatives == "straight-through":
-                    raise ValueError(
-                        "products='difference' needs gradients that are derivatives: where activations are rounded, "
-                        "differences of straight-through gradients are off by as much as they are long"
-                    )
                 self.radius, is_verified = self._chosen_radius(first), True
             self.probe: Probe
-            self.probe, graph = probe(lambda batch: self._build(0, batch), first, self.device, is_verified)
+            build = partial(self._build, 0)
+            self.probe, graph = probe(build, first, self.objective, self.coordinates, is_verified)
         if 0 in self._room() and self.objective.same_order:
             self._kept[0] = graph
 
@@ -157,6 +155,11 @@ class Hessian(_Symmetric):
         return self.coordinates.numel, self.coordinates.numel
 
     @property
+    def shards(self) -> Any:
+        """How vectors lie over processes where the network is sharded: each has this process's shards."""
+        return self.coordinates.shards
+
+    @property
     def dtype(self) -> torch.dtype:
         """The model's dtype."""
         return self.objective.dtype
@@ -168,10 +171,10 @@ class Hessian(_Symmetric):
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         columns = self._columns(vectors)
-        total = torch.zeros(len(columns), self.shape[0], dtype=torch.float64, device=self.device)
+        total = torch.zeros(len(columns), local_size(self), dtype=torch.float64, device=self.device)
         for _, image in self._images(columns):
             total += image
-        total = parallel.sum_(total) / sum(self._weights)
+        total = self._summed(total) / sum(self._weights)
         return total.to(self.dtype).T.reshape(vectors.shape)
 
     @checked
@@ -179,22 +182,23 @@ class Hessian(_Symmetric):
         """Return A_f v for each fold f of the data, (folds, n) or (folds, n, k): their weighted mean is A v."""
         weights = self._fold_totals
         columns = self._columns(vectors)
-        images = torch.zeros(len(weights), len(columns), self.shape[0], dtype=self.dtype, device=self.device)
+        images = torch.zeros(len(weights), len(columns), local_size(self), dtype=self.dtype, device=self.device)
         for fold, image in self._images(columns):
             images[fold] += image
-        return (parallel.sum_(images) / weights[:, None, None]).transpose(1, 2).reshape(-1, *vectors.shape)
+        means = self._summed(images) / weights[:, None, None]
+        return means.transpose(1, 2).reshape(len(images), *vectors.shape)
 
     def start(self) -> Tensor | None:
         """Return the gradient where kept graphs hold it, None elsewhere: it leans towards the top eigenvectors."""
         if self._inputs or min(parallel.gather(self._share_kept())) < 1:
             return None
-        total = torch.zeros(self.shape[0], dtype=torch.float64, device=self.device)
+        total = torch.zeros(local_size(self), dtype=torch.float64, device=self.device)
         with self.objective.measurement_mode(), torch.enable_grad():
             for _, graph in self._graphs():
                 if not isinstance(graph, HessianGraph):
                     return None
                 total += torch.cat([part.detach().reshape(-1) for part in graph.gradient])
-        return parallel.sum_(total)
+        return self._summed(total)
 
     @cached_property
     def fold_weights(self) -> Tensor:
@@ -252,17 +256,22 @@ class Hessian(_Symmetric):
             way |= {"products_by": f"differences of gradients, ‖εv‖ = {self.radius:g}·‖w‖", "derivatives": "difference"}
         return self.objective.about() | space | way | more
 
+    def _summed(self, images: Tensor) -> Tensor:
+        """Add up what the processes computed, unless the gradients of a sharded network have been already."""
+        return images if self.shards else parallel.sum_(images)
+
     def _columns(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        n = self.shape[0]
+        n = local_size(self)
         if vectors.ndim not in (1, 2) or vectors.shape[0] != n:
             raise ValueError(f"vectors must have shape ({n},) or ({n}, k), got {tuple(vectors.shape)}")
-        return vectors.to(self.device, self.dtype).reshape(n, -1).unbind(1)
+        columns = vectors if vectors.ndim == 2 else vectors[:, None]
+        return columns.to(self.device, self.dtype).unbind(1)
 
     def _images(self, columns: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Yield each fold with the sum over some of its batches of weight·A_batch·v, (k, n) in the model's dtype."""
         self.products += len(columns)
         folds, here = self._folds(), -1
-        sums = torch.zeros(len(columns), self.shape[0], dtype=self.dtype, device=self.device)
+        sums = torch.zeros(len(columns), local_size(self), dtype=self.dtype, device=self.device)
         with self.objective.measurement_mode(), torch.enable_grad():
             for index, graph in self._graphs():
                 if folds[index] != here >= 0:
@@ -303,6 +312,13 @@ class Hessian(_Symmetric):
         return self.graph_type(self.objective, self._leaves, leaves, batch)
 
     def _chosen_radius(self, batch: Any) -> float:
+        if self.shards:
+            raise ValueError("products='difference' needs whole weights, and the network is sharded: use \"exact\"")
+        if self.objective.derivatives == "straight-through":
+            raise ValueError(
+                "products='difference' needs gradients that are derivatives: where activations are rounded, "
+                "differences of straight-through gradients are off by as much as they are long"
+            )
         generator = torch.Generator().manual_seed(0)
         leaves = list(self._leaves.values())
         vectors = [torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in leaves]
@@ -383,12 +399,13 @@ class Scaled(_Symmetric):
     """D·A·D for a diagonal D, itself an operator."""
 
     def __init__(self, operator: Hessian, d: Tensor, units: str = "scaled") -> None:
-        if d.shape != operator.shape[:1] or not d.isfinite().all():
+        if d.shape != (local_size(operator),) or not d.isfinite().all():
             got = tuple(d.shape) if d.isfinite().all() else "NaN or infinity"
-            raise ValueError(f"d must have shape ({operator.shape[0]},) and be finite, got {got}")
+            raise ValueError(f"d must have shape ({local_size(operator)},) and be finite, got {got}")
         self.operator, self.d, self.units = operator, d, units
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
         self.coordinates, self.memory, self.estimate = operator.coordinates, operator.memory, operator.estimate
+        self.shards = operator.shards
 
     def __repr__(self) -> str:
         return f"{self.operator!r}".replace("raw units", f"{self.units} units")

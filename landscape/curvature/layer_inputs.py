@@ -17,6 +17,8 @@ class LayerInputs:
     def __init__(self, objective: Objective, at: str) -> None:
         name, _, leaf = at.rpartition(".")
         modules = dict(objective.model.named_modules())
+        if objective.coordinates.layouts:
+            raise ValueError(f"at={at!r} needs whole weights, and the network is sharded: measure it on one process")
         if not objective.same_order:
             raise ValueError("at= needs data in one order: pass (x, y) or a list of batches, not a loader")
         if leaf not in ("input", "output") or name not in modules:

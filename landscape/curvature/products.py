@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from ..model import Objective, Point, samples_of
+from .. import parallel
+from ..model import Coordinates, Objective, Point, samples_of
 from ..model.batches import bytes_of, target_of
 from ..model.folding import linear_in_slopes
 from .gradient_differences import GradientDifferences
@@ -33,7 +34,8 @@ class HessianGraph:
         total = loss.mean * self.weight
         if not total.requires_grad:
             raise ValueError("the loss depends on nothing that varies: is it computed from the model's output?")
-        self.gradient = torch.autograd.grad(total, self.leaves, create_graph=True, materialize_grads=True)
+        with objective.network.noting():
+            self.gradient = torch.autograd.grad(total, self.leaves, create_graph=True, materialize_grads=True)
 
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · H_batch · v, in the shapes of the leaves."""
@@ -46,6 +48,7 @@ class GaussNewtonGraph:
 
     def __init__(self, objective: Objective, tensors: Point, leaves: Tensors, batch: Any) -> None:
         self.leaves, self.tensors, self.network = list(leaves), tensors, objective.network
+        batch, share = objective.own_rows(batch)
         output = objective.network.output(tensors, batch)
         output = objective.criterion.part_of(output, objective.dtype)
         if not isinstance(output, Tensor):
@@ -56,10 +59,11 @@ class GaussNewtonGraph:
         self.output, self.point = output, output.detach().requires_grad_()
         loss = objective.scaled(objective.criterion.of_part(self.point, target_of(batch)))
         self.weight = float(loss.weight)
-        (self.slope,) = torch.autograd.grad(loss.mean * self.weight, self.point, create_graph=True)
+        (self.slope,) = torch.autograd.grad(loss.mean * (self.weight * share), self.point, create_graph=True)
         self.dual = torch.zeros_like(output, requires_grad=True)
-        with linear_in_slopes():
-            self.pulled = torch.autograd.grad(output, self.leaves, self.dual, create_graph=True, materialize_grads=True)
+        settings: dict[str, Any] = {"create_graph": True, "materialize_grads": True}
+        with objective.network.noting(), linear_in_slopes():
+            self.pulled = torch.autograd.grad(output, self.leaves, self.dual, **settings)
 
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · G_batch · v, in the shapes of the leaves."""
@@ -91,7 +95,11 @@ Graph = HessianGraph | GaussNewtonGraph | GradientDifferences
 
 
 def probe(
-    build: Callable[[Any], Graph], batch: Any, device: torch.device, is_verified: bool = False
+    build: Callable[[Any], Graph],
+    batch: Any,
+    objective: Objective,
+    coordinates: Coordinates,
+    is_verified: bool = False,
 ) -> tuple[Probe, Graph]:
     """Build one batch's graph, count what it holds, time a product, and refuse one that is not symmetric.
 
@@ -111,11 +119,13 @@ def probe(
         return tensor.detach()
 
     def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if objective.device.type == "cuda":
+            torch.cuda.synchronize(objective.device)
         return time.perf_counter()
 
+    notes = objective.network.notes
     try:
+        notes.observer = count
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             build(batch)
     except RuntimeError as error:  # torch.func inside of the network takes no such hooks
@@ -123,6 +133,8 @@ def probe(
             raise
         with _Results(lambda tensor: storages.update({tensor.data_ptr(): tensor.nbytes})):
             build(batch)
+    finally:
+        notes.observer = None
     start = now()
     graph = build(batch)
     built = now()
@@ -132,10 +144,11 @@ def probe(
     au = graph.product(u)
     product = now() - between
     if not is_verified:
-        _check_symmetric(u, v, au, graph.product(v))
+        _check_symmetric(u, v, au, graph.product(v), coordinates)
     rows = samples_of(batch) or 1
     held = bytes_of(batch) if isinstance(graph, GradientDifferences) else sum(storages.values())
-    return Probe((built - start) / rows, product / rows, held / rows), graph
+    held = max(parallel.gather(held / rows))  # all processes must keep the same graphs
+    return Probe((built - start) / rows, product / rows, held), graph
 
 
 class _Results(TorchDispatchMode):
@@ -152,9 +165,10 @@ class _Results(TorchDispatchMode):
         return output
 
 
-def _check_symmetric(u: Tensors, v: Tensors, au: Tensors, av: Tensors) -> None:
+def _check_symmetric(u: Tensors, v: Tensors, au: Tensors, av: Tensors, coordinates: Coordinates) -> None:
     def inner(a: Tensors, b: Tensors) -> float:
-        return float(sum((p.double() * q.double()).sum() for p, q in zip(a, b, strict=True)))
+        one, other = (dict(zip(coordinates.names, parts, strict=True)) for parts in (a, b))
+        return float(coordinates.inner(one, other))
 
     difference = abs(inner(u, av) - inner(v, au))
     scale = inner(au, au) ** 0.5 + inner(av, av) ** 0.5  # the spread of uᵀ(Av) over random u is ‖Av‖

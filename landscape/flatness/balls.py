@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checking import numbers, seed_of
-from ..model import Coordinates, Objective, Point, filter_norms
+from ..model import Coordinates, Objective, Point
 from ..progress import progress
 
 METRICS = ("filter", "plain", "adaptive")
@@ -20,6 +20,7 @@ FIRST_ROUND, _MOMENTUM = 5, 0.25  # gradients of the first round
 class Ball(NamedTuple):
     """{ε = T·v}: v, where the ball is round, of one norm over all or of one for each filter, at most r."""
 
+    centre: Coordinates
     scale: Point
     by_filter: bool
 
@@ -27,9 +28,8 @@ class Ball(NamedTuple):
         """Return the norms that are bounded, shaped to divide v; never zero."""
         tiny = torch.finfo(next(iter(v.values())).dtype).tiny
         if self.by_filter:
-            return {name: filter_norms(part).clamp_min(tiny) for name, part in v.items()}
-        whole = torch.stack([part.double().square().sum() for part in v.values()]).sum().sqrt().clamp_min(tiny)
-        return dict.fromkeys(v, whole)
+            return {name: self.centre.filter_norms(name, part).clamp_min(tiny) for name, part in v.items()}
+        return dict.fromkeys(v, self.centre.length(v).clamp_min(tiny))
 
     def moved(self, v: Point, gradient: Point, length: float) -> Point:
         """Move v along the gradient, by this length where the ball is round."""
@@ -58,15 +58,15 @@ def ball_of(centre: Coordinates, radii: Sequence[float], metric: str, relative: 
             raise ValueError(
                 'relative=False needs metric="plain" or "adaptive": in filters a radius is a share of ‖w_f‖'
             )
-        filters = {name: filter_norms(w) for name, w in centre.centre.items() if w.ndim > 1}
+        filters = {name: centre.filter_norms(name, w) for name, w in centre.centre.items() if w.ndim > 1}
         if not filters:
             raise ValueError('metric="filter" needs weights of two or more dimensions, and none varies: use "adaptive"')
-        return Ball(filters, True)
+        return Ball(centre, filters, True)
     if metric == "plain":
         radius = torch.tensor(centre.norm() if relative else 1.0, dtype=torch.float64)
-        return Ball(dict.fromkeys(centre.names, radius), False)
+        return Ball(centre, dict.fromkeys(centre.names, radius), False)
     root = centre.numel**0.5 if relative else 1.0
-    return Ball({name: root * w.abs() for name, w in centre.centre.items()}, False)
+    return Ball(centre, {name: root * w.abs() for name, w in centre.centre.items()}, False)
 
 
 class Ascent(NamedTuple):

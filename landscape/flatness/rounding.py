@@ -129,12 +129,15 @@ def rounding_sharpness(
         raise ValueError(f"bits must be 2 to 16, or 0 for the steps of a network that is quantized, got {bits}")
     centre = {name: w for name, w in function.coordinates.centre.items() if w.ndim > 1}
     steps = [
-        {n: network_steps[n] for n in centre if n in network_steps} if b == 0 else _best_steps(centre, b) for b in bits
+        {n: network_steps[n] for n in centre if n in network_steps}
+        if b == 0
+        else {name: _best_step(function.coordinates.whole(name, w), b) for name, w in centre.items()}
+        for b in bits
     ]
 
     def displacements(draw: int) -> Iterable[Point]:
         # the error function makes a Gaussian uniform, between −1 and 1
-        draws = gaussian(centre, seed * 1_000_003 + draw)
+        draws = gaussian(centre, seed * 1_000_003 + draw, function.coordinates.layouts)
         even = {name: function.coordinates.masked(name, torch.erf(z / 2**0.5)) for name, z in draws}
         return ({name: step / 2 * even[name] for name, step in row.items()} for row in steps)
 
@@ -152,16 +155,12 @@ def bits_label(bits: int) -> str:
     return f"to {bits} bits" if bits else "at its own steps"
 
 
-def _best_steps(weights: Point, bits: int) -> Point:
-    """Return for each tensor the step of least squared error, among clips of 0.02 to 1 times its largest weight."""
-    top = 2 ** (bits - 1) - 1
-    steps = {}
-    for name, w in weights.items():
-        largest = w.abs().amax().clamp_min(torch.finfo(w.dtype).tiny * 2**20)
-        candidates = largest / top * torch.arange(1, 51, device=w.device) / 50
-        errors = torch.stack([(_at_levels(w, step, bits) - w).square().sum() for step in candidates])
-        steps[name] = candidates[errors.argmin()].to(w)
-    return steps
+def _best_step(w: Tensor, bits: int) -> Tensor:
+    """Return the step of least squared error for a tensor, among clips of 0.02 to 1 times its largest weight."""
+    largest = w.abs().amax().clamp_min(torch.finfo(w.dtype).tiny * 2**20)
+    candidates = largest / (2 ** (bits - 1) - 1) * torch.arange(1, 51, device=w.device) / 50
+    errors = torch.stack([(_at_levels(w, step, bits) - w).square().sum() for step in candidates])
+    return candidates[errors.argmin()].to(w)
 
 
 def _at_levels(w: Tensor, step: Tensor, bits: int) -> Tensor:

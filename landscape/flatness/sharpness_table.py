@@ -171,7 +171,7 @@ def average_sharpness(
             direction = random_direction(function.coordinates, seed * 1_000_003 + draw)
         else:
             centre = function.coordinates
-            parts = gaussian(centre.centre, seed * 1_000_003 + draw)
+            parts = gaussian(centre.centre, seed * 1_000_003 + draw, centre.layouts)
             direction = {n: centre.masked(n, ball.scale[n] * z / centre.numel**0.5) for n, z in parts}
         return ({n: radius * d for n, d in direction.items()} for radius in radii)
 

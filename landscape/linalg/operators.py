@@ -72,7 +72,7 @@ def inner(operator: Any, rows: Tensor, other: Tensor) -> Tensor:
 
 def length(operator: Any, vector: Tensor) -> Tensor:
     """Return the norm of a vector."""
-    return vector.norm() if _shards(operator) is None else inner(operator, vector, vector).sqrt()
+    return inner(operator, vector, vector).sqrt()
 
 
 def block_sums(operator: Any, values: Tensor, sizes: list[int]) -> Tensor:

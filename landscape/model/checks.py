@@ -297,7 +297,7 @@ def _pieces(batch: Any) -> tuple[Any, Any, Any] | None:
         return None
     order = target.reshape(len(target), -1).double().mean(1).argsort(stable=True)
     split = max(1, len(order) // 3)
-    pieces = [_taken(batch, rows, len(order)) for rows in (order, order[:split], order[split:])]
+    pieces = [taken(batch, rows, len(order)) for rows in (order, order[:split], order[split:])]
     return None if any(piece is None for piece in pieces) else tuple(pieces)  # type: ignore[return-value]
 
 
@@ -307,18 +307,18 @@ def some_rows(batch: Any, rows: int) -> Any:
     if not isinstance(target, Tensor) or target.ndim == 0:
         return None
     index = torch.linspace(0, len(target) - 1, min(rows, len(target)), device=target.device).long()
-    return _taken(batch, index, len(target))
+    return taken(batch, index, len(target))
 
 
-def _taken(batch: Any, rows: Tensor, samples: int) -> Any:
+def taken(batch: Any, rows: Tensor | slice, samples: int) -> Any:
     """Return rows of everything in a batch; None where something has another length."""
     if isinstance(batch, Tensor):
         return batch[rows] if batch.ndim and len(batch) == samples else None
     if isinstance(batch, Mapping):
-        parts = {key: _taken(value, rows, samples) for key, value in batch.items()}
+        parts = {key: taken(value, rows, samples) for key, value in batch.items()}
         return None if any(part is None for part in parts.values()) else with_values(batch, parts)
     if isinstance(batch, list | tuple) and not isinstance(batch, PackedSequence):
-        items = [_taken(value, rows, samples) for value in batch]
+        items = [taken(value, rows, samples) for value in batch]
         made = type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
         return None if any(item is None for item in items) else made
     return None

@@ -14,15 +14,20 @@ a weight.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from .. import parallel
 from ..checking import seed_of
+from ..parallel import Layout
 from .adapters import RoundedWeight, rounded_weights
+from .sharding import Shards, layouts_of, reshard
 
 Point = dict[str, Tensor]
 Space = Literal["quantized", "latent"]
@@ -41,6 +46,8 @@ class Coordinates:
         masks: name → 1 where a weight varies and 0 where it does not: pruned entries, and the row of an embedding's
             ``padding_idx``, which torch gives no gradient.
         total: how many weights the model has, those that do not vary included.
+        layouts: name in the model → how that tensor lies in shards over processes; empty where the model is whole.
+            Then every point and every vector, the centre too, holds this process's shards.
     """
 
     space: str
@@ -50,11 +57,22 @@ class Coordinates:
     base: Point
     masks: Point = field(default_factory=dict)
     total: int = 0
+    layouts: dict[str, Layout] = field(default_factory=dict)
 
     @property
     def numel(self) -> int:
         """The number of coordinates, n."""
-        return sum(value.numel() for value in self.centre.values())
+        return sum(math.prod(self.shape(name)) for name in self.centre)
+
+    def shape(self, name: str) -> torch.Size:
+        """Return the shape of a whole tensor."""
+        return self.layouts[name].shape if self.layouts else self.centre[name].shape
+
+    @cached_property
+    def shards(self) -> Shards | None:
+        """How vectors lie over processes; None where each is whole."""
+        sizes = [value.numel() for value in self.centre.values()]
+        return Shards([self.layouts[name] for name in self.centre], sizes) if self.layouts else None
 
     @property
     def names(self) -> list[str]:
@@ -62,7 +80,7 @@ class Coordinates:
         return list(self.centre)
 
     def flatten(self, point: Mapping[str, Tensor]) -> Tensor:
-        """Lay a point out as one vector of shape (n,)."""
+        """Lay a point out as one vector of shape (n,), or what this process holds of it."""
         return torch.cat([point[name].reshape(-1) for name in self.centre])
 
     def unflatten(self, vector: Tensor) -> Point:
@@ -77,9 +95,46 @@ class Coordinates:
             for name, base in self.base.items()
         }
 
+    def inner(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+        """Return the inner product of two points, over the names of the first, in float64."""
+        products = [(part.detach().double() * b[name].detach().double()).sum() for name, part in a.items()]
+        if not self.layouts or not products:
+            return torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64)
+        shares = [part / self.layouts[name].copies for part, name in zip(products, a, strict=True)]
+        return parallel.sum_(torch.stack(shares).sum())
+
+    def length(self, point: Mapping[str, Tensor]) -> Tensor:
+        """Return the norm of a point."""
+        return self.inner(point, point).sqrt()
+
     def norm(self) -> float:
         """Return ‖w‖ over the weights of two or more dimensions, the ones that directions move."""
-        return sum(float(w.double().square().sum()) for w in self.centre.values() if w.ndim > 1) ** 0.5
+        return self._norm
+
+    @cached_property
+    def _norm(self) -> float:
+        return float(self.length({name: w for name, w in self.centre.items() if w.ndim > 1}))
+
+    def filter_norms(self, name: str, part: Tensor) -> Tensor:
+        """Return the norm of each filter (slice along dimension 0) of a point's part, to broadcast against it."""
+        if not self.layouts or self.layouts[name].rows_are_whole:
+            return filter_norms(part)
+        whole = self.whole(name, part)
+        return self.cut(name, filter_norms(whole).expand_as(whole))
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        """Return a point's part with the shards that other processes hold."""
+        return self.layouts[name].gather(part) if self.layouts else part
+
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """Return what this process holds of a whole part, or of a DTensor."""
+        return _cut(whole, self.layouts.get(name))
+
+    def results(self, point: Mapping[str, Tensor], leading: int = 0) -> Point:
+        """Return a point, or stacks of such, as results keep them: on the CPU, or as DTensors of their shards."""
+        if self.layouts:
+            return {name: self.layouts[name].wrapped(part, leading) for name, part in point.items()}
+        return {name: part.cpu() for name, part in point.items()}
 
     def filter_scale(self) -> Point:
         """Return D of the filter-relative units: ‖w_f‖/√(size of filter f), and zero on biases and norm parameters.
@@ -88,7 +143,7 @@ class Coordinates:
         filter-normalised random direction. A filter is a slice along dimension 0.
         """
         return {
-            name: self.masked(name, (filter_norms(w) / w[0].numel() ** 0.5).expand_as(w))
+            name: self.masked(name, (self.filter_norms(name, w) / math.prod(self.shape(name)[1:]) ** 0.5).expand_as(w))
             if w.ndim > 1
             else torch.zeros_like(w)
             for name, w in self.centre.items()
@@ -98,11 +153,11 @@ class Coordinates:
         """Return part of a direction, zero where the weight does not vary."""
         return part * self.masks[name] if name in self.masks else part
 
-    @property
+    @cached_property
     def varies(self) -> list[int]:
         """How many numbers vary, of how many weights."""
-        fixed = sum(int((mask == 0).sum()) for mask in self.masks.values())
-        return [self.numel - fixed, max(self.total, self.numel)]
+        fixed = {name: mask == 0 for name, mask in self.masks.items()}
+        return [self.numel - int(self.inner(fixed, fixed)), max(self.total, self.numel)]
 
 
 def coordinates(
@@ -127,7 +182,9 @@ def coordinates(
         raise ValueError(f"space must be one of {', '.join(get_args(Space))}, got {space!r}")
     rounded = rounded_weights(model) if rounded is None else rounded
     actual = (space or "quantized") if rounded else "float"
-    masks = dict(_masks(model))
+    reshard(model)
+    layouts = layouts_of(model)
+    masks = {name: _cut(mask, layouts.get(name)) for name, mask in _masks(model)}
     inside = tuple(f"{weight.moves[:-2]}." for weight in rounded.values() if weight.output is not None)
     left_out = {id(p) for module in model.modules() if is_quantizer(module) for p in module.parameters()}
     left_out |= {id(p) for n, p in model.named_parameters() if inside and n.startswith(inside) and n not in rounded}
@@ -150,7 +207,7 @@ def coordinates(
                 raise ValueError(f"{name} is shared by several layers, each with its own rounding: use space='latent'")
             centre[name], tensors[name], base[name] = weight.value, weight.moves, weight.base
         else:
-            base[name] = parameter.detach().clone()
+            base[name] = parallel.local(parameter).detach().clone()
             centre[name] = base[name] * masks[name] if name.endswith("_orig") and name in masks else base[name]
             tensors[name] = name
     missing = [layer for layer in layers or () if not any(_inside(name, layer) for name in centre)]
@@ -163,7 +220,7 @@ def coordinates(
     total = sum(p.numel() for p in model.parameters() if p.is_floating_point() and id(p) not in left_out)
     masks = {name: mask for name, mask in masks.items() if name in centre}
     through = _passes_rounding(model, actual) or actual == "latent"
-    return Coordinates(actual, through, centre, tensors, base, masks, total)
+    return Coordinates(actual, through, centre, tensors, base, masks, total, layouts)
 
 
 def _masks(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -171,12 +228,16 @@ def _masks(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for prefix, module in model.named_modules():
         start = f"{prefix}." if prefix else ""
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
-            mask = torch.ones_like(module.weight.detach())
+            mask = torch.ones(module.weight.shape, dtype=module.weight.dtype, device=module.weight.device)
             mask[module.padding_idx] = 0
             yield f"{start}weight", mask
         for name, mask in module.named_buffers(recurse=False):  # torch.nn.utils.prune
             if name.endswith("_mask") and name.removesuffix("mask") + "orig" in module._parameters:
                 yield f"{start}{name.removesuffix('mask')}orig", mask.detach().clone()
+
+
+def _cut(whole: Tensor, layout: Layout | None) -> Tensor:
+    return parallel.whole(whole) if layout is None else layout.cut(whole)
 
 
 def _inside(name: str, layer: str) -> bool:
@@ -198,14 +259,20 @@ def filter_norms(weight: Tensor) -> Tensor:
     return weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.ndim - 1))
 
 
-def gaussian(point: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Draw a standard Gaussian for each name: the same numbers for the same name, shape and seed, on every device."""
+def gaussian(
+    point: Mapping[str, Tensor], seed: int, layouts: Mapping[str, Layout] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Draw a standard Gaussian for each name: the same numbers for the same name, shape and seed, on every device.
+
+    Of tensors that lie in shards, see `Coordinates.layouts`, each process draws the whole and keeps its shard.
+    """
     seed = seed_of(seed)
     for name, value in point.items():
-        digest = hashlib.sha256(f"{seed}:{name}:{tuple(value.shape)}".encode()).digest()
+        shape = layouts[name].shape if layouts else value.shape
+        digest = hashlib.sha256(f"{seed}:{name}:{tuple(shape)}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        draw = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-        yield name, draw.to(value)
+        draw = torch.randn(shape, generator=generator, dtype=torch.float64)
+        yield name, (layouts[name].cut(draw) if layouts else draw).to(value)
 
 
 def _is_shared(model: nn.Module, name: str, parameter: Tensor) -> bool:

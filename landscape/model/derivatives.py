@@ -141,7 +141,8 @@ class _Function:
     def __init__(self, objective: Any, batch: Any, is_wide: bool) -> None:
         self.objective, self.is_wide = copy.copy(objective), is_wide
         self.objective.criterion = objective.criterion.alone()
-        self.network = objective.network.plain()
+        self.network = self.objective.network = objective.network.plain()
+        self.coordinates = objective.coordinates
         base = objective.tensors()
         self.names, self.batch = list(base), tree_map(self._cast, batch) if is_wide else batch
         self.rest = {name: self._cast(tensor) for name, tensor in self.network.frozen.items() if name not in base}
@@ -151,8 +152,8 @@ class _Function:
     def __call__(self, point: Sequence[Tensor]) -> Tensor:
         tensors = self.rest | dict(zip(self.names, point, strict=True))
         with self._width():
-            output = self.network.output(tensors, self.batch)
-            return self.objective.loss_of(output, self.batch).mean if self.objective.criterion.has_output else output[0]
+            loss: Tensor = self.objective.loss(tensors, self.batch).mean
+            return loss
 
     def step_aside(self) -> None:
         """Move the point a little, at random: the check is of the code, not of a place."""
@@ -197,18 +198,30 @@ class _Function:
     def directions(self, gradient: Point) -> tuple[Point, Point | None]:
         """Return a random direction, of each tensor's own size, and one along the gradient, of the same length."""
         generator = torch.Generator().manual_seed(0)
-        sizes = [tensor.square().mean().sqrt().clamp_min(1e-2) for tensor in self.point]
-        draws = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in self.point]
+        centre, sizes, draws = self.coordinates, [], []
+        for name, tensor in zip(centre.names, self.point, strict=True):
+            draw = torch.randn(centre.shape(name), generator=generator, dtype=torch.float64)
+            sizes.append((centre.length({name: tensor}) / draw.numel() ** 0.5).clamp_min(1e-2).to(tensor))
+            draws.append(centre.cut(name, draw).to(tensor))
         random = [size * draw * self.masks.get(n, 1) for size, draw, n in zip(sizes, draws, self.names, strict=True)]
         along = [g.detach() * size**2 for g, size in zip(gradient, sizes, strict=True)]
-        length = _norm(along)
-        return random, [part * (_norm(random) / length) for part in along] if length > 0 else None
+        length = self.norm(along)
+        return random, [part * (self.norm(random) / length) for part in along] if length > 0 else None
+
+    def dot(self, a: Point, b: Point) -> float:
+        """Return the inner product of two points."""
+        one, other = (dict(zip(self.coordinates.names, part, strict=True)) for part in (a, b))
+        return float(self.coordinates.inner(one, other))
+
+    def norm(self, point: Point) -> float:
+        """Return the norm of a point."""
+        return math.sqrt(self.dot(point, point))
 
     def _moved(self, direction: Point, step: float) -> Point:
         return [tensor + step * part for tensor, part in zip(self.point, direction, strict=True)]
 
     def _derivative(self, loss: Tensor, leaves: Point, graph: bool = True) -> Point:
-        with self._width():  # a checkpointed network runs again
+        with self._width(), self.network.noting():  # a checkpointed network runs again
             return list(torch.autograd.grad(loss, leaves, create_graph=graph, materialize_grads=True))
 
     def _width(self) -> contextlib.AbstractContextManager[Any]:
@@ -229,42 +242,52 @@ class _Wide(TorchFunctionMode):
 
 
 def _first(function: _Function, loss: float, gradient: Point, direction: Point, steps: int) -> _Test:
-    claimed = [torch.tensor(_dot(gradient, direction), dtype=torch.float64)]
-    return _compared(_STEPS[1][:steps], lambda step: function.difference(direction, step), claimed, abs(loss))
+    claimed = [torch.tensor(function.dot(gradient, direction), dtype=torch.float64)]
+    return _compared(_STEPS[1][:steps], lambda step: function.difference(direction, step), claimed, abs(loss), _size)
 
 
 def _second(function: _Function, gradient: Point, product: Point, direction: Point, steps: int) -> _Test:
     central = partial(function.gradient_difference, direction)
-    return _compared(_STEPS[2][:steps], central, product, _norm(gradient))
+    return _compared(_STEPS[2][:steps], central, product, function.norm(gradient), function.norm)
 
 
-def _compared(steps: Sequence[float], central: Callable[[float], Point], claimed: Point, scale: float) -> _Test:
+def _compared(
+    steps: Sequence[float],
+    central: Callable[[float], Point],
+    claimed: Point,
+    scale: float,
+    norm: Callable[[Point], float],
+) -> _Test:
     """Compare central differences with what is claimed; a single step can only agree."""
+
+    def distance(a: Point, b: Point) -> float:
+        return norm([p.detach() - q.detach() for p, q in zip(a, b, strict=True)])
+
     noise = 20 * torch.finfo(torch.float64).eps * scale
     central = cache(central)
     if len(steps) > 1:  # nearly always enough; between the ends of the shorter one few kinks lie
         for step in (steps[0], steps[0] / 100):
             here = central(step)
-            slack = _TOLERANCE * max(_norm(here), _norm(claimed))
-            if max(_distance(here, claimed), noise / step) <= slack:
+            slack = _TOLERANCE * max(norm(here), norm(claimed))
+            if max(distance(here, claimed), noise / step) <= slack:
                 return _Test("ok")
     tries: list[tuple[Point, float, float, bool]] = []
     for step in steps:
         here = central(step)
-        gap, size = _distance(here, claimed), max(_norm(here), _norm(claimed))
+        gap, size = distance(here, claimed), max(norm(here), norm(claimed))
         if gap <= _TOLERANCE * size + noise / step and size > 10 * noise / step:
             return _Test("ok")
         if len(steps) == 1:
-            return _Test("unknown", _norm(here), _norm(claimed))
-        error = _distance(here, central(2 * step)) + noise / step
+            return _Test("unknown", norm(here), norm(claimed))
+        error = distance(here, central(2 * step)) + noise / step
         if gap <= _TOLERANCE * size + 3 * error and size > 30 * error:
             return _Test("ok")
         is_far = gap > 10 * error + 5 * _TOLERANCE * size
-        if is_far and tries and tries[-1][3] and _distance(here, tries[-1][0]) < 0.2 * gap:
-            return _Test("fails", _norm(here), _norm(claimed))
+        if is_far and tries and tries[-1][3] and distance(here, tries[-1][0]) < 0.2 * gap:
+            return _Test("fails", norm(here), norm(claimed))
         tries.append((here, gap, error, is_far))
     here, gap, error, _ = min(tries, key=lambda attempt: attempt[2])
-    return _Test("weak" if gap <= 3 * error else "unknown", _norm(here), _norm(claimed))
+    return _Test("weak" if gap <= 3 * error else "unknown", norm(here), norm(claimed))
 
 
 def _worst(tests: Sequence[_Test]) -> _Test:
@@ -287,13 +310,6 @@ def _widened(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.dtype in _NARROW else value
 
 
-def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return float(sum((p.detach().double() * q.detach().double()).sum() for p, q in zip(a, b, strict=True)))
-
-
-def _norm(point: Sequence[Tensor]) -> float:
-    return math.sqrt(_dot(point, point))
-
-
-def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return _norm([p.detach() - q.detach() for p, q in zip(a, b, strict=True)])
+def _size(numbers: Point) -> float:
+    """Return the absolute value of a single number."""
+    return abs(float(numbers[0]))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .coordinates import Coordinates, Point, filter_norms, gaussian
+from .. import parallel
+from .coordinates import Coordinates, Point, gaussian
 from .objective import Objective
 
 NAMES = ("random", "gradient", "eigenvectors")
@@ -94,8 +96,8 @@ def random_direction(centre: Coordinates, seed: int, normalize: str = "filter") 
             "no weight of two or more dimensions: random directions move nothing; pass directions yourself"
         )
     return {
-        name: _rescaled(name, centre.masked(name, draw), weights[name], normalize)
-        for name, draw in gaussian(weights, seed)
+        name: _rescaled(centre, name, centre.masked(name, draw), normalize)
+        for name, draw in gaussian(weights, seed, centre.layouts)
     }
 
 
@@ -126,17 +128,17 @@ def direction_to(centre: Coordinates, there: Coordinates) -> Point:
     Raises:
         ValueError: the two networks' weights differ in name or shape, or weights that do not vary in value.
     """
-    target = there.centre
-    expected = {name: w.shape for name, w in centre.centre.items()}
-    theirs = {name: w.shape for name, w in target.items()}
+    expected = {name: centre.shape(name) for name in centre.centre}
+    theirs = {name: there.shape(name) for name in there.centre}
     if expected != theirs:
         odd = sorted(set(expected.items()) ^ set(theirs.items()))
         raise ValueError(f"no line between networks of different weights: {odd[0][0]} and {len(odd) - 1} more differ")
+    target = {name: w if there.layouts else centre.cut(name, w) for name, w in there.centre.items()}
     return {name: target[name].to(w) - w for name, w in centre.centre.items()}
 
 
 def checked_direction(centre: Coordinates, direction: Point) -> Point:
-    """Bring a user's direction to the network's device and dtype.
+    """Bring a user's direction to the network's device, dtype and shards.
 
     Raises:
         ValueError: a name or shape that the network does not have; nothing that moves, or not finite.
@@ -148,12 +150,13 @@ def checked_direction(centre: Coordinates, direction: Point) -> Point:
             raise ValueError(
                 f"the direction moves {name!r}, which does not vary here; what varies: {centre.names[:5]} …"
             )
-        if step.shape != centre.centre[name].shape:
-            have = tuple(centre.centre[name].shape)
+        if step.shape != centre.shape(name):
+            have = tuple(centre.shape(name))
             raise ValueError(f"the direction of {name!r} must have shape {have}, got {tuple(step.shape)}")
-    if not all(step.isfinite().all() for step in direction.values()) or not any(map(torch.any, direction.values())):
+    steps = {name: centre.cut(name, step.detach()) for name, step in direction.items()}
+    if not 0 < float(centre.length(steps)) < math.inf:
         raise ValueError("directions must move the network: the direction given is zero, or holds NaN or infinity")
-    return {name: step.detach().to(centre.centre[name]) for name, step in direction.items()}
+    return {name: step.to(centre.centre[name]) for name, step in steps.items()}
 
 
 def principal_directions(differences: Sequence[Point], count: int = 2) -> tuple[list[Point], Tensor]:
@@ -193,33 +196,33 @@ def combined(steps: Sequence[Point], coefficients: Sequence[float]) -> Point:
     return total
 
 
-def stacked(steps: Sequence[Point]) -> Point:
-    """Lay directions side by side on the CPU, name → (axes, *shape), as results keep them; unmoved names are zero."""
+def stacked(steps: Sequence[Point], centre: Coordinates) -> Point:
+    """Lay directions side by side, name → (axes, *shape), as results keep them; unmoved names are zero."""
     shapes = {name: part for step in steps for name, part in step.items()}
-    return {
-        name: torch.stack([step.get(name, torch.zeros_like(like)).cpu() for step in steps])
-        for name, like in shapes.items()
-    }
+    stacks = {n: torch.stack([step.get(n, torch.zeros_like(like)) for step in steps]) for n, like in shapes.items()}
+    return centre.results(stacks, 1)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return a short hash of names, shapes and every bit of the values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+        value = parallel.whole(tensors[name]).detach().cpu().contiguous()
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _rescaled(name: str, draw: Tensor, weight: Tensor, normalize: str) -> Tensor:
+def _rescaled(centre: Coordinates, name: str, draw: Tensor, normalize: str) -> Tensor:
+    weight = centre.centre[name]
     if normalize == "filter":
-        return draw * _ratio(filter_norms(weight), filter_norms(draw))
+        return draw * _ratio(centre.filter_norms(name, weight), centre.filter_norms(name, draw))
     if normalize == "layer":
+        draw, weight = centre.whole(name, draw), centre.whole(name, weight)
         # nn.MultiheadAttention packs q, k and v in one tensor: three layers, each with a norm of its own
         parts = 3 if name.rpartition(".")[2] == "in_proj_weight" and len(weight) % 3 == 0 else 1
         pairs = zip(draw.chunk(parts), weight.chunk(parts), strict=True)
-        return torch.cat([part * _ratio(w.norm(), part.norm()) for part, w in pairs])
+        return centre.cut(name, torch.cat([part * _ratio(w.norm(), part.norm()) for part, w in pairs]))
     return draw
 
 

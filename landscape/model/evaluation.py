@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import parallel
 from .losses import BatchLoss
 
 
@@ -42,6 +43,36 @@ def stderr_of_mean(values: Tensor, weights: Tensor) -> Tensor:
         return torch.full((), float("nan"), dtype=torch.float64, device=values.device)
     deviations = weights * (values - (weights * values).sum())
     return (deviations.square().sum() * len(values) / (len(values) - 1)).sqrt()
+
+
+def joined(own: BatchLoss, share: float, samples: int | None) -> BatchLoss:
+    """Return the loss of a batch whose rows several processes share: the values of all, the graph of this one.
+
+    Args:
+        own: the loss of this process's rows.
+        share: what its sum counts in that of all processes.
+        samples: of the whole batch; None where every process computed all of it.
+    """
+    if samples is None:
+        return own._replace(mean=own.mean * share + (own.mean * (1 - share)).detach())
+    fields = [name for name in ("losses", "shares", "hits", "counted") if getattr(own, name) is not None]
+    mine = parallel.rows(samples)
+    values = own.mean.new_zeros(len(fields), samples, dtype=torch.float64)
+    weight = torch.as_tensor(own.weight).to(values) * share
+    sums = torch.stack([weight, *(weight * part.detach() for part in (own.mean, *own.metrics))])
+    if mine:
+        for row, name in zip(values, fields, strict=True):
+            row[mine.start : mine.stop] = getattr(own, name).detach()
+    else:
+        sums = torch.zeros_like(sums)  # a row that is none of its own may be a NaN
+    everyone = parallel.sum_(torch.cat([sums, values.flatten()]))
+    total, *means = everyone[: len(sums)]
+    total = total.clamp_min(torch.finfo(total.dtype).tiny)  # where no target counts
+    local = own.mean * (weight / total).to(own.mean)
+    mean = local + (means[0] / total).to(local) - local.detach()
+    known = dict(zip(fields, everyone[len(sums) :].view_as(values), strict=True))
+    metrics = tuple(part / total for part in means[1:])
+    return own._replace(mean=mean, weight=total.to(mean), metrics=metrics, **known)
 
 
 def merged(parts: list[BatchLoss], same_order: bool) -> Evaluation:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack, _pop_mode
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 
+from ..parallel import Layout
 from .precision import switches_of
+from .sharding import GatheredOnReading, Notes, reshard, without_hooks
 
 _HELD = ("SIGINT", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGTERM", "SIGUSR1")  # signals whose handlers may raise
 _AS_WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -83,6 +85,7 @@ class measurement_mode:  # noqa: N801 - a context, written as one
                 self._functions = _len_torch_function_stack()
                 self._kernels = torch._C._len_torch_dispatch_stack()  # type: ignore[attr-defined]
                 self._switches = [(get, put, get()) for get, put, _ in self._all_switches()]
+                reshard(self.model)
                 self._record = _Record(self.model, self.copies)
                 _active[id(self.model)] = self
                 self._settle()
@@ -127,6 +130,7 @@ class measurement_mode:  # noqa: N801 - a context, written as one
         for _, put, value in self._all_switches():
             if value is not None:
                 put(value)
+        without_hooks(self.model)
         functions = (f for module in self.model.modules() for f in (module.train, module.eval))
         is_own = any(getattr(f, "__func__", None) not in (nn.Module.train, nn.Module.eval) for f in functions)
         self.model.eval()
@@ -189,9 +193,11 @@ class TensorSwap:
         model: the network.
         outputs: "<module>()" → what that module returns; a tensor of this name is returned in its place, or as the
             first of a tuple.
+        layouts: tensor → how it lies in shards, see `landscape.model.sharding`: shards are put in, and gathered when
+            they are read.
     """
 
-    def __init__(self, model: nn.Module, outputs: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, model: nn.Module, outputs: Mapping[str, Any], layouts: Mapping[str, Layout]) -> None:
         tensors = dict(_named_tensors(model))
         names = {id(tensor): name for name, tensor in reversed(tensors.items())}  # the first name of a tied tensor
         self._entries = [
@@ -203,7 +209,17 @@ class TensorSwap:
         ]
         self._outputs = [
             (model.get_submodule(name.removesuffix("()")).__dict__, name, output if type(output) is tuple else None)
-            for name, output in (outputs or {}).items()
+            for name, output in outputs.items()
+        ]
+        self.notes = Notes()
+
+        def laid_out(entries: Mapping[str, Any]) -> dict[str, Layout]:
+            return {k: layouts[names[id(t)]] for k, t in entries.items() if names.get(id(t)) in layouts}
+
+        self._gathered = [
+            (module.__dict__, kind, module.__dict__[kind], laid_out(module.__dict__[kind]))
+            for module in (model.modules() if layouts else ())
+            for kind in ("_parameters", "_buffers")
         ]
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -214,6 +230,8 @@ class TensorSwap:
         for entries, key, name in self._entries:
             if name in tensors:
                 entries[key] = tensors[name]  # type: ignore[assignment]
+        for attributes, kind, entries, layouts in self._gathered:
+            attributes[kind] = GatheredOnReading(entries, layouts, self.notes)
         for attributes, name, output in self._outputs:
             if name in tensors:
                 attributes["forward"] = partial(_returned, tensors[name], output)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .. import parallel
 from .adapters import RoundedWeight
 from .coordinates import Coordinates, Point, Space, coordinates
 from .folding import Folding
@@ -63,11 +64,13 @@ class Network:
         self.dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         self.batchnorm, self.precision = batchnorm, precision
         self.norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        self.folded = bool(self.norms) and batchnorm == "fixed"
+        layouts = self.coordinates.layouts
+        self.folded = bool(self.norms) and batchnorm == "fixed" and not layouts
         outputs = {weight.moves: weight.output for weight in (rounded or {}).values() if weight.output is not None}
-        self.call, self._swap = call, TensorSwap(self.model, outputs)
+        self.call, self._swap = call, TensorSwap(self.model, outputs, layouts)
+        self.notes = self._swap.notes
         tensors = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
-        self.frozen: Point = {name: tensor.detach().clone() for name, tensor in tensors}
+        self.frozen: Point = {name: parallel.local(tensor).detach().clone() for name, tensor in tensors}
         self.substitutes = False  # whether functions are written out that have no second derivative
         self._changing: set[str] = set()  # tensors that the network writes to while it runs
         self._folded_weights = WeakIdKeyDictionary()
@@ -96,7 +99,8 @@ class Network:
         self.swap_in(tensors)
         low = self.precision == "bf16"
         written_out = Substituted() if self.substitutes else contextlib.nullcontext()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False), written_out:
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
+        with autocast, written_out, self.noting():
             if not self.folded:
                 return self.call(self.model, batch)
             images_last = self.dtype != torch.float64 and self.device.type == "cpu"
@@ -107,6 +111,10 @@ class Network:
     def forget_folded(self) -> None:
         """Forget the weights that were folded: something folds them anew."""
         self._folded_weights.clear()
+
+    def noting(self) -> contextlib.AbstractContextManager[Any]:
+        """Keep the gathered weights of a sharded network out of the graphs that are made inside."""
+        return self.notes.hooks() if self.coordinates.layouts else contextlib.nullcontext()
 
     def plain(self) -> Network:
         """Return the same network in the model's own dtype, BatchNorm not folded; tensors are shared."""

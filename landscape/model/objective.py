@@ -28,14 +28,16 @@ from .checks import (
     check_objective,
     check_reached,
     reduction_seen,
+    taken,
 )
 from .coordinates import Coordinates, Point, Space, coordinates
 from .criterion import BatchObjective, Criterion
 from .derivatives import Verdict, verify
 from .errors import translated
-from .evaluation import Evaluation, merged
+from .evaluation import Evaluation, joined, merged
 from .losses import BatchLoss, Loss, Output
 from .network import BatchNorm, Network, Precision
+from .sharding import layouts_of
 
 
 class Objective:
@@ -113,24 +115,26 @@ class Objective:
         self.criterion.checks_default = validate
         self.batch_size = batch_size
         self.reduction: Reduction = "sum" if self.criterion.is_sum else "mean"
-        self._factor, self.needs_grad = 1.0, False
+        self._factor, self.needs_grad, self._shares_rows = 1.0, False, False
         self._verdict: list[Verdict] = []  # of the derivatives, once they are asked for; shared by variants
         self._validates = validate
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module or a landscape.Objective, got {type(model).__name__}")
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
         mode = measuring.measurement_mode(model, measuring.generator_of(model if data is None else data))
         with mode as held, translated("the first forward pass", model):
             self._call = CallOnCopies(self.criterion.objective or call_of)
             network = partial(Network, model, self._call, layers=layers, batchnorm=batchnorm, precision=precision)
-            self.rounded = rounded_weights(getattr(model, "_orig_mod", model))
+            sharded = layouts_of(self.model)
+            self.rounded = {} if sharded else rounded_weights(self.model)
             self.network = network(space=space, rounded=self.rounded)
-            self.model, self.device, self.dtype = self.network.model, self.network.device, self.network.dtype
+            self.device, self.dtype = self.network.device, self.network.dtype
             self._uncut, self.is_pair = source(self.model, data, self.device, objective is not None)
             self._batches = self._uncut
             self._wide: list[Any] | None = None  # the data in fewer batches, for values alone
             rows, parts, first = self._read()
             check_integers(self.network, self.rounded, first)
-            in_use = self._rounded_in_use({}, first)
+            in_use = {} if sharded else self._rounded_in_use({}, first)
             held.renew()
             if in_use:
                 self.rounded |= in_use
@@ -143,6 +147,8 @@ class Objective:
                 if isinstance(self._batches, DataLoader) and bytes_of(first) * len(rows) <= KEPT:
                     self._keep_batches()
         self.criterion.checks_default = False
+        if self.coordinates.layouts:
+            self.about()  # its sums over processes are known from now on, whoever asks
 
     @property
     def samples(self) -> int | None:
@@ -168,9 +174,27 @@ class Objective:
         return self.network.tensors(displacement)
 
     def loss(self, tensors: Mapping[str, Tensor], batch: Any) -> BatchLoss:
-        """Compute the loss of one batch at given tensors."""
-        output = self.network.output(tensors, batch)
-        return self.loss_of(output, batch) if self.criterion.has_output else BatchLoss(*output)
+        """Compute the loss of one batch at given tensors; of a sharded network, each process from its own rows."""
+        own, share = self.own_rows(batch)
+        output = self.network.output(tensors, own)
+        result = self.loss_of(output, own) if self.criterion.has_output else BatchLoss(*output)
+        if not self.coordinates.layouts:
+            return result
+        return joined(result, share, samples_of(batch) if own is not batch else None)
+
+    def own_rows(self, batch: Any) -> tuple[Any, float]:
+        """Return the rows of a batch that this process computes, and what their sum counts in that of all processes.
+
+        All rows, unless the network is sharded. Then every process has to take part in every pass: where there are
+        fewer rows than processes one repeats a row that counts nothing, and where the loss of a batch is not that of
+        its parts all compute all of it.
+        """
+        if not self.coordinates.layouts:
+            return batch, 1.0
+        rows = samples_of(batch) if self._shares_rows else None
+        mine = parallel.rows(rows) if rows else range(0)
+        own = taken(batch, slice(mine.start, mine.stop) if mine else slice(1), rows) if rows else None
+        return (batch, 1 / parallel.size()) if own is None else (own, float(len(mine) > 0))
 
     def loss_of(self, output: Any, batch: Any) -> BatchLoss:
         """Compute the loss of one batch from the network's output."""
@@ -363,7 +387,8 @@ class Objective:
             kind = reduction_seen(self, first if len(parts) > 1 else several)
         if kind == "sum":
             self.reduction = "sum"
-        if kind in ("samples", "mean", "sum") and len(parts) > 1:
+        self._shares_rows = bool(kind)
+        if kind and len(parts) > 1:
             self._batches = parts
             if kind == "samples" and not (self.batch_size or self.criterion.metrics):
                 x, y = next(iter(self._uncut))
@@ -373,6 +398,10 @@ class Objective:
             raise ValueError(
                 f"batch_size={self.batch_size} would change the loss, which of the whole is not the mean or the sum of "
                 "its parts' (a batch's samples interact, or its targets weigh differently): leave batch_size out"
+            )
+        if self.network.coordinates.layouts and not self.same_order:
+            raise ValueError(
+                "a sharded network needs data in one order: pass (x, y) or a list of batches, not a loader"
             )
         self._knows_samples = None not in rows
         self.batch_rows = [row or 1 for row in rows]

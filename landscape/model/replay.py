@@ -109,7 +109,8 @@ class _Recorded:
 
     def __init__(self, objective: Objective, steps: Sequence[Point]) -> None:
         network = objective.network
-        if objective.needs_grad or network.batchnorm != "fixed" or not objective.same_order:
+        is_sharded = bool(objective.coordinates.layouts)
+        if objective.needs_grad or network.batchnorm != "fixed" or is_sharded or not objective.same_order:
             raise _UnrecordableError
         if any(hasattr(module, "_orig_mod") for module in network.model.modules()):
             raise _UnrecordableError("what is compiled would be compiled anew")

@@ -65,8 +65,10 @@ def setup_axes(
     label |= _end_points(function, [(p, s) for p, s in zip(parts, steps, strict=True) if isinstance(p, nn.Module)])
     drawn = any(isinstance(part, str) and part != "gradient" for part in parts)
     about = label | {"seed": seed if drawn else None}
-    about |= {"loss": function.criterion.name, "batch_size": function.batch_size, "plane": fingerprint(stacked(steps))}
-    return function, steps, about | {"model": fingerprint(function.coordinates.centre)}
+    about |= {"loss": function.criterion.name, "batch_size": function.batch_size}
+    centre = function.coordinates
+    about |= {"plane": fingerprint(stacked(steps, centre)), "model": fingerprint(centre.results(centre.centre))}
+    return function, steps, about
 
 
 def _end_points(function: Objective, ends: Sequence[tuple[nn.Module, Point]]) -> dict[str, Any]:

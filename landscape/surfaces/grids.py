@@ -224,7 +224,7 @@ def line(
     for _ in survey.run(plan, open_tiles(path, function, survey.coordinates, about), -(-len(alphas) // TILE)):
         pass
     about = _about(survey, about, elapsed())
-    return Line(about, alphas, **_fields(survey, (len(alphas),)), directions=stacked(steps))
+    return Line(about, alphas, **_fields(survey, (len(alphas),)), directions=stacked(steps, function.coordinates))
 
 
 def surface(
@@ -304,7 +304,7 @@ def surface(
     if adaptive:
         plan = partial(adaptive_plan, survey, alphas, betas, tolerance)
     tiles = open_tiles(path, function, survey.coordinates, about | {"tolerance": tolerance if adaptive else None})
-    shape, directions_kept = (len(alphas), len(betas)), stacked(steps)
+    shape, directions_kept = (len(alphas), len(betas)), stacked(steps, function.coordinates)
 
     def result(about: dict[str, Any]) -> Surface:
         return Surface(about, alphas, betas, **_fields(survey, shape), directions=directions_kept)

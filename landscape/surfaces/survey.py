@@ -29,7 +29,8 @@ class Survey:
     """
 
     def __init__(self, function: Objective, steps: Sequence[Point], coordinates: Tensor) -> None:
-        parallel.check_agreement(directions=fingerprint(stacked(steps)), points=fingerprint({"": coordinates}))
+        directions = fingerprint(stacked(steps, function.coordinates))
+        parallel.check_agreement(directions=directions, points=fingerprint({"": coordinates}))
         self.function, self.steps, self.coordinates = function, steps, coordinates
         width = len(COLUMNS) + len(function.criterion.metrics)
         self.values = torch.full((len(coordinates), width), float("nan"), dtype=torch.float64)
@@ -72,7 +73,9 @@ class Survey:
         return measured_here
 
     def _measure(self, points: Tensor) -> tuple[Tensor, str]:
-        """Measure a tile, its points dealt out to all processes."""
+        """Measure a tile, its points dealt out to all processes; they measure each together if the model is sharded."""
+        if self.function.coordinates.layouts:
+            return evaluate_points(self._replay, self.coordinates[points])
         mine = torch.arange(parallel.rank(), len(points), parallel.size())
         values = torch.zeros(len(points), self.values.shape[1], dtype=torch.float64)
         failure = ""

@@ -165,6 +165,8 @@ def trajectory(
     if not isinstance(model, Objective):
         batchnorm = batchnorm or "recomputed"
     function = objective_of(model, data, loss=loss, objective=objective, space=space, batchnorm=batchnorm)
+    if function.coordinates.layouts:
+        raise ValueError("checkpoints of a sharded network are not projected: pass whole networks and state dicts")
     other = copied(function.model)
     differences, losses = [], []
     for checkpoint in progress(checkpoints, "checkpoints"):
@@ -182,10 +184,11 @@ def trajectory(
     if surface is not None:
         explained = 1 - (off_plane.square().sum() / distance.square().sum())[None]
     plane = [function.evaluate(combined(steps, row)).loss for row in coordinates.tolist()]
-    about = function.about(**axes, plane=fingerprint(stacked(steps)), model=fingerprint(function.coordinates.centre))
+    kept = stacked(steps, function.coordinates)
+    about = function.about(**axes, plane=fingerprint(kept), model=fingerprint(function.coordinates.centre))
     about["seconds"] = elapsed()
     losses_there, plane_losses = (torch.stack(part).cpu() for part in (losses, plane))
-    return Trajectory(about, coordinates, losses_there, plane_losses, distance, off_plane, explained, stacked(steps))
+    return Trajectory(about, coordinates, losses_there, plane_losses, distance, off_plane, explained, kept)
 
 
 def project(centre: Coordinates, differences: Sequence[Point], steps: Sequence[Point]) -> tuple[Tensor, Tensor, Tensor]:
