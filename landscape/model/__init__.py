@@ -1,6 +1,7 @@
 """A network, its data and its loss as one function of a displacement of its weights."""
 
 from .adapters import is_plain, quantized_layers
+from .arguments import objective_of
 from .batches import FOLDS, mapped, moved, probe_of, samples_of
 from .checks import call_by_name, call_of
 from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian
@@ -24,5 +25,5 @@ from .evaluation import Evaluation, merged, stderr_of_mean
 from .losses import BatchLoss, Loss, Output, check_default_fits
 from .measuring import copied, generator_of, measurement_mode
 from .network import BatchNorm, Precision
-from .objective import Objective, objective_of
+from .objective import Objective
 from .replay import Replay, columns

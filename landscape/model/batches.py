@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from .. import parallel
+
 # Elements of input per batch on a CPU: the activations of 64 CIFAR images stay in its caches, and a forward pass in
 # eight batches of 64 takes 0.4 of the time of one batch of 512.
 _CPU_ELEMENTS = 200_000
@@ -202,3 +204,29 @@ def mapped(batch: Any, change: Callable[[Tensor], Tensor], other: Callable[[Any]
             return batch
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return other(batch)
+
+
+def taken(batch: Any, rows: Tensor | slice, samples: int) -> Any:
+    """Return rows of everything in a batch; None where something has another length."""
+    if isinstance(batch, Tensor):
+        return batch[rows] if batch.ndim and len(batch) == samples else None
+    if isinstance(batch, Mapping):
+        parts = {key: taken(value, rows, samples) for key, value in batch.items()}
+        return None if any(part is None for part in parts.values()) else with_values(batch, parts)
+    if isinstance(batch, list | tuple) and not isinstance(batch, PackedSequence):
+        items = [taken(value, rows, samples) for value in batch]
+        made = type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+        return None if any(item is None for item in items) else made
+    return None
+
+
+def rows_of_process(batch: Any, is_shared: bool) -> tuple[Any, float]:
+    """Return the rows of a batch that this process computes, and what their sum counts in that of all processes.
+
+    Every process of a sharded network has to take part in every pass: where there are fewer rows than processes, one
+    repeats a row that counts nothing, and where the loss of a batch is not that of its parts, all compute all of it.
+    """
+    rows = samples_of(batch) if is_shared else None
+    mine = parallel.rows(rows) if rows else range(0)
+    own = taken(batch, slice(mine.start, mine.stop) if mine else slice(1), rows) if rows else None
+    return (batch, 1 / parallel.size()) if own is None else (own, float(len(mine) > 0))

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from .. import parallel
 from .adapters import RoundedWeight
-from .batches import TARGETS, mapped, target_of, with_values
+from .batches import TARGETS, mapped, taken, target_of
 from .evaluation import merged
 from .losses import BatchLoss
 from .network import Network
@@ -308,20 +308,6 @@ def some_rows(batch: Any, rows: int) -> Any:
         return None
     index = torch.linspace(0, len(target) - 1, min(rows, len(target)), device=target.device).long()
     return taken(batch, index, len(target))
-
-
-def taken(batch: Any, rows: Tensor | slice, samples: int) -> Any:
-    """Return rows of everything in a batch; None where something has another length."""
-    if isinstance(batch, Tensor):
-        return batch[rows] if batch.ndim and len(batch) == samples else None
-    if isinstance(batch, Mapping):
-        parts = {key: taken(value, rows, samples) for key, value in batch.items()}
-        return None if any(part is None for part in parts.values()) else with_values(batch, parts)
-    if isinstance(batch, list | tuple) and not isinstance(batch, PackedSequence):
-        items = [taken(value, rows, samples) for value in batch]
-        made = type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-        return None if any(item is None for item in items) else made
-    return None
 
 
 def stochastic_module(model: nn.Module, run: Callable[[], Any]) -> str:

@@ -18,7 +18,19 @@ from .. import parallel
 from ..checking import numbers
 from . import measuring
 from .adapters import RoundedWeight, rounded_in_use, rounded_weights
-from .batches import KEPT, NEEDS_TARGETS, bytes_of, cut, keeps_order, moved, read_rows, samples_of, source, spread
+from .batches import (
+    KEPT,
+    NEEDS_TARGETS,
+    bytes_of,
+    cut,
+    keeps_order,
+    moved,
+    read_rows,
+    rows_of_process,
+    samples_of,
+    source,
+    spread,
+)
 from .batchnorm import recomputed_statistics
 from .checks import (
     CallOnCopies,
@@ -28,7 +40,6 @@ from .checks import (
     check_objective,
     check_reached,
     reduction_seen,
-    taken,
 )
 from .coordinates import Coordinates, Point, Space, coordinates
 from .criterion import BatchObjective, Criterion
@@ -183,18 +194,8 @@ class Objective:
         return joined(result, share, samples_of(batch) if own is not batch else None)
 
     def own_rows(self, batch: Any) -> tuple[Any, float]:
-        """Return the rows of a batch that this process computes, and what their sum counts in that of all processes.
-
-        All rows, unless the network is sharded. Then every process has to take part in every pass: where there are
-        fewer rows than processes one repeats a row that counts nothing, and where the loss of a batch is not that of
-        its parts all compute all of it.
-        """
-        if not self.coordinates.layouts:
-            return batch, 1.0
-        rows = samples_of(batch) if self._shares_rows else None
-        mine = parallel.rows(rows) if rows else range(0)
-        own = taken(batch, slice(mine.start, mine.stop) if mine else slice(1), rows) if rows else None
-        return (batch, 1 / parallel.size()) if own is None else (own, float(len(mine) > 0))
+        """Return the rows of a batch that this process computes, and what their sum counts: all, unless sharded."""
+        return rows_of_process(batch, self._shares_rows) if self.coordinates.layouts else (batch, 1.0)
 
     def loss_of(self, output: Any, batch: Any) -> BatchLoss:
         """Compute the loss of one batch from the network's output."""
@@ -435,19 +436,3 @@ class Objective:
             rows = self.batch_rows if self._uncut is self._batches else [sum(self.batch_rows)]
             tensors = tensors | recomputed_statistics(self.network, tensors, self.batches(uncut=True), rows)
         return [self.loss(tensors, batch) for batch in self.value_batches()]
-
-
-def objective_of(model: nn.Module | Objective, data: Any = None, **arguments: Any) -> Objective:
-    """Return the objective given in place of a model, or make one.
-
-    Raises:
-        ValueError: an objective together with arguments of an objective.
-    """
-    if not isinstance(model, Objective):
-        return Objective(model, data, **{name: value for name, value in arguments.items() if value is not None})
-    defaults = {"batchnorm": "fixed", "precision": "fp32"}
-    if given := [n for n, v in {"data": data, **arguments}.items() if v is not None and v != defaults.get(n)]:
-        raise ValueError(
-            f"an objective has its own {', '.join(given)}: pass it to landscape.Objective, or a model here"
-        )
-    return model
