@@ -18,7 +18,7 @@ from .. import parallel
 # Elements of input per batch on a CPU: the activations of 64 CIFAR images stay in its caches, and a forward pass in
 # eight batches of 64 takes 0.4 of the time of one batch of 512.
 _CPU_ELEMENTS = 200_000
-_CPU_ROWS = 320  # at most: small images have few pixels, and as many activations
+_CPU_ROWS = 192  # at most, of small images: megabytes of activations are given back to the system, and asked anew
 _ACCELERATOR_ROWS = 1024
 KEPT = 2**28  # bytes, at most, of a loader's batches that stay on the device: it makes them anew, one by one, each pass
 FOLDS = 16  # at most: parts of the data whose scatter tells the error over data

@@ -10,7 +10,8 @@ points before it is used, and at the last one.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,13 +118,18 @@ class _Recorded:
         self._weights, self._centre = _Weights(objective, steps), objective.centre
         kinds: dict[Any, _Recording] = {}
         self._batches: list[tuple[_Recording, list[Tensor], list[Any]]] = []
+        self._columns: dict[int, _Recording] = {}  # by the number of points
         room = float(KEPT)
         for batch in objective.value_batches():
             leaves: list[Tensor] = []
             mapped(batch, lambda leaf: leaves.append(leaf) or leaf)  # type: ignore[func-returns-value] # noqa: B023
             places = [next(i for i, other in enumerate(leaves) if other is leaf) for leaf in leaves]
             kind = (*((t.shape, t.stride(), t.dtype, i) for t, i in zip(leaves, places, strict=True)),)
-            recording = kinds.get(kind) or _Recording(objective, self._weights, batch, leaves)
+            if (recording := kinds.get(kind)) is None:
+                network.forget_folded()
+                loss = partial(objective.loss, self._weights.tensors, batch)
+                recording = _Recording(loss, leaves, self._weights.moving)
+                network.forget_folded()
             if recording.is_shared:
                 kinds[kind] = recording
             fixed, result = recording.on(leaves)
@@ -139,13 +145,16 @@ class _Recorded:
         for row in coefficients:
             self._weights.move(row)
             shared = {each: each.by_weights(*each.constants) for each in self._recordings}
-            points.append([each.by_both(*shared[each], *fixed) for each, fixed, _ in self._batches])
-        stacks = [[torch.stack(values) for values in zip(*parts, strict=True)] for parts in zip(*points, strict=True)]
-        return torch.vmap(self._columns)(stacks)
+            batches = (each.by_both(*shared[each], *fixed) for each, fixed, _ in self._batches)
+            points.append([value for batch in batches for value in batch])
+        moving = [torch.stack(values) for values in zip(*points, strict=True)]
+        if len(points) not in self._columns:
+            self._columns[len(points)] = _Recording(lambda: torch.vmap(self._merged)(*moving), moving, ())
+        return self._columns[len(points)].on(moving)[1][0]
 
-    def _columns(self, moving: list[list[Tensor]]) -> Tensor:
-        parts = [each.loss(known, m) for (each, _, known), m in zip(self._batches, moving, strict=True)]
-        return columns(merged(parts, True), self._centre)
+    def _merged(self, *moving: Tensor) -> Tensor:
+        rest = iter(moving)
+        return columns(merged([each.loss(known, rest) for each, _, known in self._batches], True), self._centre)
 
 
 class _Weights:
@@ -192,7 +201,7 @@ class _Weights:
 
 
 class _Recording(TorchDispatchMode):
-    """What the loss of one batch calls, as three functions: of its data alone, of the weights alone, and of both.
+    """What a function calls, as three functions: of the data alone, of the weights alone, and of both.
 
     Attributes:
         is_shared: whether it is one of other batches of this kind, too: nothing was read that depends on the data.
@@ -200,18 +209,16 @@ class _Recording(TorchDispatchMode):
         by_both: for each batch at each point, of what `by_weights` gave and what `on` gave.
     """
 
-    def __init__(self, objective: Objective, weights: _Weights, batch: Any, leaves: Sequence[Tensor]) -> None:
+    def __init__(self, function: Callable[[], Any], data: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         super().__init__()
         self._graph, self._nodes, self.is_shared = Graph(), WeakTensorKeyDictionary(), True
-        self._data = [self._input(leaf, _BATCH) for leaf in leaves]
-        for tensor in weights.moving:
+        self._data = [self._input(tensor, _BATCH) for tensor in data]
+        for tensor in weights:
             self._input(tensor, _WEIGHTS).meta["value"] = tensor
-        objective.network.forget_folded()
         with torch.no_grad(), _Reads(self), self:
-            loss = objective.loss(weights.tensors, batch)
-        objective.network.forget_folded()
-        self._structure = tree_structure(loss)
-        self._result = [self.node(leaf) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(loss)]
+            result = function()
+        self._structure = tree_structure(result)
+        self._result = [self.node(leaf) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(result)]
         self._split([node for node in self._result if isinstance(node, Node)])
 
     @classmethod
@@ -327,11 +334,10 @@ class _Recording(TorchDispatchMode):
         known = [kept.get(part, part.meta.get("value")) if isinstance(part, Node) else part for part in self._result]
         return [kept[node] if node in kept else node.meta["value"] for node in self._fixed], known
 
-    def loss(self, known: Sequence[Any], moving: Sequence[Tensor]) -> BatchLoss:
-        """Put the result of a batch together."""
-        rest = iter(moving)
+    def loss(self, known: Sequence[Any], moving: Iterator[Tensor]) -> BatchLoss:
+        """Put the result of a batch together; takes the next of what moves."""
         moves = [isinstance(part, Node) and bool(part.meta["depends"] & _WEIGHTS) for part in self._result]
-        return tree_unflatten([next(rest) if m else k for m, k in zip(moves, known, strict=True)], self._structure)
+        return tree_unflatten([next(moving) if m else k for m, k in zip(moves, known, strict=True)], self._structure)
 
 
 class _Reads(TorchFunctionMode):

@@ -22,7 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import landscape
 import saq_core
-from landscape.model import Criterion
+from landscape.model import Criterion, Replay, resolve_directions
+from landscape.surfaces import evaluate_points
 from saq_core import FPQ
 from saq_core.mixed_precision import asga, samq
 from saq_core.mixed_precision.space import Space
@@ -285,6 +286,94 @@ def pictures(given, device):
     again = 625 * best(measured(forwards(model, x), given.repeats, device), "forward")[0][reference]
     rows[f"625 × {reference}, afterwards"] = again
     show("surface, 128 images", rows, f"625 × {reference}")
+
+
+# as multiples of bare forward passes at their best batch size, on one thread: what a point of a surface is to reach
+POINT = {
+    ("MLP", 64): 1.65,
+    ("MLP", 512): 1.15,
+    ("ResNet-8", 32): 1.45,
+    ("ResNet-8", 128): 1.15,
+    ("ResNet-8", 512): 1.05,
+}
+POINT |= {("W4A4 ResNet-8", 128): 1.3}
+TILES = 4
+
+
+def points(given, device):
+    """A point of a surface over digits, set up before, against bare forward passes and loops written by hand."""
+    digits = saq_core.load_data("digits", device=device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for (name, rows), reach in POINT.items():
+        data = digits.train[0][:rows], digits.train[1][:rows]
+        torch.manual_seed(0)
+        layers = [nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)]
+        model = (
+            nn.Sequential(*layers).to(device) if name == "MLP" else saq_core.build_model("resnet8", digits).to(device)
+        )
+        model = saq_core.calibrate(saq_core.quantize(model, "W4A4"), data) if "W4A4" in name else model
+        functions = forwards(model.eval(), data[0]) | _by_hand(model, data) | _by_tiles(model, data)
+        for function in functions.values():
+            function.steps = getattr(function, "steps", 1)
+        functions = {key: _again(function) for key, function in functions.items()}
+        with unittest.mock.patch.object(HostEvent, "clock", time.process_time):
+            seconds, reference = best(measured(functions, max(7, given.repeats), device), "forward")
+        short = ", falls short" * (seconds["surface"] > reach * seconds[reference])
+        seconds[f"surface; to reach {reach:.2f}{short}"] = seconds.pop("surface")
+        show(f"a point of a surface, {name}, {rows} digits", seconds, reference)
+    torch.set_num_threads(threads)
+
+
+def _again(function):
+    """Repeat a pass as often as tiles have points."""
+    if function.steps > 1:
+        return function
+
+    def run():
+        for _ in range(16 * TILES):
+            function()
+
+    run.steps = 16 * TILES
+    return run
+
+
+def _by_hand(model, data):
+    """The loss at a displaced point, as people write it: weights set, or (loss_landscapes) moved by one more step."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    start, *steps = [
+        [value(p.detach()) for p in parameters] for value in (torch.clone, torch.randn_like, torch.randn_like)
+    ]
+
+    @torch.no_grad()
+    def set_anew():
+        for p, w, a, b in zip(parameters, start, *steps, strict=True):
+            p.copy_(w + 1e-3 * a + 1e-3 * b)
+        return cross_entropy(model(data[0]), data[1])
+
+    @torch.no_grad()
+    def moved_on():
+        for p, a in zip(parameters, steps[0], strict=True):
+            p.add_(a, alpha=1e-9)
+        return cross_entropy(model(data[0]), data[1])
+
+    return {"weights set by hand": set_anew, "weights moved on by hand": moved_on}
+
+
+def _by_tiles(model, data):
+    function = landscape.Objective(copy.deepcopy(model), data)
+    steps, _ = resolve_directions(function, ["random", "random"], "filter", 0, None)
+    grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 25, dtype=torch.float64)] * 2)
+    by_replay, by_objective = (Replay(function, steps, points) for points in (grid, grid[:0]))
+
+    def run(replay):
+        for tile in grid[: 16 * TILES].split(16):
+            evaluate_points(replay, tile)
+
+    functions = {"surface": partial(run, by_replay), "surface, not replayed": partial(run, by_objective)}
+    for function in functions.values():
+        function.steps = 16 * TILES
+    return functions
 
 
 def scaling(given, device):
@@ -574,7 +663,7 @@ def _peak(given, sam, device):
 
 SECTIONS = {
     f.__name__: f
-    for f in (product, eigenvalues, traces, pictures, scaling, steps, training, memory, searches, explorer)
+    for f in (product, eigenvalues, traces, pictures, points, scaling, steps, training, memory, searches, explorer)
 }
 
 
