@@ -23,6 +23,7 @@ from landscape.explorer.study import Study
 from landscape.explorer.views import View
 from landscape.model.objective import Objective
 
+pytestmark = pytest.mark.usefixtures("coarse")
 DATA = (X, Y)
 NETWORKS = {"float": convolutional(0), ("W4A4", 0.05): quantized("W4A4"), ("W2A2", 0.05): quantized("W2A2")}
 NETWORKS[("W4A4", 0.1)] = quantized("W4A4", quantizer="minmax")
