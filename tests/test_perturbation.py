@@ -165,17 +165,9 @@ def test_compiled_gates_open_with_probability_p(floating, digits):
     assert abs(sum(opened) / passes - p) < 4 * (p * (1 - p) / passes) ** 0.5
 
 
-def four_convolutions():
-    torch.manual_seed(0)
-    sizes = ((1, 3), (4, 3), (4, 3), (4, 2))  # channels and width, from 8 x 8 pixels to one
-    return nn.Sequential(
-        *(m for c, k in sizes for m in (nn.Conv2d(c, 4, k), nn.ReLU())), nn.Flatten(), nn.Linear(4, 10)
-    )
-
-
 @pytest.mark.parametrize("version", ["isolated", "2.11"])
-def test_noise_reaches_a_network_that_was_compiled_without_it_before(digits, version, monkeypatch):
-    compile_, x, floating = torch.compile, digits.train[0][:4], four_convolutions()
+def test_noise_reaches_a_network_that_was_compiled_without_it_before(floating, digits, version, monkeypatch):
+    compile_, x = torch.compile, digits.train[0][:4]
     if version == "2.11":
         monkeypatch.setattr(torch, "compile", lambda f, dynamic=None: compile_(f, dynamic=dynamic, backend="eager"))
     else:
@@ -183,14 +175,13 @@ def test_noise_reaches_a_network_that_was_compiled_without_it_before(digits, ver
     outputs = []
     for p in (0.0, 0.0, 0.5, 1.0):
         model = twin(floating, digits).train()
-        assert len(noisy_inputs(model)) == 3
         with feature_noise(model, p=p), torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):
             compiled = steps._compiled(model, x.device)
             torch.manual_seed(0)
             outputs.append([compiled(x).detach() for _ in range(8)])
     different = [sum(not torch.equal(a, b) for a, b in zip(o, outputs[0], strict=True)) for o in outputs]
     assert different[:2] == [0, 0] and different[2] >= 4 and different[3] == 8
-    assert not all(torch.equal(a, b) for a, b in zip(outputs[2], outputs[3], strict=True))
+    assert not torch.equal(outputs[2][0], outputs[3][0])
 
 
 def test_compiled_noise_keeps_type_gradient_and_layout(floating, digits):
