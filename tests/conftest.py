@@ -11,7 +11,8 @@ import torch
 from saq_core import Recipe, build_model, load_data, train
 
 gc.set_threshold(50_000, 20, 20)  # a seventh of the time went into looking for garbage: there is memory enough
-EARLY = ("test_processes", "test_parallel", "test_perturbation")  # files of few tests, and long ones
+# files of few tests, and long ones
+EARLY = [f"test_{name}" for name in ("processes", "parallel", "perturbation", "family", "widgets", "switchable")]
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
