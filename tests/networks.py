@@ -1,7 +1,9 @@
 """Small networks, data and dense Hessians that the landscape tests share. Nothing here uses `landscape`."""
 
+import contextlib
 import copy
 import functools
+from unittest import mock
 
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, mse_loss
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from saq_core import calibrate, quantize
+from saq_core import calibrate, models, quantize
 
 _generator = torch.Generator().manual_seed(1)
 X = torch.randn(7, 2, 4, 4, generator=_generator, dtype=torch.float64)
@@ -48,6 +50,22 @@ class ThinResNet(ResNet):
 
     def _make_layer(self, block, planes, *rest, **settings):
         return super()._make_layer(block, planes // 8, *rest, **settings)
+
+
+@contextlib.contextmanager
+def thin_networks():
+    """Let saq_core build its networks of the same modules, but fewer: every kind of block stays.
+
+    Of MobileNet's blocks those of the first four widths, a quarter as wide, at most two of each; of the pre-activation
+    ResNet's and the ViT's two where there are three or four.
+    """
+    narrow = tuple((wider, width // 4, min(count, 2), stride) for wider, width, count, stride in models.INVERTED[:4])
+    with (
+        mock.patch.object(models, "INVERTED", narrow),
+        mock.patch.dict(models.DEPTHS, {"preresnet20": 2}),
+        mock.patch.dict(models.VITS, {"vit": (2, 2, 4, 64, 128)}),
+    ):
+        yield
 
 
 def perceptron(seed=0, inputs=5, classes=3):

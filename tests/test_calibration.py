@@ -33,7 +33,7 @@ def reach(quantizer):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_eight_bits_after_calibration_alone_keep_the_function(trained, digits, name, per_channel):
+def test_eight_bits_after_calibration_alone_keep_the_function(trained, digits, name, per_channel, coarse):
     both = tuple(torch.cat([a, b]) for a, b in zip(digits.test, digits.val, strict=True))
     exact = evaluate(trained, both).accuracy
     quantized = calibrate(quantize(trained, "W8A8", quantizer=name, per_channel=per_channel), digits)

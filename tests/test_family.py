@@ -5,19 +5,25 @@ networks of the wide ones' modules with fewer channels;
 ``pytest -m "slow or not slow" tests/test_family.py`` runs it all.
 """
 
+import contextlib
 import functools
-from unittest import mock
 
 import pytest
 import torch
-from networks import ThinResNet
+from networks import ThinResNet, thin_networks
 from torch.nn import functional as F
 
-from saq_core import SAQ, build_model, calibrate, models, quantize
+from saq_core import SAQ, build_model, calibrate, quantize
 from saq_core.data.batches import training_batches
 
-NETWORKS = {"resnet8": 0.05, "preresnet20": 0.05, "thin resnet18": 0.02, "thin mobilenet_v2": 0.02, "vit": 3e-3}  # lr
-WIDE = {"resnet18": 0.02, "mobilenet_v2": 0.02}
+NETWORKS = {  # learning rates
+    "resnet8": 0.05,
+    "thin preresnet20": 0.05,
+    "thin resnet18": 0.02,
+    "thin mobilenet_v2": 0.02,
+    "thin vit": 3e-3,
+}
+WIDE = {"resnet18": 0.02, "mobilenet_v2": 0.02, "preresnet20": 0.05, "vit": 3e-3}
 START = {"mobilenet_v2": 60, "thin mobilenet_v2": 30}  # float steps before quantizing, else 5
 QUANTIZERS = ("lsq", "lsq+", "pact", "dorefa", "liq", "minmax")
 METHODS = {
@@ -42,18 +48,14 @@ def combinations():
 
 
 def build(name, digits):
-    """Build a network, or one of the same modules with an eighth of ResNet-18's or a quarter of MobileNet's width.
-
-    Of the blocks of MobileNet the thin one has those of the first four widths, at most two of each.
-    """
+    """Build a network, or one of the same modules that is thinner: ResNet-18 with an eighth of the channels."""
     name, thin = name.removeprefix("thin "), name.startswith("thin ")
     if thin and name == "resnet18":
         torch.manual_seed(0)
         model = ThinResNet(num_classes=10)
         model.conv1, model.maxpool = torch.nn.Conv2d(1, 64, 3, 1, padding=1, bias=False), torch.nn.Identity()
         return model
-    narrow = tuple((wider, width // 4, min(count, 2), stride) for wider, width, count, stride in models.INVERTED[:4])
-    with mock.patch.object(models, "INVERTED", narrow if thin else models.INVERTED):
+    with thin_networks() if thin else contextlib.nullcontext():
         return build_model(name, digits)
 
 
@@ -75,7 +77,7 @@ def started(digits, batch):
 
 def _trained(model, network, x, y, *, steps, sam=None):
     parameters, rate = [p for p in model.train().parameters() if p.requires_grad], (NETWORKS | WIDE)[network]
-    if network == "vit":
+    if network.endswith("vit"):
         optimizer = torch.optim.AdamW(parameters, lr=rate)
     else:
         optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9)
@@ -106,7 +108,7 @@ def test_twenty_steps_learn_and_leave_everything_in_order(network, quantizer, me
         for q, delta, step in layer.quantized_weights().values():
             assert not delta.any() and not delta.requires_grad and (step > 0).all() and q.isfinite().all()
     moved = [b for name, b in model.named_buffers() if name.endswith("num_batches_tracked")]
-    assert all(int(count) == 20 + START.get(network, 5) for count in moved) and bool(moved) == (network != "vit")
+    assert all(int(count) == 20 + START.get(network, 5) for count in moved) and bool(moved) != network.endswith("vit")
     if found:
         assert 0 <= found["flip_rate"] <= 1 and -1.001 <= found["cosine_case1_case3"] <= 1.001
         if METHODS[method].metric == "plain":

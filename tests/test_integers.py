@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from networks import thin_networks
 from torch import nn
 
 import landscape
@@ -27,8 +28,14 @@ LIMIT = 64  # of the digits
 pytestmark = pytest.mark.usefixtures("coarse")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def thin():
+    with thin_networks():
+        yield
+
+
 @pytest.fixture(scope="module")
-def floats(digits):
+def floats(digits, thin):
     return {name: build_model(name, digits) for name in ("resnet8", "vit")}
 
 

@@ -9,6 +9,7 @@ import re
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from networks import thin_networks
 from sealing import FOLDER
 
 SMALL = {"SEEDS": 2, "EPOCHS": 1, "SAMPLES": 16, "POINTS": 5, "VECTORS": 2}
@@ -98,7 +99,7 @@ def kernel(monkeypatch, tmp_path, capsys, caplog):
 
     def execute(sources):
         names = {"__name__": "notebook"}
-        with plt.rc_context(), torch.random.fork_rng():
+        with plt.rc_context(), torch.random.fork_rng(), thin_networks():
             for source in sources:
                 run(source, names)
                 assert not [record for record in caplog.records if record.levelno >= logging.WARNING], caplog.text

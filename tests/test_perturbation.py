@@ -1,6 +1,7 @@
 """Feature-perturbed quantization: the noise, the distillation, the quantizer of the paper, and its theory."""
 
 import copy
+import functools
 from functools import partial
 
 import pytest
@@ -29,7 +30,7 @@ from saq_core.fpq.distillation import Features, Student, Teacher, teacher_of
 from saq_core.fpq.noise import attach, noisy_inputs
 from saq_core.training import steps
 
-LIMIT = 256  # of the digits
+LIMIT = 128  # of the digits
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,14 @@ def floating(trained):
     return trained
 
 
-def twin(floating, digits, bits="W4A4", **settings):
+@functools.cache
+def calibrated(floating, digits, bits, **settings):
+    """Return a quantized network, not to be changed, once."""
     return calibrate(quantize(floating, bits, **settings), digits)
+
+
+def twin(floating, digits, bits="W4A4", **settings):
+    return copy.deepcopy(calibrated(floating, digits, bits, **settings))
 
 
 def recipe(**settings):

@@ -48,7 +48,7 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_what_is_loaded_is_what_was_saved(name, tmp_path):
+def test_what_is_loaded_is_what_was_saved(name, tmp_path, coarse):
     result = MAKERS[name]()
     path = result.save(tmp_path / "deep" / "result.nc")
     found = load(path)

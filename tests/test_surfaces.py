@@ -431,13 +431,13 @@ def logged(log, out, **settings):
             file.write("x" * (1 + 0 * int(output.sum())))  # what reads a number is called at every point
         return cross_entropy(output, target, reduction="none")
 
-    surface(convolutional(), RAGGED, loss=loss, points=21, span=0.5, tolerance=0.002, **settings).save(out)
+    surface(convolutional(), RAGGED, loss=loss, points=15, span=0.5, tolerance=0.002, **settings).save(out)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_killed_at_any_moment_it_goes_on_and_does_nothing_twice(adaptive, tmp_path):
-    kills, log, done = [3, *torch.randint(20, 130, (5,)).tolist()], tmp_path / "calls", 0
+    kills, log, done = [3, *torch.randint(20, 130, (3,)).tolist()], tmp_path / "calls", 0
     log.touch()
     for calls in (*kills, None):  # of the loss, until the kill
         began = log.stat().st_size

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from networks import thin_networks
 from torch import nn
 from torch.nn import functional as F
 
@@ -50,7 +51,8 @@ def same(model, before):
 @pytest.mark.parametrize("name", ["resnet8", "preresnet20", "mobilenet_v2", "vit"])
 @pytest.mark.parametrize("quantizer", ["lsq", "liq"])
 def test_at_fixed_bits_it_computes_what_quantize_computes(data, name, quantizer):
-    model, space, network = switchable(data, name, quantizer=quantizer)
+    with thin_networks():
+        model, space, network = switchable(data, name, quantizer=quantizer)
     generator = torch.Generator().manual_seed(0)
     tensors = dict(network.model.named_parameters()) | dict(network.model.named_buffers())
     with torch.no_grad():  # as after some training: every copy has values of its own

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import landscape
 
+pytestmark = pytest.mark.usefixtures("coarse")
 OTHER, THIRD = convolutional(1), convolutional(2)
 
 
