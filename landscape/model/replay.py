@@ -88,11 +88,9 @@ class Replay:
         return columns(self.objective.evaluate(combined(self.steps, coefficients)), self.objective.centre)
 
     def is_confirmed(self) -> bool:
-        """Return whether the objective itself gives the same at the last point that was replayed."""
-        if self._last is None:
-            return True
-        coefficients, row = self._last
-        return self._agree(row, self.row(coefficients))
+        """Return whether the objective itself gives the same at the last point that was replayed since last asked."""
+        last, self._last = self._last, None
+        return last is None or self._agree(last[1], self.row(last[0]))
 
     def _agree(self, replayed: Tensor, measured: Tensor) -> bool:
         """Return whether two rows are the same but for rounding errors, which activations that are rounded enlarge."""
