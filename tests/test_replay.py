@@ -14,6 +14,8 @@ from zoo_odd import ODD
 
 import landscape
 from landscape import Objective, line, surface
+from landscape.explorer.study import Study
+from landscape.explorer.views import View
 from landscape.model import Replay, replay
 from landscape.model.directions import resolve_directions
 from landscape.surfaces import evaluate_points
@@ -198,6 +200,24 @@ def test_lines_and_surfaces_are_the_same_and_the_model_is_left_alone(monkeypatch
     resumed = surface(model, RAGGED, **arguments, path=tmp_path)  # a folder of replayed tiles goes on without
     torch.testing.assert_close(resumed.loss, plain[0].loss, rtol=1e-12, atol=0)
     assert_same(before, state(model))
+
+
+@pytest.mark.parametrize("goes_wrong", [False, True])
+def test_the_explorer_replays_and_confirms(goes_wrong, monkeypatch):
+    expected = surface(convolutional(), RAGGED, points=5)
+    monkeypatch.setattr(replay, "_PAYS", 25)
+    made, recorded = [], replay._Recorded.__call__
+
+    def counted(self, coefficients):
+        made.append(len(coefficients))
+        return recorded(self, coefficients) * (1 + goes_wrong * (len(coefficients) == 1))
+
+    monkeypatch.setattr(replay._Recorded, "__call__", counted)
+    study, view = Study({"a": convolutional()}, RAGGED), View(("a",), points=5, numbers=False)
+    assert sum(study.steps(view)) == 24 * (1 + goes_wrong) and made == [2] + 24 * [1]
+    found = study.shown(view)["a"]
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-12, atol=0)
+    assert not study.errors and sum(study.steps(view)) == 0 and len(made) == 25
 
 
 def test_few_points_are_not_worth_a_recording(monkeypatch):

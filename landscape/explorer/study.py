@@ -226,7 +226,8 @@ class Study:
             if point not in plane.rows:
                 plane.measure(point, grid.new[point])
                 yield cost
-        if not plane.replay.is_confirmed():
+        is_last = len(grid.alphas) == len(grid.betas) == view.points
+        if is_last and not plane.replay.is_confirmed():
             plane.replay = Replay(plane.replay.objective, plane.replay.steps, torch.empty(0, 2))
             for known in view.stages():
                 for point in known.new.keys() & plane.rows.keys() - {(0.0, 0.0)}:
