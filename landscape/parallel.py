@@ -221,21 +221,20 @@ class Layout:
     def __init__(self, tensor: Tensor, mesh: Any) -> None:
         self.mesh = getattr(tensor, "device_mesh", mesh)
         self.placements = tuple(getattr(tensor, "placements", [_tensors().Replicate()] * self.mesh.ndim))
-        self.shape, self._stride = tensor.shape, tensor.stride()
+        self.shape = tensor.shape
         sizes = zip(self.placements, self.mesh.shape, strict=True)
         self.copies = math.prod(size for placement, size in sizes if placement.is_replicate())
         self.rows_are_whole = all(part.is_replicate() or part.is_shard(0) for part in self.placements)
 
     def wrapped(self, shard: Tensor, leading: int = 0) -> Tensor:
         """Return a DTensor of this process's shard, or of a stack of such, with so many dimensions before."""
-        strides = [{"split_factor": p.split_factor} if hasattr(p, "split_factor") else {} for p in self.placements]
-        pairs = zip(self.placements, strides, strict=True)  # FSDP2 over tensor parallelism deals rows out in strides
-        places = [type(p)(p.dim + leading, **more) if hasattr(p, "dim") else p for p, more in pairs]
+        places = []
+        for place in self.placements:  # FSDP2 over tensor parallelism deals rows out in strides
+            more = {"split_factor": place.split_factor} if hasattr(place, "split_factor") else {}
+            places.append(type(place)(place.dim + leading, **more) if hasattr(place, "dim") else place)
         shape = torch.Size((*shard.shape[:leading], *self.shape))
-        stride = torch.empty(shape, device="meta").stride() if leading else self._stride
-        made: Tensor = _tensors().DTensor.from_local(
-            shard, self.mesh, places, run_check=False, shape=shape, stride=stride
-        )
+        whole = {"shape": shape, "stride": torch.empty(shape, device="meta").stride()}
+        made: Tensor = _tensors().DTensor.from_local(shard, self.mesh, places, run_check=False, **whole)
         return made
 
     def gather(self, shard: Tensor) -> Tensor:

@@ -1,16 +1,19 @@
 """Networks in shards over processes (fully_shard, DTensors) give the numbers of one process."""
 
+import functools
 import os
 import signal
 import time
 import warnings
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from networks import convolutional
 from ranks import launched
 from torch import distributed, multiprocessing, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -18,6 +21,7 @@ from torch.nn import functional as F
 
 import landscape
 from landscape import parallel
+from landscape.model.sharding import Shards
 
 
 class Tied(nn.Module):
@@ -100,7 +104,7 @@ def made(name, mesh=None):
     return model if mesh is None else shard(model, mesh), data, {"loss": loss} if loss else {}
 
 
-def product(model, data, **settings):
+def product(model, data=None, **settings):
     """Return H @ v, whole."""
     hessian = landscape.Hessian(model, data, **settings)
     centre = hessian.coordinates
@@ -189,6 +193,16 @@ def test_every_measurement_is_that_of_one_process():
     launched(check, count=2, patience=120)
 
 
+@pytest.mark.parametrize("sizes", [(3,), (5, 3, 2), (15, 1, 16), (100, 33, 7), (70_001, 64, 1, 15), (1000, 999, 17)])
+def test_draws_tensor_by_tensor_are_those_of_one_draw(sizes):
+    layouts = [SimpleNamespace(shape=(size,), copies=1, cut=lambda whole: whole) for size in sizes]
+    for sample in (torch.randn, lambda count, **settings: torch.randint(0, 2, (count,), **settings)):
+        for dtype in (torch.float64, torch.float32):
+            generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+            one, other = (functools.partial(sample, generator=g, dtype=dtype) for g in generators)
+            assert torch.equal(Shards(layouts, list(sizes)).drawn(one), other(sum(sizes)).double())
+
+
 def test_a_process_holds_its_share_and_graphs_no_weights():
     @together
     def check(mesh):
@@ -266,6 +280,9 @@ def test_what_cannot_be_measured_is_refused_with_the_way_out():
         refused(FullyShardedDataParallel(perceptron(), device_id=torch.device("cpu")), "use fully_shard")
         with torch.device("meta"):
             refused(whole(perceptron(), mesh), r"meta\): call to_empty\(\)")
+        offloaded = whole(perceptron(), mesh)
+        with mock.patch.object(DeviceMesh, "device_type", "cuda"):
+            refused(offloaded, "lies on cpu, its mesh on cuda: shard without an offload policy")
         alone = init_device_mesh("cpu", (2, 1), mesh_dim_names=("pipeline", "shards"))["shards"]
         refused(whole(perceptron(), alone), "a mesh of 1 processes, of 2")
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X.float(), Y), shuffle=True, batch_size=3)
@@ -293,16 +310,27 @@ def language_model(kind, dtype):
     return transformers.LlamaForCausalLM(config).to(dtype)
 
 
+def few(model, data):
+    """A product, λ₁, trace, density and surface."""
+    hessian = landscape.Hessian(model, data)
+    return [
+        product(hessian.objective),
+        landscape.top_eigenvalues(hessian, k=1, tol=1e-2).values,
+        landscape.trace(hessian, method="hutchinson", num_probes=2).samples,
+        landscape.density(hessian, k=0, num_probes=1, steps=4).nodes,
+        landscape.surface(hessian.objective, points=3).loss,
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", ["Llama", "GPT-2"])
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(("count", "dtype"), [(2, torch.float32), (4, torch.float64)])
 def test_language_models_by_blocks(count, kind, dtype):
     pytest.importorskip("transformers")
     tokens = torch.arange(54).reshape(6, 9) * 7 % 50
     data = [{"input_ids": tokens, "labels": tokens}]
-    expected = product(language_model(kind, dtype), data), measured(language_model(kind, dtype), data)
+    expected = few(language_model(kind, dtype), data)
 
     @together
     def check(mesh):
@@ -310,9 +338,7 @@ def test_language_models_by_blocks(count, kind, dtype):
         for block in model.model.layers if kind == "Llama" else model.transformer.h:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        same(product(model, data), expected[0], 1e-10 if dtype == torch.float64 else 1e-5)
-        for name, found in measured(model, data).items():
-            if dtype == torch.float64 or name in ("top.values", "surface.loss", "density.atoms"):
-                same(found, expected[1][name], 1e-7 if dtype == torch.float64 else 1e-5)
+        for found, wanted in zip(few(model, data), expected, strict=True):
+            same(found, wanted, 1e-10 if dtype == torch.float64 else 1e-5)
 
     launched(check, count=count, patience=300)

@@ -57,6 +57,12 @@ class Objective:
     Every measuring function takes one in place of a model, and then none of its arguments again. Make one where several
     numbers are measured of one network, or where an argument is needed that a function does not have.
 
+    A network in shards over processes (``fully_shard``, DTensors) is measured by all of them together, each with its
+    rows of every batch, and the numbers are those of one process. FSDP's hooks are out meanwhile; weights are computed
+    with in the dtype of the shards, whatever a mixed-precision policy says. Points and vectors then hold this
+    process's shards, and eigenvectors and directions in results are DTensors: ``.full_tensor()`` in all processes gives
+    the whole. Memory: the shards, a weight at a time, and once per pass the gradients of all weights.
+
     Args:
         model: any network; evaluated in eval mode, in its own dtype, with TF32 off. Not touched.
         data: ``(x, y)`` tensors, a re-iterable of batches (a list, a DataLoader) that are pairs, mappings

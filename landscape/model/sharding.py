@@ -22,8 +22,6 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from .. import parallel
 from ..parallel import Layout
 
-_CHUNK = 2**16  # numbers drawn at once: a multiple of 16, in which torch draws, gives those of one draw
-
 
 def reshard(model: nn.Module) -> None:
     """Have every FSDP2 module give its gathered weights back, as before a forward pass."""
@@ -51,17 +49,17 @@ def layouts_of(model: nn.Module) -> dict[str, Layout]:
     sharded = {name: tensor for name, tensor in tensors.items() if parallel.is_sharded(tensor)}
     for name, tensor in sharded.items():
         mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+        device, processes = parallel.local(tensor).device.type, parallel.size()
         if tensor.is_meta:
             raise ValueError(f"{name} has no values yet (meta): call to_empty() and load or initialise the weights")
-        if parallel.local(tensor).device.type != mesh.device_type:
+        if device != mesh.device_type:
             raise ValueError(
-                f"{name} lies on the {parallel.local(tensor).device.type} for a mesh of {mesh.device_type}: shard "
-                "without an offload policy to measure"
+                f"{name} lies on {device}, its mesh on {mesh.device_type}: shard without an offload policy"
             )
-        if mesh.size() != parallel.size():
+        if mesh.size() != processes:
             raise ValueError(
-                f"{name} lies on a mesh of {mesh.size()} processes, of {parallel.size()}: all processes must hold "
-                "shards of every weight; start one group of processes per mesh"
+                f"all processes must share every weight, but {name} lies on a mesh of {mesh.size()} processes, of "
+                f"{processes}: start one group of processes per mesh"
             )
     if not sharded:
         return {}
@@ -168,12 +166,10 @@ class Shards:
 
     def inner(self, rows: Tensor, other: Tensor) -> Tensor:
         """Return ``rows @ other``, added up over the processes; what several hold counts once."""
-        if len(set(self._copies)) > 1:
-            share = (
-                torch.tensor(self._copies).to(other).repeat_interleave(torch.tensor(self._sizes, device=other.device))
-            )
-            return parallel.sum_(rows @ (other / (share if other.ndim == 1 else share[:, None])))
-        return parallel.sum_(rows @ other) / self._copies[0]
+        if len(set(self._copies)) == 1:
+            return parallel.sum_(rows @ other) / self._copies[0]
+        parts = zip(rows.split(self._sizes, -1), other.split(self._sizes), self._copies, strict=True)
+        return parallel.sum_(torch.stack([a @ b / copies for a, b, copies in parts]).sum(0))
 
     def block_sums(self, values: Tensor, sizes: list[int]) -> Tensor:
         """Sum the numbers of each tensor, over the processes."""
@@ -181,13 +177,17 @@ class Shards:
         return parallel.sum_(torch.stack([part.sum(0) / copies for part, copies in pairs]))
 
     def drawn(self, sample: Callable[[int], Tensor]) -> Tensor:
-        """Cut this process's part out of a draw of the whole vector, of which a chunk at a time is there."""
+        """Cut this process's part out of a draw of the whole vector, of which one tensor at a time is there.
+
+        PyTorch draws normal numbers by sixteens: draws of such sizes, one after the other, are those of one draw.
+        """
         left, parts = sum(math.prod(layout.shape) for layout in self._layouts), []
         numbers = torch.empty(0, dtype=torch.float64)
         for layout in self._layouts:
             size = math.prod(layout.shape)
-            while len(numbers) < size:
-                count = _CHUNK if left >= 2 * _CHUNK else left
+            if (missing := size - len(numbers)) > 0:
+                count = -(-missing // 16) * 16
+                count = count if left >= count + 16 else left
                 numbers, left = torch.cat([numbers, sample(count)]), left - count
             parts.append(layout.cut(numbers[:size].view(layout.shape)).reshape(-1).clone())
             numbers = numbers[size:]
