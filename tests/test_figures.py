@@ -4,7 +4,6 @@ import pathlib
 import re
 import runpy
 import warnings
-from dataclasses import replace
 from itertools import combinations
 
 import matplotlib.pyplot as plt
@@ -19,10 +18,9 @@ import landscape
 from figures import asga, catalogue, dose, drawing, flatness, fpq, saq, scatter, study, surfaces, tables
 from figures.__main__ import FIGURES, main
 from figures.catalogue import Figure, make
-from figures.profiles import PROFILES, SMALL, Profile
+from figures.profiles import PROFILES, Profile
 
 ROOT, SMOKE = pathlib.Path(__file__).parents[1], PROFILES["smoke"]
-FEW = 100  # images to train on: ten of each digit
 
 
 def drawn(data):
@@ -227,10 +225,9 @@ def by_networks():
 
 @pytest.mark.alone
 @pytest.mark.parametrize("name", list(by_networks()))
-def test_every_figure_is_computed_and_drawn_anew_on_a_hundred_images(name, runs, tmp_path, monkeypatch, coarse):
+def test_every_figure_is_computed_and_drawn_anew_on_two_hundred_images(name, runs, tmp_path, monkeypatch, coarse):
     monkeypatch.setattr("figures.profiles.RUNS", runs)
-    monkeypatch.setattr("figures.profiles.SMALL", replace(SMALL, limit=FEW))
-    for file in make(FIGURES[name], replace(SMOKE, limit=FEW), tmp_path, anew=True):
+    for file in make(FIGURES[name], SMOKE, tmp_path, anew=True):
         if file.suffix == ".png":
             ink = plt.imread(file)[..., :3].min(2) < 0.9
             assert ink.mean() > 0.01 and ink.any(0).mean() > 0.5 and ink.any(1).mean() > 0.5
