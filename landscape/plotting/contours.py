@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
-from . import interactive
-from .captions import axis_label, short
+from .captions import axis_label, hover, short
 from .levels import Levels
 from .style import HIGHLIGHT, at, columns
 from .values import SurfaceLike
@@ -52,7 +51,7 @@ def level_lines(surface: SurfaceLike, heights: np.ndarray, levels: Sequence[floa
 
 
 def _map(surface: SurfaceLike, heights: np.ndarray, low: float, high: float, lines: bool) -> go.Contour:
-    hover, step = interactive.hover_data(surface, "<br>"), (high - low) / 12
+    (template, data), step = hover(surface), (high - low) / 12
     levels = {"start": low + step / 2, "end": high, "size": step} if lines else {"coloring": "heatmap"}
     return go.Contour(
         x=surface.alphas.numpy(),
@@ -62,8 +61,8 @@ def _map(surface: SurfaceLike, heights: np.ndarray, low: float, high: float, lin
         autocontour=False,
         contours=levels | {"showlines": lines},
         line={"width": 0.7, "color": "rgba(255, 255, 255, 0.6)"},
-        customdata=hover["customdata"].transpose(1, 0, 2),
-        hovertemplate=f"{interactive.hover_place(surface)}<br>{hover['hovertemplate']}<extra></extra>",
+        customdata=data.transpose(1, 0, 2),
+        hovertemplate=template,
         connectgaps=False,
     )
 

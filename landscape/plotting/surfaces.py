@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
 from . import interactive, paper
-from .captions import axis_label, caption, label, notes, short
+from .captions import axis_label, caption, hover, label, notes, short
 from .contours import add_maps, draw_map, level_lines
 from .levels import Levels, check_levels, shared_levels
 from .pairing import paired
 from .reliefs import draw_relief
-from .style import HIGHLIGHT, at, columns
-from .values import Kind, Scale, SurfaceLike, check_option, columns_of, limits, missing
+from .style import HIGHLIGHT, ONE_COLUMN, TWO_COLUMNS, at, columns
+from .values import Kind, Scale, SurfaceLike, check_option, columns_of, is_empty, limits, missing
 
 
 @paired
@@ -68,7 +68,8 @@ def plot_surfaces(
     if kind == "contour":
         add_maps(figure, surfaces, heights, (low, high), lines)
     figure.layout.coloraxis = interactive.colour_axis(value, low, high, ticks)
-    interactive.say_if_empty(figure, values, value)
+    if is_empty(values.values()):
+        interactive.say_empty(figure, value)
     return figure
 
 
@@ -111,7 +112,8 @@ def draw_surfaces(
             (_relief if kind == "3d" else draw_map)(ax, surface, array, shared)
             paper.label_axes(ax, axis_label([surface], 1), axis_label([surface], 2))
             paper.entitle(ax, title, caption(surfaces, value), *notes(surfaces, values, log))
-            paper.say_if_empty(ax, [array], value)
+            if is_empty([array]):
+                paper.say_empty(ax, value)
             return paper.figure_of(ax)
         return _print_panels(surfaces, values, shared, value, kind, title)
 
@@ -133,7 +135,8 @@ def _print_panels(
             draw_map(ax, surface, array, levels)
         below, left = index + wide >= len(axes), index % wide == 0
         ax.tick_params(labelbottom=below or kind == "3d", labelleft=left or kind == "3d")
-        paper.say_if_empty(ax, [array], value)
+        if is_empty([array]):
+            paper.say_empty(ax, value)
     _label_panels(axes, list(surfaces.values()), kind)
     if title:
         figure.suptitle(title, fontsize=8)
@@ -198,7 +201,7 @@ def _add_sheets(
 
 def _sheet(surface: SurfaceLike, heights: np.ndarray, low: float, high: float, lines: bool) -> go.Surface:
     step = (high - low) / 12
-    hover = interactive.hover_data(surface, "<br>")
+    template, data = hover(surface)
     levels = {"show": True, "start": low + step / 2, "end": high, "size": step, "usecolormap": True, "width": 2}
     return go.Surface(
         x=surface.alphas.numpy(),
@@ -206,8 +209,8 @@ def _sheet(surface: SurfaceLike, heights: np.ndarray, low: float, high: float, l
         z=heights.T,  # plotly has x along columns
         coloraxis="coloraxis",
         contours={"z": levels | {"project": {"z": True}} if lines else {"show": False}},
-        customdata=hover["customdata"],  # but looks this up by [x, y]
-        hovertemplate=f"{interactive.hover_place(surface)}<br>{hover['hovertemplate']}<extra></extra>",
+        customdata=data,  # but looks this up by [x, y]
+        hovertemplate=template,
         connectgaps=False,
     )
 
@@ -255,7 +258,7 @@ def _scene(
 def _panels(names: Sequence[str], kind: Kind) -> tuple[Figure, list[Axes]]:
     wide = columns(len(names))
     rows = -(-len(names) // wide)
-    width = paper.ONE_COLUMN if len(names) == 1 else paper.TWO_COLUMNS
+    width = ONE_COLUMN if len(names) == 1 else TWO_COLUMNS
     figure = plt.figure(figsize=(width, 0.4 + rows * ((width - 1.4) / wide + 0.25)), layout="constrained")
     axes: list[Axes] = []
     for position, name in enumerate(names, start=1):

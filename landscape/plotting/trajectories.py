@@ -17,7 +17,7 @@ from .levels import shared_levels
 from .pairing import paired
 from .style import HIGHLIGHT
 from .surfaces import plot_surfaces
-from .values import Scale, SurfaceLike, drawable, is_log
+from .values import Scale, SurfaceLike, drawable, is_empty, is_log
 
 
 @paired
@@ -107,7 +107,8 @@ def draw_trajectory(
         paper.label_axes(ax, axis_label([surface], 1), axis_label([surface], 2))
         about = [caption({"": surface}, "loss"), *notes({"": surface}, {"": values}, log)]
         paper.entitle(ax, title, _share(path), "markers: each checkpoint's own loss", *about)
-        paper.say_if_empty(ax, [values], "loss")
+        if is_empty([values]):
+            paper.say_empty(ax, "loss")
     return paper.figure_of(ax)
 
 
