@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -133,41 +131,3 @@ class Chart:
     empty: str = ""
     rows: bool = False
     compared: bool = False
-
-    def plot(self, title: str | None = None) -> Any:
-        """Draw it with plotly; return its figure."""
-        from . import interactive
-
-        return interactive.plot(self, title)
-
-    def draw(self, ax: Any = None, title: str | None = None) -> Any:
-        """Draw it with matplotlib, into new axes by default; return the figure."""
-        from . import paper
-
-        return paper.draw(self, ax, title)
-
-
-def plotted(described: Any, title: str | None) -> Any:
-    """Draw what is described with plotly; where no front end draws that, the picture by matplotlib stands there."""
-    figure = described.plot(title)
-    figure._print = functools.partial(described.draw, None, title)
-    return figure
-
-
-def pictures(describe: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return ``plot_x`` and ``draw_x``, which draw what a function describes, and take its options and ``title=``."""
-
-    @functools.wraps(describe)
-    def plot(result: Any, *, title: str | None = None, **options: Any) -> Any:
-        return plotted(describe(result, **options), title)
-
-    @functools.wraps(describe)
-    def draw(result: Any, ax: Any = None, *, title: str | None = None, **options: Any) -> Any:
-        return describe(result, **options).draw(ax, title)
-
-    result, *options = inspect.signature(describe).parameters.values()
-    ax = inspect.Parameter("ax", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation="Axes | None")
-    options.append(inspect.Parameter("title", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="str | None"))
-    vars(plot)["__signature__"] = inspect.Signature([result, *options])
-    vars(draw)["__signature__"] = inspect.Signature([result, ax, *options])
-    return plot, draw

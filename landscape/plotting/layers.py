@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .charts import Axis, Bars, Chart, plotted
+from .charts import Axis, Bars, Chart
+from .pairing import plotted
 from .style import COLOURS
 from .values import Scale, is_log
 
@@ -70,7 +71,10 @@ def plot_layers(
         >>> [bar.name for bar in figure.data]
         ['4 bits', 'not chosen']
     """
-    return plotted(describe_layers(values, bits=bits, quantity=quantity, scale=scale), title)  # type: ignore[no-any-return]
+    from . import interactive, paper
+
+    described = describe_layers(values, bits=bits, quantity=quantity, scale=scale)
+    return plotted(described, title, interactive.plot, paper.draw)  # type: ignore[no-any-return]
 
 
 def draw_layers(
@@ -102,7 +106,9 @@ def draw_layers(
         >>> figure.axes[0].get_ylabel()
         'Trace, filter-relative'
     """
-    return describe_layers(values, bits=bits, quantity=quantity, scale=scale).draw(ax, title)  # type: ignore[no-any-return]
+    from . import paper
+
+    return paper.draw(describe_layers(values, bits=bits, quantity=quantity, scale=scale), ax, title)
 
 
 def describe_layers(

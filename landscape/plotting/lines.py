@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from . import interactive, paper
 from .captions import BAND, axis_label, caption, hover, label, notes
-from .charts import Axis, Band, Chart, Curve, pictures
+from .charts import Axis, Band, Chart, Curve
+from .pairing import pictures
 from .style import colour_of
 from .values import LineLike, Scale, band, columns_of, is_empty
 
 
-def describe(lines: Mapping[str, LineLike], *, value: str = "loss", scale: Scale = "auto") -> Chart:
+def describe_lines(lines: Mapping[str, LineLike], *, value: str = "loss", scale: Scale = "auto") -> Chart:
     """Describe curves in one chart, a colour for each network in the order of the mapping.
 
     Args:
@@ -42,4 +44,4 @@ def describe(lines: Mapping[str, LineLike], *, value: str = "loss", scale: Scale
     )
 
 
-plot_lines, draw_lines = pictures(describe)
+plot_lines, draw_lines = pictures(describe_lines, interactive.plot, paper.draw)

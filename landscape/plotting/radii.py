@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from . import interactive, paper
 from .captions import caption, quantity
-from .charts import Axis, Chart, Curve, Level, pictures
+from .charts import Axis, Chart, Curve, Level
+from .pairing import pictures
 from .style import DOUBTFUL, HIGHLIGHT, colour_of
 from .values import WIDE, Scale, check_option, finite_of, is_log
 
@@ -116,5 +118,5 @@ def _joined(*errors: Any) -> np.ndarray:
     return np.where(known.any(0), np.linalg.norm(np.where(known, parts, 0), axis=0), np.nan)
 
 
-plot_increases, draw_increases = pictures(describe_increases)
-plot_curvature, draw_curvature = pictures(describe_curvature)
+plot_increases, draw_increases = pictures(describe_increases, interactive.plot, paper.draw)
+plot_curvature, draw_curvature = pictures(describe_curvature, interactive.plot, paper.draw)
