@@ -20,7 +20,7 @@ from plotly.io.json import to_json_plotly
 from ..plotting import Kind, Scale
 from ..plotting.captions import axis, caption
 from ..plotting.lines import plot_lines
-from ..plotting.style import columns
+from ..plotting.style import columns, numbered
 from ..plotting.surfaces import describe_surfaces, plot
 from ..plotting.values import columns_of, drawable
 from ..surfaces import Line, Surface
@@ -91,13 +91,17 @@ def cut_traces(cuts: Cuts, kind: Kind, along: int, value: str, scale: Scale) -> 
     """Describe the lines that show on the surfaces where they are cut."""
     traces = []
     for index, (line, where) in enumerate(cuts.values()):
-        number = _number(index)
         x, y, z = points_of(line, where, along, value, scale == "log")
         common = {"meta": "cut", "mode": "lines", "hoverinfo": "skip", "showlegend": False, "x": x, "y": y}
         if kind == "3d":
-            own = {"type": "scatter3d", "z": z, "line": {"width": 6}, "scene": f"scene{number}"}
+            own = {"type": "scatter3d", "z": z, "line": {"width": 6}, "scene": numbered("scene", index)}
         else:
-            own = {"type": "scatter", "line": {"width": 2.5}, "xaxis": f"x{number}", "yaxis": f"y{number}"}
+            own = {
+                "type": "scatter",
+                "line": {"width": 2.5},
+                "xaxis": numbered("x", index),
+                "yaxis": numbered("y", index),
+            }
         traces.append(common | own)
     return str(to_json_plotly(traces))
 
@@ -118,15 +122,10 @@ def draw_on(
         ax: Any = figure.axes[index]
         x, y, z = points_of(line, where, along, value, scale == "log")
         ax.plot(x, y, *[z] * (kind == "3d"), color="black", linewidth=1.2, zorder=4)
-        camera = cameras.get(f"scene{_number(index)}", cameras.get("all"))
+        camera = cameras.get(numbered("scene", index), cameras.get("all"))
         if kind == "3d" and camera:
             dx, dy, dz = (camera["eye"][c] - camera.get("center", {}).get(c, 0) for c in "xyz")
             ax.view_init(math.degrees(math.atan2(dz, math.hypot(dx, dy))), math.degrees(math.atan2(dy, dx)))
-
-
-def _number(index: int) -> str:
-    """Return what plotly writes behind the names of a panel's axes."""
-    return str(index + 1) * (index > 0)
 
 
 def _described(figure: go.Figure, **more: Any) -> str:

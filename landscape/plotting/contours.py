@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 from .captions import hover
 from .levels import Levels
-from .style import HIGHLIGHT
+from .style import HIGHLIGHT, numbered
 from .values import SurfaceLike
 
 
@@ -53,7 +53,7 @@ class Panel:
         return {"x": x, "y": y, "z": self.heights.T, "coloraxis": self.colours, "connectgaps": False}
 
 
-def add_map(figure: go.Figure, panel: Panel, number: str, titles: Sequence[str], **cell: int) -> None:
+def add_map(figure: go.Figure, panel: Panel, index: int, titles: Sequence[str], **cell: int) -> None:
     """Draw a map with its contours and its centre, and title its axes, which end where the surface does."""
     surface, silent, (template, data) = panel.surface, {"hoverinfo": "skip", "showlegend": False}, hover(panel.surface)
     levels = panel.steps if panel.lines is None else {"coloring": "heatmap"}
@@ -74,11 +74,11 @@ def add_map(figure: go.Figure, panel: Panel, number: str, titles: Sequence[str],
     marker = {"symbol": "cross-thin", "size": 11, "line": {"color": HIGHLIGHT, "width": 2.5}}
     figure.add_scatter(x=there, y=there, mode="markers", marker=marker, **silent, **cell)
     plain = {"showgrid": False, "zeroline": False, "nticks": 6, "ticks": "outside", "title_standoff": 6}
-    for letter, steps, title in zip("xy", (surface.alphas, surface.betas), titles, strict=True):
-        axis = figure.layout[f"{letter}axis{number}"]
-        position = {"domain": axis.domain, "anchor": axis.anchor}
+    for axis, steps, title in zip(("xaxis", "yaxis"), (surface.alphas, surface.betas), titles, strict=True):
+        name = numbered(axis, index)
+        position = {key: figure.layout[name][key] for key in ("domain", "anchor")}
         ends = {"range": [float(steps[0]), float(steps[-1])], "title_text": title or None}
-        figure.layout[f"{letter}axis{number}"] = plain | position | ends  # update_xaxes takes ten times as long
+        figure.layout[name] = plain | position | ends  # update_xaxes takes ten times as long
     figure.layout.margin.l, figure.layout.margin.b = 60, 50
 
 

@@ -142,7 +142,7 @@ def add_chart(figure: go.Figure, chart: Chart, **where: int) -> None:
     elif chart.x.names:
         settings[0] |= {"categoryorder": "array", "categoryarray": chart.x.names, "tickangle": -60}
     else:
-        settings[0] |= {"zeroline": False, "hoverformat": ".4g"}
+        settings[0] |= {"zeroline": False} | ({"hoverformat": ".4g"} if chart.compared else {})
     x, y = reversed(settings) if chart.rows else settings
     figure.update_xaxes(**x, **where)
     figure.update_yaxes(**y, **where)

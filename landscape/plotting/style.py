@@ -19,6 +19,11 @@ def columns(panels: int) -> int:
     return 2 if panels == 4 else min(panels, 3)
 
 
+def numbered(axis: str, index: int) -> str:
+    """Return what plotly calls the axis of a panel: the first has no number."""
+    return f"{axis}{index + 1}" if index else axis
+
+
 def at(index: int, panels: int) -> dict[str, int]:
     """Return the row and column of a panel, as plotly counts them."""
     wide = columns(panels)

@@ -20,7 +20,7 @@ from .contours import Panel, add_map, draw_map, level_lines
 from .levels import Levels, check_levels, shared_levels
 from .pairing import pictures
 from .reliefs import draw_relief
-from .style import HIGHLIGHT, ONE_COLUMN, TWO_COLUMNS, at, columns
+from .style import HIGHLIGHT, ONE_COLUMN, TWO_COLUMNS, at, columns, numbered
 from .values import Kind, Scale, SurfaceLike, check_option, columns_of, is_empty, limits, missing
 
 
@@ -98,17 +98,17 @@ def plot(given: Surfaces, title: str | None = None) -> go.Figure:
     default = f"{label(given.value)} {'surface' if deep else 'contours'}" + " (log scale)" * given.log
     interactive.finish(figure, title or default, [caption(given.surfaces, given.value)])
     for index, name in enumerate(given.surfaces):
-        number, where = str(index + 1) * (index > 0), at(index, count)
-        panel = _panel(given, name, f"coloraxis{number * given.apart}")
+        where, scene = at(index, count), numbered("scene", index)
+        panel = _panel(given, name, numbered("coloraxis", index * given.apart))
         ticks = interactive.height_ticks(panel.low, panel.high, given.log, given.levels)
         colours = interactive.colour_axis(given.value, panel.low, panel.high, ticks)
         figure.layout[panel.colours] = colours | {"showscale": count == 1 or not given.apart}
         if deep:
             _add_sheet(figure, panel, **where)
-            scene = _scene(given, panel, titles[index], ticks) | {"domain": figure.layout[f"scene{number}"].domain}
-            figure.layout[f"scene{number}"] = scene  # update_scenes is ten times slower
+            axes = _scene(given, panel, titles[index], ticks)
+            figure.layout[scene] = axes | {"domain": figure.layout[scene].domain}  # update_scenes is ten times slower
         else:
-            add_map(figure, panel, number, titles[index], **where)
+            add_map(figure, panel, index, titles[index], **where)
     if is_empty(given.values.values()):
         interactive.say_empty(figure, given.value)
     return figure

@@ -184,4 +184,4 @@ def _pictures(results: Mapping[str, Any]) -> tuple[Callable[..., Any], Callable[
     from . import lines, surfaces
 
     flat = planes == {False}
-    return (lines.plot_lines, lines.draw_lines) if flat else (surfaces.describe_surfaces, surfaces.draw_surfaces)
+    return (lines.plot_lines, lines.draw_lines) if flat else (surfaces.plot_surfaces, surfaces.draw_surfaces)

@@ -60,15 +60,12 @@ def plot(given: Path, title: str | None = None) -> go.Figure:
     )
     columns = np.stack([path.loss, path.plane_loss, path.off_plane, path.distance], -1)
     lift = 0.01 if log else 0.01 * float(np.ptp(drawable(surface, "loss")[np.isfinite(surface.loss.numpy())]))
-    own = {"line": {"color": HIGHLIGHT, "width": 5}, "marker": {"size": 4, "color": "white"}}
-    own["marker"]["line"] = {"color": HIGHLIGHT, "width": 2}
+    edge, points = {"color": HIGHLIGHT, "width": 2}, along | {"customdata": columns, "hovertemplate": hover}
+    own = {"line": {"color": HIGHLIGHT, "width": 5}, "marker": {"size": 4, "color": "white", "line": edge}}
     dotted = {"line": {"color": "black", "width": 3, "dash": "dot"}, "marker": {"size": 2.5, "color": "black"}}
-    for name, z, look in (
-        ("checkpoints, their own loss", heights, own),
-        ("the same on the plane", shadow + lift, dotted),
-    ):
-        points = along | {"z": z, "customdata": columns, "hovertemplate": hover, "mode": "lines+markers"}
-        figure.add_scatter3d(points, name=name, **look)
+    curves = ("checkpoints, their own loss", heights, own), ("the same on the plane", shadow + lift, dotted)
+    for name, z, look in curves:
+        figure.add_scatter3d(**points, z=z, mode="lines+markers", name=name, **look)
     low, high = figure.layout.scene.zaxis.range
     finite = heights[np.isfinite(heights)]
     figure.update_scenes(zaxis_range=[min(low, *finite), max(high, *finite)])
