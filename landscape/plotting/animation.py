@@ -74,9 +74,8 @@ def _states(content: Any) -> States:
         if list(panels) != list(first):
             raise ValueError(f"content must have the names {list(first)} in all states, got {list(panels)} for {state}")
         for name, surface in panels.items():
-            if [surface.alphas.tolist(), surface.betas.tolist()] != [
-                s.tolist() for s in (first[name].alphas, first[name].betas)
-            ]:
+            here, there = ([s.alphas.tolist(), s.betas.tolist()] for s in (surface, first[name]))
+            if here != there:
                 raise ValueError(f"content must have one grid in all states, got another one of {name!r} for {state}")
     return parts
 

@@ -9,14 +9,16 @@ import numpy as np
 
 from .charts import Axis, Chart, Curve
 from .style import ONE_COLUMN, TWO_COLUMNS, colour_of
-from .values import Scale, is_log
+from .values import LABELS, Scale, is_log
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from matplotlib.figure import Figure
 
-_PANELS = (("loss", "Loss"), ("accuracy", "Accuracy"))
-_COLUMNS = ("loss", "accuracy", "val_loss", "val_accuracy")
+_PANELS = ("loss", "accuracy")
+_COLUMNS = {
+    before + panel: (panel, kind) for panel in _PANELS for before, kind in (("", "training"), ("val_", "validation"))
+}
 
 
 def plot_history(history: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
@@ -105,43 +107,37 @@ def draw_history(
 
 def describe_history(history: Any, scale: Scale) -> dict[str, Chart]:
     """Describe the panels, of the loss and of the accuracy, as far as they are known."""
-    found = _curves(history)
-    colours = {run: colour_of(index) for index, run in enumerate(dict.fromkeys(run for run, *_ in found))}
-    charts: dict[str, Chart] = {}
-    for panel, title in _PANELS:
-        parts = []
-        for run, kind, epochs, values in (curve[:1] + curve[2:] for curve in found if curve[1] == panel):
-            name = f"{run}, {kind}" if run else kind
-            style: dict[str, Any] = {"look": None if len(epochs) > 1 else 0, "dashed": kind == "validation"}
-            hover = f"epoch %{{x}}: %{{y:.4g}}<extra>{name}</extra>"
-            parts.append(Curve(epochs, values, name, colours[run], hover=hover, **style))
-        if parts:
-            drawn = [part.y for part in parts]
-            axis = Axis(title, panel == "loss" and is_log(scale, drawn), values=drawn)
-            charts[panel] = Chart(parts, Axis("Epoch", whole=True), axis, legend=not charts)
-    return charts
-
-
-def _curves(history: Any) -> list[tuple[str, str, str, np.ndarray, np.ndarray]]:
-    """Return (training's name, panel, "training" or "validation", epochs, values) of every curve."""
-    curves = []
+    panels: dict[str, list[Curve]] = {panel: [] for panel in _PANELS}
+    colours: dict[str, str] = {}
     try:
         runs = {"": history} if any(name in history for name in _COLUMNS) else dict(history)
-        for name, columns in runs.items():
-            for panel, _ in _PANELS:
-                for prefix, kind in (("", "training"), ("val_", "validation")):
-                    if prefix + panel not in columns:
-                        continue
-                    values = np.array([np.nan if v is None else v for v in columns[prefix + panel]], dtype=float)
-                    epochs = np.array(columns["epoch"] if "epoch" in columns else range(1, len(values) + 1), float)
-                    if len(epochs) != len(values):
-                        raise ValueError(f"{len(epochs)} epochs, {len(values)} values")
-                    if np.isfinite(values + epochs).any():
-                        curves.append((name, panel, kind, epochs, values))
+        for run, columns in runs.items():
+            for column, (panel, kind) in _COLUMNS.items():
+                if column not in columns:
+                    continue
+                values = np.array([np.nan if v is None else v for v in columns[column]], dtype=float)
+                epochs = np.array(columns["epoch"] if "epoch" in columns else range(1, len(values) + 1), float)
+                if len(epochs) != len(values):
+                    raise ValueError(f"{len(epochs)} epochs, {len(values)} values")
+                if np.isfinite(values + epochs).any():
+                    colour = colours.setdefault(run, colour_of(len(colours)))
+                    panels[panel].append(_curve(f"{run}, {kind}" if run else kind, kind, colour, epochs, values))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"history must be columns of numbers of one length, or name → columns: {error}") from error
-    if not curves:
+    drawn = {panel: curves for panel, curves in panels.items() if curves}
+    if not drawn:
         raise ValueError(
             f"history must have a column loss, accuracy, val_loss or val_accuracy with numbers, got {list(history)}"
         )
-    return curves
+    charts: dict[str, Chart] = {}
+    for panel, curves in drawn.items():
+        arrays = [curve.y for curve in curves]
+        axis = Axis(LABELS[panel], panel == "loss" and is_log(scale, arrays), values=arrays)
+        charts[panel] = Chart(curves, Axis("Epoch", whole=True), axis, legend=not charts)
+    return charts
+
+
+def _curve(name: str, kind: str, colour: str, epochs: np.ndarray, values: np.ndarray) -> Curve:
+    """Return a curve, a single point marked."""
+    look, hover = None if len(epochs) > 1 else 0, f"epoch %{{x}}: %{{y:.4g}}<extra>{name}</extra>"
+    return Curve(epochs, values, name, colour, look, dashed=kind == "validation", hover=hover)

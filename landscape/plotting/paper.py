@@ -238,9 +238,9 @@ def png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def thumbnail(draw: Callable[[Axes], Any], width: int = 200, height: int = 150) -> bytes:
+def thumbnail(draw: Callable[[Axes], Any]) -> bytes:
     """Return a small PNG of what a function draws into axes, without labels; no figure of the caller's is touched."""
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")
+    figure = Figure(figsize=(2, 1.5), dpi=100, layout="constrained")
     ax = figure.add_subplot()
     draw(ax)
     ax.set(title="", xlabel="", ylabel="", xticks=[], yticks=[])

@@ -43,7 +43,7 @@ class Surfaces:
     value: str
     log: bool
     kind: Kind
-    levels: Sequence[float] | None
+    levels: list[float] | None
     apart: bool = False
 
     @property
