@@ -129,8 +129,7 @@ def add_chart(figure: go.Figure, chart: Chart, **where: int) -> None:
             line = {"color": part.colour, "width": 2 if part.dash == "dash" else 1, "dash": part.dash}
             figure.add_hline(part.y, line=line, name=part.name, showlegend=True, **where)
             continue
-        makers: dict[type, Any] = {Curve: _curve, Band: _band, Bars: _bars}
-        for trace in makers[type(part)](part, _placed(part.x, chart.x), chart.rows):
+        for trace in _TRACES[type(part)](part, _placed(part.x, chart.x), chart.rows):
             listed = {other.name for other in figure.data if other.showlegend}
             trace.update(showlegend=bool(trace.name) and trace.name not in listed)
             figure.add_trace(trace, **where)
@@ -226,6 +225,9 @@ def _bars(bars: Bars, x: Any, _: bool) -> Iterator[go.Bar]:
     words = {"text": bars.texts, "textposition": "none", "name": bars.name}
     hover = "%{x}<br>%{y:.4g}<br>%{text}<extra></extra>"
     yield go.Bar(x=x, y=bars.y, error_y=whiskers, marker_color=bars.colour, hovertemplate=hover, **words)
+
+
+_TRACES: dict[type, Callable[..., Iterator[Any]]] = {Curve: _curve, Band: _band, Bars: _bars}
 
 
 def colour_axis(value: str, low: float, high: float, ticks: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,11 +58,11 @@ class Surfaces:
             return [[axis_label(surfaces, number) for number in (1, 2)]]
         wide, names = columns(len(surfaces)), [[short(surface, number) for number in (1, 2)] for surface in surfaces]
         differ = [self.kind == "3d" or len({*both}) > 1 for both in zip(*names, strict=True)]
-        outer = [(index + wide >= len(names), index % wide == 0) for index in range(len(names))]
-        return [
-            [name * (shown or named) for name, shown, named in zip(*row, differ, strict=True)]
-            for row in zip(names, outer, strict=True)
-        ]
+        titles = []
+        for index, (x, y) in enumerate(names):
+            below, left = index + wide >= len(names), index % wide == 0
+            titles.append([x * (below or differ[0]), y * (left or differ[1])])
+        return titles
 
 
 def describe_surfaces(
