@@ -22,8 +22,8 @@ a sharpness   a function (model, data, …) → `Sharpness` in ``flatness``, fro
 a quantity    of `compare`: a `Measured` with error bars in ``comparison._measure``, its label in ``_LABELS``.
 a result      a frozen dataclass that derives from `Result`; ``columns`` names what `frame` shows. Files, the table in a
               notebook and the pictures follow from it.
-a plot        a function of arrays and attributes in ``plotting``, once for plotly and once for matplotlib, which a
-              result's class names.
+a plot        a description in ``plotting``, of curves, bands and bars from arrays and attributes, which a result's
+              class names: plotly and matplotlib both draw it.
 a format      of other people's files: a reader in ``io`` that `load` chooses by what the file holds.
 """
 

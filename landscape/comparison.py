@@ -16,6 +16,7 @@ from .curvature import Hessian, Scaled, eigenvalues_of
 from .flatness import RADII, WORST_RADII, average_sharpness, worst_case_sharpness
 from .linalg import fold_stderr, hutchinson, lanczos, mean_and_stderr, t_interval
 from .model import BatchObjective, Evaluation, Loss, Objective, Space, objective_of, probe_of
+from .plotting import draw_together, plot_together
 from .progress import progress, resumable, stopwatch
 from .results import Result, join, with_error
 from .surfaces import Line, Surface, grid, line, surface
@@ -185,13 +186,6 @@ class Comparison(Result):
         return [Measured(**q) if isinstance(q := seed[quantity], dict) else Measured(*q) for seed in group]
 
     @property
-    def frame(self) -> pd.DataFrame:
-        """The numbers as a tidy pandas DataFrame, a row per network and quantity."""
-        import pandas
-
-        return pandas.DataFrame(self.rows)
-
-    @property
     def table(self) -> pd.DataFrame:
         """The numbers for reading: a column per network, and the difference to the first beside each other one."""
         import pandas
@@ -221,14 +215,10 @@ class Comparison(Result):
 
     def plot_lines(self, **options: Any) -> go.Figure:
         """Draw all curves in one interactive plot (plotly); options as `Line.plot`."""
-        from .plotting import plot_together
-
         return plot_together({str(name): line for name, line in self.lines.items()}, **options)
 
     def draw_lines(self, ax: Axes | None = None, **options: Any) -> Figure:
         """Draw all curves for print; options as `Line.draw`."""
-        from .plotting import draw_together
-
         return draw_together({str(name): line for name, line in self.lines.items()}, ax, **options)
 
     def __repr__(self) -> str:
@@ -380,28 +370,15 @@ def trace_and_top(
     krylov = yield from lanczos.steps(operator, min(5, operator.shape[0]), which="largest", seed=seed)
     top = eigenvalues_of(operator, krylov, 1e-3)
     yield
-    trace = yield from hutchinson.steps(
-        operator,
-        basis=krylov.basis,
-        basis_trace=krylov.basis_trace,
-        fold_traces=krylov.fold_traces,
-        rtol=rtol,
-        seed=seed,
-    )
+    known: Any = {"basis": krylov.basis, "basis_trace": krylov.basis_trace, "fold_traces": krylov.fold_traces}
+    trace = yield from hutchinson.steps(operator, **known, rtol=rtol, seed=seed)
     first, last, shares = float(top.values[0]), float(top.values[-1]), top.fold_weights.tolist()
-    quantities = {  # every network's probes are the same draws, so the differences of two traces pair up
-        f"trace_{units}": Measured(
-            trace.value,
-            join(trace.stderr, trace.stderr_data),
-            trace.samples.tolist(),
-            folds=[trace.fold_values.tolist(), shares],
-        ),
-        f"lambda1_{units}": Measured(
-            first,
-            float(top.stderr_data[0]),
-            converged=bool(top.converged[0]),
-            folds=[top.fold_values[:, 0].tolist(), shares],
-        ),
+    # every network's probes are the same draws, so the differences of two traces pair up
+    whole, draws = [trace.fold_values.tolist(), shares], trace.samples.tolist()
+    folds, converged = [top.fold_values[:, 0].tolist(), shares], bool(top.converged[0])
+    quantities = {
+        f"trace_{units}": Measured(trace.value, join(trace.stderr, trace.stderr_data), draws, folds=whole),
+        f"lambda1_{units}": Measured(first, float(top.stderr_data[0]), converged=converged, folds=folds),
     }
     if units == "filter":
         ratio = first / last if len(top.values) == 5 and last else math.nan

@@ -123,9 +123,11 @@ class Result:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """The numbers as a tidy pandas DataFrame: a row per point, sample or eigenvalue."""
+        """The numbers as a tidy pandas DataFrame: a row per point, sample, eigenvalue or whatever ``rows`` holds."""
         import pandas
 
+        if hasattr(self, "rows"):
+            return pandas.DataFrame(self.rows)
         columns: dict[str, Any] = {}
         for name in self.columns:
             value = getattr(self, name)

@@ -316,7 +316,7 @@ def test_a_history_has_a_panel_for_loss_and_one_for_accuracy():
         assert drawn.get_suptitle() == "mine"
     both = landscape.plot_history({"A": columns, "B": columns}, scale="linear")
     assert len(both.data) == 6 and both.layout.yaxis.type == "linear"
-    assert len({trace.line.color for trace in both.data}) == 2 and both.data[3].name == "B, training"
+    assert len({trace.line.color for trace in both.data}) == 2 and both.data[2].name == "B, training"
 
 
 def test_a_history_goes_into_the_axes_of_the_caller():

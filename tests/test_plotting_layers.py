@@ -41,7 +41,7 @@ def test_the_printed_figure_shows_the_same_in_the_order_of_the_layers():
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["conv1", "block.conv", "attn", "fc"]
     heights = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in ax.patches}
     assert heights == {0: 3.0, 1: -1.0, 2: 7.0, 3: 2.0} and ax.get_ylabel() == "Trace"
-    assert [text.get_text() for text in ax.texts] == ["4/8", "2/2"]
+    assert {text.get_text() for text in ax.texts} == {"4/8", "2/2"}
     figure = landscape.plot_layers(VALUES, bits=BITS)
     assert {to_hex(bar.get_facecolor()) for bar in ax.patches} == {bar.marker.color for bar in figure.data}
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["2 bits", "4 bits", "not chosen"]

@@ -2,6 +2,7 @@ import math
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from networks import (
@@ -264,15 +265,16 @@ def test_pictures_show_trusted_radii_filled_the_others_hollow_and_the_derivative
     assert found.trusted.tolist() == [False, True, True, True]
     figure = found.plot()
     filled, hollow = figure.data
-    assert list(filled.y) == found.curvature[1:].tolist() and list(filled.error_y.array) == found.error[1:].tolist()
-    assert hollow.name == "not to be trusted" and list(hollow.x) == [1e-9]
+    assert list(filled.y[1:]) == found.curvature[1:].tolist() and np.isnan(filled.y[0])
+    assert list(filled.error_y.array[1:]) == found.error[1:].tolist()
+    assert hollow.name == "not to be trusted" and list(hollow.x[np.isfinite(hollow.y)]) == [1e-9]
     (dashed,) = figure.layout.shapes
     assert (dashed.name, dashed.y0) == (f"exact {found.derivative:.4g}", found.derivative) and dashed.showlegend
     assert "no radius can be trusted" not in figure.layout.title.subtitle.text
     (ax,) = found.draw().axes
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     assert handles["at a radius ± one error"][0].get_ydata()[1:].tolist() == found.curvature[1:].tolist()
-    assert handles["exact"].get_ydata()[0] == found.derivative and len(handles) == 3
+    assert handles[dashed.name].get_ydata()[0] == found.derivative and len(handles) == 3
     assert ax.get_ylim() == pytest.approx(figure.layout.yaxis.range) and ax.get_xscale() == "log"
     assert "no radius can be trusted" not in ax.figure.get_supxlabel()
     plt.close(ax.figure)

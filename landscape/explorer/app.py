@@ -107,21 +107,21 @@ class Explorer(Worker):
     """
 
     def __init__(self, study: Study, keys: Mapping[str, Any], parts: tuple[str, ...], start: View, path: Path) -> None:
-        from . import panels
-        from . import widgets as controls
+        from . import panels, widgets  # and with them plotly and ipywidgets, which nobody else needs
 
         super().__init__(_front_end_loop())
+        self._panels, self._widgets = panels, widgets
         self.study, self._keys, self._parts = study, dict(keys), parts
         self._begun, self._total = 0.0, 0
         self._drawn, self._next = -1, 0.0  # the version that is drawn, and when the next one may be
         self._shown: dict[str, Surface] = {}
         self._still: Any = None  # where the static picture is shown, and when it will be renewed
         self._timer: asyncio.TimerHandle | None = None
-        self.controls = controls.controls(study, self._tuples(), parts, start, path)
-        self.outputs = controls.outputs()
+        self.controls = widgets.controls(study, self._tuples(), parts, start, path)
+        self.outputs = widgets.outputs()
         self.picture = panels.Picture(library=panels.library())
         self.view = self._chosen()
-        self.widget = controls.arranged(self.controls, self.outputs, self.picture)
+        self.widget = widgets.arranged(self.controls, self.outputs, self.picture)
         self._connect()
 
     @property
@@ -161,11 +161,9 @@ class Explorer(Worker):
         """Write what is seen as figures for print, PDF and PNG: surfaces and their slice; return the paths."""
         import matplotlib.pyplot as plt
 
-        from . import panels
-
         stem, written = Path(path or self.controls["path"].value), []
         figures = {f"_{kind}" * (len(self._kinds) > 1): self.draw(kind) for kind in self._kinds}
-        figures["_slice"] = self.comparison.draw_lines(**panels.resolved(self.surfaces, **self._drawing))
+        figures["_slice"] = self.comparison.draw_lines(**self._panels.resolved(self.surfaces, **self._drawing))
         for ending, figure in figures.items():
             written += save_figure(figure, stem.with_name(stem.name + ending))
             plt.close(figure)  # or the notebook would show it under the next cell
@@ -195,11 +193,10 @@ class Explorer(Worker):
 
     def draw(self, kind: Kind = "contour") -> Figure:
         """Draw what is seen as a matplotlib figure, ``kind`` "contour" or "3d": turned and cut in the same way."""
-        from . import panels
-
         comparison, axis = self.comparison, self.controls["axis"].value
-        cuts, drawn = self._cuts(comparison.surfaces), panels.resolved(comparison.surfaces, **self._drawing)
-        panels.draw_on(figure := comparison.draw(kind=kind, **drawn), cuts, kind, axis, self.picture.cameras, **drawn)
+        drawn = self._panels.resolved(comparison.surfaces, **self._drawing)
+        figure, cuts = comparison.draw(kind=kind, **drawn), self._cuts(comparison.surfaces)
+        self._panels.draw_on(figure, cuts, kind, axis, self.picture.cameras, **drawn)
         return figure
 
     def code(self) -> str:
@@ -210,9 +207,6 @@ class Explorer(Worker):
 
     def draw_again(self, *_: Any) -> None:
         """Draw what is measured, without computing anything."""
-        from . import panels
-        from . import widgets as controls
-
         began, shown = time.perf_counter(), self.surfaces
         waiting = len(shown) < len(self.view.panels()) and self._job is not None and not self.study.errors
         if not shown or (waiting and self._shown):
@@ -222,11 +216,11 @@ class Explorer(Worker):
         own, note = self.controls["own scales"].value, self.study.note(self.view)
         with self.picture.hold_sync():
             self.picture.figures = {
-                kind: panels.surfaces_figure(shown, kind, note, own, **self._drawing) for kind in self._kinds
+                kind: self._panels.surfaces_figure(shown, kind, note, own, **self._drawing) for kind in self._kinds
             }
             self._draw_cuts()
             self.picture.busy = ""
-        self.outputs["table"].value = controls.table_html(self.study.numbers(self.view))
+        self.outputs["table"].value = self._widgets.table_html(self.study.numbers(self.view))
         self._drawn, now = self.study.version, time.perf_counter()
         self._next = now + max(_PICTURE, 4 * (now - began))
 
@@ -304,14 +298,12 @@ class Explorer(Worker):
 
     def _draw_cuts(self) -> None:
         """Draw the slice, and on the surfaces the lines along which they are cut."""
-        from . import panels
-
         if self._shown:
             self._fit_slider()
             cuts, axis = self._cuts(self._shown), self.controls["axis"].value
-            drawn = panels.resolved(self._shown, **self._drawing)
-            lines = {kind: panels.cut_traces(cuts, kind, axis, **drawn) for kind in self._kinds}
-            self.picture.cuts = lines | {"slice": panels.slice_figure(cuts, axis, **drawn)}
+            drawn = self._panels.resolved(self._shown, **self._drawing)
+            lines = {kind: self._panels.cut_traces(cuts, kind, axis, **drawn) for kind in self._kinds}
+            self.picture.cuts = lines | {"slice": self._panels.slice_figure(cuts, axis, **drawn)}
 
     def _connect(self) -> None:
         draw, begin = ("draw", self.draw_again), ("begin", self._begin)
@@ -362,9 +354,7 @@ class Explorer(Worker):
 
     def _changed(self) -> None:
         """Renew the code, and, once nothing has happened for a while, the static picture for where no kernel runs."""
-        from . import widgets as controls
-
-        self.outputs["code"].value = controls.code_html(self.code()) if self.outputs["show code"].value else ""
+        self.outputs["code"].value = self._widgets.code_html(self.code()) if self.outputs["show code"].value else ""
         if self._timer is not None:
             self._timer.cancel()
         if self._loop is not None and self._still is not None and self._job is None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..comparison import Comparison, compare
+from ..comparison import Comparison, compare, quantity_label
 from ..files import atomic
 from ..model import Objective
 from ..plotting import draw_together
@@ -36,11 +36,7 @@ from .views import check_parts
 from .wording import Numbers, bibtex, lead, methods, note, numbers_table, shown, step_length, title_of, verdict
 
 _BITS = re.compile(r"(?<![A-Za-z0-9])(?:W(\d+)A\d+|FP(\d+))(?![A-Za-z0-9])")
-_HORIZONTAL = {
-    "trace_filter": "trace, filter-relative",
-    "lambda1_filter": "λ₁, filter-relative",
-    "bits": "bits per weight",
-}
+_HORIZONTAL = {q: quantity_label(q) for q in ("trace_filter", "lambda1_filter")} | {"bits": "bits per weight"}
 _ERROR_BITS = 20  # of a float32: an error bar in four digits packs into half the bytes
 _FRAME = "position: absolute; inset: 0; width: 100%; height: 100%; border: 0"
 

@@ -6,6 +6,7 @@ import functools
 import gzip
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ from plotly.io.json import to_json_plotly
 from ..plotting import Kind, Scale
 from ..plotting.captions import axis, caption
 from ..plotting.lines import plot_lines
-from ..plotting.style import columns
-from ..plotting.surfaces import plot_surfaces
+from ..plotting.style import columns, numbered
+from ..plotting.surfaces import describe_surfaces, plot
 from ..plotting.values import columns_of, drawable
 from ..surfaces import Line, Surface
 
@@ -63,33 +64,10 @@ def surfaces_figure(
     surfaces: Mapping[str, Surface], kind: Kind, note: str, own_scales: bool, value: str, scale: Scale
 ) -> str:
     """Describe surfaces, on one scale or each on its own; ``note`` goes before the caption."""
-    figure = plot_surfaces(surfaces, value=value, scale=scale, kind=kind)
-    if own_scales and len(surfaces) > 1:
-        _scale_apart(figure, surfaces, value, scale, kind)
-    wide = columns(len(surfaces))
+    described = describe_surfaces(surfaces, value=value, scale=scale, kind=kind)
+    figure, wide = plot(replace(described, apart=own_scales)), columns(len(surfaces))
     text = " · ".join(filter(None, [note, caption(surfaces, value)]))
     return _described(figure, caption=text, columns=wide, rows=-(-len(surfaces) // wide))
-
-
-def _scale_apart(figure: go.Figure, surfaces: Mapping[str, Surface], value: str, scale: Scale, kind: Kind) -> None:
-    """Give each panel the heights and colours that it has when it is drawn alone."""
-    traces, drawn = [], resolved(surfaces, value, scale)
-    for index, (name, surface) in enumerate(surfaces.items()):
-        number = _number(index)
-        alone = plot_surfaces({name: surface}, kind=kind, **drawn)
-        places = {"scene": f"scene{number}"} if kind == "3d" else {"xaxis": f"x{number}", "yaxis": f"y{number}"}
-        for trace in alone.data:
-            trace.update(places)
-            if trace.type in ("surface", "contour"):
-                trace.coloraxis = f"coloraxis{number}"
-            traces.append(trace)
-        if kind == "3d":
-            figure.layout[places["scene"]].zaxis = alone.layout.scene.zaxis
-            figure.layout[places["scene"]].zaxis.title.text = ""
-        figure.layout[f"coloraxis{number}"] = alone.layout.coloraxis
-        figure.layout[f"coloraxis{number}"].showscale = False
-    figure.data = []
-    figure.add_traces(traces)
 
 
 def resolved(surfaces: Mapping[str, Surface], value: str, scale: Scale) -> dict[str, Any]:
@@ -113,13 +91,17 @@ def cut_traces(cuts: Cuts, kind: Kind, along: int, value: str, scale: Scale) -> 
     """Describe the lines that show on the surfaces where they are cut."""
     traces = []
     for index, (line, where) in enumerate(cuts.values()):
-        number = _number(index)
         x, y, z = points_of(line, where, along, value, scale == "log")
         common = {"meta": "cut", "mode": "lines", "hoverinfo": "skip", "showlegend": False, "x": x, "y": y}
         if kind == "3d":
-            own = {"type": "scatter3d", "z": z, "line": {"width": 6}, "scene": f"scene{number}"}
+            own = {"type": "scatter3d", "z": z, "line": {"width": 6}, "scene": numbered("scene", index)}
         else:
-            own = {"type": "scatter", "line": {"width": 2.5}, "xaxis": f"x{number}", "yaxis": f"y{number}"}
+            own = {
+                "type": "scatter",
+                "line": {"width": 2.5},
+                "xaxis": numbered("x", index),
+                "yaxis": numbered("y", index),
+            }
         traces.append(common | own)
     return str(to_json_plotly(traces))
 
@@ -140,15 +122,10 @@ def draw_on(
         ax: Any = figure.axes[index]
         x, y, z = points_of(line, where, along, value, scale == "log")
         ax.plot(x, y, *[z] * (kind == "3d"), color="black", linewidth=1.2, zorder=4)
-        camera = cameras.get(f"scene{_number(index)}", cameras.get("all"))
+        camera = cameras.get(numbered("scene", index), cameras.get("all"))
         if kind == "3d" and camera:
             dx, dy, dz = (camera["eye"][c] - camera.get("center", {}).get(c, 0) for c in "xyz")
             ax.view_init(math.degrees(math.atan2(dz, math.hypot(dx, dy))), math.degrees(math.atan2(dy, dx)))
-
-
-def _number(index: int) -> str:
-    """Return what plotly writes behind the names of a panel's axes."""
-    return str(index + 1) * (index > 0)
 
 
 def _described(figure: go.Figure, **more: Any) -> str:

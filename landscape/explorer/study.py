@@ -106,12 +106,9 @@ class Study:
         self.settings: dict[str, Any] = {"loss": loss, "objective": objective}
         self.data = common_probe(groups) if data is None else probe_of(data)
         self.own_data = data is not None
-        tensors = (
-            isinstance(self.data, tuple | list)
-            and bool(self.data)
-            and all(isinstance(part, Tensor) for part in self.data)
-        )
-        self.rows = len(self.data[0]) if tensors and objective is None else None
+        parts = self.data if isinstance(self.data, tuple | list) else ()
+        tensors = bool(parts) and all(isinstance(part, Tensor) for part in parts)
+        self.rows = len(parts[0]) if tensors and objective is None else None
         self.rounded = {name: self._is_rounded(model) for name, model in models.items()}
         self.errors: dict[str, str] = {}
         self.version, self.doing = 0, ""

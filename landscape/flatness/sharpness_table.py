@@ -303,13 +303,6 @@ class SharpnessTable(Result):
     picture: ClassVar[str] = "radii.increases"
 
     @property
-    def frame(self) -> pd.DataFrame:
-        """The numbers as a tidy pandas DataFrame, a row per measure and setting."""
-        import pandas
-
-        return pandas.DataFrame(self.rows)
-
-    @property
     def table(self) -> pd.DataFrame:
         """The numbers for reading."""
         frame = self.frame.set_index(["measure", "setting"])
@@ -342,25 +335,17 @@ class _Measure(NamedTuple):
     source: str
 
 
+_PLAIN = {"metric": "plain", "radii": (0.05,), "relative": False}
+_ADAPTIVE = {"metric": "adaptive", "radii": (0.5,), "relative": False}
+_PAIRS = {"radii": (0.05,), "num_samples": 10}
+_BY_GROUPS = "Foret et al. 2021; Andriushchenko and Flammarion 2022"
 MEASURES: dict[str, _Measure] = {
     "worst case, filter": _Measure(worst_case_sharpness, {"radii": (0.005,)}, "after Kwon et al. 2021, filter-wise"),
-    "worst case, plain": _Measure(
-        worst_case_sharpness, {"metric": "plain", "radii": (0.05,), "relative": False}, "Foret et al. 2021"
-    ),
-    "worst case, plain, m samples": _Measure(
-        worst_case_sharpness,
-        {"metric": "plain", "radii": (0.05,), "relative": False, "m": 128},
-        "Foret et al. 2021; Andriushchenko and Flammarion 2022",
-    ),
-    "worst case, adaptive": _Measure(
-        worst_case_sharpness, {"metric": "adaptive", "radii": (0.5,), "relative": False}, "Kwon et al. 2021"
-    ),
-    "average, filter": _Measure(
-        average_sharpness, {"radii": (0.05,), "num_samples": 10}, "Li et al. 2018; Andriushchenko et al. 2023"
-    ),
-    "average, Gaussian": _Measure(
-        average_sharpness, {"metric": "plain", "radii": (0.05,), "num_samples": 10}, "Andriushchenko et al. 2023"
-    ),
+    "worst case, plain": _Measure(worst_case_sharpness, _PLAIN, "Foret et al. 2021"),
+    "worst case, plain, m samples": _Measure(worst_case_sharpness, _PLAIN | {"m": 128}, _BY_GROUPS),
+    "worst case, adaptive": _Measure(worst_case_sharpness, _ADAPTIVE, "Kwon et al. 2021"),
+    "average, filter": _Measure(average_sharpness, _PAIRS, "Li et al. 2018; Andriushchenko et al. 2023"),
+    "average, Gaussian": _Measure(average_sharpness, {"metric": "plain", **_PAIRS}, "Andriushchenko et al. 2023"),
     "rounding noise": _Measure(rounding_sharpness, {"num_samples": 10}, "Widrow and Kollár 2008"),
 }
 

@@ -2,13 +2,11 @@
 
 How to add a plot, say of ``Drift``:
 
-1. Write `plot_drift(drift, *, scale="auto", title=None)` (plotly, returns its figure) and
-   `draw_drift(drift, ax=None, *, scale="auto", title=None)` (matplotlib, returns the figure of ``ax``) in one module
-   here, ``drifts.py``, the first of them below ``@paired``: where no front end draws plotly's picture (GitHub,
-   nbconvert), the second stands there. Both take the same options and read attributes of ``drift`` alone.
-2. Begin with ``interactive.empty_figure()`` and end with ``interactive.finish(figure, title, notes)``; for print, draw
-   inside of ``with paper.style():`` into ``ax or paper.new_axes(2.3)``, then `paper.label_axes`, `paper.entitle`, and
-   return ``paper.figure_of(ax)``. `captions.caption` says what was measured, `values.is_log` decides on the scale.
+1. Write `describe_drift(drift, *, scale="auto") -> Chart` in one module here, ``drifts.py``: curves, bands, levels and
+   bars on two axes, from attributes of ``drift`` alone. `captions.caption` says what was measured, `values.is_log`
+   decides on the scale. What is no chart is described by a class of its own, as `surfaces` and `trajectories` do.
+2. End with ``plot_drift, draw_drift = pictures(describe_drift, interactive.plot, paper.draw)``: both take the options
+   of the description, and a title.
 3. Write ``picture = "drifts.drift"`` into the class: `Result.plot` and `Result.draw` find both functions by it.
 4. Put it into RESULTS of ``tests/test_pictures.py``, and look at it.
 """

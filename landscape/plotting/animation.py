@@ -28,21 +28,14 @@ _RAMP = ("#2b1a4a", "#33306f", "#2f4f8c", "#2a6e97", "#2f8c97", "#46a98d", "#79c
 _COLOURS = LinearSegmentedColormap.from_list("sheet", _RAMP)
 _INK, _SOFT, _EDGE, _PAPER = "#1d2330", "#5d6675", "#d8d5cd", "#fbfaf7"
 _SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "color": _SOFT}
+_RANGES = {"frames": (2, 1000), "seconds": (0.01, 600), "swing": (0, 180)}
 _SUFFIXES, _DPI, _FINE, _BYTES = (".gif", ".webp", ".mp4"), 100, 61, 2_000_000
 
 
 def animate(
-    content: Any,
-    path: Path,
-    value: str,
-    scale: Scale,
-    notes: Mapping[str, str],
-    frames: int,
-    seconds: float,
-    size: tuple[int, int] | None,
-    swing: float,
+    content: Any, path: Path, value: str, scale: Scale, notes: Mapping[str, str], size: Any, **times: Any
 ) -> Path:
-    """Do what `save_animation` says."""
+    """Do what `save_animation` says; `times` are frames, seconds and swing."""
     states = _states(content)
     names = list(next(iter(states.values())))
     wide = columns(len(names))
@@ -51,20 +44,20 @@ def animate(
         raise ValueError(f"path must end in {', '.join(_SUFFIXES)}, got {path}")
     if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
         raise ValueError(f"path must end in .gif or .webp where ffmpeg is not installed, got {path}")
-    ranges = {"frames": (frames, 2, 1000), "seconds": (seconds, 0.01, 600), "swing": (swing, 0, 180)}
-    for name, (number, low, high) in ranges.items():
-        if not low <= number <= high:
-            raise ValueError(f"{name} must be from {low} to {high}, got {number}")
+    for name, (low, high) in _RANGES.items():
+        if not low <= times[name] <= high:
+            raise ValueError(f"{name} must be from {low} to {high}, got {times[name]}")
     if len(size) != 2 or not all(isinstance(side, int) and 64 <= side <= 4096 for side in size):
         raise ValueError(f"size must be two whole numbers of pixels from 64 to 4096, got {size}")
     if unknown := [name for name in notes if name not in names]:
         raise ValueError(f"notes must be for {', '.join(map(repr, names))}, got one for {unknown[0]!r}")
-    images = list(_Film(states, value, scale, notes, size).frames(frames, swing))
+    images = list(_Film(states, value, scale, notes, size).frames(times["frames"], times["swing"]))
+    rate = times["frames"] / times["seconds"]
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".mp4":
-        _write_mp4(images, path, frames / seconds)
+        _write_mp4(images, path, rate)
     else:
-        path.write_bytes(_encoded(images, path.suffix[1:], seconds / frames))
+        path.write_bytes(_encoded(images, path.suffix[1:], 1 / rate))
     return path
 
 
@@ -81,9 +74,8 @@ def _states(content: Any) -> States:
         if list(panels) != list(first):
             raise ValueError(f"content must have the names {list(first)} in all states, got {list(panels)} for {state}")
         for name, surface in panels.items():
-            if [surface.alphas.tolist(), surface.betas.tolist()] != [
-                s.tolist() for s in (first[name].alphas, first[name].betas)
-            ]:
+            here, there = ([s.alphas.tolist(), s.betas.tolist()] for s in (surface, first[name]))
+            if here != there:
                 raise ValueError(f"content must have one grid in all states, got another one of {name!r} for {state}")
     return parts
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .values import LABELS, LineLike, SurfaceLike, missing
+from .values import LABELS, LineLike, SurfaceLike, column, measured, missing
 
 _UNITS = {"filter": "in filter norms", "layer": "in layer norms", "none": "not normalised"}
 BAND = "band: ± 1 stderr of the difference to centre"
@@ -55,12 +55,23 @@ def axis_label(results: Iterable[LineLike | SurfaceLike], number: int = 0) -> st
     return f"Step {'towards' if 'network' in name else 'along'} {name}{unit}"
 
 
-def short(surface: SurfaceLike, number: int) -> str:
+def short(surface: LineLike | SurfaceLike, number: int) -> str:
     """Name a direction in a word or two, as an axis does, where there is no room for more."""
     name = axis(surface, number)[0].replace(" other network (at 1)", " network")
     for article in ("the ", "principal ", "given "):
         name = name.removeprefix(article)
     return name[:1].upper() + name[1:]
+
+
+def hover(result: LineLike | SurfaceLike) -> tuple[str, np.ndarray]:
+    """Return what hovering says, everything measured at the point, as plotly's template and the data it refers to."""
+    names = measured(result)
+    texts = [f"{name} %{{customdata[{index}]:.4g}}" for index, name in enumerate(names)]
+    data = np.stack([column(result, name) for name in names], -1)
+    if data.ndim < 3:
+        return ", ".join(texts), data
+    places = [f"{short(result, number)} %{{{letter}:.4g}}" for number, letter in ((1, "x"), (2, "y"))]
+    return "<br>".join([*places, *texts]) + "<extra></extra>", data
 
 
 def caption(results: Mapping[str, Any], value: str = "") -> str:

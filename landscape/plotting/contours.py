@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,32 +13,73 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
-from . import interactive
-from .captions import axis_label, short
+from .captions import hover
 from .levels import Levels
-from .style import HIGHLIGHT, at, columns
+from .style import HIGHLIGHT, numbered
 from .values import SurfaceLike
 
 
-def add_maps(
-    figure: go.Figure,
-    surfaces: Mapping[str, SurfaceLike],
-    heights: Mapping[str, np.ndarray],
-    ends: tuple[float, float],
-    levels: Sequence[float] | None,
-) -> None:
-    """Draw a map into each panel, its levels (in units of the heights) shared by all, and label the outer axes."""
-    for index, (name, surface) in enumerate(surfaces.items()):
-        cell = at(index, len(surfaces))
-        figure.add_trace(_map(surface, heights[name], *ends, lines=levels is None), **cell)
-        if levels is not None:
-            x, y, _ = level_lines(surface, heights[name], levels)
-            line = {"width": 0.9, "color": "rgba(255, 255, 255, 0.8)"}
-            figure.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False, **cell)
-        there = [0.0] if surface.centre else []
-        marker = {"symbol": "cross-thin", "size": 11, "line": {"color": HIGHLIGHT, "width": 2.5}}
-        figure.add_scatter(x=there, y=there, mode="markers", marker=marker, hoverinfo="skip", showlegend=False, **cell)
-    _set_axes(figure, list(surfaces.values()))
+@dataclass(frozen=True)
+class Panel:
+    """One surface as plotly draws it: its heights, the range of heights and colours, chosen contours, the colours."""
+
+    surface: SurfaceLike
+    heights: np.ndarray
+    low: float
+    high: float
+    lines: Sequence[float] | None
+    colours: str
+
+    @property
+    def height(self) -> float:
+        """Of the range."""
+        return self.high - self.low
+
+    @property
+    def floor(self) -> float:
+        """Below the lowest point, so that the contours on it are seen."""
+        return self.low - 0.3 * self.height
+
+    @property
+    def steps(self) -> dict[str, float]:
+        """Contours at even distances."""
+        step = self.height / 12
+        return {"start": self.low + step / 2, "end": self.high, "size": step}
+
+    @property
+    def grid(self) -> dict[str, Any]:
+        """Points and heights, which plotly has x along the columns of."""
+        x, y = self.surface.alphas.numpy(), self.surface.betas.numpy()
+        return {"x": x, "y": y, "z": self.heights.T, "coloraxis": self.colours, "connectgaps": False}
+
+
+def add_map(figure: go.Figure, panel: Panel, index: int, titles: Sequence[str], **cell: int) -> None:
+    """Draw a map with its contours and its centre, and title its axes, which end where the surface does."""
+    surface, silent, (template, data) = panel.surface, {"hoverinfo": "skip", "showlegend": False}, hover(panel.surface)
+    levels = panel.steps if panel.lines is None else {"coloring": "heatmap"}
+    figure.add_contour(
+        **panel.grid,
+        customdata=data.transpose(1, 0, 2),
+        hovertemplate=template,
+        autocontour=False,
+        contours=levels | {"showlines": panel.lines is None},
+        line={"width": 0.7, "color": "rgba(255, 255, 255, 0.6)"},
+        **cell,
+    )
+    if panel.lines is not None:
+        x, y, _ = level_lines(surface, panel.heights, panel.lines)
+        line = {"width": 0.9, "color": "rgba(255, 255, 255, 0.8)"}
+        figure.add_scatter(x=x, y=y, mode="lines", line=line, **silent, **cell)
+    there = [0.0] if surface.centre else []
+    marker = {"symbol": "cross-thin", "size": 11, "line": {"color": HIGHLIGHT, "width": 2.5}}
+    figure.add_scatter(x=there, y=there, mode="markers", marker=marker, **silent, **cell)
+    plain = {"showgrid": False, "zeroline": False, "nticks": 6, "ticks": "outside", "title_standoff": 6}
+    for axis, steps, title in zip(("xaxis", "yaxis"), (surface.alphas, surface.betas), titles, strict=True):
+        name = numbered(axis, index)
+        position = {key: figure.layout[name][key] for key in ("domain", "anchor")}
+        ends = {"range": [float(steps[0]), float(steps[-1])], "title_text": title or None}
+        figure.layout[name] = plain | position | ends  # update_xaxes takes ten times as long
+    figure.layout.margin.l, figure.layout.margin.b = 60, 50
 
 
 def level_lines(surface: SurfaceLike, heights: np.ndarray, levels: Sequence[float]) -> np.ndarray:
@@ -49,40 +91,6 @@ def level_lines(surface: SurfaceLike, heights: np.ndarray, levels: Sequence[floa
         for line in generator.lines(level):
             parts += [np.column_stack([np.asarray(line), np.full(len(line), level)]), gap]
     return np.concatenate(parts).T
-
-
-def _map(surface: SurfaceLike, heights: np.ndarray, low: float, high: float, lines: bool) -> go.Contour:
-    hover, step = interactive.hover_data(surface, "<br>"), (high - low) / 12
-    levels = {"start": low + step / 2, "end": high, "size": step} if lines else {"coloring": "heatmap"}
-    return go.Contour(
-        x=surface.alphas.numpy(),
-        y=surface.betas.numpy(),
-        z=heights.T,  # plotly has x along columns
-        coloraxis="coloraxis",
-        autocontour=False,
-        contours=levels | {"showlines": lines},
-        line={"width": 0.7, "color": "rgba(255, 255, 255, 0.6)"},
-        customdata=hover["customdata"].transpose(1, 0, 2),
-        hovertemplate=f"{interactive.hover_place(surface)}<br>{hover['hovertemplate']}<extra></extra>",
-        connectgaps=False,
-    )
-
-
-def _set_axes(figure: go.Figure, surfaces: Sequence[SurfaceLike]) -> None:
-    """Label the outer axes, and let each end where its surface does."""
-    plain = {"showgrid": False, "zeroline": False, "nticks": 6, "ticks": "outside", "title_standoff": 6}
-    wide = columns(len(surfaces))
-    alike = [len({short(surface, axis) for surface in surfaces}) == 1 for axis in (1, 2)]
-    for index, surface in enumerate(surfaces):
-        outer = (index >= len(surfaces) - wide, index % wide == 0)
-        texts = [(axis_label([surface], n) if len(surfaces) == 1 else short(surface, n)) for n in (1, 2)]
-        for axis, (letter, steps) in enumerate((("x", surface.alphas), ("y", surface.betas))):
-            name = f"{letter}axis{index + 1 if index else ''}"
-            position = {key: figure.layout[name][key] for key in ("domain", "anchor")}
-            title = texts[axis] if outer[axis] or not alike[axis] else None
-            ends = {"range": [float(steps[0]), float(steps[-1])], "title_text": title}
-            figure.layout[name] = plain | position | ends  # update_xaxes takes ten times as long
-    figure.layout.margin.l, figure.layout.margin.b = 60, 50
 
 
 def draw_map(ax: Axes, surface: SurfaceLike, values: np.ndarray, levels: Levels) -> None:

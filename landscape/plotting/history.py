@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .pairing import paired
-from .style import COLOURS
-from .values import Scale, is_log
+from .charts import Axis, Chart, Curve
+from .style import ONE_COLUMN, TWO_COLUMNS, colour_of
+from .values import LABELS, Scale, is_log
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from matplotlib.figure import Figure
 
-_PANELS = (("loss", "Loss"), ("accuracy", "Accuracy"))
-_COLUMNS = ("loss", "accuracy", "val_loss", "val_accuracy")
+_PANELS = ("loss", "accuracy")
+_COLUMNS = {
+    before + panel: (panel, kind) for panel in _PANELS for before, kind in (("", "training"), ("val_", "validation"))
+}
 
 
-@paired
 def plot_history(history: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:
     """Draw loss and accuracy against the epoch, on the training data and (dashed) on the validation data.
 
@@ -45,31 +47,13 @@ def plot_history(history: Any, *, scale: Scale = "auto", title: str | None = Non
 
     from . import interactive
 
-    curves, panels = _curves(history)
-    figure = make_subplots(1, len(panels), figure=interactive.empty_figure(), horizontal_spacing=0.1)
-    names = list(dict.fromkeys(label for label, *_ in curves))
-    for label, panel, kind, epochs, values in curves:
-        colour = COLOURS[names.index(label) % len(COLOURS)]
-        first = not any(trace.name == _name(label, kind) for trace in figure.data)
-        figure.add_scatter(
-            x=epochs,
-            y=values,
-            name=_name(label, kind),
-            legendgroup=_name(label, kind),
-            showlegend=first,
-            mode="lines" if len(epochs) > 1 else "markers",
-            line={"color": colour, "width": 2, "dash": "dash" if kind == "validation" else "solid"},
-            hovertemplate=f"epoch %{{x}}: %{{y:.4g}}<extra>{_name(label, kind)}</extra>",
-            row=1,
-            col=panels.index(panel) + 1,
-        )
-    for column, panel in enumerate(panels, start=1):
-        arrays = [values for _, part, _, _, values in curves if part == panel]
-        log = panel == "loss" and is_log(scale, arrays)
-        interactive.value_axis(figure, dict(_PANELS)[panel], log, arrays, row=1, col=column)
-    figure.update_xaxes(title="Epoch", zeroline=False)
+    charts = describe_history(history, scale)
+    figure = make_subplots(1, len(charts), figure=interactive.empty_figure(), horizontal_spacing=0.1)
+    for column, chart in enumerate(charts.values(), start=1):
+        interactive.add_chart(figure, chart, row=1, col=column)
     interactive.finish(figure, title or "Training", [])
-    figure.update_layout(height=380, showlegend=True)
+    figure.update_layout(height=380, showlegend=True, legend_tracegroupgap=0)
+    figure._print = partial(draw_history, history, scale=scale, title=title)
     return figure
 
 
@@ -101,63 +85,59 @@ def draw_history(
         ['Loss', 'Accuracy']
     """
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
 
     from . import paper
 
-    curves, panels = _curves(history)
+    charts = describe_history(history, scale)
     with paper.style():
         if axes is None:
-            width = paper.TWO_COLUMNS if len(panels) > 1 else paper.ONE_COLUMN
-            axes = plt.figure(figsize=(width, 2.3), layout="constrained").subplots(1, len(panels))
+            width = TWO_COLUMNS if len(charts) > 1 else ONE_COLUMN
+            axes = plt.figure(figsize=(width, 2.3), layout="constrained").subplots(1, len(charts))
         axes = list(np.ravel(axes))
-        if len(axes) != len(panels):
-            raise ValueError(f"axes must be {len(panels)}, for {' and '.join(panels)}, got {len(axes)}")
+        if len(axes) != len(charts):
+            raise ValueError(f"axes must be {len(charts)}, for {' and '.join(charts)}, got {len(axes)}")
         if strange := [type(ax).__name__ for ax in axes if not hasattr(ax, "set_yscale")]:
             raise TypeError(f"axes must be matplotlib's, got {strange[0]}")
-        names = list(dict.fromkeys(label for label, *_ in curves))
-        for label, panel, kind, epochs, values in curves:
-            colour, dash = COLOURS[names.index(label) % len(COLOURS)], "--" if kind == "validation" else "-"
-            marker = "" if len(epochs) > 1 else "o"
-            axes[panels.index(panel)].plot(
-                epochs, values, color=colour, linestyle=dash, marker=marker, label=_name(label, kind)
-            )
-        for ax, panel in zip(axes, panels, strict=True):
-            if panel == "loss" and is_log(scale, [values for _, part, _, _, values in curves if part == panel]):
-                ax.set_yscale("log")
-            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            paper.label_axes(ax, "Epoch", dict(_PANELS)[panel])
-        axes[0].legend(frameon=False)
+        for ax, chart in zip(axes, charts.values(), strict=True):
+            paper.add_chart(ax, chart)
         if title:
             axes[0].figure.suptitle(title, fontsize=8)
     return paper.figure_of(axes[0])
 
 
-def _curves(history: Any) -> tuple[list[tuple[str, str, str, np.ndarray, np.ndarray]], list[str]]:
-    """Return (training's name, panel, "training" or "validation", epochs, values) of every curve, and the panels."""
-    curves = []
+def describe_history(history: Any, scale: Scale) -> dict[str, Chart]:
+    """Describe the panels, of the loss and of the accuracy, as far as they are known."""
+    panels: dict[str, list[Curve]] = {panel: [] for panel in _PANELS}
+    colours: dict[str, str] = {}
     try:
         runs = {"": history} if any(name in history for name in _COLUMNS) else dict(history)
-        for name, columns in runs.items():
-            for panel, _ in _PANELS:
-                for prefix, kind in (("", "training"), ("val_", "validation")):
-                    if prefix + panel not in columns:
-                        continue
-                    values = np.array([np.nan if v is None else v for v in columns[prefix + panel]], dtype=float)
-                    epochs = np.array(columns["epoch"] if "epoch" in columns else range(1, len(values) + 1), float)
-                    if len(epochs) != len(values):
-                        raise ValueError(f"{len(epochs)} epochs, {len(values)} values")
-                    if np.isfinite(values + epochs).any():
-                        curves.append((name, panel, kind, epochs, values))
+        for run, columns in runs.items():
+            for column, (panel, kind) in _COLUMNS.items():
+                if column not in columns:
+                    continue
+                values = np.array([np.nan if v is None else v for v in columns[column]], dtype=float)
+                epochs = np.array(columns["epoch"] if "epoch" in columns else range(1, len(values) + 1), float)
+                if len(epochs) != len(values):
+                    raise ValueError(f"{len(epochs)} epochs, {len(values)} values")
+                if np.isfinite(values + epochs).any():
+                    colour = colours.setdefault(run, colour_of(len(colours)))
+                    panels[panel].append(_curve(f"{run}, {kind}" if run else kind, kind, colour, epochs, values))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"history must be columns of numbers of one length, or name → columns: {error}") from error
-    if not curves:
+    drawn = {panel: curves for panel, curves in panels.items() if curves}
+    if not drawn:
         raise ValueError(
             f"history must have a column loss, accuracy, val_loss or val_accuracy with numbers, got {list(history)}"
         )
-    drawn = {panel for _, panel, *_ in curves}
-    return curves, [panel for panel, _ in _PANELS if panel in drawn]
+    charts: dict[str, Chart] = {}
+    for panel, curves in drawn.items():
+        arrays = [curve.y for curve in curves]
+        axis = Axis(LABELS[panel], panel == "loss" and is_log(scale, arrays), values=arrays)
+        charts[panel] = Chart(curves, Axis("Epoch", whole=True), axis, legend=not charts)
+    return charts
 
 
-def _name(label: str, kind: str) -> str:
-    return f"{label}, {kind}" if label else kind
+def _curve(name: str, kind: str, colour: str, epochs: np.ndarray, values: np.ndarray) -> Curve:
+    """Return a curve, a single point marked."""
+    look, hover = None if len(epochs) > 1 else 0, f"epoch %{{x}}: %{{y:.4g}}<extra>{name}</extra>"
+    return Curve(epochs, values, name, colour, look, dashed=kind == "validation", hover=hover)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,10 +13,11 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from plotly.io import renderers, templates
 
-from .captions import label, short, wrapped
-from .levels import linear_levels, log_levels
+from .captions import label, wrapped
+from .charts import Axis, Band, Bars, Chart, Curve, Level
+from .levels import asinh_ticks, linear_levels, log_levels
 from .paper import png
-from .values import LineLike, SurfaceLike, column, finite_of, measured
+from .values import finite_of
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 # the wheel scrolls the page; "home" is where the camera was, not plotly's own place
@@ -95,56 +96,138 @@ def finish(figure: go.Figure, title: str, notes: Sequence[str]) -> None:
     figure.layout.margin = {"l": 10, "r": 10, "t": 56 + 17 * len(notes) + panels, "b": 10}
 
 
-def say_if_empty(figure: go.Figure, values: Mapping[str, np.ndarray], value: str) -> None:
-    """Write into the figure that there is no finite value, if so."""
-    if not finite_of(values.values()).size:
-        where = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper", "showarrow": False}
-        figure.add_annotation(text=f"no {value} can be drawn: none is finite", font={"size": 16}, **where)
+def say_empty(figure: go.Figure, value: str) -> None:
+    """Write into the figure that there is no finite value."""
+    where = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper", "showarrow": False}
+    figure.add_annotation(text=f"no {value} can be drawn: none is finite", font={"size": 16}, **where)
 
 
-def value_axis(
-    figure: go.Figure, title: str, log: bool, arrays: Sequence[np.ndarray] = (), across: bool = False, **where: Any
-) -> None:
-    """Title the axis of the values, vertical or across; on a logarithmic scale its ticks are round numbers."""
-    update = figure.update_xaxes if across else figure.update_yaxes
-    update(title=title + " (log scale)" * log, type="log" if log else "linear", **where)
-    positive = finite_of(arrays)
+def plot(chart: Chart, title: str | None = None) -> go.Figure:
+    """Draw a chart; a title replaces its own."""
+    figure = empty_figure()
+    add_chart(figure, chart)
+    finish(figure, title or ": ".join(filter(None, [chart.title, chart.summary])), chart.notes)
+    layout = figure.layout
+    layout.margin.b += 70 * bool(chart.x.names and not chart.rows)  # the names are turned
+    layout.height = 140 + 32 * len(chart.x.names) if chart.rows else 337 + layout.margin.t + layout.margin.b
+    layout.showlegend, layout.legend.tracegroupgap, layout.barmode = bool(chart.legend), 0, "overlay"
+    if isinstance(chart.legend, str):
+        layout.legend.title.text = chart.legend
+    if chart.compared:
+        layout.hovermode = "x unified"
+    if chart.empty:
+        say_empty(figure, chart.empty)
+    return figure
+
+
+def add_chart(figure: go.Figure, chart: Chart, **where: int) -> None:
+    """Draw the parts and the axes of a chart, where a row and a column say."""
+    if chart.x.zero:
+        figure.add_vline(0, line={"color": "#bbbbbb", "width": 1}, layer="below", **where)
+    for part in chart.parts:
+        if isinstance(part, Level):
+            line = {"color": part.colour, "width": 2 if part.dash == "dash" else 1, "dash": part.dash}
+            figure.add_hline(part.y, line=line, name=part.name, showlegend=True, **where)
+            continue
+        for trace in _TRACES[type(part)](part, _placed(part.x, chart.x), chart.rows):
+            listed = {other.name for other in figure.data if other.showlegend}
+            trace.update(showlegend=bool(trace.name) and trace.name not in listed)
+            figure.add_trace(trace, **where)
+    along = [part.x for part in chart.parts if isinstance(part, Curve)]
+    settings = [{"title": chart.x.title} | _axis(chart.x, along), _axis(chart.y)]
+    settings[1] |= {"title": chart.y.title + " (log scale)" * chart.y.log, "type": "log" if chart.y.log else "linear"}
+    if chart.rows:
+        settings[0] |= {"autorange": "reversed", "automargin": True}
+    elif chart.x.names:
+        settings[0] |= {"categoryorder": "array", "categoryarray": chart.x.names, "tickangle": -60}
+    else:
+        settings[0] |= {"zeroline": False} | ({"hoverformat": ".4g"} if chart.compared else {})
+    x, y = reversed(settings) if chart.rows else settings
+    figure.update_xaxes(**x, **where)
+    figure.update_yaxes(**y, **where)
+
+
+def _axis(axis: Axis, along: Sequence[Any] = ()) -> dict[str, Any]:
+    """Return the ends and ticks of an axis along which something lies."""
+    settings: dict[str, Any] = {"type": "log"} if axis.log else {}
+    if axis.ends != (None, None):
+        settings["range"] = [np.log10(end) if axis.log and end is not None else end for end in axis.ends]
+    positive = finite_of(axis.values)
     positive = positive[positive > 0]
-    if log and positive.size:
-        levels = log_levels(float(positive.min()), float(positive.max()), 5)
-        update(tickvals=levels, ticktext=[f"{level:g}" for level in levels], **where)
+    if axis.log and positive.size:
+        settings["tickvals"] = log_levels(float(positive.min()), float(positive.max()), 5)
+        settings["ticktext"] = [f"{level:g}" for level in settings["tickvals"]]
+    elif axis.log:
+        settings |= {"exponentformat": "power", "dtick": 1}
+    if axis.asinh:
+        ticks = asinh_ticks(axis.asinh, min(map(min, along)), max(map(max, along)))
+        settings |= {"tickvals": _placed(ticks, axis), "ticktext": [f"{tick:g}" for tick in ticks]}
+    if axis.whole and len(places := np.unique(np.concatenate(along))) <= 20:
+        settings["tickvals"] = places
+    return settings
 
 
-def band(x: np.ndarray, edges: Sequence[np.ndarray], colour: str, opacity: float = 0.3, **style: Any) -> go.Scatter:
-    """Return the area between two curves, interrupted where one has a gap."""
-    low, high = edges
-    whole = np.isfinite(low) & np.isfinite(high)
+def _placed(x: Any, axis: Axis) -> Any:
+    """Return where points stand along an axis."""
+    if axis.names:
+        return [axis.names[place] for place in x]
+    return np.arcsinh(np.asarray(x) / axis.asinh) if axis.asinh else x
+
+
+def _curve(curve: Curve, x: Any, rows: bool) -> Iterator[go.Scatter]:
+    """Give the stems, the points, and the marked centre, each as a trace."""
+    if curve.floor is not None:
+        stems = np.stack([np.full(len(curve.y), curve.floor), curve.y, np.full(len(curve.y), np.nan)], 1).ravel()
+        line = {"color": curve.colour, "width": 1.5}
+        yield go.Scatter(x=np.repeat(x, 3), y=stems, mode="lines", line=line, hoverinfo="skip")
+    symbol = SYMBOLS[(curve.look or 0) % len(SYMBOLS)]
+    small = curve.centre is not None or curve.look is None
+    marked = curve.look is not None or not curve.joined
+    more: dict[str, Any] = {"customdata": curve.errors if curve.data is None else curve.data}
+    if marked:
+        more["marker"] = {"color": curve.colour, "symbol": symbol + "-open" * curve.hollow, "size": 6 if small else 8}
+    if curve.errors is not None:
+        bars = {"type": "data", "array": np.nan_to_num(curve.errors), "thickness": 1.2, "width": 4}
+        more["error_x" if rows else "error_y"] = bars
+    yield go.Scatter(
+        {"x": curve.y, "y": x} if rows else {"x": x, "y": curve.y},
+        name=curve.name,
+        legendgroup=curve.name,
+        mode="+".join(["lines"] * curve.joined + ["markers"] * marked),
+        line={"color": curve.colour, "width": 2, "dash": "dash" if curve.dashed else None},
+        hovertemplate=curve.hover,
+        connectgaps=False,
+        **more,
+    )
+    if curve.centre is not None:
+        marker = {"symbol": symbol, "size": 12, "color": curve.colour, "line": {"color": "white", "width": 1.5}}
+        silent = {"hoverinfo": "skip", "legendgroup": curve.name, "mode": "markers"}
+        yield go.Scatter(x=x[curve.centre], y=curve.y[curve.centre], marker=marker, **silent)
+
+
+def _band(band: Band, x: np.ndarray, _: bool) -> Iterator[go.Scatter]:
+    """Give the area between two curves, interrupted where one has a gap."""
+    whole = np.isfinite(band.low) & np.isfinite(band.high)
     runs = np.split(np.arange(len(x)), np.flatnonzero(np.diff(whole)) + 1)
     around = [
-        np.array([[*x[run], *x[run][::-1], np.nan], [*high[run], *low[run][::-1], np.nan]])
+        np.array([[*x[run], *x[run][::-1], np.nan], [*band.high[run], *band.low[run][::-1], np.nan]])
         for run in runs
         if whole[run[0]]
     ]
     outline = np.concatenate([np.empty((2, 0)), *around], 1)
-    fill = {"fill": "toself", "fillcolor": f"rgba{(*bytes.fromhex(colour[1:]), opacity)}", "hoverinfo": "skip"}
-    return go.Scatter(x=outline[0], y=outline[1], mode="lines", line={"width": 0}, **fill, **style)
+    fill = {"fill": "toself", "fillcolor": f"rgba{(*bytes.fromhex(band.colour[1:]), band.opacity)}"}
+    named = {"name": band.name, "legendgroup": band.curve or band.name, "hoverinfo": "skip"}
+    yield go.Scatter(x=outline[0], y=outline[1], mode="lines", line={"width": 0}, **fill, **named)
 
 
-def error_bars(errors: np.ndarray, **style: Any) -> dict[str, Any]:
-    """Return plotly's settings for error bars, none where an error is not known."""
-    return {"type": "data", "array": np.nan_to_num(errors), "thickness": 1.2, "width": 4} | style
+def _bars(bars: Bars, x: Any, _: bool) -> Iterator[go.Bar]:
+    whiskers = {"type": "data", "array": bars.errors, "thickness": 1.2, "width": 3}
+    words = {"text": bars.texts, "textposition": "none", "name": bars.name}
+    hover = "%{x}<br>%{y:.4g}<br>%{text}<extra></extra>"
+    yield go.Bar(x=x, y=bars.y, error_y=whiskers, marker_color=bars.colour, hovertemplate=hover, **words)
 
 
-def hover_place(surface: SurfaceLike) -> str:
-    """Return what hovering says of where a point lies."""
-    return f"{short(surface, 1)} %{{x:.4g}}<br>{short(surface, 2)} %{{y:.4g}}"
-
-
-def hover_data(result: LineLike | SurfaceLike, between: str) -> dict[str, Any]:
-    """Return what hovering shows: everything measured at the point."""
-    names = measured(result)
-    text = between.join(f"{name} %{{customdata[{index}]:.4g}}" for index, name in enumerate(names))
-    return {"customdata": np.stack([column(result, name) for name in names], -1), "hovertemplate": text}
+_TRACES: dict[type, Callable[..., Iterator[Any]]] = {Curve: _curve, Band: _band, Bars: _bars}
 
 
 def colour_axis(value: str, low: float, high: float, ticks: Mapping[str, Any]) -> dict[str, Any]:

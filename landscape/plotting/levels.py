@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, LogNorm, Normalize
 from matplotlib.ticker import AsinhLocator, LogLocator, MaxNLocator
 
-from .values import limits
+from .values import is_empty, limits
 
 
 def log_levels(low: float, high: float, at_least: int) -> list[float]:
@@ -63,18 +63,11 @@ class Levels:
         return ScalarMappable((LogNorm if self.log else Normalize)(self.values[0], self.values[-1]), "viridis")
 
 
-def shared_levels(arrays: Sequence[np.ndarray], value: str, log: bool, levels: Sequence[float] | None = None) -> Levels:
-    """Choose levels around all values, or take those given.
-
-    Raises:
-        ValueError: levels that do not increase, or are ≤ 0 on a logarithmic scale.
-    """
+def shared_levels(arrays: Sequence[np.ndarray], value: str, log: bool, levels: list[float] | None = None) -> Levels:
+    """Choose levels around all values, or take those given."""
     low, high = limits(arrays, value)
-    log = log and any(np.isfinite(array).any() for array in arrays)
-    if levels is None:
-        chosen = log_levels(low, high, 9) if log and low > 0 else linear_levels(low, high)
-    else:
-        chosen = check_levels(levels, log)
+    log = log and not is_empty(arrays)
+    chosen = levels or (log_levels(low, high, 9) if log and low > 0 else linear_levels(low, high))
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}
     return Levels(chosen, log, extend.get((low < chosen[0], high > chosen[-1]), "neither"))
 

@@ -1,4 +1,4 @@
-"""Colours and panels that all pictures share."""
+"""Colours, widths and panels that all pictures share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ from __future__ import annotations
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 HIGHLIGHT = "#D55E00"
 DOUBTFUL = "#888888"
+ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # inches, as ICML has them
+
+
+def colour_of(index: int) -> str:
+    """Return the colour of a curve."""
+    return COLOURS[index % len(COLOURS)]
 
 
 def columns(panels: int) -> int:
     """Return how many panels stand in a row: up to three, and four as two by two."""
     return 2 if panels == 4 else min(panels, 3)
+
+
+def numbered(axis: str, index: int) -> str:
+    """Return what plotly calls the axis of a panel: the first has no number."""
+    return f"{axis}{index + 1}" if index else axis
 
 
 def at(index: int, panels: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,26 +15,67 @@ from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
 from . import interactive, paper
-from .captions import axis_label, caption, label, notes, short
-from .contours import add_maps, draw_map, level_lines
+from .captions import axis_label, caption, hover, label, notes, short
+from .contours import Panel, add_map, draw_map, level_lines
 from .levels import Levels, check_levels, shared_levels
-from .pairing import paired
+from .pairing import pictures
 from .reliefs import draw_relief
-from .style import HIGHLIGHT, at, columns
-from .values import Kind, Scale, SurfaceLike, check_option, columns_of, limits, missing
+from .style import HIGHLIGHT, ONE_COLUMN, TWO_COLUMNS, at, columns, numbered
+from .values import Kind, Scale, SurfaceLike, check_option, columns_of, is_empty, limits, missing
 
 
-@paired
-def plot_surfaces(
+@dataclass(frozen=True)
+class Surfaces:
+    """A panel for each network side by side, all in one range of heights and colours.
+
+    Attributes:
+        surfaces: name → surface.
+        values: name → what is drawn, NaN where there is a gap.
+        value: what it is.
+        log: whether heights are log10 of the values.
+        kind: ``"3d"`` or ``"contour"``.
+        levels: of the contours, where they were chosen.
+        apart: whether each panel has a range of its own, in plotly's picture.
+    """
+
+    surfaces: Mapping[str, SurfaceLike]
+    values: Mapping[str, np.ndarray]
+    value: str
+    log: bool
+    kind: Kind
+    levels: list[float] | None
+    apart: bool = False
+
+    @property
+    def heights(self) -> dict[str, np.ndarray]:
+        """In the units of the vertical axis."""
+        return {name: np.log10(array) if self.log else array for name, array in self.values.items()}
+
+    def titles(self, alone: bool) -> list[list[str]]:
+        """Name both directions of each panel: in a word at the outer ones, in 3-D and where they differ at each."""
+        surfaces = list(self.surfaces.values())
+        if alone:  # else the caption says the units
+            return [[axis_label(surfaces, number) for number in (1, 2)]]
+        wide, names = columns(len(surfaces)), [[short(surface, number) for number in (1, 2)] for surface in surfaces]
+        differ = [self.kind == "3d" or len({*both}) > 1 for both in zip(*names, strict=True)]
+        titles = []
+        for index, (x, y) in enumerate(names):
+            below, left = index + wide >= len(names), index % wide == 0
+            titles.append([x * (below or differ[0]), y * (left or differ[1])])
+        return titles
+
+
+def describe_surfaces(
     surfaces: Mapping[str, SurfaceLike],
     *,
     value: str = "loss",
     scale: Scale = "auto",
     kind: Kind = "3d",
     levels: Sequence[float] | None = None,
-    title: str | None = None,
-) -> go.Figure:
-    """Draw a panel for each network side by side, all in one range of heights and colours.
+) -> Surfaces:
+    """Describe a panel for each network side by side, all in one range of heights and colours.
+
+    In print a single surface without a name, or with ``ax``, is a map of its own; in all others the names are titles.
 
     Args:
         surfaces: name → surface.
@@ -41,248 +83,178 @@ def plot_surfaces(
         scale: ``"linear"``, ``"log"`` (heights are log10 of the value; values ≤ 0 are gaps then, as NaN and inf
             always are) or ``"auto"``: see `values.is_log`.
         kind: ``"3d"`` or ``"contour"``.
-        levels: of the contours, increasing; default twelve at even distances of the heights.
-        title: replaces the default one.
+        levels: of the contours, increasing; default twelve at even distances of the heights, in print round numbers
+            around all panels, at distances that the scale decides.
     """
     check_option("kind", kind, Kind)
     values, log = columns_of(surfaces, value, scale)
-    heights = {name: np.log10(array) if log else array for name, array in values.items()}
-    low, high = limits(heights.values(), value)
-    lines = None
-    if levels is not None:
-        levels = check_levels(levels, log)
-        lines = [float(np.log10(level)) for level in levels] if log else levels
-        low, high = min(low, lines[0]), max(high, lines[-1])
-    ticks = interactive.height_ticks(low, high, log, levels)
-    gaps = missing(surfaces, values, log)
-    figure = _empty_panels(gaps, kind)
-    if kind == "3d":
-        _add_sheets(figure, surfaces, heights, (low, high), lines)
-        floor = low - 0.3 * (high - low)  # below the lowest point, so that the contours on it are seen
-        for index in range(len(surfaces)):
-            name = f"scene{index + 1 if index else ''}"
-            scene = _scene(list(surfaces.values()), index, value, (floor, high + 0.02 * (high - low)), ticks)
-            figure.layout[name] = scene | {"domain": figure.layout[name].domain}  # update_scenes is ten times slower
-    default = f"{label(value)} {'surface' if kind == '3d' else 'contours'}" + " (log scale)" * log
-    interactive.finish(figure, title or default, [caption(surfaces, value)])
-    if kind == "contour":
-        add_maps(figure, surfaces, heights, (low, high), lines)
-    figure.layout.coloraxis = interactive.colour_axis(value, low, high, ticks)
-    interactive.say_if_empty(figure, values, value)
+    return Surfaces(surfaces, values, value, log, kind, None if levels is None else check_levels(levels, log))
+
+
+def plot(given: Surfaces, title: str | None = None) -> go.Figure:
+    """Draw surfaces with plotly; a title replaces the default one."""
+    deep, count, titles = given.kind == "3d", len(given.surfaces), given.titles(len(given.surfaces) == 1)
+    figure = _empty_panels(missing(given.surfaces, given.values, given.log), given.kind)
+    default = f"{label(given.value)} {'surface' if deep else 'contours'}" + " (log scale)" * given.log
+    interactive.finish(figure, title or default, [caption(given.surfaces, given.value)])
+    for index, name in enumerate(given.surfaces):
+        where, scene = at(index, count), numbered("scene", index)
+        panel = _panel(given, name, numbered("coloraxis", index * given.apart))
+        ticks = interactive.height_ticks(panel.low, panel.high, given.log, given.levels)
+        colours = interactive.colour_axis(given.value, panel.low, panel.high, ticks)
+        figure.layout[panel.colours] = colours | {"showscale": count == 1 or not given.apart}
+        if deep:
+            _add_sheet(figure, panel, **where)
+            axes = _scene(given, panel, titles[index], ticks)
+            figure.layout[scene] = axes | {"domain": figure.layout[scene].domain}  # update_scenes is ten times slower
+        else:
+            add_map(figure, panel, index, titles[index], **where)
+    if is_empty(given.values.values()):
+        interactive.say_empty(figure, given.value)
     return figure
 
 
-def draw_surfaces(
-    surfaces: Mapping[str, SurfaceLike],
-    ax: Axes | None = None,
-    *,
-    value: str = "loss",
-    scale: Scale = "auto",
-    kind: Kind = "contour",
-    levels: Sequence[float] | None = None,
-    title: str | None = None,
-) -> Figure:
-    """Draw for print: a panel for each network at the same levels with one colour bar; return the figure.
-
-    A single surface without a name, or with ``ax``, is a map of its own whose contours are labelled.
+def draw(given: Surfaces, ax: Axes | None = None, title: str | None = None) -> Figure:
+    """Draw surfaces for print: a panel for each network at the same levels with one colour bar; return the figure.
 
     Args:
-        surfaces: name → surface; the names become titles.
+        given: the surfaces; one alone, without a name, is a map of its own whose contours are labelled.
         ax: axes to draw one surface into (3-D axes for ``kind="3d"``); labels that they have stay.
-        value, scale: see `plot_surfaces`.
-        kind: ``"contour"`` or ``"3d"``.
-        levels: increasing values; default round numbers around all panels, at distances that the scale decides.
         title: stands above what was measured.
 
     Raises:
         ValueError: ``ax`` for several surfaces, or flat axes for ``kind="3d"``.
     """
-    check_option("kind", kind, Kind)
-    values, log = columns_of(surfaces, value, scale)
+    surfaces, deep = given.surfaces, given.kind == "3d"
     if ax is not None and len(surfaces) > 1:
         raise ValueError(f"ax must be None for several surfaces, which get panels of their own; got {len(surfaces)}")
-    if ax is not None and (kind == "3d") != (ax.name == "3d"):
-        raise ValueError(f'ax must have projection="3d" for kind="3d" and not otherwise, got {ax.name} for {kind!r}')
-    shared = shared_levels(list(values.values()), value, log, levels)
+    if ax is not None and deep != (ax.name == "3d"):
+        kinds = f"got {ax.name} for {given.kind!r}"
+        raise ValueError(f'ax must have projection="3d" for kind="3d" and not otherwise, {kinds}')
+    levels = shared_levels(list(given.values.values()), given.value, given.log, given.levels)
+    alone = ax is not None or (not deep and list(surfaces) == [""])
     with paper.style():
-        if ax is not None or (kind == "contour" and list(surfaces) == [""]):
-            (surface,), (array,) = surfaces.values(), values.values()
-            ax = ax or paper.new_axes(3.0, box_aspect=1)
-            (_relief if kind == "3d" else draw_map)(ax, surface, array, shared)
-            paper.label_axes(ax, axis_label([surface], 1), axis_label([surface], 2))
-            paper.entitle(ax, title, caption(surfaces, value), *notes(surfaces, values, log))
-            paper.say_if_empty(ax, [array], value)
-            return paper.figure_of(ax)
-        return _print_panels(surfaces, values, shared, value, kind, title)
-
-
-def _print_panels(
-    surfaces: Mapping[str, SurfaceLike],
-    values: Mapping[str, np.ndarray],
-    levels: Levels,
-    value: str,
-    kind: Kind,
-    title: str | None,
-) -> Figure:
-    figure, axes = _panels(list(surfaces), kind)
-    wide = columns(len(axes))
-    for index, (ax, surface, array) in enumerate(zip(axes, surfaces.values(), values.values(), strict=True)):
-        if kind == "3d":
-            _relief(ax, surface, array, levels, alone=False)  # the colour bar tells heights
-        else:
-            draw_map(ax, surface, array, levels)
-        below, left = index + wide >= len(axes), index % wide == 0
-        ax.tick_params(labelbottom=below or kind == "3d", labelleft=left or kind == "3d")
-        paper.say_if_empty(ax, [array], value)
-    _label_panels(axes, list(surfaces.values()), kind)
-    if title:
-        figure.suptitle(title, fontsize=8)
-    paper.caption_below(figure, caption(surfaces, value), *notes(surfaces, values, levels.log))
-    _colour_bar(axes, levels, value, kind)
-    if kind == "3d":
-        _place_tick_labels(figure)
+        axes = [ax or paper.new_axes(3.0, box_aspect=1)] if alone else _panels(list(surfaces), given.kind)
+        for panel, surface, array in zip(axes, surfaces.values(), given.values.values(), strict=True):
+            if deep:
+                _relief(panel, surface, array, levels, alone)  # else the colour bar tells heights
+            else:
+                draw_map(panel, surface, array, levels)
+            if is_empty([array]):
+                paper.say_empty(panel, given.value)
+        below = [caption(surfaces, given.value), *notes(surfaces, given.values, given.log)]
+        figure = paper.figure_of(axes[0])
+        if alone:
+            paper.label_axes(axes[0], *given.titles(True)[0])
+            paper.entitle(axes[0], title, *below)
+            return figure
+        for panel, (x, y) in zip(axes, given.titles(False), strict=True):
+            pad: Any = {"labelpad": -4} if deep else {}
+            panel.set_xlabel(x, **pad)
+            panel.set_ylabel(y, **pad)
+        if title:
+            figure.suptitle(title, fontsize=8)
+        paper.caption_below(figure, *below)
+        _colour_bar(axes, levels, given.value, given.kind)
+        if deep:
+            _place_tick_labels(figure)
     return figure
 
 
-def _place_tick_labels(figure: Figure) -> None:
-    """Draw once without a layout: matplotlib before 3.11.2 lays 3-D axes out by where labels were drawn last."""
-    engine = figure.get_layout_engine()
-    figure.set_layout_engine("none")
-    figure.draw_without_rendering()
-    figure.set_layout_engine(engine)
+plot_surfaces, draw_surfaces = pictures(describe_surfaces, plot, draw, kind="contour")
+
+
+def _panel(given: Surfaces, name: str, colours: str) -> Panel:
+    """Return a surface in the range of heights that all share, or in its own."""
+    heights, lines = given.heights, None
+    low, high = limits([heights[name]] if given.apart else heights.values(), given.value)
+    if given.levels is not None:
+        lines = [float(np.log10(level)) if given.log else level for level in given.levels]
+        low, high = min(low, lines[0]), max(high, lines[-1])
+    return Panel(given.surfaces[name], heights[name], low, high, lines, colours)
 
 
 def _empty_panels(gaps: Mapping[str, str], kind: Kind) -> go.Figure:
     """Return scenes or axes side by side, titled with the networks' names as they are, and what is missing."""
     wide = columns(len(gaps))
-    rows = -(-len(gaps) // wide)
-    cell = {"type": "scene" if kind == "3d" else "xy"}
-    cells = [cell if index < len(gaps) else None for index in range(rows * wide)]
+    rows, deep = -(-len(gaps) // wide), kind == "3d"
+    cells = [{"type": "scene" if deep else "xy"} if index < len(gaps) else None for index in range(rows * wide)]
+    names = {name: f"<b>{html.escape(name, quote=False)}</b>" for name in gaps}
     figure = make_subplots(
         rows,
         wide,
         figure=interactive.empty_figure(),
         specs=[cells[row * wide : (row + 1) * wide] for row in range(rows)],
-        subplot_titles=[
-            f"<b>{html.escape(n, quote=False)}</b>" + f"<br><sup>{g}</sup>" * bool(g) for n, g in gaps.items()
-        ],
-        horizontal_spacing=0.01 if kind == "3d" else 0.06,
-        vertical_spacing=0.08 if kind == "3d" else 0.25 / rows,
+        subplot_titles=[names[name] + f"<br><sup>{gap}</sup>" * bool(gap) for name, gap in gaps.items()],
+        horizontal_spacing=0.01 if deep else 0.06,
+        vertical_spacing=0.08 if deep else 0.25 / rows,
     )
-    figure.layout.height = 130 + rows * ((460, 370, 260) if kind == "3d" else (430, 360, 270))[wide - 1]
+    figure.layout.height = 130 + rows * ((460, 370, 260) if deep else (430, 360, 270))[wide - 1]
     return figure
 
 
-def _add_sheets(
-    figure: go.Figure,
-    surfaces: Mapping[str, SurfaceLike],
-    heights: Mapping[str, np.ndarray],
-    ends: tuple[float, float],
-    levels: Sequence[float] | None,
-) -> None:
-    """Draw a sheet into each scene, its contours on the floor, and the centre with its plumb line."""
-    floor = ends[0] - 0.3 * (ends[1] - ends[0])
-    for index, (name, surface) in enumerate(surfaces.items()):
-        cell = at(index, len(surfaces))
-        figure.add_trace(_centre(surface, heights[name], floor), **cell)
-        if not np.isfinite(heights[name]).any():  # the browser fails on a sheet without a single point
-            continue
-        figure.add_trace(_sheet(surface, heights[name], *ends, lines=levels is None), **cell)
-        if levels is not None:
-            x, y, z = level_lines(surface, heights[name], levels)
-            line = {"width": 3, "color": z, "coloraxis": "coloraxis"}
-            silent = {"mode": "lines", "hoverinfo": "skip", "showlegend": False}
-            above = np.full(len(z), floor + 0.01 * (ends[1] - ends[0]))  # or the floor would hide parts of them
-            figure.add_scatter3d(x=x, y=y, z=above, line=line, **silent, **cell)
+def _add_sheet(figure: go.Figure, panel: Panel, **cell: int) -> None:
+    """Draw a sheet into a scene, its contours on the floor, and the centre with its plumb line."""
+    surface, heights, silent = panel.surface, panel.heights, {"showlegend": False, "hoverinfo": "skip"}
+    there, edge = surface.centre is not None, {"color": "white", "width": 1}
+    x, z = [0.0, 0.0] * there, [heights[surface.centre], panel.floor] if there else []
+    look = {"line": {"color": HIGHLIGHT, "width": 3}, "marker": {"size": 5, "color": HIGHLIGHT, "line": edge}}
+    figure.add_scatter3d(x=x, y=x, z=z, mode="lines+markers", **look, **silent, **cell)
+    if is_empty([heights]):  # the browser fails on a sheet without a single point
+        return
+    shown = {"show": True, "usecolormap": True, "width": 2, "project": {"z": True}, **panel.steps}
+    contours = {"z": shown if panel.lines is None else {"show": False}}
+    template, data = hover(surface)  # the data are looked up by [x, y], and not as heights are
+    figure.add_surface(**panel.grid, customdata=data, hovertemplate=template, contours=contours, **cell)
+    if panel.lines is not None:
+        x, y, z = level_lines(surface, heights, panel.lines)
+        line = {"width": 3, "color": z, "coloraxis": panel.colours}
+        above = np.full(len(z), panel.floor + 0.01 * panel.height)  # or the floor would hide parts of them
+        figure.add_scatter3d(x=x, y=y, z=above, mode="lines", line=line, **silent, **cell)
 
 
-def _sheet(surface: SurfaceLike, heights: np.ndarray, low: float, high: float, lines: bool) -> go.Surface:
-    step = (high - low) / 12
-    hover = interactive.hover_data(surface, "<br>")
-    levels = {"show": True, "start": low + step / 2, "end": high, "size": step, "usecolormap": True, "width": 2}
-    return go.Surface(
-        x=surface.alphas.numpy(),
-        y=surface.betas.numpy(),
-        z=heights.T,  # plotly has x along columns
-        coloraxis="coloraxis",
-        contours={"z": levels | {"project": {"z": True}} if lines else {"show": False}},
-        customdata=hover["customdata"],  # but looks this up by [x, y]
-        hovertemplate=f"{interactive.hover_place(surface)}<br>{hover['hovertemplate']}<extra></extra>",
-        connectgaps=False,
-    )
-
-
-def _centre(surface: SurfaceLike, heights: np.ndarray, floor: float) -> go.Scatter3d:
-    """Return a point on the sheet and the plumb line below it."""
-    there = surface.centre is not None
-    return go.Scatter3d(
-        x=[0.0, 0.0] * there,
-        y=[0.0, 0.0] * there,
-        z=[heights[surface.centre], floor] if there else [],
-        mode="lines+markers",
-        line={"color": HIGHLIGHT, "width": 3},
-        marker={"size": 5, "color": HIGHLIGHT, "line": {"color": "white", "width": 1}},
-        showlegend=False,
-        hoverinfo="skip",
-    )
-
-
-def _scene(
-    surfaces: Sequence[SurfaceLike], index: int, value: str, heights: tuple[float, float], ticks: Mapping[str, Any]
-) -> dict[str, Any]:
+def _scene(given: Surfaces, panel: Panel, titles: Sequence[str], ticks: Mapping[str, Any]) -> dict[str, Any]:
     """Return the axes of one scene, and the camera that all share."""
-    alone, surface = len(surfaces) == 1, surfaces[index]
+    surfaces, alone = given.surfaces.values(), len(given.surfaces) == 1
+    heights = {"range": (panel.floor, panel.high + 0.02 * panel.height), **ticks}
+    named = {"title_text": label(given.value) * alone, "showticklabels": alone or given.apart}  # or by the colour bar
     plain = {"title_font_size": 11, "tickfont_size": 11, "showbackground": False, "gridcolor": interactive.GRID_3D}
     away = (1.0, 1.05, 1.1)[columns(len(surfaces)) - 1]  # narrow panels need room for the labels
     scene: dict[str, Any] = {
-        "zaxis": plain | {"title_text": label(value) * alone, "range": heights, **ticks},
-        "zaxis_showticklabels": alone,  # the colour bar has them
+        "zaxis": plain | heights | named,
         "aspectmode": "manual",
         "aspectratio": {"x": 1, "y": 1, "z": 0.8},
         "camera": {"eye": {"x": 1.25 * away, "y": -1.25 * away, "z": 1.05 * away}, "center": {"z": -0.22}},
     }
-    for axis, steps in ((1, [each.alphas for each in surfaces]), (2, [each.betas for each in surfaces])):
-        # several scenes side by side have no room for the units: the caption says them
-        name = axis_label([surface], axis).replace(", ", "<br>") if alone else short(surface, axis)
-        scene["xyz"[axis - 1] + "axis"] = plain | {
-            "title_text": name,
-            "range": [min(float(ends[0]) for ends in steps), max(float(ends[-1]) for ends in steps)],
-            "nticks": 5,
-        }
+    steps = [each.alphas for each in surfaces], [each.betas for each in surfaces]
+    for axis, title, along in zip(("xaxis", "yaxis"), titles, steps, strict=True):
+        ends = [min(float(each[0]) for each in along), max(float(each[-1]) for each in along)]
+        scene[axis] = plain | {"title_text": title.replace(", ", "<br>"), "range": ends, "nticks": 5}
     return scene
 
 
-def _panels(names: Sequence[str], kind: Kind) -> tuple[Figure, list[Axes]]:
+def _panels(names: Sequence[str], kind: Kind) -> list[Axes]:
+    """Return the axes of a new figure, titled, with labels at the outer ones' ticks, in 3-D at all."""
     wide = columns(len(names))
     rows = -(-len(names) // wide)
-    width = paper.ONE_COLUMN if len(names) == 1 else paper.TWO_COLUMNS
+    width = ONE_COLUMN if len(names) == 1 else TWO_COLUMNS
     figure = plt.figure(figsize=(width, 0.4 + rows * ((width - 1.4) / wide + 0.25)), layout="constrained")
     axes: list[Axes] = []
-    for position, name in enumerate(names, start=1):
+    for index, name in enumerate(names):
         if kind == "3d":
-            axes.append(figure.add_subplot(rows, wide, position, projection="3d", computed_zorder=False))
+            axes.append(figure.add_subplot(rows, wide, index + 1, projection="3d", computed_zorder=False))
         else:
             first = axes[0] if axes else None
-            axes.append(figure.add_subplot(rows, wide, position, sharex=first, sharey=first, box_aspect=1))
+            axes.append(figure.add_subplot(rows, wide, index + 1, sharex=first, sharey=first, box_aspect=1))
+            axes[-1].tick_params(labelbottom=index + wide >= len(names), labelleft=index % wide == 0)
         axes[-1].set_title(name)
         axes[-1].locator_params(nbins=2 if kind == "3d" else 5)
         if wide == 3 and kind == "contour":
             axes[-1].locator_params(axis="x", nbins=3)  # more would touch each other
-    return figure, axes
+    return axes
 
 
-def _label_panels(axes: Sequence[Axes], surfaces: Sequence[SurfaceLike], kind: Kind) -> None:
-    """Name the directions at the outer panels, in 3-D and where they differ at all; the caption says the units."""
-    wide = columns(len(axes))
-    names = [[short(surface, number) for number in (1, 2)] for surface in surfaces]
-    everywhere = kind == "3d" or names != names[:1] * len(names)
-    for index, (ax, (x, y)) in enumerate(zip(axes, names, strict=True)):
-        pad: Any = {"labelpad": -4} if kind == "3d" else {}
-        ax.set_xlabel(x if everywhere or index + wide >= len(axes) else "", **pad)
-        ax.set_ylabel(y if everywhere or index % wide == 0 else "", **pad)
-
-
-def _relief(ax: Any, surface: SurfaceLike, values: np.ndarray, levels: Levels, alone: bool = True) -> None:
+def _relief(ax: Any, surface: SurfaceLike, values: np.ndarray, levels: Levels, alone: bool) -> None:
     """Draw a surface in 3-D over its contours; heights are logarithms where the levels are."""
     heights = np.log10(values) if levels.log else values
     lines = np.log10(levels.values) if levels.log else np.array(levels.values)
@@ -303,3 +275,11 @@ def _colour_bar(axes: Sequence[Axes], levels: Levels, value: str, kind: Kind) ->
     colours = levels.smooth() if kind == "3d" else levels.steps()
     bar = axes[0].figure.colorbar(colours, ax=axes, label=label(value), ticks=ticks, format="%g", aspect=thin)
     bar.minorticks_off()
+
+
+def _place_tick_labels(figure: Figure) -> None:
+    """Draw once without a layout: matplotlib before 3.11.2 lays 3-D axes out by where labels were drawn last."""
+    engine = figure.get_layout_engine()
+    figure.set_layout_engine("none")
+    figure.draw_without_rendering()
+    figure.set_layout_engine(engine)

@@ -44,13 +44,8 @@ def plot_together(
         >>> landscape.plot_together(lines, scale="log").layout.yaxis.type
         'log'
     """
-    if _are_lines(results):
-        from .lines import plot_lines
-
-        return plot_lines(results, value=value, scale=scale, title=title, **options)
-    from .surfaces import plot_surfaces
-
-    return plot_surfaces(results, value=value, scale=scale, title=title, **options)  # type: ignore[arg-type]
+    figure: go.Figure = _pictures(results)[0](results, value=value, scale=scale, title=title, **options)
+    return figure
 
 
 def draw_together(
@@ -83,13 +78,8 @@ def draw_together(
         >>> landscape.draw_together({"linear": surface}).axes[0].get_title()
         'linear'
     """
-    if _are_lines(results):
-        from .lines import draw_lines
-
-        return draw_lines(results, ax, value=value, scale=scale, title=title, **options)
-    from .surfaces import draw_surfaces
-
-    return draw_surfaces(results, ax, value=value, scale=scale, title=title, **options)  # type: ignore[arg-type]
+    figure: Figure = _pictures(results)[1](results, ax, value=value, scale=scale, title=title, **options)
+    return figure
 
 
 def paper_style() -> AbstractContextManager[None]:
@@ -175,7 +165,7 @@ def save_animation(
     """
     from .animation import animate
 
-    return animate(content, Path(path), value, scale, notes or {}, frames, seconds, size, swing)
+    return animate(content, Path(path), value, scale, notes or {}, size, frames=frames, seconds=seconds, swing=swing)
 
 
 def thumbnail(draw: Callable[[Axes], Any]) -> bytes:
@@ -185,9 +175,13 @@ def thumbnail(draw: Callable[[Axes], Any]) -> bytes:
     return paper.thumbnail(draw)
 
 
-def _are_lines(results: Mapping[str, Any]) -> bool:
+def _pictures(results: Mapping[str, Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the functions that plot and that draw such results."""
     planes = {hasattr(result, "betas") for result in results.values()}
     if len(planes) > 1 or not all(hasattr(result, "alphas") for result in results.values()):
         kinds = sorted({type(result).__name__ for result in results.values()})
         raise TypeError(f"results must be all lines or all surfaces, got {', '.join(kinds)}")
-    return planes == {False}
+    from . import lines, surfaces
+
+    flat = planes == {False}
+    return (lines.plot_lines, lines.draw_lines) if flat else (surfaces.plot_surfaces, surfaces.draw_surfaces)

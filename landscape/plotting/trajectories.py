@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,25 +14,41 @@ from . import paper
 from .captions import axis_label, caption, notes
 from .contours import draw_map
 from .levels import shared_levels
-from .pairing import paired
+from .pairing import pictures
 from .style import HIGHLIGHT
 from .surfaces import plot_surfaces
-from .values import Scale, SurfaceLike, drawable, is_log
+from .values import Scale, SurfaceLike, drawable, is_empty, is_log
 
 
-@paired
-def plot_trajectory(path: Any, *, surface: SurfaceLike, scale: Scale = "auto", title: str | None = None) -> go.Figure:
-    """Draw the path in 3-D over a surface: at the checkpoints' own losses, and as a shadow on the sheet.
+class Path(NamedTuple):
+    """The path, the surface over its plane, its losses there, and whether these are drawn as logarithms."""
+
+    path: Any
+    surface: SurfaceLike
+    log: bool
+
+    @property
+    def share(self) -> str:
+        """How much of the path lies in the plane."""
+        return f"{100 * float(self.path.explained.sum()):.3g} % of the squared distance lies in the plane"
+
+
+def describe_trajectory(path: Any, *, surface: SurfaceLike, scale: Scale = "auto") -> Path:
+    """Describe the path of training over a surface.
 
     Args:
         path: the trajectory.
         surface: over its plane, measured with ``directions=`` the trajectory.
-        scale: see `surfaces.plot_surfaces`.
-        title: replaces the default one.
+        scale: see `surfaces.describe_surfaces`.
     """
     path.check(surface)
+    return Path(path, surface, is_log(scale, [surface.loss.numpy(), path.loss.numpy(), path.plane_loss.numpy()]))
+
+
+def plot(given: Path, title: str | None = None) -> go.Figure:
+    """Draw the path in 3-D over a surface: at the checkpoints' own losses, and as a shadow on the sheet."""
+    path, surface, log = given
     losses, plane = path.loss.numpy(), path.plane_loss.numpy()
-    log = is_log(scale, [surface.loss.numpy(), losses, plane])
     title = title or "Optimization on the loss surface" + " (log scale)" * log
     figure = plot_surfaces({"": surface}, scale="log" if log else "linear", title=title)
     figure.update_traces(line_color="black", selector={"type": "scatter3d"})  # the plumb line is no part of the path
@@ -43,50 +59,32 @@ def plot_trajectory(path: Any, *, surface: SurfaceLike, scale: Scale = "auto", t
         "<br>off the plane by %{customdata[2]:.3g} of %{customdata[3]:.3g}<extra></extra>"
     )
     columns = np.stack([path.loss, path.plane_loss, path.off_plane, path.distance], -1)
-    style: dict[str, Any] = along | {"mode": "lines+markers", "customdata": columns, "hovertemplate": hover}
     lift = 0.01 if log else 0.01 * float(np.ptp(drawable(surface, "loss")[np.isfinite(surface.loss.numpy())]))
-    figure.add_scatter3d(
-        **style,
-        z=heights,
-        name="checkpoints, their own loss",
-        line={"color": HIGHLIGHT, "width": 5},
-        marker={"size": 4, "color": "white", "line": {"color": HIGHLIGHT, "width": 2}},
-    )
-    figure.add_scatter3d(
-        **style,
-        z=shadow + lift,
-        name="the same on the plane",
-        line={"color": "black", "width": 3, "dash": "dot"},
-        marker={"size": 2.5, "color": "black"},
-    )
+    edge, points = {"color": HIGHLIGHT, "width": 2}, along | {"customdata": columns, "hovertemplate": hover}
+    own = {"line": {"color": HIGHLIGHT, "width": 5}, "marker": {"size": 4, "color": "white", "line": edge}}
+    dotted = {"line": {"color": "black", "width": 3, "dash": "dot"}, "marker": {"size": 2.5, "color": "black"}}
+    curves = ("checkpoints, their own loss", heights, own), ("the same on the plane", shadow + lift, dotted)
+    for name, z, look in curves:
+        figure.add_scatter3d(**points, z=z, mode="lines+markers", name=name, **look)
     low, high = figure.layout.scene.zaxis.range
     finite = heights[np.isfinite(heights)]
     figure.update_scenes(zaxis_range=[min(low, *finite), max(high, *finite)])
     figure.update_layout(showlegend=True, legend={"x": 0.01, "y": 0.02, "yanchor": "bottom"})
-    figure.layout.title.subtitle.text += f"<br>{_share(path)}"
+    figure.layout.title.subtitle.text += f"<br>{given.share}"
     figure.update_layout(margin_t=figure.layout.margin.t + 20)
     return figure
 
 
-def draw_trajectory(
-    path: Any,
-    ax: Axes | None = None,
-    *,
-    surface: SurfaceLike,
-    scale: Scale = "auto",
-    title: str | None = None,
-) -> Figure:
+def draw(given: Path, ax: Axes | None = None, title: str | None = None) -> Figure:
     """Draw the path over the surface's contours; a marker's colour is the checkpoint's own loss on the same scale.
 
     Args:
-        path: the trajectory.
+        given: the path.
         ax: axes to draw into, new ones by default; a title that they have stays.
-        surface, scale: see `plot_trajectory`.
         title: stands above what was measured.
     """
-    path.check(surface)
+    path, surface, log = given
     losses = path.loss.numpy()
-    log = is_log(scale, [surface.loss.numpy(), losses])
     values = drawable(surface, "loss", log)
     levels = shared_levels(
         [values, np.where(np.isfinite(losses) & ((losses > 0) | (not log)), losses, np.nan)], "loss", log
@@ -106,11 +104,10 @@ def draw_trajectory(
         bar.minorticks_off()
         paper.label_axes(ax, axis_label([surface], 1), axis_label([surface], 2))
         about = [caption({"": surface}, "loss"), *notes({"": surface}, {"": values}, log)]
-        paper.entitle(ax, title, _share(path), "markers: each checkpoint's own loss", *about)
-        paper.say_if_empty(ax, [values], "loss")
+        paper.entitle(ax, title, given.share, "markers: each checkpoint's own loss", *about)
+        if is_empty([values]):
+            paper.say_empty(ax, "loss")
     return paper.figure_of(ax)
 
 
-def _share(path: Any) -> str:
-    """Say how much of the path lies in the plane."""
-    return f"{100 * float(path.explained.sum()):.3g} % of the squared distance lies in the plane"
+plot_trajectory, draw_trajectory = pictures(describe_trajectory, plot, draw)

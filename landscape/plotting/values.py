@@ -142,6 +142,11 @@ def finite_of(arrays: Iterable[np.ndarray]) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
+def is_empty(arrays: Iterable[np.ndarray]) -> bool:
+    """Return whether there is no finite value at all."""
+    return not finite_of(arrays).size
+
+
 def limits(arrays: Iterable[np.ndarray], value: str) -> tuple[float, float]:
     """Return the range shared by all arrays: 0 to 1 for accuracies and where nothing is finite."""
     finite = finite_of(arrays)
