@@ -1,6 +1,7 @@
 """Networks in shards over processes (fully_shard, DTensors) give the numbers of one process."""
 
 import functools
+import gc
 import os
 import signal
 import time
@@ -17,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 import landscape
@@ -215,6 +217,12 @@ def test_a_process_holds_its_share_and_graphs_no_weights():
         vectors = [hessian.objective.coordinates.centre, hessian.objective.network.frozen, top.vector(0)]
         assert all(sum(parallel.local(part).numel() for part in point.values()) <= 0.6 * n for point in vectors)
         assert 4 * hessian.probe.graph_bytes < 0.2 * weights
+        [graph] = hessian._kept.values()
+        held = [StorageWeakRef(part.untyped_storage()) for part in (*graph.leaves, *graph.gradient)]
+        del graph
+        hessian._kept.clear()
+        gc.collect()
+        assert all(reference.expired() for reference in held)
 
     launched(check, count=2, patience=60)
 

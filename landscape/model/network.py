@@ -114,7 +114,7 @@ class Network:
 
     def noting(self) -> contextlib.AbstractContextManager[Any]:
         """Keep the gathered weights of a sharded network out of the graphs that are made inside."""
-        return self.notes.hooks() if self.coordinates.layouts else contextlib.nullcontext()
+        return self.notes.taken() if self.coordinates.layouts else contextlib.nullcontext()
 
     def plain(self) -> Network:
         """Return the same network in the model's own dtype, BatchNorm not folded; tensors are shared."""

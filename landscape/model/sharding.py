@@ -8,6 +8,7 @@ order, so a loss that each process computes on its own rows has the derivatives 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -102,10 +103,14 @@ class Notes:
         self._known: dict[int, tuple[StorageWeakRef, Tensor, Layout]] = {}
         self.observer: Callable[[Tensor], Any] | None = None
 
-    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """Return the context in which graphs keep notes."""
-        self._known = {key: note for key, note in self._known.items() if not note[0].expired()}
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Have the graphs that are made inside keep notes."""
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+                yield
+        finally:  # a note holds a shard, of whatever point it was
+            self._known = {key: note for key, note in self._known.items() if not note[0].expired()}
 
     def noted(self, whole: Tensor, local: Tensor, layout: Layout) -> Tensor:
         """Return a gathered tensor, of which graphs shall keep a note."""
@@ -118,15 +123,17 @@ class Notes:
         if reference is None or reference.expired():  # an address may have been given to another tensor since
             if self.observer:
                 self.observer(tensor)
-            return tensor
+            return tensor.detach()  # one with its graph would keep that alive for ever
         return local, layout, tensor.shape, tensor.stride(), tensor.storage_offset()
 
     def _unpack(self, kept: Any) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
         local, layout, *view = kept
+        makes_graph = torch.is_grad_enabled()  # of a second derivative, which may save the weight again
         with torch.no_grad():
-            return self.noted(layout.gather(local), local, layout).as_strided(*view)
+            whole = layout.gather(local)
+            return (self.noted(whole, local, layout) if makes_graph else whole).as_strided(*view)
 
 
 class GatheredOnReading(dict[str, Any]):
