@@ -95,7 +95,7 @@ def images(n, device, seed=0, size=32):
 
 def gradients(model, x, y):
     """Name → a plain gradient over all data, for each batch size."""
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
 
     def run(rows):
         for a, b in zip(x.split(rows), y.split(rows), strict=True):
