@@ -44,6 +44,7 @@ docs: $(INSTALLED)  ## write the docstrings as pages: build/docs/index.html
 	$(BIN)/pdoc --docformat google --output-directory build/docs landscape saq_core
 
 bench: $(INSTALLED)  ## print speeds as ratios measured in one run (long; sections: speed.py --help)
+	$(BIN)/python tests/benchmarks/engine.py
 	$(BIN)/python tests/benchmarks/speed.py
 
 LOWEST := .venv-lowest/bin
