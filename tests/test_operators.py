@@ -333,3 +333,14 @@ def test_scipy_finds_the_same_eigenvalues(units):
     largest = expected[expected.abs().argsort(descending=True)[:3]].sort().values
     torch.testing.assert_close(torch.from_numpy(found).sort().values, largest, rtol=1e-8, atol=1e-10)
     assert "\n" not in repr(operator) and f"{units} units" in repr(operator)
+
+
+def test_batches_of_a_network_in_half_precision_are_summed_in_single():
+    x, y = torch.randn(512, 5, generator=torch.Generator().manual_seed(0)), torch.arange(512) % 3
+    batches = [(a.bfloat16(), b) for a, b in zip(x.split(2), y.split(2), strict=True)]
+    hessian = Hessian(perceptron().bfloat16(), batches)
+    v = torch.randn(hessian.shape[0], generator=torch.Generator().manual_seed(1)).bfloat16()
+    found = torch.einsum("f,fn->n", hessian.fold_weights, hessian.by_fold(v).double())
+    products = [graph.product(hessian._parts(index, v)) for index, graph in hessian._kept.items()]
+    expected = sum(torch.cat([part.reshape(-1) for part in parts]).double() for parts in products) / 512
+    assert float((found - expected).norm() / expected.norm()) < 1e-5  # in bfloat16 it is 2e-3

@@ -182,7 +182,7 @@ class Hessian(_Symmetric):
         """Return A_f v for each fold f of the data, (folds, n) or (folds, n, k): their weighted mean is A v."""
         weights = self._fold_totals
         columns = self._columns(vectors)
-        images = torch.zeros(len(weights), len(columns), local_size(self), dtype=self.dtype, device=self.device)
+        images = torch.zeros(len(weights), len(columns), local_size(self), dtype=weights.dtype, device=self.device)
         for fold, image in self._images(columns):
             images[fold] += image
         means = self._summed(images) / weights[:, None, None]
@@ -209,7 +209,12 @@ class Hessian(_Symmetric):
 
     @cached_property
     def _fold_totals(self) -> Tensor:
-        return (self.fold_weights * sum(self._weights)).to(self.dtype)
+        return (self.fold_weights * sum(self._weights)).to(self._sum_dtype)
+
+    @property
+    def _sum_dtype(self) -> torch.dtype:
+        """What batches are summed in: the model's dtype, but no half precision."""
+        return self.dtype if self.dtype.itemsize >= 4 else torch.float32
 
     @checked
     def product_error(self, vector: Tensor) -> float:
@@ -268,10 +273,10 @@ class Hessian(_Symmetric):
         return columns.to(self.device, self.dtype).unbind(1)
 
     def _images(self, columns: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """Yield each fold with the sum over some of its batches of weight·A_batch·v, (k, n) in the model's dtype."""
+        """Yield each fold with the sum over some of its batches of weight·A_batch·v, (k, n)."""
         self.products += len(columns)
         folds, here = self._folds(), -1
-        sums = torch.zeros(len(columns), local_size(self), dtype=self.dtype, device=self.device)
+        sums = torch.zeros(len(columns), local_size(self), dtype=self._sum_dtype, device=self.device)
         with self.objective.measurement_mode(), torch.enable_grad():
             for index, graph in self._graphs():
                 if folds[index] != here >= 0:
@@ -364,7 +369,7 @@ class GGN(Hessian):
     Raises:
         ValueError: as `Hessian`; an objective that does not hand out the network's output.
 
-    Cost: as a Hessian's products, within 5 % (ResNet-20 on a CPU).
+    Cost: 0.7 to 0.8 of a Hessian's products (ResNet-8 and an MLP on a CPU).
 
     Source: Schraudolph 2002; Martens 2010.
 
