@@ -516,6 +516,8 @@ class Growing:
         ({"recipe": Recipe(1, 0.1, optimizer=lambda groups: 3)}, TypeError, "optimizer must return a torch.optim.Opt"),
         ({"recipe": Recipe(1, 0.1, mix="mixup")}, ValueError, "mix belongs to .* .images, labels."),
         ({"log": 3}, TypeError, "log must be"),
+        ({"loss": nn.MSELoss}, TypeError, "loss must be a function, got the class MSELoss: pass an instance of it"),
+        ({"metrics": {"mae": nn.L1Loss}}, TypeError, r"metrics\['mae'\] must be a function, got the class L1Loss"),
         ({"metrics": {"lr": lambda o, y: o.mean()}}, ValueError, "metrics must have names of their own, .* got 'lr'"),
         ({"objective": lambda m, b: m(b[0]).mean()}, TypeError, "must return .mean loss, weight of the batch., got"),
         ({"objective": lambda m, b: (m(b[0]).mean(1), 8)}, TypeError, r"a tensor of one value, got \(8,\)"),

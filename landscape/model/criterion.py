@@ -52,6 +52,7 @@ class Criterion:
 
     Raises:
         ValueError: what is to be computed is said twice, or a metric has a name that is taken.
+        TypeError: a class in place of a loss.
     """
 
     def __init__(
@@ -66,6 +67,10 @@ class Criterion:
                 "objective(model, batch) computes its own loss from its own output: give loss, output and metrics, or "
                 "objective"
             )
+        named = {f"metrics[{name!r}]": metric for name, metric in (metrics or {}).items()}
+        for name, function in {"loss": loss, "objective": objective, **named}.items():
+            if isinstance(function, type) and issubclass(function, nn.Module):
+                raise TypeError(f"{name} must be a function, got the class {function.__name__}: pass an instance of it")
         if odd := [name for name in metrics or () if name in _TAKEN or "/" in name]:
             raise ValueError(f"metrics must have names of their own, without a slash, got {odd[0]!r}")
         self.objective, self.metrics = objective and checked_objective(objective), dict(metrics or {})
