@@ -35,7 +35,7 @@ def test_products_are_the_second_derivatives(dtype, slack):
         assert gap < slack
     block = torch.stack(vectors(hessian.shape[0]), dim=1).to(dtype)
     torch.testing.assert_close((hessian @ block)[:, 1], hessian @ block[:, 1])
-    folds = hessian.by_fold(block[:, 0])
+    folds = hessian.by_fold(block[:, 0]).to(dtype)
     mean = torch.einsum("f,fn->n", hessian.fold_weights.to(dtype), folds)
     torch.testing.assert_close(mean, hessian @ block[:, 0], rtol=0.05, atol=0.05 * float(mean.abs().max()))
 

@@ -179,7 +179,10 @@ class Hessian(_Symmetric):
 
     @checked
     def by_fold(self, vectors: Tensor) -> Tensor:
-        """Return A_f v for each fold f of the data, (folds, n) or (folds, n, k): their weighted mean is A v."""
+        """Return A_f v for each fold f of the data, (folds, n) or (folds, n, k): their weighted mean is A v.
+
+        In float32 where the network is in half precision.
+        """
         weights = self._fold_totals
         columns = self._columns(vectors)
         images = torch.zeros(len(weights), len(columns), local_size(self), dtype=weights.dtype, device=self.device)

@@ -33,7 +33,7 @@ class Operator(Protocol):
 
 
 def fold_products(operator: Any, vector: Tensor, folds: bool = True) -> Tensor:
-    """Return A_f v of every fold f of the data, (folds, n) in A's dtype; of all data alone where A has no folds."""
+    """Return A_f v of every fold f of the data, (folds, n); of all data alone where A has no folds."""
     vector = vector.to(operator.dtype)
     return operator.by_fold(vector) if folds and hasattr(operator, "by_fold") else (operator @ vector)[None]
 
