@@ -20,7 +20,8 @@ class Eigenvalues(Result):
 
     Attributes:
         values: (k,) sorted by what was asked for (default: by magnitude).
-        residuals: (k,) ‖Hv − θv‖/|θ₁|, measured by a product with each vector.
+        residuals: (k,) ‖Hv − θv‖/|θ₁|, as the iteration has it; for a tolerance below 1e-5, and in pyhessian's engine,
+            measured by a product with each vector.
         converged: (k,) residual within the tolerance, in the iteration and when measured.
         vectors: name → (k, *shape), each of the k orthonormal over all names; `vector(i)` gives one as a direction.
             In filter-relative units they are eigenvectors of D·H·D: the step in weights is D times them.
