@@ -256,7 +256,9 @@ class _Record:
         leaves = [tensor for tensor in held.values() if tensor.is_leaf]
         self.leaves = [(tensor, tensor.grad, tensor.requires_grad) for tensor in leaves]
         comparable = [tensor for tensor in held.values() if _has_bits(tensor)]
-        candidates = [(tensor, equal[id(tensor)]) for tensor in comparable if id(tensor) in equal]
+        # a buffer's copy is no witness: a pass that an interrupt has overtaken in train mode may have written to it
+        shared = [tensor for tensor in comparable if id(tensor) in equal and isinstance(tensor, nn.Parameter)]
+        candidates = [(tensor, equal[id(tensor)]) for tensor in shared]
         stale = {id(tensor) for tensor, _ in _differing(candidates)}
         kept = {id(tensor): copy for tensor, copy in candidates if id(tensor) not in stale}
         self.bits = [(t, kept[id(t)] if id(t) in kept else t.detach().clone()) for t in comparable]
