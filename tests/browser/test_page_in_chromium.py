@@ -86,6 +86,8 @@ def opened(browser, tmp_path):
 
 
 def captions(window):
+    """Return what stands under the panels, drawn first: the page itself draws in the next frame after an input."""
+    window.evaluate("landscape.now()")
     return window.locator("figcaption").all_inner_texts()
 
 
@@ -300,7 +302,7 @@ def test_a_page_shows_in_a_notebooks_frame(browser, surfaces, tmp_path):
     inside.locator("html[data-ready]").wait_for()
     assert inside.locator(".stage canvas").count() == 3
     inside.locator('#quantity [data-key="accuracy"]').click()
-    assert inside.locator("#drawn").inner_text() == "accuracy"
+    sync_api.expect(inside.locator("#drawn")).to_have_text("accuracy")
     window.screenshot(path=tmp_path / "notebook.png")
     window.evaluate("document.querySelector('iframe').remove()")  # as viewers do that trust nobody
     assert window.locator("img").bounding_box()["width"] > 300
