@@ -4,6 +4,7 @@ import random
 import signal
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -133,22 +134,24 @@ class Alarm(Exception):
     pass
 
 
+def ring(number, frame):
+    raise Alarm
+
+
 def interrupted(call, delay):
     """Run a call and interrupt it after a while; return whether it was."""
-
-    def ring(number, frame):
-        raise Alarm
-
     handler = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, delay)
     try:
-        call()
-        return False
+        try:
+            call()
+        finally:  # where it may still ring
+            signal.setitimer(signal.ITIMER_REAL, 0)
     except Alarm:
         return True
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+    return False
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
@@ -173,26 +176,54 @@ def test_an_interrupt_at_any_moment_leaves_everything_whole(count):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupt_that_is_caught_on_the_way_is_delivered_all_the_same():
+@pytest.mark.parametrize("points", [9, 11])  # of each axis: called at each point, and replayed
+def test_an_interrupt_that_is_caught_on_the_way_is_delivered_all_the_same(points):
     model = seeded(Twice)
-    before, calls = record(model), []
-
-    def ring(number, frame):
-        raise Alarm
+    before, calls, at = record(model), [], 0
 
     def loss(output, target):
         calls.append(1)
-        if len(calls) == 40:  # at a point of the surface, where errors become gaps
+        if len(calls) == at:
             signal.raise_signal(signal.SIGALRM)
         return F.cross_entropy(output, target)
 
     handler = signal.signal(signal.SIGALRM, ring)
     try:
-        with pytest.raises(Alarm):
-            landscape.surface(model, (X, Y), points=9, loss=loss)
+        landscape.surface(model, (X, Y), points=points, loss=loss)
+        for at in range(1, len(calls) + 1, 1 if points == 11 else 9):
+            calls.clear()
+            with pytest.raises(Alarm):
+                landscape.surface(model, (X, Y), points=points, loss=loss)
+            assert len(calls) == at and record(model) == before
     finally:
         signal.signal(signal.SIGALRM, handler)
-    assert len(calls) == 40 and record(model) == before
+
+
+class Ringing(dict):
+    """Tensors that raise an alarm when they are read, where Python drops what is raised."""
+
+    def keys(self):
+        gone = nn.Identity()
+        reference = weakref.ref(gone, lambda _: signal.raise_signal(signal.SIGALRM))  # noqa: F841 - it has to be alive
+        del gone
+        return super().keys()
+
+    def __iter__(self):  # without one of its own, dict() asks for no keys
+        return super().__iter__()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_nothing_runs_after_an_interrupt_that_python_dropped():
+    model, x = TILE["BatchNorm"][0](), TILE["BatchNorm"][1]
+    objective, before = Objective(model, (x, Y)), record(model)
+    handler = signal.signal(signal.SIGALRM, ring)
+    try:
+        with pytest.raises(Alarm), objective.measurement_mode():
+            objective.loss(Ringing(objective.tensors()), next(objective.batches()))
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert record(model) == before
+    assert all(torch.equal(objective.network.frozen[name], buffer) for name, buffer in model.named_buffers())
 
 
 def test_an_interrupt_in_the_middle_of_putting_back_waits_until_all_is_whole():

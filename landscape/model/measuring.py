@@ -198,7 +198,7 @@ class TensorSwap:
     """
 
     def __init__(self, model: nn.Module, outputs: Mapping[str, Any], layouts: Mapping[str, Layout]) -> None:
-        tensors = dict(_named_tensors(model))
+        self._model, tensors = model, dict(_named_tensors(model))
         names = {id(tensor): name for name, tensor in reversed(tensors.items())}  # the first name of a tied tensor
         self._entries = [
             (entries, key, names[id(tensor)])
@@ -226,7 +226,14 @@ class TensorSwap:
         """Put tensors in by name; they stay until `measurement_mode` ends, also while gradients are taken.
 
         A backward pass may run parts of the network again (checkpointing), and has to find the same tensors.
+
+        Raises:
+            BaseException: what a signal's handler raised, if it was caught meanwhile. The model is as it was given
+                then, perhaps in training: a pass would write to the tensors put in.
         """
+        mode = _active.get(id(self._model))
+        if mode is not None and mode.interruption is not None:
+            raise mode.interruption
         for entries, key, name in self._entries:
             if name in tensors:
                 entries[key] = tensors[name]  # type: ignore[assignment]
@@ -256,9 +263,7 @@ class _Record:
         leaves = [tensor for tensor in held.values() if tensor.is_leaf]
         self.leaves = [(tensor, tensor.grad, tensor.requires_grad) for tensor in leaves]
         comparable = [tensor for tensor in held.values() if _has_bits(tensor)]
-        # a buffer's copy is no witness: a pass that an interrupt has overtaken in train mode may have written to it
-        shared = [tensor for tensor in comparable if id(tensor) in equal and isinstance(tensor, nn.Parameter)]
-        candidates = [(tensor, equal[id(tensor)]) for tensor in shared]
+        candidates = [(tensor, equal[id(tensor)]) for tensor in comparable if id(tensor) in equal]
         stale = {id(tensor) for tensor, _ in _differing(candidates)}
         kept = {id(tensor): copy for tensor, copy in candidates if id(tensor) not in stale}
         self.bits = [(t, kept[id(t)] if id(t) in kept else t.detach().clone()) for t in comparable]
@@ -291,17 +296,9 @@ class _Record:
 
 
 def is_measured(model: nn.Module) -> bool:
-    """Return whether this thread holds a model in `measurement_mode`.
-
-    Raises:
-        BaseException: what a signal's handler raised, if it was caught meanwhile: the model is no longer held.
-    """
+    """Return whether this thread holds a model in `measurement_mode`."""
     mode = _active.get(id(model))
-    if mode is None or mode.thread != threading.get_ident():
-        return False
-    if mode.interruption is not None:
-        raise mode.interruption
-    return True
+    return mode is not None and mode.thread == threading.get_ident()
 
 
 def copied(model: nn.Module, shared: Sequence[Any] = ()) -> nn.Module:

@@ -56,20 +56,27 @@ class Replay:
     def __call__(self, coefficients: Sequence[Sequence[float]]) -> Tensor | None:
         """Return (points, columns), None where the objective itself has to be asked."""
         compared, self._compared = self._compared, []
-        try:
-            if compared:
-                with self.objective.measurement_mode():
-                    recorded = _Recorded(self.objective, self.steps)
-                    pairs = zip(recorded(compared), map(self.row, compared), strict=True)
-                    self._recorded = recorded if all(self._agree(*pair) for pair in pairs) else None
-            if self._recorded is None:
-                return None
-            with measurement_mode(self._no_network):
-                rows = self._recorded(coefficients)
-        except Exception:  # a network that cannot be recorded, or one that raises here
+        if compared:
+            with self.objective.measurement_mode():
+                self._recorded = self._trusted(compared)
+        if self._recorded is None:
             return None
+        with measurement_mode(self._no_network):  # a caught interrupt is raised at its end
+            try:
+                rows = self._recorded(coefficients)
+            except Exception:  # the objective itself says what is wrong
+                return None
         self._last = coefficients[-1], rows[-1]
         return rows
+
+    def _trusted(self, compared: Sequence[Sequence[float]]) -> _Recorded | None:
+        """Return a recording that gives what the objective gives; None where there is none."""
+        try:
+            recorded = _Recorded(self.objective, self.steps)
+            pairs = zip(recorded(compared), map(self.row, compared), strict=True)
+            return recorded if all(self._agree(*pair) for pair in pairs) else None
+        except Exception:  # a network that cannot be recorded, or one that raises here
+            return None
 
     def row(self, coefficients: Sequence[float]) -> Tensor:
         """Return the columns at one point, measured by the objective itself."""
