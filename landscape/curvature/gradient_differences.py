@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -81,27 +81,22 @@ def norm(tensors: Tensors) -> Tensor:
     return torch.stack(torch._foreach_norm(parts)).norm()
 
 
-def best_radius(graph: GradientDifferences, vectors: Tensors) -> float:
+def best_radius(build: Callable[[float], GradientDifferences], vectors: Tensors) -> float:
     """Return the radius at which products change least from one to the next, seen on a batch, for v and for H·v.
 
     H·v leans towards the top eigenvectors, along which the loss bends far more than along a random v.
 
     Cost: four gradients of the batch for each of five to seven radii.
     """
-    radii = _RADII[graph.leaves[0].dtype]
+    radii = _RADII[vectors[0].dtype]
     scores = [0.0] * len(radii)
     for _ in range(2):
-        products = [_at(graph, radius).product(vectors) for radius in radii]
+        products = [build(radius).product(vectors) for radius in radii]
         gaps = [_relative_gap(a, b) for a, b in itertools.pairwise(products)]
         ends = [float("inf"), *gaps, float("inf")]
         scores = [score + min(pair) for score, pair in zip(scores, itertools.pairwise(ends), strict=True)]
-        vectors = products[len(radii) // 2]
+        vectors = [part.to(vectors[0].dtype) for part in products[len(radii) // 2]]
     return radii[min(range(len(radii)), key=scores.__getitem__)]
-
-
-def _at(graph: GradientDifferences, radius: float) -> GradientDifferences:
-    graph.radius = radius
-    return graph
 
 
 def _relative_gap(a: Tensors, b: Tensors) -> float:

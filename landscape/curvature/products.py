@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,7 @@ from .. import parallel
 from ..model import Coordinates, Objective, Point, samples_of
 from ..model.batches import bytes_of, target_of
 from ..model.folding import linear_in_slopes
-from .gradient_differences import GradientDifferences
-
-Tensors = Sequence[Tensor]
+from .gradient_differences import GradientDifferences, Tensors
 
 
 class HessianGraph:
