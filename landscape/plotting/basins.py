@@ -90,7 +90,8 @@ def _lines(basin: Any, scale: Scale) -> Chart:
 
 
 def _layers(basin: Any) -> Chart:
-    layers, curves = list(dict.fromkeys(row["layer"] for row in basin.layers if row["ratio"])), list[Curve]()
+    known, curves = {row["layer"] for row in basin.layers if row["ratio"]}, list[Curve]()
+    layers = [layer for layer in dict.fromkeys(row["layer"] for row in basin.layers) if layer in known]
     for index, name in enumerate(basin.lines):
         own = {row["layer"]: row for row in basin.layers if row["network"] == name and row["ratio"]}
         columns = [[own.get(layer, {}).get(key, np.nan) for layer in layers] for key in ("ratio", "ratio_stderr")]
