@@ -305,13 +305,9 @@ def _plane(function: Objective, ways: Mapping[str, Point], points: int) -> tuple
     if away < _FLAT * max(1.0, abs(along)):
         return {}, []
     places = [[1.0, 0.0], [along, away]]
-    axes = [(min(0.0, *part), max(0.0, *part)) for part in zip(*places, strict=True)]
-    step = (1 + 2 * _AROUND) * max(high - low for low, high in axes) / (points - 1)
-    spans: list[tuple[float, float]] = []
-    for low, high in axes:  # as many steps on both axes, one of them at the model
-        below = round((points - 1) / 2 - (low + high) / 2 / step)
-        spans.append((-below * step, (points - 1 - below) * step))
+    farthest = max(1.0, away, abs(along - 0.5) + 0.5)  # one window for all planes of which that is 1: they can morph
+    span = -_AROUND * farthest, (1 + _AROUND) * farthest
     directions = [first, {key: part / away for key, part in across.items()}]
-    plane = surface(function, directions=directions, span=(spans[0], spans[1]), points=points)
+    plane = surface(function, directions=directions, span=span, points=points)
     labels = [{"kind": "network", "name": name}, {"kind": "given", "name": "the direction across that"}]
     return {"": replace(plane, about=plane.about | {"axes": labels, "directions": "through three networks"})}, places
