@@ -21,7 +21,9 @@ from . import asga, basins, fpq, saq, tables
 from .catalogue import Figure, folder, make
 from .profiles import PROFILES
 
-FIGURES: dict[str, Figure] = {figure.name: figure for part in (saq, fpq, asga, basins, tables) for figure in part.FIGURES}
+FIGURES: dict[str, Figure] = {
+    figure.name: figure for part in (saq, fpq, asga, basins, tables) for figure in part.FIGURES
+}
 
 
 def main() -> None:

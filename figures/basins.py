@@ -37,7 +37,7 @@ def compute(profile: Profile) -> Any:
         model = profile.network("base", seed=seed)
         for b, bits in enumerate(BITS):
             networks = quantized(profile, model, bits, seed)
-            found = landscape.basin(model, networks, profile.measured(model))
+            found = landscape.basin(model, networks, profile.measured(model), points=profile.effort(25, 5))
             for k, row in enumerate(found.rows[1:]):
                 for name, column in columns.items():
                     column[k, b, s] = row[name]
@@ -60,8 +60,8 @@ def compute(profile: Profile) -> Any:
 
 
 def draw(data: Any) -> Any:
-    """Draw the plane at two bits, the loss on the ways by bits, and how far each rounding is, in widths."""
-    figure, (plane, increase, width) = panels(3, 2.4)
+    """Draw the plane at two bits, and by bits the increase of the loss and what each network loses by itself."""
+    figure, (plane, increase, own) = panels(3, 2.4)
     rim = data.centre + data.margin
     values = np.log10(data.plane.values.T)
     levels = np.linspace(values.min(), values.max(), 12)
@@ -75,20 +75,23 @@ def draw(data: Any) -> Any:
     plane.grid(visible=False)
     places = np.arange(len(BITS))
     for k, (name, (colour, mark)) in enumerate(WAYS.items()):
-        for ax, column in ((increase, "increase"), (width, "excess_in_stderr")):
+        hollow = {"linestyle": ":", "markerfacecolor": "white"}
+        for ax, column, look in (
+            (increase, "increase", {"label": name}),
+            (own, "loss", {}),
+            (own, "loss_recomputed", hollow),
+        ):
             mean, error = mean_and_error(data[column].values[k].T)
-            ax.errorbar(places + 0.1 * (k - 1), mean, error, color=colour, marker=mark, capsize=2, label=name)
-    increase.axhline(data.margin, color="#D55E00", linestyle="--", linewidth=1)
-    increase.set(title="Loss increase, weights alone", yscale="symlog", ylabel="nats")
-    increase.set_yscale("symlog", linthresh=0.1)
-    width.axhline(0, color="#D55E00", linestyle="--", linewidth=1)
-    width.set(title="Beyond the rim, in errors over data")
-    width.set_yscale("symlog", linthresh=2)
-    for ax in (increase, width):
+            ax.errorbar(places + 0.1 * (k - 1), mean, error, color=colour, marker=mark, capsize=2, **look)
+    for ax, level in ((increase, data.margin), (own, rim)):
+        ax.axhline(level, color="#D55E00", linestyle="--", linewidth=1)
         ax.set_xticks(places, [bits[:2] for bits in BITS])
+    increase.set(title="Loss increase, weights alone")
+    own.set(title="Each network's own loss", yscale="log")
     increase.legend(fontsize=7)
     count, samples = len(data.seed), data.attrs["samples"]
-    note(figure, f"Orange: loss = FP32's + {data.margin:g}. {samples} images; {count} seeds ± 1 stderr; weights alone")
+    told = f"Orange: loss = FP32's + {data.margin:g}, the rim. {samples} images; {count} seeds ± 1 stderr"
+    note(figure, f"{told}\nHollow, and the two panels on the left: BatchNorm's statistics recomputed on the images")
     return figure
 
 
