@@ -152,7 +152,7 @@ def _name(ax: Axes, names: Sequence[str], rows: bool) -> None:
     """Write the names of rows, or turned ones of bars."""
     if rows:
         ax.set_yticks(range(len(names)), names)
-        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
     elif names:
         ax.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
         ax.set_xlim(-0.7, len(names) - 0.3)
