@@ -60,10 +60,12 @@ from .plotting import (
 )
 from .results import Result, plotted
 from .surfaces import (
+    Basin,
     BatchNormCheck,
     Line,
     Surface,
     Trajectory,
+    basin,
     batchnorm_check,
     line,
     surface,
@@ -77,19 +79,20 @@ plot_top_eigenvalues = plotted(top_eigenvalues)
 plot_density = plotted(density)
 plot_curvature_at_scale = plotted(curvature_at_scale)
 plot_sharpness = plotted(sharpness)
+plot_basin = plotted(basin)
 
 # fmt: off
 __all__ = [
     "Objective", "Hessian", "GGN", "Operator",
     "trace", "top_eigenvalues", "density", "curvature_at_scale",
     "sharpness", "rounding_sharpness", "worst_case_sharpness", "average_sharpness",
-    "line", "surface", "plot_line", "plot_surface", "trajectory", "batchnorm_check",
+    "line", "surface", "plot_line", "plot_surface", "trajectory", "batchnorm_check", "basin", "plot_basin",
     "plot_trace", "plot_top_eigenvalues", "plot_density", "plot_curvature_at_scale", "plot_sharpness",
     "plot_layers", "draw_layers", "plot_history", "draw_history",
     "plot_together", "draw_together", "paper_style", "save_figure", "save_animation",
     "compare", "explore", "page", "load",
     "Result", "Trace", "Eigenvalues", "Density", "Sharpness", "SharpnessTable", "RoundingSharpness",
-    "ScaleCurvature", "Line", "Surface", "Trajectory", "BatchNormCheck", "Comparison", "Explorer",
+    "ScaleCurvature", "Line", "Surface", "Trajectory", "BatchNormCheck", "Basin", "Comparison", "Explorer",
 ]
 # fmt: on
 check_public(sys.modules[__name__], check_agreement)

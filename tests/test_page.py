@@ -223,12 +223,26 @@ def test_a_trajectory_lies_on_the_surface_of_its_plane(tmp_path):
             page(content, tmp_path / "y")
 
 
+def test_any_other_result_is_a_picture_and_a_table(tmp_path):
+    trace = landscape.trace(network(), DATA)
+    basin = landscape.basin(network(), {"<b>": network(1), "a": network(2)}, DATA, points=5)
+    written = page({"the <trace>": trace, "W2": basin}, tmp_path / "x")
+    text = written.path.read_text("utf-8")
+    images = re.findall(r'<img class="print" alt="(.*?)" src="data:image/png;base64,(.*?)">', text)
+    assert [alt for alt, _ in images] == ["the &lt;trace&gt; · Trace"] + 3 * ["W2 · Basin"]
+    assert all(base64.b64decode(image).startswith(b"\x89PNG") for _, image in images)
+    assert "img-src data:;" in text and "&lt;b&gt;" in text and "<b>" + "</th>" not in text and " style=" not in text
+    assert [n["name"] for n in numbers(written)[0]["networks"]] == ["W2"]  # the plane
+    alone = page(trace, tmp_path / "y").path.read_text("utf-8")
+    assert "img-src data:;" in alone and "img-src" not in page(surface(), tmp_path / "z").path.read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("content", "settings", "message"),
     [
         ({}, {}, "content must hold at least one network or result, got none"),
-        (3, {}, "content must be networks, a Comparison, .* got int"),
-        ({"a": surface(), "b": "text"}, {}, "content must be networks, a Comparison, .* got str"),
+        (3, {}, "content must be networks, results, .* got int"),
+        ({"a": surface(), "b": "text"}, {}, "content must be networks, results, .* got str"),
         ([network()], {}, "content must be networks, .* got list"),
         ({"a": surface(), "b": network()}, {}, "content must hold networks or results, got both"),
         ({1: surface(), "1": surface()}, {}, "content must have names that look different, got '1' twice"),

@@ -47,8 +47,10 @@ def results():
         landscape.sharpness(model, batches, measures=["worst case, filter", "rounding noise"]),
         landscape.compare({"a": model, "<b>": network(1)}, batches, points=3, radii=(0.1,)),
     ]
+    found.append(landscape.basin(model, {"a": network(1), "<b>": network(2)}, batches, points=5))
     named = {type(result).__name__: result for result in found}
     named["Trace by layer"] = landscape.trace(model, batches, units="filter", per_layer=True)
+    named["Basin, one network"] = landscape.basin(model, {"<b>": network(1)}, batches, points=5)
     named["BatchNormCheck"] = landscape.batchnorm_check(convolutional(), RAGGED)
     return named
 

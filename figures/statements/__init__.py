@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ..__main__ import FIGURES
-from . import bits, cifar, digits, flatness, summary
+from . import basins, bits, cifar, digits, flatness, summary
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "figures" / "README.md")
@@ -44,6 +44,7 @@ OF_FIGURES: dict[str, Callable[[str], str]] = {
         bits.asga_proxies,
         bits.asga_bits,
         bits.table_mixed,
+        basins.basin_by_bits,
     )
 }
 BLOCKS: dict[str, Callable[[], str]] = {

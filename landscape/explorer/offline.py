@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import html
-import json
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,9 @@ from ..model import Objective
 from ..plotting import draw_together
 from ..plotting.captions import short
 from ..plotting.values import is_log
-from ..surfaces import Surface, Trajectory
+from ..results import Result
+from ..surfaces import Basin, Surface, Trajectory
+from .template import asset, filled, pictured, script_json
 from .views import check_parts
 from .wording import Numbers, bibtex, lead, methods, note, numbers_table, shown, step_length, title_of, verdict
 
@@ -55,9 +54,10 @@ def page(
     sharpness with its error bars, how to read it, methods and BibTeX. The same content gives the same bytes.
 
     Args:
-        content: a result, that is a `Comparison`, a `Surface` or an `Explorer`; name → results; or networks, one or
-            name → network, which `compare` measures. A `Trajectory` is drawn on the surface of its plane, which has to
-            be there too. Names may be tuples, such as ``("SGD", "W4A4")``: one part runs on a slider, the others stand
+        content: a result; name → results; or networks, one or name → network, which `compare` measures. A `Comparison`,
+            a `Surface`, an `Explorer` and the plane of a `Basin` are there to be turned; a `Trajectory` is drawn on the
+            surface of its plane, which has to be there too; any other result is a picture and a table. Names may be
+            tuples, such as ``("SGD", "W4A4")``: one part runs on a slider, the others stand
             side by side, and the reader may swap them; a plain name beside them stays in view. What is the same under
             several such names, as FP32 may be, stands in the table once.
         path: of the file, which ends in .html.
@@ -82,7 +82,7 @@ def page(
         >>> folder.cleanup()
     """
     parallel.check_agreement(**locals())
-    entries, wholes = _entries(content, data)
+    entries, wholes, others = _entries(content, data)
     places, dimensions = _dimensions(entries, parts)
     packed = _Packed()
     networks = _merged(entries, [packed.network(entry) for entry in entries], places)
@@ -90,7 +90,7 @@ def page(
     known = {entry.name: entry for entry in entries}
     surfaces = {name: surface for name, first in named.items() if (surface := known[first].surface) is not None}
     paths = any(entry.path is not None for entry in entries)
-    title = title or title_of(list(named))
+    title = title or title_of(list(named) or list(others))
     drawn = {
         "title": title,
         "start": "log" if is_log("auto", [surface.loss.numpy() for surface in surfaces.values()]) else "loss",
@@ -109,17 +109,19 @@ def page(
         "STEP": step_length(surfaces),
         "VERDICT": " ".join(filter(None, map(verdict, wholes))),
         "METHODS": methods(surfaces, wholes, paths),
-        "BIBTEX": bibtex(_asset("page.bib"), surfaces, wholes, paths),
+        "BIBTEX": bibtex(asset("page.bib"), surfaces, wholes, paths),
     }
     fields = {name: html.escape(part) for name, part in text.items()} | {
         "TABLE": numbers_table({name: known[first].numbers for name, first in named.items()}, wholes),
-        "DATA": _script_json(drawn),
+        "HIDDEN": "" if networks else "hidden",
+        "OTHERS": "".join(pictured(name, result) for name, result in others.items()),
+        "DATA": script_json(drawn),
     }
     target = Path(path)
     if target.suffix.lower() not in (".html", ".htm"):
         target = target.with_name(f"{target.name}.html")
     with atomic(target) as scratch:
-        scratch.write_bytes(_filled(fields))
+        scratch.write_bytes(filled(fields))
     return Page(target, surfaces)
 
 
@@ -172,8 +174,8 @@ class _Entry:
         return shown(self.key)
 
 
-def _entries(content: Any, data: Any) -> tuple[list[_Entry], list[Comparison]]:
-    """Return what there is to show, and the comparisons that it comes from; measure networks first."""
+def _entries(content: Any, data: Any) -> tuple[list[_Entry], list[Comparison], dict[str, Result]]:
+    """Return what there is to turn, the comparisons that it comes from, and other results; measure networks first."""
     if isinstance(content, nn.Module | Objective):
         content = {"network": content}
     items = dict(content) if isinstance(content, Mapping) else {"": getattr(content, "comparison", content)}
@@ -199,7 +201,9 @@ def _entries(content: Any, data: Any) -> tuple[list[_Entry], list[Comparison]]:
     names = [entry.name for entry in entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"content must have names that look different, got {twice!r} twice")
-    return _with_paths(entries), wholes
+    apart = (Comparison, Surface, Trajectory)
+    others = {shown(key): item for key, item in items.items() if isinstance(item, Result) and type(item) not in apart}
+    return _with_paths(entries), wholes, others
 
 
 def _is_network(item: Any) -> bool:
@@ -224,8 +228,11 @@ def _of(key: Any, item: Any) -> list[_Entry]:
         return [_Entry(key or "network", item, {q: (v, math.nan) for q, v in values.items() if not math.isnan(v)})]
     if isinstance(item, Trajectory):
         return [_Entry(key or "training", path=item)]
-    kinds = "a Comparison, a Surface, a Surface and its Trajectory"
-    raise TypeError(f"content must be networks, {kinds}, or name → these, got {type(item).__name__}")
+    if isinstance(item, Basin):
+        return [entry for plane in item.surfaces.values() for entry in _of(key or "basin", plane)]
+    if isinstance(item, Result):
+        return []
+    raise TypeError(f"content must be networks, results, or name → these, got {type(item).__name__}")
 
 
 def _with_paths(entries: Sequence[_Entry]) -> list[_Entry]:
@@ -378,22 +385,3 @@ def _overview(networks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "x": [[q, label] for q, label in _HORIZONTAL.items() if enough and counts[q] > 1],
         "y": [vertical, vertical],
     }
-
-
-def _script_json(value: Any) -> str:
-    """Return JSON that ends no script: without <, > and &, and without JavaScript's line separators."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _asset(name: str) -> str:
-    return (files(__package__) / name).read_text("utf-8")
-
-
-def _filled(fields: Mapping[str, str]) -> bytes:
-    """Fill the template, in one pass: a name that looks like a field stays what it is; allow its own script alone."""
-    own = {"SCRIPT": _asset("page.js"), "STYLE": _asset("page.css")}
-    hashes = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in own.items()}
-    policy = f"default-src 'none'; script-src 'sha256-{hashes['SCRIPT']}'; style-src 'sha256-{hashes['STYLE']}'; "
-    fields = {**fields, **own, "POLICY": policy + "base-uri 'none'; form-action 'none'"}
-    return re.sub(r"\{\{([A-Z]+)\}\}", lambda found: fields[found[1]], _asset("page.html")).encode()

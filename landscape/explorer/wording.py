@@ -12,7 +12,7 @@ from typing import Any
 
 from ..comparison import Comparison, quantity_label
 from ..plotting.captions import axis, axis_label, caption
-from ..results import with_error
+from ..results import Result, with_error
 from ..surfaces import Surface
 
 Numbers = Mapping[str, tuple[float, float]]
@@ -103,12 +103,16 @@ def numbers_table(networks: Mapping[str, Numbers], comparisons: Sequence[Compari
     parts = [f'<div class="wrap"><table>{body}</table></div><dl>{terms}</dl>']
     parts += [_UNMEASURED] * (not comparisons)
     for whole in comparisons:
-        named = _named(whole)
-        plain = named.table.to_html(border=0).replace(' style="text-align: right;"', "")  # which the policy forbids
-        table = f'<div class="wrap">{re.sub(r">-(?=[0-9.])", ">−", plain)}</div>'
         text = f'<p class="soft small">{html.escape(whole._caption().replace("`", ""))}</p>'
+        table = plain_table(_named(whole))
         parts.append(f"<details><summary>All numbers, and the differences</summary>{table}{text}</details>")
     return "".join(parts)
+
+
+def plain_table(result: Result) -> str:
+    """Return the table of a result as HTML."""
+    plain = result.table.to_html(border=0).replace(' style="text-align: right;"', "")  # which the policy forbids
+    return f'<div class="wrap">{re.sub(r">-(?=[0-9.])", ">−", plain)}</div>'
 
 
 def methods(surfaces: Mapping[str, Surface], comparisons: Sequence[Comparison], paths: bool) -> str:

@@ -29,12 +29,14 @@ def axis(result: LineLike | SurfaceLike, number: int = 0) -> tuple[str, str]:
     """Return the name of direction 1 or 2 (0: the only one) and its unit, empty where it has none of its own.
 
     ``about["axes"]`` has an entry per axis: ``{"kind": "random", "normalize": "filter"}``, ``{"kind": "gradient"}``,
-    ``{"kind": "network"}``, ``{"kind": "eigenvector", "index": 1}``, ``{"kind": "principal component", "index": 1}`` or
-    ``{"kind": "given"}``.
+    ``{"kind": "network"}`` and ``{"kind": "given"}`` (which may have a ``"name"``), ``{"kind": "eigenvector", "index":
+    1}``, ``{"kind": "principal component", "index": 1}``.
     """
     axes = result.about.get("axes") or [{}]
     entry = axes[min(max(number - 1, 0), len(axes) - 1)]
     match entry.get("kind"):
+        case "network" if "name" in entry:
+            return f"network {entry['name']} (at 1)", ""
         case "network":
             return f"{('the', 'the first', 'the second')[number]} other network (at 1)", ""
         case "eigenvector" | "principal component":
@@ -42,6 +44,8 @@ def axis(result: LineLike | SurfaceLike, number: int = 0) -> tuple[str, str]:
         case "gradient":
             return "the gradient", "in learning rates"
         case "given":
+            if "name" in entry:
+                return entry["name"], ""
             return f"given direction {number}" if number else "the given direction", ""
     return f"direction {number}" if number else "the direction", _UNITS.get(entry.get("normalize"), "")
 

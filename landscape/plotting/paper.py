@@ -152,7 +152,7 @@ def _name(ax: Axes, names: Sequence[str], rows: bool) -> None:
     """Write the names of rows, or turned ones of bars."""
     if rows:
         ax.set_yticks(range(len(names)), names)
-        ax.invert_yaxis()
+        ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
     elif names:
         ax.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
         ax.set_xlim(-0.7, len(names) - 0.3)
@@ -181,7 +181,7 @@ def _curve(ax: Axes, curve: Curve, rows: bool) -> None:
         every = -(-len(curve.y) // 8)
         marked = (np.arange(len(curve.y)) % every == look * every // 6 % every) | (missing[:-2] & missing[2:])
         more["markevery"] = list(np.flatnonzero(marked))
-    ax.plot(curve.x, curve.y, **style, **more)
+    ax.plot(*((curve.y, curve.x) if rows else (curve.x, curve.y)), **style, **more)
     if curve.centre is not None:
         centre = curve.x[curve.centre], curve.y[curve.centre]
         ax.plot(*centre, markersize=6, markeredgecolor="white", linestyle="none", **style)
@@ -192,9 +192,9 @@ def _band(ax: Axes, band: Band, _: bool) -> None:
     ax.fill_between(band.x, band.low, band.high, **area)
 
 
-def _level(ax: Axes, level: Level, _: bool) -> None:
+def _level(ax: Axes, level: Level, rows: bool) -> None:
     dash: Any = {"linestyle": _DASHES[1]} if level.dash == "dash" else {"linestyle": ":", "linewidth": 0.6}
-    ax.axhline(level.y, color=level.colour, label=level.name, **dash)
+    (ax.axvline if rows else ax.axhline)(level.y, color=level.colour, label=level.name, **dash)
 
 
 def _bars(ax: Axes, bars: Bars, _: bool) -> None:

@@ -275,6 +275,13 @@ def test_a_trajectory_has_a_scrubber(opened):
     assert pixels(window) != last
 
 
+def test_other_results_are_seen_under_the_page_s_policy(opened):
+    line = landscape.Line({}, torch.arange(5.0) - 2, (torch.arange(5.0) - 2) ** 2, torch.full((5,), math.nan))
+    window = opened({"a line": line})
+    assert window.locator("#charts").is_hidden() and window.get_by_role("heading", name="a line · Line").is_visible()
+    assert window.locator("img.print").evaluate("image => image.complete && image.naturalWidth") > 300
+
+
 def test_twelve_networks_of_65_points_are_drawn(opened):
     window = opened({f"network {index}": surface(index, points=65) for index in range(12)})
     assert window.locator(".stage canvas").count() == 12
