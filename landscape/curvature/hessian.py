@@ -67,8 +67,10 @@ class Hessian(_Symmetric):
         objective: ``objective(model, batch) → (mean loss, weight)`` in place of ``loss``.
         memory: bytes that graphs may hold between products; default half of what is free.
         products: ``"exact"``, or ``"difference"``: two gradients beside the centre, for networks without a second
-            derivative (attention kernels, compiled parts) or too large for its graph. Their step is chosen once, by
-            dtype and curvature; `product_error` measures how far off a product is.
+            derivative (attention kernels, compiled parts) or too large for its graph: they take the memory of a
+            gradient, and what the network recomputes (``torch.utils.checkpoint``) none, which graphs of second
+            derivatives keep all the same. Their step is chosen once, by dtype and curvature; `product_error` measures
+            how far off a product is.
 
     Raises:
         ValueError: bad data; a product that is not symmetric (a hand-written backward), with the reason.
@@ -320,17 +322,13 @@ class Hessian(_Symmetric):
         return self.graph_type(self.objective, self._leaves, leaves, batch)
 
     def _chosen_radius(self, batch: Any) -> float:
-        if self.shards:
-            raise ValueError("products='difference' needs whole weights, and the network is sharded: use \"exact\"")
         if self.objective.derivatives == "straight-through":
             raise ValueError(
                 "products='difference' needs gradients that are derivatives: where activations are rounded, "
                 "differences of straight-through gradients are off by as much as they are long"
             )
-        generator = torch.Generator().manual_seed(0)
         leaves = list(self._leaves.values())
-        vectors = [torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in leaves]
-        radius = best_radius(GradientDifferences(self.objective, self._leaves, leaves, batch, 0.0), vectors)
+        radius = best_radius(GradientDifferences(self.objective, self._leaves, leaves, batch, 0.0))
         return parallel.gather(radius)[0]
 
     @cached_property
