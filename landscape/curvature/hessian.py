@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import checked, numbers, one_of
-from ..linalg import local_size
+from ..linalg import basis_dtype, local_size
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Point, Space, objective_of, translated
 from .gradient_differences import GradientDifferences, best_radius, measured_error
 from .layer_inputs import LayerInputs
@@ -248,13 +248,20 @@ class Hessian(_Symmetric):
         return Scaled(self, self.coordinates.flatten(self.coordinates.filter_scale()), "filter")
 
     @checked
-    def estimate(self, products: int) -> dict[str, float]:
-        """Return the seconds, and the bytes of graphs, that this many products in a row take in a process."""
-        numbers(whole=True, at_least=0, products=products)
+    def estimate(self, products: int, vectors: int = 0) -> dict[str, float]:
+        """Return what this many products in a row take in a process: seconds, and bytes of graphs and of vectors.
+
+        Vectors are those that are kept, as many as given, and what a product is summed up in; of a sharded network
+        also one of all weights, whose gradients each process has of its rows before they are added up.
+        """
+        numbers(whole=True, at_least=0, products=products, vectors=vectors)
         samples, share = sum(self.objective.batch_rows[index] for index in self._mine), self._share_kept()
         built = 1 + (products - 1) * (1 - share)
         seconds = samples * (built * self.probe.build_seconds + products * self.probe.product_seconds)
-        return {"seconds": seconds, "bytes": share * samples * self.probe.graph_bytes}
+        sums = 2 * torch.float64.itemsize + self.dtype.itemsize  # of all batches, of a fold; a batch's product
+        held = (vectors * basis_dtype(self).itemsize + sums) * local_size(self)
+        held += self.dtype.itemsize * self.shape[0] * bool(self.shards)
+        return {"seconds": seconds, "bytes": share * samples * self.probe.graph_bytes, "vectors": held}
 
     def about(self, **more: Any) -> dict[str, Any]:
         """Describe how a result came about: what `Objective.about` says, the matrix and the way of its products."""
