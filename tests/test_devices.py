@@ -104,11 +104,33 @@ def test_the_stand_in_refuses_what_a_gpu_refuses(device):
 
 
 def product(model):
-    operator = landscape.Hessian(model, RAGGED)
+    return product_of(landscape.Hessian(model, RAGGED))
+
+
+def product_of(operator):
     return operator @ torch.ones(operator.shape[0], 3, dtype=operator.dtype, device=operator.device)
 
 
+def offloaded(model):
+    """What a Hessian whose vectors lie on the host gives; the stand-in refuses what is of two devices."""
+    exact = landscape.Hessian(model, RAGGED, offload=True)
+    assert exact.device.type == product_of(exact).device.type == exact.start().device.type == "cpu"
+    scaled = landscape.GGN(model, RAGGED, offload=True).filter_relative()
+    top = landscape.top_eigenvalues(exact, k=2, tol=1e-6)
+    return torch.cat(
+        [
+            product_of(exact)[:, 0],
+            top.values,
+            landscape.top_eigenvalues(scaled, k=1).values,
+            landscape.trace(exact, eigenvalues=top, num_probes=3, per_layer=True).samples,
+            landscape.trace(scaled, num_probes=3).samples,
+            landscape.density(exact, num_probes=2, k=1, steps=4).density,
+        ]
+    )
+
+
 CALLS = {
+    "offloaded": offloaded,
     "product": product,
     "trace": lambda m: landscape.trace(m, RAGGED, num_probes=12).samples,
     "hutchinson": lambda m: landscape.trace(m, RAGGED, method="hutchinson", num_probes=12).samples,

@@ -428,7 +428,6 @@ def test_language_models_by_blocks(count, kind, dtype):
         held, found = few(model, data)
         assert held < {2: 0.6, 4: 0.35}[count]
         for one, other in zip(found, expected, strict=True):
-            if os.environ.get("FIGS"): print(kind, count, dtype, held, float((one-other).norm()/other.norm()), flush=True)
             same(one, other, 1e-10 if dtype == torch.float64 else 1e-5)
 
     launched(check, count=count, patience=300)

@@ -341,7 +341,7 @@ def _blocks(operator: Operator) -> dict[str, int]:
 def _room(operator: Operator, k: int) -> int:
     """Count the Lanczos vectors that memory has room for, within reason."""
     n = operator.shape[0]
-    memory = getattr(operator, "memory", math.inf)
+    memory = getattr(operator, "vector_memory", math.inf)
     size = max(1, local_size(operator)) * basis_dtype(operator).itemsize
     room = int(min(max(2 * k + 20, 80), memory / 2 / size))
     return min(n, max(k + 2, min(parallel.gather(room))))  # all processes must restart together

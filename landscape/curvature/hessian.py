@@ -71,6 +71,8 @@ class Hessian(_Symmetric):
             gradient, and what the network recomputes (``torch.utils.checkpoint``) none, which graphs of second
             derivatives keep all the same. Their step is chosen once, by dtype and curvature; `product_error` measures
             how far off a product is.
+        offload: keep vectors, and with them the bases of Lanczos and of deflation, in the memory of the host, not of
+            the accelerator: more fit, and their algebra is the CPU's.
 
     Raises:
         ValueError: bad data; a product that is not symmetric (a hand-written backward), with the reason.
@@ -108,12 +110,14 @@ class Hessian(_Symmetric):
         objective: BatchObjective | None = None,
         memory: float | None = None,
         products: Products = "exact",
+        offload: bool = False,
     ) -> None:
         parallel.check_agreement(**locals())
         one_of("products", products, Products)
         if at is not None and products != "exact":
             raise ValueError('products="difference" moves weights: leave at= out, or use products="exact"')
         self.radius: float | None = None if products == "exact" else 0.0  # of differences, relative to ‖w‖
+        self.offload = offload
         arguments = {"space": space, "layers": layers, "loss": loss, "objective": objective}
         self.objective = objective_of(model, data, **arguments)
         network = self.objective.network
@@ -124,7 +128,9 @@ class Hessian(_Symmetric):
             )
         # the least of all processes: they must take the same steps
         numbers(at_least=0, finite=False, optional=True, memory=memory)
-        self.memory = min(parallel.gather(free_memory(self.device) / 2 if memory is None else memory))
+        free = free_memory(self.objective.device) / 2 if memory is None else memory
+        self.memory = min(parallel.gather(free))
+        self.vector_memory = min(parallel.gather(free_memory(self.device) / 2)) if offload else self.memory
         self.products = 0
         self._inputs = None if at is None else LayerInputs(self.objective, at)
         self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
@@ -168,14 +174,14 @@ class Hessian(_Symmetric):
 
     @property
     def device(self) -> torch.device:
-        """The model's device."""
-        return self.objective.device
+        """Where vectors lie: on the model's device, or on the host."""
+        return torch.device("cpu") if self.offload else self.objective.device
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         columns = self._columns(vectors)
         total = torch.zeros(len(columns), local_size(self), dtype=torch.float64, device=self.device)
         for _, image in self._images(columns):
-            total += image
+            total += image.to(self.device)
         total = self._summed(total) / sum(self._weights)
         return total.to(self.dtype).T.reshape(vectors.shape)
 
@@ -189,7 +195,7 @@ class Hessian(_Symmetric):
         columns = self._columns(vectors)
         images = torch.zeros(len(weights), len(columns), local_size(self), dtype=weights.dtype, device=self.device)
         for fold, image in self._images(columns):
-            images[fold] += image
+            images[fold] += image.to(self.device)
         means = self._summed(images) / weights[:, None, None]
         return means.transpose(1, 2).reshape(len(images), *vectors.shape)
 
@@ -202,7 +208,7 @@ class Hessian(_Symmetric):
             for _, graph in self._graphs():
                 if not isinstance(graph, HessianGraph):
                     return None
-                total += torch.cat([part.detach().reshape(-1) for part in graph.gradient])
+                total += torch.cat([part.detach().reshape(-1) for part in graph.gradient]).to(self.device)
         return self._summed(total)
 
     @cached_property
@@ -282,13 +288,13 @@ class Hessian(_Symmetric):
         if vectors.ndim not in (1, 2) or vectors.shape[0] != n:
             raise ValueError(f"vectors must have shape ({n},) or ({n}, k), got {tuple(vectors.shape)}")
         columns = vectors if vectors.ndim == 2 else vectors[:, None]
-        return columns.to(self.device, self.dtype).unbind(1)
+        return columns.to(self.objective.device, self.dtype).unbind(1)
 
     def _images(self, columns: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Yield each fold with the sum over some of its batches of weight·A_batch·v, (k, n)."""
         self.products += len(columns)
         folds, here = self._folds(), -1
-        sums = torch.zeros(len(columns), local_size(self), dtype=self._sum_dtype, device=self.device)
+        sums = torch.zeros(len(columns), local_size(self), dtype=self._sum_dtype, device=self.objective.device)
         with self.objective.measurement_mode(), torch.enable_grad():
             for index, graph in self._graphs():
                 if folds[index] != here >= 0:
@@ -372,7 +378,8 @@ class GGN(Hessian):
     Fisher information.
 
     Args:
-        model, data, space, layers, at, loss, memory: as for `Hessian`; the loss must be ``loss(output, target)``.
+        model, data, space, layers, at, loss, memory, offload: as for `Hessian`; the loss must be
+            ``loss(output, target)``.
 
     Raises:
         ValueError: as `Hessian`; an objective that does not hand out the network's output.
@@ -402,10 +409,11 @@ class GGN(Hessian):
         at: str | None = None,
         loss: Loss | None = None,
         memory: float | None = None,
+        offload: bool = False,
     ) -> None:
         if isinstance(model, Objective) and not model.criterion.has_output:
             raise ValueError("GGN needs the network's output: make the objective with loss=loss(output, target)")
-        super().__init__(model, data, space=space, layers=layers, at=at, loss=loss, memory=memory)
+        super().__init__(model, data, space=space, layers=layers, at=at, loss=loss, memory=memory, offload=offload)
 
 
 class Scaled(_Symmetric):
@@ -415,9 +423,10 @@ class Scaled(_Symmetric):
         if d.shape != (local_size(operator),) or not d.isfinite().all():
             got = tuple(d.shape) if d.isfinite().all() else "NaN or infinity"
             raise ValueError(f"d must have shape ({local_size(operator)},) and be finite, got {got}")
-        self.operator, self.d, self.units = operator, d, units
+        self.operator, self.d, self.units = operator, d.to(operator.device), units
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
-        self.coordinates, self.memory, self.estimate = operator.coordinates, operator.memory, operator.estimate
+        self.coordinates, self.estimate = operator.coordinates, operator.estimate
+        self.vector_memory = operator.vector_memory
         self.shards = operator.shards
 
     def __repr__(self) -> str:
