@@ -37,6 +37,12 @@ class BatchLoss(NamedTuple):
     counted: Tensor | None = None
     metrics: tuple[Tensor, ...] = ()
 
+    @property
+    def total(self) -> Tensor:
+        """The mean times the weight, which is a constant: no device is waited for to read it."""
+        weight = self.weight
+        return self.mean * (weight.detach().to(self.mean.dtype) if isinstance(weight, Tensor) else float(weight))
+
     def scaled(self, factor: float) -> BatchLoss:
         """Return the loss times a factor."""
         return self._replace(mean=factor * self.mean, losses=None if self.losses is None else factor * self.losses)
