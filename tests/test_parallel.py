@@ -93,6 +93,16 @@ def test_two_processes_share_a_folder_of_tiles(tmp_path):
     assert written == {file.name: file.stat().st_mtime_ns for file in (tmp_path / "tiles").iterdir()}
 
 
+def test_every_process_takes_its_own_gpu_before_the_first_message(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: told.append(device))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: told.append(backend))
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert parallel.start() == torch.device("cuda", 1) and told == [1, "nccl"]
+
+
 def test_alone_everything_is_the_identity():
     assert (parallel.rank(), parallel.size(), list(parallel.share(3)), parallel.gather("a")) == (0, 1, [0, 1, 2], ["a"])
     tensor = torch.ones(2)
