@@ -40,8 +40,9 @@ class BatchLoss(NamedTuple):
     @property
     def total(self) -> Tensor:
         """The mean times the weight, which is a constant: no device is waited for to read it."""
-        weight = self.weight
-        return self.mean * (weight.detach().to(self.mean.dtype) if isinstance(weight, Tensor) else float(weight))
+        if not isinstance(self.weight, Tensor):
+            return self.mean * float(self.weight)
+        return self.mean * self.weight.detach().to(self.mean.dtype).reshape(())
 
     def scaled(self, factor: float) -> BatchLoss:
         """Return the loss times a factor."""
