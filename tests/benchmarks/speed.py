@@ -99,7 +99,7 @@ def best(seconds, name):
     return {key: value for key, value in seconds.items() if key not in found or key == fastest}, fastest
 
 
-MOST = []  # images at most, in a dry run
+MOST = []  # images at most, in a dry run; a batch is 128
 
 
 def images(n, device, seed=0, size=32):
@@ -238,7 +238,7 @@ def trained(device, epochs=4):
     """A network trained on real images of CIFAR's size for a few epochs: its spectrum is that of a trained network."""
     digits = saq_core.load_data("digits")
     x, y = (torch.nn.functional.interpolate(digits.train[0], size=32).expand(-1, 3, -1, -1), digits.train[1])
-    x, y = (part[: min([len(x), *MOST])] for part in (x, y))
+    x, y = (part[:32] if MOST else part for part in (x, y))
     data = saq_core.Data((x, y), (x, y), (x, y), num_classes=10)
     torch.manual_seed(0)
     model = saq_core.build_model("resnet8", data).to(device)
@@ -745,11 +745,11 @@ def main():
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="compiled rivals and steps too (a minute to compile)")
-    parser.add_argument("--dry", action="store_true", help="see it run: 32 images, once, points of few tiles")
+    parser.add_argument("--dry", action="store_true", help="see it run: 128 images, once, a small surface")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write what was measured there, too")
     given = parser.parse_args()
     if given.dry:
-        given.repeats, MOST[:] = 1, [32]
+        given.repeats, MOST[:] = 1, [128]
     if unknown := set(given.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
