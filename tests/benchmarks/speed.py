@@ -610,9 +610,9 @@ def searches(given, device):
     samq_ = samq.Search(model, data, space, budget, saq_core.SAMQ(lr=1e-3), 0, "lsq")
     functions = {"QAT": lambda: saq_core.train(twin, data, recipe)}
     functions |= {name: lambda run=run: run.epoch(0) for name, run in runs.items()}
-    functions["SAMQ: weights on one half, generator on the other"] = lambda: (
+    functions["SAMQ: weights on one half, controller on the other"] = lambda: (
         samq_.weight_epoch(0),
-        samq_.generator_epoch(),
+        samq_.controller_epoch(),
     )
     show("searching for bits, an epoch over 512 images", measured(functions, given.repeats, device), "QAT")
 
@@ -634,13 +634,13 @@ def explorer(given, device):
         view = landscape.explore(models, (x, y), points=5)
     for side in (3, 5):
         while [len(found.betas) >= side for found in view.surfaces.values()] != [True] * len(models):
-            assert view._advance(), view.study.errors
+            assert view.advance(), view.study.errors
         print(f"  {f'first picture, {side} × {side} points':58} {passed()}", flush=True)
     for kind in ("3-D", "contour", "both"):
         view.controls["kind"].value = kind
         clocks = time.perf_counter(), time.process_time()
         for _ in range(given.repeats):
-            view.controls["quantity"].value = {"loss": "log loss"}.get(view.controls["quantity"].value, "loss")
+            view.controls["quantity"].value = {"loss": "accuracy"}.get(view.controls["quantity"].value, "loss")
         print(f"  {f'{given.repeats} redraws, {kind}':58} {passed()}", flush=True)
 
 
