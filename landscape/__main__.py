@@ -5,7 +5,8 @@
 
 The model is what a function returns: ``package.module:function``, called with the words that follow, gives the network
 (which carries its probe) or ``(network, data)``. With torchrun products share the batches and surfaces the points; the
-numbers are those of one process. Results are netCDF files (``landscape.load``), or CSV tables where the name ends so.
+numbers are those of one process. A network too large for one device is shared itself, by its weights (``--shard``), or
+comes sharded from the function. Results are netCDF files (``landscape.load``), or CSV tables where the name ends so.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import landscape
 from . import parallel
 from .curvature.estimates import Method, Units
 from .linalg import Which
+from .model.sharding import shard
 
 # what each command measures, and the options that it hands on
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -59,20 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what the command line asks for; the first process writes the result and prints it."""
     given = vars(_parser().parse_args(arguments))
     function, _ = COMMANDS[given.pop("command")]
-    spec, out = given.pop("model"), given.pop("out")
+    spec, out, is_shared = given.pop("model"), given.pop("out"), given.pop("shard")
     settings = {name: value for name, value in given.items() if value is not None}
     device = parallel.start()
     try:
-        model, data = network(spec, device)
+        model, data = network(spec, None if is_shared else device)
+        model = shard(model, device) if is_shared else model
         result = getattr(landscape, function)(model, data, **settings)
+        if parallel.rank() == 0 or any(map(parallel.is_sharded, model.parameters())):
+            written = result.save(out)  # by all of them: what lies in shards is gathered
         if parallel.rank() == 0:
-            print(f"{result!r}\n{result.save(out)}")
+            print(f"{result!r}\n{written}")
     finally:
         parallel.stop()
 
 
-def network(spec: Sequence[str], device: torch.device) -> tuple[nn.Module, Any]:
+def network(spec: Sequence[str], device: torch.device | None) -> tuple[nn.Module, Any]:
     """Call ``package.module:function`` with the words that follow, and return (network on the device, data or None).
+
+    Without a device the network stays where the function made it.
 
     Raises:
         ValueError: no such function, or it returns something else.
@@ -87,7 +94,7 @@ def network(spec: Sequence[str], device: torch.device) -> tuple[nn.Module, Any]:
     model, data = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{spec[0]} must return a network or (network, data), got {type(model).__name__}")
-    return model.to(device), data
+    return (model if device is None else model.to(device)), data
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
             "--model", nargs="+", required=True, metavar=("MODULE:FUNCTION", "WORD"), help="what returns the network"
         )
         command.add_argument("--out", required=True, help="file to write: .nc (all of it) or .csv (a table)")
+        command.add_argument("--shard", action="store_true", help="each process holds its share of every weight")
         command.add_argument("--seed", type=int, help="of directions and probes")
         command.add_argument("--space", choices=("quantized", "latent"), help="of a quantized network")
         for option in options:

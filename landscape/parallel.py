@@ -36,6 +36,8 @@ def start() -> torch.device:
     cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", 0))
     if "RANK" in os.environ and not distributed.is_initialized():
+        if cuda:  # where NCCL puts what it exchanges
+            torch.cuda.set_device(local)
         distributed.init_process_group("nccl" if cuda else "gloo")
     return torch.device("cuda", local) if cuda else torch.device("cpu")
 

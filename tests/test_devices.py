@@ -29,6 +29,7 @@ class Elsewhere(torch.Tensor):
         self.here = here
 
     def tolist(self):
+        WAITS.append("tolist")
         return self.here.tolist()
 
     @classmethod
@@ -41,6 +42,9 @@ class Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, arguments=(), settings=None):
         return run(operation, arguments, settings or {})
+
+
+WAITS = []  # what had the host wait for the device, or the device for memory of the host
 
 
 def run(operation, arguments, settings):
@@ -57,6 +61,12 @@ def run(operation, arguments, settings):
     if torch.Tag.inplace_view in operation.tags and there:
         with _mode_utils.no_dispatch():  # sizes and strides
             operation(*arguments, **settings)
+    is_read = name in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero") and bool(there)
+    crosses = name in ("_to_copy", "copy_") and any(
+        isinstance(part, Elsewhere) != result_there for part in tensors[-1:]
+    )
+    if is_read or crosses:
+        WAITS.append(name)
     own = {id(part.here): part for part in there}
     result = operation(*tree_map(here, arguments), **tree_map(here, settings))
 
@@ -104,11 +114,33 @@ def test_the_stand_in_refuses_what_a_gpu_refuses(device):
 
 
 def product(model):
-    operator = landscape.Hessian(model, RAGGED)
+    return product_of(landscape.Hessian(model, RAGGED))
+
+
+def product_of(operator):
     return operator @ torch.ones(operator.shape[0], 3, dtype=operator.dtype, device=operator.device)
 
 
+def offloaded(model):
+    """What a Hessian whose vectors lie on the host gives; the stand-in refuses what is of two devices."""
+    exact = landscape.Hessian(model, RAGGED, offload=True)
+    assert exact.device.type == product_of(exact).device.type == exact.start().device.type == "cpu"
+    scaled = landscape.GGN(model, RAGGED, offload=True).filter_relative()
+    top = landscape.top_eigenvalues(exact, k=2, tol=1e-6)
+    return torch.cat(
+        [
+            product_of(exact)[:, 0],
+            top.values,
+            landscape.top_eigenvalues(scaled, k=1).values,
+            landscape.trace(exact, eigenvalues=top, num_probes=3, per_layer=True).samples,
+            landscape.trace(scaled, num_probes=3).samples,
+            landscape.density(exact, num_probes=2, k=1, steps=4).density,
+        ]
+    )
+
+
 CALLS = {
+    "offloaded": offloaded,
     "product": product,
     "trace": lambda m: landscape.trace(m, RAGGED, num_probes=12).samples,
     "hutchinson": lambda m: landscape.trace(m, RAGGED, method="hutchinson", num_probes=12).samples,
@@ -154,3 +186,55 @@ def test_training_ends_at_the_same_weights_on_another_device(settings, request, 
 def test_quantizing_and_calibrating_stay_on_the_device(device):
     model = calibrate(quantize(moved(convolutional()), "W4A4", first_last_bits=None), [(Elsewhere(X), Elsewhere(Y))])
     assert {p.device.type for p in model.parameters()} == {b.device.type for b in model.buffers()} == {"meta"}
+
+
+def objective_of(batches):
+    layers = torch.nn.Flatten(), torch.nn.Linear(32, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)
+    model = moved(torch.nn.Sequential(*layers).double().eval())
+    return landscape.Objective(model, [(Elsewhere(X[:3]), Elsewhere(Y[:3]))] * batches, validate=False)
+
+
+def product_on(batches, make=landscape.Hessian, **settings):
+    operator = make(objective_of(batches), **settings)
+    vector = torch.ones(operator.shape[0], dtype=operator.dtype, device=operator.device)
+    return lambda: operator @ vector
+
+
+def line_of(points):
+    objective = objective_of(2)
+    return lambda: landscape.line(objective, points=points)
+
+
+def lanczos_on(products):
+    operator = landscape.Hessian(objective_of(4))
+    return lambda: landscape.top_eigenvalues(operator, k=1, tol=0.0, max_products=products)
+
+
+def training_on(count, **settings):
+    data = Elsewhere(torch.cat([X] * count)), Elsewhere(torch.cat([Y] * count))
+    recipe = Recipe(epochs=1, lr=0.01, batch_size=len(X), compile=False, **settings)
+    return lambda: train(moved(quantized("W4A4")), Data(data, *[(Elsewhere(X), Elsewhere(Y))] * 2, 3), recipe)
+
+
+WORK = {  # what may wait no more often where there is more of it, but for so many times
+    "batches, graphs kept": (product_on, (2, 3), {}, 0),
+    "batches, graphs built anew": (product_on, (2, 3), {"memory": 0}, 0),
+    "batches, GGN": (product_on, (2, 3), {"memory": 0, "make": landscape.GGN}, 0),
+    "batches of a gradient": (lambda batches: objective_of(batches).gradient, (2, 3), {}, 0),
+    "batches of a point": (lambda batches: objective_of(batches).evaluate, (2, 3), {}, 0),
+    "points": (line_of, (7, 11), {}, 0),
+    "Lanczos steps": (lanczos_on, (3, 4), {}, 2),  # its coefficients, and where much cancels a norm
+    "training steps, SAQ": (training_on, (1, 2), {"sam": SAQ(0.05)}, 0),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_nothing_waits_for_the_device_inside_a_loop(name, device, coarse):
+    make, sizes, settings, more = WORK[name]
+    counts = []
+    for size in sizes:
+        work = make(size, **settings)
+        WAITS.clear()
+        work()
+        counts.append(len(WAITS))
+    assert counts[1] - counts[0] <= more, WAITS

@@ -1,5 +1,6 @@
 """Pieces that are resumed, and the clock that times on a GPU."""
 
+import json
 import sys
 import types
 
@@ -36,9 +37,23 @@ def test_a_piece_beyond_its_time_is_stopped_and_the_next_one_run(tmp_path, capfd
 
 def test_without_cuda_what_is_left_is_listed(tmp_path, capfd):
     (tmp_path / "tests.txt").write_text("done")
-    assert gpu.run(gpu.PIECES, tmp_path, cuda=False) == 0
+    assert gpu.run(gpu.pieces(tmp_path), tmp_path, cuda=False) == 0
     output = capfd.readouterr().out
-    assert "-m gpu" not in output and all(f"speed.py {name}\n" in output for name in speed.SECTIONS)
+    assert "-m gpu" not in output and all(f"speed.py {name} --compile" in output for name in speed.SECTIONS)
+
+
+def test_what_was_measured_is_put_into_one_table(tmp_path):
+    place = {"device": "a card", "network": "resnet20"}
+    rows = [{"title": "product", "name": "ours", "seconds": 0.0123, "ratio": 1.5} | place]
+    rows += [{"title": "surface", "name": "fp32", "value": 61.0, "unit": "s", "reach": 60} | place]
+    for name, row in zip(("product", "plane"), rows, strict=True):
+        (tmp_path / f"{name}.json").write_text(json.dumps([row]))
+    gpu.tabulate(tmp_path)
+    assert json.loads((tmp_path / "table.json").read_text()) == rows
+    assert (tmp_path / "table.md").read_text().splitlines()[-2:] == [
+        "| product | ours | 12.3 ms, 1.50 × |  |",
+        "| surface | fp32 | 61.00 s | ≤ 60, **falls short** |",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])

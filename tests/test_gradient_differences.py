@@ -1,10 +1,13 @@
 import copy
+import itertools
 
 import pytest
 import torch
 from networks import RAGGED, convolutional, quantized
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
 from landscape import GGN, Hessian, top_eigenvalues, trace
 
@@ -52,6 +55,31 @@ def test_the_stated_error_covers_the_truth(activation, dtype):
         stated = hessian.product_error(v.to(dtype))
         assert gap <= stated and (stated < 100 * gap or isinstance(activation, nn.ReLU))
     assert exact.product_error(v) == 0.0
+
+
+class Recomputed(nn.Sequential):
+    def forward(self, x):
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
+
+
+def test_what_a_network_recomputes_takes_no_memory_in_differences_and_all_of_it_in_graphs():
+    batch = [(torch.randn(1000, 32, generator=torch.Generator().manual_seed(0)), torch.arange(1000) % 32)]
+    peaks = {}
+    for kind, products in ((nn.Sequential, "exact"), (Recomputed, "exact"), (Recomputed, "difference")):
+        torch.manual_seed(0)
+        blocks = [nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 32)) for _ in range(6)]
+        hessian = Hessian(kind(*blocks), batch, products=products, memory=0)
+        vector = torch.randn(hessian.shape[0], generator=torch.Generator().manual_seed(1))
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            image = hessian @ vector
+        changes = [event.nbytes() for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+        peaks[kind, products] = max(itertools.accumulate(changes)), image
+    (most, expected), (same, image), (least, near) = peaks.values()
+    assert most == pytest.approx(same, rel=0.1) and least < 0.3 * most
+    torch.testing.assert_close(image, expected)
+    assert float((near - expected).norm() / expected.norm()) < 0.01
 
 
 def test_rounded_activations_are_refused_and_rounded_weights_are_not():

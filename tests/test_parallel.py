@@ -70,6 +70,19 @@ def test_torchrun_gives_the_numbers_of_one_process(tmp_path):
     same(load(one), load(two))
 
 
+def test_a_network_is_sharded_on_request(tmp_path):
+    one, two = tmp_path / "one.nc", tmp_path / "two.nc"
+    words = ["eigen", "--k", 2]
+    run(*words, out=one)
+    assert run(*words, "--shard", out=two, processes=2).count(str(two)) == 1
+    ours, theirs = load(one), load(two)
+    same(ours, theirs)
+    for name, part in ours.vector(0).items():  # gathered by both of them for the file
+        torch.testing.assert_close(theirs.vector(0)[name].abs(), part.abs(), rtol=1e-6, atol=1e-8)
+    with pytest.raises(ValueError, match="this is the only one: start them by torchrun --nproc-per-node=N"):
+        run(*words, "--shard", out=one)
+
+
 def test_two_processes_share_a_folder_of_tiles(tmp_path):
     words = ["surface", "--points", 9, "--path", tmp_path / "tiles"]
     run(*words, out=tmp_path / "two.nc", processes=2)
@@ -78,6 +91,16 @@ def test_two_processes_share_a_folder_of_tiles(tmp_path):
     run(*words, out=tmp_path / "one.nc")
     assert torch.equal(load(tmp_path / "one.nc").loss, load(tmp_path / "two.nc").loss)
     assert written == {file.name: file.stat().st_mtime_ns for file in (tmp_path / "tiles").iterdir()}
+
+
+def test_every_process_takes_its_own_gpu_before_the_first_message(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: told.append(device))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: told.append(backend))
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert parallel.start() == torch.device("cuda", 1) and told == [1, "nccl"]
 
 
 def test_alone_everything_is_the_identity():

@@ -186,7 +186,7 @@ landscape.plot_line(torch.nn.Linear(3, 2), data, points=5)
 from IPython.display import display
 display(landscape.plot_surface(torch.nn.Linear(3, 2), data, points=3))
 landscape.top_eigenvalues(torch.diag(torch.arange(400.0)), k=1);
-progress.announce(30, 60.0, 1e9)
+progress.announce(30, 60.0, 1e9, 2e9)
 ---
 list(progress.progress(iter(range(3)), "unknown"))
 for _ in progress.progress(range(9), "early"):
@@ -210,7 +210,7 @@ def test_a_notebook_that_no_front_end_ran_has_pictures_and_no_rest_of_a_bar(monk
     outputs = [output for cell in notebook.cells for output in cell.outputs]
     assert {output.get("name") for output in outputs} <= {None, "stdout"}  # stderr is a red box
     assert [o.text for o in outputs if o.output_type == "stream"] == [
-        "ahead: about 30 matrix-vector products, 1 min 0 s; graphs hold 1.0 GB\n"
+        "ahead: about 30 matrix-vector products, 1 min 0 s; graphs hold 1.0 GB, vectors 2.0 GB\n"
     ]
     shown = [output.data for output in outputs if "data" in output and any(output.data.values())]
     interactive = [data for data in shown if "application/vnd.plotly.v1+json" in data]

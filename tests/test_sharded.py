@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from networks import convolutional
+from networks import convolutional, quantized
 from ranks import launched
 from torch import distributed, multiprocessing, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -20,10 +20,12 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import landscape
 from landscape import parallel
-from landscape.model.sharding import Shards
+from landscape.model import gaussian
+from landscape.model.sharding import Shards, shard
 
 
 class Tied(nn.Module):
@@ -41,7 +43,7 @@ class Tied(nn.Module):
 
 
 def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def perceptron():
@@ -75,6 +77,32 @@ def over_tensor_parallel(model, mesh):
     return fully_shard(model, mesh=both["rows"])
 
 
+class Blocks(nn.Module):
+    """Blocks in lists, one of them called twice, one that shares its weight with the head; a gain of no dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        again = nn.Linear(7, 7)
+        self.inner = nn.Sequential(nn.Sequential(nn.Linear(7, 7), nn.Tanh()), again, nn.Tanh(), again)
+        self.outer = nn.ModuleList([nn.ModuleList([nn.Linear(7, 7), nn.BatchNorm1d(7)]), nn.Linear(7, 3)])
+        self.head, self.gain = nn.Linear(7, 3), nn.Parameter(torch.tensor(0.7))
+        self.head.weight = self.outer[1].weight
+
+    def forward(self, x):
+        (first, norm), last = self.outer
+        hidden = torch.tanh(norm(first(self.inner(x))))
+        return self.head(hidden) + self.gain * last(hidden)
+
+
+class Recomputed(nn.Sequential):
+    """Every layer is computed again in the backward pass instead of kept."""
+
+    def forward(self, x):
+        for layer in self:
+            x = checkpoint(layer, x, use_reentrant=False)
+        return x
+
+
 X, Y = draw(9, 7), torch.arange(9) % 3
 TOKENS = torch.arange(20).reshape(5, 4) * 7 % 11, torch.arange(5)
 NETWORKS = {  # what makes one, what shards it, its data, its loss
@@ -82,6 +110,8 @@ NETWORKS = {  # what makes one, what shards it, its data, its loss
     "mean squared error, 3 rows": (perceptron, whole, (X[:3], draw(3, 3)), F.mse_loss),
     "tied": (Tied, whole, TOKENS, None),
     "convolutions, by hand": (convolutional, by_hand, (draw(7, 2, 4, 4), torch.arange(7) % 3), None),
+    "checkpointed": (lambda: Recomputed(*perceptron()), by_layers, (X, Y), None),
+    "by its blocks": (Blocks, lambda model, mesh: shard(model, torch.device("cpu")), (X, Y), None),
     "over tensor parallelism": (
         lambda: nn.Sequential(nn.Linear(7, 4), nn.Tanh(), nn.Linear(4, 3)),
         over_tensor_parallel,
@@ -108,7 +138,7 @@ def made(name, mesh=None):
 
 def product(model, data=None, **settings):
     """Return H @ v, whole."""
-    hessian = landscape.Hessian(model, data, **settings)
+    hessian = model if isinstance(model, landscape.Hessian) else landscape.Hessian(model, data, **settings)
     centre = hessian.coordinates
     v = {name: centre.cut(name, draw(*centre.shape(name), seed=1)).to(hessian.dtype) for name in centre.names}
     image = centre.results(centre.unflatten(hessian @ centre.flatten(v)))
@@ -183,6 +213,31 @@ def product_of(name, mesh=None):
     return product(model, data, **settings)
 
 
+def test_differences_of_gradients_are_those_of_one_process():
+    def found(dtype, mesh=None):
+        torch.manual_seed(0)
+        model = perceptron().to(dtype)
+        hessian = landscape.Hessian(
+            model if mesh is None else by_layers(model, mesh), (X.to(dtype), Y), products="difference"
+        )
+        centre = hessian.coordinates
+        vector = centre.flatten(dict(gaussian(centre.centre, 1, centre.layouts)))
+        return hessian.radius, product(hessian), hessian.product_error(vector)
+
+    slack = {torch.float64: 1e-7, torch.float32: 1e-3}
+    expected = {dtype: found(dtype) for dtype in slack}
+    assert all(expected[dtype][2] < slack[dtype] for dtype in slack)
+
+    @together
+    def check(mesh):
+        for dtype, (radius, image, _) in expected.items():
+            same_radius, same_image, error = found(dtype, mesh)
+            assert same_radius == radius and error < slack[dtype]
+            same(same_image, image, slack[dtype])
+
+    launched(check, count=2, patience=60)
+
+
 def test_every_measurement_is_that_of_one_process():
     expected = measured(*made("odd sizes")[:2])
     assert not any(part.isnan().all() for part in expected.values())
@@ -193,6 +248,26 @@ def test_every_measurement_is_that_of_one_process():
             same(found, expected[name], 1e-8)
 
     launched(check, count=2, patience=120)
+
+
+def test_blocks_are_sharded_unless_they_share_a_weight_with_the_rest():
+    @together
+    def check(mesh):
+        model = made("by its blocks", mesh)[0]
+        blocks = {name for name, module in model.named_modules() if hasattr(module, "unshard")}
+        assert blocks == {"", "inner.0", "inner.0.0", "outer.0.0", "outer.0.1"}
+        assert {n for n, weight in model.named_parameters() if not parallel.is_sharded(weight)} == {"gain"}
+
+        def refused(model, message):
+            with pytest.raises(ValueError, match=message):
+                shard(model, torch.device("cpu"))
+
+        refused(model, "in shards already, and is measured as it is: leave --shard out")
+        refused(quantized("W4A4"), "quantized layers are not measured in shards: pass the network with whole weights")
+        torch.manual_seed(parallel.rank())
+        refused(perceptron(), "all processes must be given the same model.0.weight")
+
+    launched(check, count=2, patience=60)
 
 
 @pytest.mark.parametrize("sizes", [(3,), (5, 3, 2), (15, 1, 16), (100, 33, 7), (70_001, 64, 1, 15), (1000, 999, 17)])
@@ -213,10 +288,11 @@ def test_a_process_holds_its_share_and_graphs_no_weights():
             model, (torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), torch.arange(4))
         )
         n, weights = hessian.shape[0], 4 * hessian.shape[0]
+        assert hessian.estimate(1, vectors=5)["vectors"] == pytest.approx((5 * 4 + 20) * n / 2 + weights, rel=0.05)
         top = landscape.top_eigenvalues(hessian, k=1, tol=0.1)
         vectors = [hessian.objective.coordinates.centre, hessian.objective.network.frozen, top.vector(0)]
         assert all(sum(parallel.local(part).numel() for part in point.values()) <= 0.6 * n for point in vectors)
-        assert 4 * hessian.probe.graph_bytes < 0.2 * weights
+        assert hessian.estimate(1)["bytes"] == 4 * hessian.probe.graph_bytes < 0.2 * weights
         [graph] = hessian._kept.values()
         held = [StorageWeakRef(part.untyped_storage()) for part in graph.gradient]
         del graph
@@ -319,10 +395,12 @@ def language_model(kind, dtype):
 
 
 def few(model, data):
-    """A product, λ₁, trace, density and surface."""
+    """A product, λ₁, trace, density and surface; and how much of weights and of a vector this process holds."""
     hessian = landscape.Hessian(model, data)
-    return [
-        product(hessian.objective),
+    points = hessian.objective.network.frozen, hessian.coordinates.centre
+    held = max(sum(parallel.local(part).numel() for part in point.values()) for point in points) / hessian.shape[0]
+    return held, [
+        product(hessian),
         landscape.top_eigenvalues(hessian, k=1, tol=1e-2).values,
         landscape.trace(hessian, method="hutchinson", num_probes=2).samples,
         landscape.density(hessian, k=0, num_probes=1, steps=4).nodes,
@@ -333,12 +411,13 @@ def few(model, data):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["Llama", "GPT-2"])
-@pytest.mark.parametrize(("count", "dtype"), [(2, torch.float32), (4, torch.float64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [2, 4])
 def test_language_models_by_blocks(count, kind, dtype):
     pytest.importorskip("transformers")
     tokens = torch.arange(54).reshape(6, 9) * 7 % 50
     data = [{"input_ids": tokens, "labels": tokens}]
-    expected = few(language_model(kind, dtype), data)
+    _, expected = few(language_model(kind, dtype), data)
 
     @together
     def check(mesh):
@@ -346,7 +425,9 @@ def test_language_models_by_blocks(count, kind, dtype):
         for block in model.model.layers if kind == "Llama" else model.transformer.h:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        for found, wanted in zip(few(model, data), expected, strict=True):
-            same(found, wanted, 1e-10 if dtype == torch.float64 else 1e-5)
+        held, found = few(model, data)
+        assert held < {2: 0.6, 4: 0.35}[count]
+        for one, other in zip(found, expected, strict=True):
+            same(one, other, 1e-10 if dtype == torch.float64 else 1e-5)
 
     launched(check, count=count, patience=300)

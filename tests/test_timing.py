@@ -42,30 +42,31 @@ def test_what_takes_long_is_announced_once_before_it_begins(switched_on, capsys,
 def test_what_is_quick_is_not_announced_nor_anything_where_bars_are_off(monkeypatch, capsys):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     trace(convolutional(), RAGGED, num_probes=2)
-    timing.announce(30, 30.0, 1e9)
+    timing.announce(30, 30.0, 1e9, 1e9)
     trace(torch.eye(3), num_probes=2)
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    timing.announce(30, 1e4, 1e9)
+    timing.announce(30, 1e4, 1e9, 1e9)
     assert "products" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("seconds", "bytes", "said"),
+    ("cost", "said"),
     [
-        (30.6, 4.2e6, "31 s; graphs hold 4 MB"),
-        (59.7, 1.04e9, "1 min 0 s; graphs hold 1.0 GB"),
-        (4000, 2.34e10, "66 min 40 s; graphs hold 23.4 GB"),
+        ((30.6, 4.2e6, 2e6), "31 s; graphs hold 4 MB, vectors 2 MB"),
+        ((59.7, 1.04e9, 3e9), "1 min 0 s; graphs hold 1.0 GB, vectors 3.0 GB"),
+        ((4000, 2.34e10, 0, 4), "66 min 40 s; graphs hold 23.4 GB, vectors 0 MB in each of 4 processes"),
     ],
 )
-def test_times_and_sizes_are_told_in_units_that_fit(switched_on, capsys, seconds, bytes, said):
-    timing.announce(12, seconds, bytes)
+def test_times_and_sizes_are_told_in_units_that_fit(switched_on, capsys, cost, said):
+    timing.announce(12, *cost)
     assert capsys.readouterr().err == f"ahead: about 12 matrix-vector products, {said}\n"
 
 
 def test_what_is_announced_is_what_is_built_and_multiplied():
     hessian = slow(memory=7e9)  # the first batch, 3 samples, fits in; the other 4 are built anew each time
-    found = hessian.estimate(5)
-    assert found == {"seconds": 7 * 5 * 2.0 + 3 + 4 * 5, "bytes": pytest.approx(6e9)}
+    found = hessian.estimate(5, vectors=10)
+    vectors = hessian.shape[0] * (10 + 2 + 1) * 8
+    assert found == {"seconds": 7 * 5 * 2.0 + 3 + 4 * 5, "bytes": pytest.approx(6e9), "vectors": vectors}
 
 
 def test_progress_bars_do_not_nest_and_come_back():

@@ -103,7 +103,7 @@ def trace(
         result = trace_of_samples(pyhessian_trace(function, units, num_probes, seed), rtol=rtol, atol=atol)
         about = function.about(units=units, engine=engine, products=len(result.samples))
         return replace(result, about=about | {"seed": seed, "seconds": elapsed()})
-    operator, about = operator_of(model, data, units, space, loss, objective, products=_DEFLATED + 10)
+    operator, about = operator_of(model, data, units, space, loss, objective, _DEFLATED + 10, _DEFLATED)
     settings["blocks"] = _blocks(operator) if per_layer else None
     if eigenvalues is not None:
         if method != "lanczos":
@@ -178,7 +178,7 @@ def top_eigenvalues(
         fields, products = pyhessian_eigenvalues(function, units, k, tol, max_products, seed)
         about = function.about(units=units, engine=engine, products=products, seed=seed, seconds=elapsed())
         return Eigenvalues(about, *fields)
-    operator, about = operator_of(model, data, units, space, loss, objective, products=4 * k)
+    operator, about = operator_of(model, data, units, space, loss, objective, 4 * k, 4 * k)
     room = _room(operator, k)
     pairs = lanczos(operator, k, which=which, tol=tol, max_products=max_products, max_basis=room, seed=seed)
     result = eigenvalues_of(operator, pairs, tol)
@@ -232,7 +232,8 @@ def density(
     numbers(whole=True, at_least=0, k=k)
     numbers(whole=True, at_least=1, num_probes=num_probes, steps=steps)
     seed = seed_of(seed)
-    operator, about = operator_of(model, data, units, space, loss, objective, products=3 * k + num_probes * steps)
+    products, kept = 3 * k + num_probes * steps, 2 * k + steps
+    operator, about = operator_of(model, data, units, space, loss, objective, products, kept)
     k = min(k, operator.shape[0])
     pairs = lanczos(operator, k, max_basis=_room(operator, k), seed=seed) if k else None
     result = slq(operator, pairs=pairs, num_probes=num_probes, steps=steps, points=points, seed=seed)
@@ -284,6 +285,7 @@ def operator_of(
     loss: Loss | None,
     objective: BatchObjective | None,
     products: int,
+    vectors: int,
 ) -> tuple[Operator, dict[str, Any]]:
     """Build the operator that is asked for, and the description of its results; announce what takes long."""
     if isinstance(model, nn.Module | Objective):
@@ -295,7 +297,9 @@ def operator_of(
         raise ValueError("data, space, loss and objective belong to a network: an operator has its own")
     if isinstance(model, Hessian | Scaled):
         about = model.about(**{} if isinstance(model, Scaled) else {"units": units})
-        announce(products, **model.estimate(products))
+        cost = model.estimate(products, vectors)
+        if parallel.rank() == 0:
+            announce(products, **cost, processes=parallel.size())
         return (model.filter_relative() if units == "filter" and isinstance(model, Hessian) else model), about
     if units != "raw":
         raise ValueError(f"units={units!r} needs a network: a matrix has no filters")
@@ -337,7 +341,7 @@ def _blocks(operator: Operator) -> dict[str, int]:
 def _room(operator: Operator, k: int) -> int:
     """Count the Lanczos vectors that memory has room for, within reason."""
     n = operator.shape[0]
-    memory = getattr(operator, "memory", math.inf)
+    memory = getattr(operator, "vector_memory", math.inf)
     size = max(1, local_size(operator)) * basis_dtype(operator).itemsize
     room = int(min(max(2 * k + 20, 80), memory / 2 / size))
     return min(n, max(k + 2, min(parallel.gather(room))))  # all processes must restart together

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model import Objective, Point
+from ..model import Objective, Point, gaussian
 
 Tensors = Sequence[Tensor]
 # steps tried, in ‖εv‖/‖w‖, by the digits of the dtype: the true second derivative is the limit of small ones, which
@@ -32,11 +32,11 @@ class GradientDifferences:
 
     def __init__(self, objective: Objective, tensors: Point, leaves: Tensors, batch: Any, radius: float) -> None:
         self.objective, self.names, self.leaves, self.batch = objective, list(tensors), list(leaves), batch
-        self.radius, self.norm = radius, norm(self.leaves)
+        self.radius, self.norm = radius, norm(self.leaves, objective)
 
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · H_batch · v, in the shapes of the leaves; two gradients."""
-        length = norm(vectors)
+        length = norm(vectors, self.objective)
         step = self.radius * self.norm / torch.where(length > 0, length, 1.0)
         ahead, behind = self._gradient(vectors, step), self._gradient(vectors, -step)
         return tuple((a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True))
@@ -61,44 +61,51 @@ def measured_error(objective: Objective, vector: Tensor, radius: float) -> float
     """
     flatten, unflatten = objective.coordinates.flatten, objective.coordinates.unflatten
 
+    def size(flat: Tensor) -> Tensor:
+        return norm(list(unflatten(flat).values()), objective)
+
     def gradient(step: Tensor) -> Tensor:
         return flatten(objective.gradient(unflatten((step * vector).to(vector)))).double()
 
-    length = norm([vector])
-    whole = radius * norm(list(objective.coordinates.base.values())) / torch.where(length > 0, length, 1.0)
+    length = size(vector)
+    whole = radius * norm(list(objective.coordinates.base.values()), objective) / torch.where(length > 0, length, 1.0)
     centre, odd, even = gradient(torch.zeros_like(whole)), [], []
     for step in (whole / 2, whole, 2 * whole):
         ahead, behind = gradient(step), gradient(-step)
         odd.append((ahead - behind) / (2 * step))
         even.append((ahead + behind - 2 * centre) / step)
     gaps = [odd[0] - odd[1], odd[2] - odd[1], 2 * even[0] - even[1]]
-    return float(torch.stack([gap.norm() for gap in gaps]).max() / odd[1].norm().clamp_min(1e-300))
+    return float(torch.stack([size(gap) for gap in gaps]).max() / size(odd[1]).clamp_min(1e-300))
 
 
-def norm(tensors: Tensors) -> Tensor:
-    """Return the norm of all together, at least float32."""
+def norm(tensors: Tensors, objective: Objective) -> Tensor:
+    """Return the norm of all together, at least float32; of tensors in shards, over all processes."""
     parts = [t.detach().float() if t.dtype.itemsize < 4 else t.detach() for t in tensors]
+    coordinates = objective.coordinates
+    if coordinates.layouts:
+        return coordinates.length(dict(zip(coordinates.names, parts, strict=True))).to(parts[0])
     return torch.stack(torch._foreach_norm(parts)).norm()
 
 
-def best_radius(build: Callable[[float], GradientDifferences], vectors: Tensors) -> float:
-    """Return the radius at which products change least from one to the next, seen on a batch, for v and for H·v.
+def best_radius(build: Callable[[float], GradientDifferences], objective: Objective) -> float:
+    """Return the radius at which products change least from one to the next, seen on a batch, for a v and for H·v.
 
     H·v leans towards the top eigenvectors, along which the loss bends far more than along a random v.
 
     Cost: four gradients of the batch for each of five to seven radii.
     """
-    radii = _RADII[vectors[0].dtype]
+    radii, coordinates = _RADII[objective.dtype], objective.coordinates
+    vectors: Tensors = [part for _, part in gaussian(coordinates.centre, 0, coordinates.layouts)]
     scores = [0.0] * len(radii)
     for _ in range(2):
         products = [build(radius).product(vectors) for radius in radii]
-        gaps = [_relative_gap(a, b) for a, b in itertools.pairwise(products)]
+        gaps = [_relative_gap(a, b, objective) for a, b in itertools.pairwise(products)]
         ends = [float("inf"), *gaps, float("inf")]
         scores = [score + min(pair) for score, pair in zip(scores, itertools.pairwise(ends), strict=True)]
-        vectors = [part.to(vectors[0].dtype) for part in products[len(radii) // 2]]
+        vectors = products[len(radii) // 2]
     return radii[min(range(len(radii)), key=scores.__getitem__)]
 
 
-def _relative_gap(a: Tensors, b: Tensors) -> float:
-    gap = norm([x - y for x, y in zip(a, b, strict=True)])
-    return float(gap / norm(b).clamp_min(torch.finfo(gap.dtype).tiny))
+def _relative_gap(a: Tensors, b: Tensors, objective: Objective) -> float:
+    gap = norm([x - y for x, y in zip(a, b, strict=True)], objective)
+    return float(gap / norm(b, objective).clamp_min(torch.finfo(gap.dtype).tiny))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import checked, numbers, one_of
-from ..linalg import local_size
+from ..linalg import basis_dtype, local_size
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Point, Space, objective_of, translated
 from .gradient_differences import GradientDifferences, best_radius, measured_error
 from .layer_inputs import LayerInputs
@@ -67,8 +67,12 @@ class Hessian(_Symmetric):
         objective: ``objective(model, batch) → (mean loss, weight)`` in place of ``loss``.
         memory: bytes that graphs may hold between products; default half of what is free.
         products: ``"exact"``, or ``"difference"``: two gradients beside the centre, for networks without a second
-            derivative (attention kernels, compiled parts) or too large for its graph. Their step is chosen once, by
-            dtype and curvature; `product_error` measures how far off a product is.
+            derivative (attention kernels, compiled parts) or too large for its graph: they take the memory of a
+            gradient, and what the network recomputes (``torch.utils.checkpoint``) none, which graphs of second
+            derivatives keep all the same. Their step is chosen once, by dtype and curvature; `product_error` measures
+            how far off a product is.
+        offload: keep vectors, and with them the bases of Lanczos and of deflation, in the memory of the host, not of
+            the accelerator: more fit, and their algebra is the CPU's.
 
     Raises:
         ValueError: bad data; a product that is not symmetric (a hand-written backward), with the reason.
@@ -106,12 +110,14 @@ class Hessian(_Symmetric):
         objective: BatchObjective | None = None,
         memory: float | None = None,
         products: Products = "exact",
+        offload: bool = False,
     ) -> None:
         parallel.check_agreement(**locals())
         one_of("products", products, Products)
         if at is not None and products != "exact":
             raise ValueError('products="difference" moves weights: leave at= out, or use products="exact"')
         self.radius: float | None = None  # of differences, relative to ‖w‖
+        self.offload = offload
         arguments = {"space": space, "layers": layers, "loss": loss, "objective": objective}
         self.objective = objective_of(model, data, **arguments)
         network = self.objective.network
@@ -122,7 +128,9 @@ class Hessian(_Symmetric):
             )
         # the least of all processes: they must take the same steps
         numbers(at_least=0, finite=False, optional=True, memory=memory)
-        self.memory = min(parallel.gather(free_memory(self.device) / 2 if memory is None else memory))
+        free = free_memory(self.objective.device) / 2 if memory is None else memory
+        self.memory = min(parallel.gather(free))
+        self.vector_memory = min(parallel.gather(free_memory(self.device) / 2)) if offload else self.memory
         self.products = 0
         self._inputs = None if at is None else LayerInputs(self.objective, at)
         self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
@@ -166,14 +174,14 @@ class Hessian(_Symmetric):
 
     @property
     def device(self) -> torch.device:
-        """The model's device."""
-        return self.objective.device
+        """Where vectors lie: on the model's device, or on the host."""
+        return torch.device("cpu") if self.offload else self.objective.device
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         columns = self._columns(vectors)
         total = torch.zeros(len(columns), local_size(self), dtype=torch.float64, device=self.device)
         for _, image in self._images(columns):
-            total += image
+            total += image.to(self.device)
         total = self._summed(total) / sum(self._weights)
         return total.to(self.dtype).T.reshape(vectors.shape)
 
@@ -187,7 +195,7 @@ class Hessian(_Symmetric):
         columns = self._columns(vectors)
         images = torch.zeros(len(weights), len(columns), local_size(self), dtype=weights.dtype, device=self.device)
         for fold, image in self._images(columns):
-            images[fold] += image
+            images[fold] += image.to(self.device)
         means = self._summed(images) / weights[:, None, None]
         return means.transpose(1, 2).reshape(len(images), *vectors.shape)
 
@@ -200,7 +208,7 @@ class Hessian(_Symmetric):
             for _, graph in self._graphs():
                 if not isinstance(graph, HessianGraph):
                     return None
-                total += torch.cat([part.detach().reshape(-1) for part in graph.gradient])
+                total += torch.cat([part.detach().reshape(-1) for part in graph.gradient]).to(self.device)
         return self._summed(total)
 
     @cached_property
@@ -246,13 +254,20 @@ class Hessian(_Symmetric):
         return Scaled(self, self.coordinates.flatten(self.coordinates.filter_scale()), "filter")
 
     @checked
-    def estimate(self, products: int) -> dict[str, float]:
-        """Return the seconds, and the bytes of graphs, that this many products in a row take in a process."""
-        numbers(whole=True, at_least=0, products=products)
+    def estimate(self, products: int, vectors: int = 0) -> dict[str, float]:
+        """Return what this many products in a row take in a process: seconds, and bytes of graphs and of vectors.
+
+        Vectors are those that are kept, as many as given, and what a product is summed up in; of a sharded network
+        also one of all weights, whose gradients each process has of its rows before they are added up.
+        """
+        numbers(whole=True, at_least=0, products=products, vectors=vectors)
         samples, share = sum(self.objective.batch_rows[index] for index in self._mine), self._share_kept()
         built = 1 + (products - 1) * (1 - share)
         seconds = samples * (built * self.probe.build_seconds + products * self.probe.product_seconds)
-        return {"seconds": seconds, "bytes": share * samples * self.probe.graph_bytes}
+        sums = 2 * torch.float64.itemsize + self.dtype.itemsize  # of all batches, of a fold; a batch's product
+        held = (vectors * basis_dtype(self).itemsize + sums) * local_size(self)
+        held += self.dtype.itemsize * self.shape[0] * bool(self.shards)
+        return {"seconds": seconds, "bytes": share * samples * self.probe.graph_bytes, "vectors": held}
 
     def about(self, **more: Any) -> dict[str, Any]:
         """Describe how a result came about: what `Objective.about` says, the matrix and the way of its products."""
@@ -273,13 +288,13 @@ class Hessian(_Symmetric):
         if vectors.ndim not in (1, 2) or vectors.shape[0] != n:
             raise ValueError(f"vectors must have shape ({n},) or ({n}, k), got {tuple(vectors.shape)}")
         columns = vectors if vectors.ndim == 2 else vectors[:, None]
-        return columns.to(self.device, self.dtype).unbind(1)
+        return columns.to(self.objective.device, self.dtype).unbind(1)
 
     def _images(self, columns: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Yield each fold with the sum over some of its batches of weight·A_batch·v, (k, n)."""
         self.products += len(columns)
         folds, here = self._folds(), -1
-        sums = torch.zeros(len(columns), local_size(self), dtype=self._sum_dtype, device=self.device)
+        sums = torch.zeros(len(columns), local_size(self), dtype=self._sum_dtype, device=self.objective.device)
         with self.objective.measurement_mode(), torch.enable_grad():
             for index, graph in self._graphs():
                 if folds[index] != here >= 0:
@@ -320,18 +335,14 @@ class Hessian(_Symmetric):
         return self.graph_type(self.objective, self._leaves, leaves, batch)
 
     def _chosen_radius(self, batch: Any) -> float:
-        if self.shards:
-            raise ValueError("products='difference' needs whole weights, and the network is sharded: use \"exact\"")
         if self.objective.derivatives == "straight-through":
             raise ValueError(
                 "products='difference' needs gradients that are derivatives: where activations are rounded, "
                 "differences of straight-through gradients are off by as much as they are long"
             )
-        generator = torch.Generator().manual_seed(0)
         leaves = list(self._leaves.values())
-        vectors = [torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in leaves]
         build = partial(GradientDifferences, self.objective, self._leaves, leaves, batch)
-        return parallel.gather(best_radius(build, vectors))[0]
+        return parallel.gather(best_radius(build, self.objective))[0]
 
     @cached_property
     def _leaves(self) -> Point:
@@ -367,7 +378,8 @@ class GGN(Hessian):
     Fisher information.
 
     Args:
-        model, data, space, layers, at, loss, memory: as for `Hessian`; the loss must be ``loss(output, target)``.
+        model, data, space, layers, at, loss, memory, offload: as for `Hessian`; the loss must be
+            ``loss(output, target)``.
 
     Raises:
         ValueError: as `Hessian`; an objective that does not hand out the network's output.
@@ -397,10 +409,11 @@ class GGN(Hessian):
         at: str | None = None,
         loss: Loss | None = None,
         memory: float | None = None,
+        offload: bool = False,
     ) -> None:
         if isinstance(model, Objective) and not model.criterion.has_output:
             raise ValueError("GGN needs the network's output: make the objective with loss=loss(output, target)")
-        super().__init__(model, data, space=space, layers=layers, at=at, loss=loss, memory=memory)
+        super().__init__(model, data, space=space, layers=layers, at=at, loss=loss, memory=memory, offload=offload)
 
 
 class Scaled(_Symmetric):
@@ -410,9 +423,10 @@ class Scaled(_Symmetric):
         if d.shape != (local_size(operator),) or not d.isfinite().all():
             got = tuple(d.shape) if d.isfinite().all() else "NaN or infinity"
             raise ValueError(f"d must have shape ({local_size(operator)},) and be finite, got {got}")
-        self.operator, self.d, self.units = operator, d, units
+        self.operator, self.d, self.units = operator, d.to(operator.device), units
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
-        self.coordinates, self.memory, self.estimate = operator.coordinates, operator.memory, operator.estimate
+        self.coordinates, self.estimate = operator.coordinates, operator.estimate
+        self.vector_memory = operator.vector_memory
         self.shards = operator.shards
 
     def __repr__(self) -> str:

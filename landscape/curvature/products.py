@@ -28,8 +28,7 @@ class HessianGraph:
     def __init__(self, objective: Objective, tensors: Point, leaves: Tensors, batch: Any) -> None:
         self.leaves, self.tensors, self.network = list(leaves), tensors, objective.network
         loss = objective.loss(tensors, batch)
-        self.weight = float(loss.weight)
-        total = loss.mean * self.weight
+        total = loss.total  # its weight is not read: nothing waits for the device
         if not total.requires_grad:
             raise ValueError("the loss depends on nothing that varies: is it computed from the model's output?")
         with objective.network.noting():
@@ -56,8 +55,7 @@ class GaussNewtonGraph:
             raise ValueError("the output depends on nothing that varies")
         self.output, self.point = output, output.detach().requires_grad_()
         loss = objective.scaled(objective.criterion.of_part(self.point, target_of(batch)))
-        self.weight = float(loss.weight)
-        (self.slope,) = torch.autograd.grad(loss.mean * (self.weight * share), self.point, create_graph=True)
+        (self.slope,) = torch.autograd.grad(loss.total * share, self.point, create_graph=True)
         self.dual = torch.zeros_like(output, requires_grad=True)
         settings: dict[str, Any] = {"create_graph": True, "materialize_grads": True}
         with objective.network.noting(), linear_in_slopes():

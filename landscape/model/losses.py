@@ -37,6 +37,13 @@ class BatchLoss(NamedTuple):
     counted: Tensor | None = None
     metrics: tuple[Tensor, ...] = ()
 
+    @property
+    def total(self) -> Tensor:
+        """The mean times the weight, which is a constant: no device is waited for to read it."""
+        if not isinstance(self.weight, Tensor):
+            return self.mean * float(self.weight)
+        return self.mean * self.weight.detach().to(self.mean.dtype).reshape(())
+
     def scaled(self, factor: float) -> BatchLoss:
         """Return the loss times a factor."""
         return self._replace(mean=factor * self.mean, losses=None if self.losses is None else factor * self.losses)

@@ -9,8 +9,10 @@ order, so a loss that each process computes on its own rows has the derivatives 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +24,57 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .. import parallel
 from ..parallel import Layout
+from .adapters import rounded_weights
+
+_QUANTIZED = "quantized layers are not measured in shards: pass the network with whole weights"
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def shard(model: nn.Module, device: torch.device) -> nn.Module:
+    """Shard a network over all processes by FSDP2: block by block, so that a device never holds it whole.
+
+    Blocks are what stands in a Sequential, ModuleList or ModuleDict, but for those that share a weight with the rest.
+    A weight of no dimensions stays whole in every process.
+
+    Args:
+        model: the same network in every process, with its values, on the CPU if no device has room for it.
+        device: that this process computes on.
+
+    Raises:
+        ValueError: one process; other weights in other processes; a network that is quantized, or sharded already.
+    """
+    if parallel.size() == 1:
+        raise ValueError(
+            "a network is sharded over several processes, and this is the only one: start them by torchrun "
+            "--nproc-per-node=N -m landscape …"
+        )
+    if any(map(parallel.is_sharded, model.parameters())):
+        raise ValueError("the network lies in shards already, and is measured as it is: leave --shard out")
+    if rounded_weights(model):
+        raise ValueError(_QUANTIZED)
+    parallel.check_agreement(model=model)  # no process sees the others' weights later
+    uses = _uses(model)
+    scalars = {parameter for parameter in model.parameters() if not parameter.ndim}
+    for tensor in (*model.buffers(), *scalars):
+        tensor.data = tensor.to(device)
+    fully_shard: Any = importlib.import_module("torch.distributed.fsdp").fully_shard
+    mesh = importlib.import_module("torch.distributed.device_mesh").init_device_mesh(device.type, (parallel.size(),))
+    for block in [block for block in _blocks(model) if all(_uses(block)[key] == uses[key] for key in _uses(block))]:
+        fully_shard(block, mesh=mesh, ignored_params=scalars)
+    fully_shard(model, mesh=mesh, ignored_params=scalars)
+    return model
+
+
+def _uses(module: nn.Module) -> Counter[int]:
+    """Count where each parameter of a module is used inside it."""
+    return Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """Return what stands in containers and has weights, inner ones first."""
+    containers = [module for module in model.modules() if isinstance(module, _CONTAINERS)]
+    blocks = [block for container in reversed(containers) for block in container.children() if _uses(block)]
+    return [block for block in blocks if not isinstance(block, nn.ModuleList | nn.ModuleDict)]
 
 
 def reshard(model: nn.Module) -> None:
@@ -65,7 +118,7 @@ def layouts_of(model: nn.Module) -> dict[str, Layout]:
     if not sharded:
         return {}
     if any(hasattr(module, "quantized_weights") for module in model.modules()):
-        raise ValueError("quantized layers are not measured in shards: pass the network with whole weights")
+        raise ValueError(_QUANTIZED)
     mesh = next(iter(sharded.values())).device_mesh  # type: ignore[attr-defined]
     parameters = {id(parameter) for parameter in model.parameters()}
     return {n: Layout(t, mesh) for n, t in tensors.items() if n in sharded or id(t) in parameters}

@@ -9,6 +9,8 @@ import argparse
 import contextlib
 import copy
 import io
+import json
+import pathlib
 import statistics
 import time
 import unittest.mock
@@ -74,10 +76,20 @@ def measured(functions, repeats, device):
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
+TABLE = []  # what was measured: rows for the JSON file
+
+
 def show(title, seconds, reference):
     print(f"\n{title}")
     for name, value in seconds.items():
+        TABLE.append({"title": title, "name": name, "seconds": value, "ratio": value / seconds[reference]})
         print(f"  {name:58} {value * 1e3:10.1f} ms   {value / seconds[reference]:7.2f} ×", flush=True)
+
+
+def judge(title, name, value, unit, reach):
+    """Print a number beside what it is to reach at most."""
+    TABLE.append({"title": title, "name": name, "value": value, "unit": unit, "reach": reach})
+    print(f"  {name:58} {value:10.2f} {unit}, to reach {reach:g}{', falls short' * (value > reach)}", flush=True)
 
 
 def best(seconds, name):
@@ -87,7 +99,11 @@ def best(seconds, name):
     return {key: value for key, value in seconds.items() if key not in found or key == fastest}, fastest
 
 
+MOST = []  # images at most, in a dry run; a batch is 128
+
+
 def images(n, device, seed=0, size=32):
+    n = min([n, *MOST])
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 3, size, size, generator=generator)
     return x.to(device), torch.randint(0, 10, (n,), generator=generator).to(device)
@@ -172,13 +188,30 @@ def product(given, device):
                 )
             functions["pyhessian"] = pyhessian_product(model, x, y, device)
             functions["curvlinops, eager"] = lambda theirs=theirs, vector=vector: theirs @ vector
+            functions |= eigenthings_product(model, x, y, vector)
             if given.compile:
+                functions["curvlinops, compiled"] = partial(torch.compile(theirs.__matmul__), vector)
                 functions["jvp of the gradient, compiled"] = compiled_product(model, x, y, device)
         seconds = measured(functions, given.repeats, device)
         seconds["Hessian, rebuilt, each of a block of 8"] /= 8
         seconds, reference = best(seconds, "gradient")
         show(f"product, 512 images{title}; first product from nothing {cold:.1f} s", seconds, reference)
         kept = rebuilt = g = None
+
+
+def eigenthings(model, x, y):
+    """Return the package and its Hessian, None where it is not installed."""
+    try:
+        import hessian_eigenthings
+    except ImportError:
+        return None, None
+    loss = hessian_eigenthings.supervised_loss(cross_entropy)
+    return hessian_eigenthings, hessian_eigenthings.HessianOperator(model, [(x, y)], loss)
+
+
+def eigenthings_product(model, x, y, vector):
+    package, theirs = eigenthings(model, x, y)
+    return {"hessian-eigenthings": lambda: theirs.matvec(vector)} if package else {}
 
 
 def compiled_product(model, x, y, device):
@@ -205,6 +238,7 @@ def trained(device, epochs=4):
     """A network trained on real images of CIFAR's size for a few epochs: its spectrum is that of a trained network."""
     digits = saq_core.load_data("digits")
     x, y = (torch.nn.functional.interpolate(digits.train[0], size=32).expand(-1, 3, -1, -1), digits.train[1])
+    x, y = (part[:32] if MOST else part for part in (x, y))
     data = saq_core.Data((x, y), (x, y), (x, y), num_classes=10)
     torch.manual_seed(0)
     model = saq_core.build_model("resnet8", data).to(device)
@@ -217,21 +251,27 @@ def eigenvalues(given, device):
     """Top-5 eigenvalues to a relative residual of 1e-3, warm and cold, against pyhessian at its tol=1e-3."""
     from pyhessian import hessian
 
+    most, repeats = (10, 1) if given.dry else (100, 2)  # iterations
     model, (x, y) = trained(device)
     operator = landscape.Hessian(model, (x, y))
     operator @ torch.zeros(operator.shape[0], device=device)
     with silence():
         theirs = hessian(model, cross_entropy, data=(x, y), cuda=device.type == "cuda")
     functions = {
-        "pyhessian.eigenvalues(top_n=5, tol=1e-3)": lambda: theirs.eigenvalues(top_n=5, tol=1e-3),
+        "pyhessian.eigenvalues(top_n=5, tol=1e-3)": partial(theirs.eigenvalues, most, 1e-3, 5),
         "top_eigenvalues(k=5), warm": lambda: landscape.top_eigenvalues(operator, k=5),
         "top_eigenvalues(k=5), cold": lambda: landscape.top_eigenvalues(model, (x, y), k=5),
     }
-    show("top-5, trained ResNet-8, 128 digits of 32×32", measured(functions, 2, device), "top_eigenvalues(k=5), warm")
+    package, other = eigenthings(copy.deepcopy(model), x, y)
+    if package:
+        functions["hessian-eigenthings, 50 steps"] = lambda: package.lanczos(other, k=5, max_iter=50, seed=0)
+    seconds = measured(functions, repeats, device)
+    show("top-5, trained ResNet-8, 128 digits of 32×32", seconds, "top_eigenvalues(k=5), warm")
     ours = landscape.top_eigenvalues(operator, k=5)
-    found = sorted(theirs.eigenvalues(top_n=5, tol=1e-3)[0], key=lambda v: -abs(v))
+    found = sorted(theirs.eigenvalues(most, 1e-3, 5)[0], key=lambda v: -abs(v))
     floor = landscape.top_eigenvalues(operator, k=5, tol=1e-9, max_products=80).residuals.max()
-    exact = landscape.top_eigenvalues(copy.deepcopy(model).double(), (x.double(), y), k=10, tol=1e-6, max_products=300)
+    fine = copy.deepcopy(model).double(), (x.double(), y)
+    exact = landscape.top_eigenvalues(*fine, k=10, tol=1e-6, max_products=3 * most)
     for name, values in (("pyhessian", torch.tensor(found).double()), ("landscape", ours.values)):
         error = ((values - exact.values[:5]) / exact.values[0]).abs().max()
         print(f"  {name}: largest error relative to λ₁ {float(error):.1e}")
@@ -286,6 +326,20 @@ def pictures(given, device):
     again = 625 * best(measured(forwards(model, x), given.repeats, device), "forward")[0][reference]
     rows[f"625 × {reference}, afterwards"] = again
     show("surface, 128 images", rows, f"625 × {reference}")
+
+
+PLANE = {"fp32": 60, "bf16": 20}  # seconds to reach on an H100 or H200
+
+
+def plane(given, device):
+    """A 51×51 surface over 10,000 images of CIFAR's size."""
+    model, data, points = given.model().eval(), images(10_000, device), 3 if given.dry else 51
+    title = f"surface, {points}×{points}, {given.network}, {len(data[0])} images"
+    print(f"\n{title}")
+    for precision, reach in PLANE.items():
+        landscape.line(model, data, points=3, precision=precision)  # kernels are chosen, memory is there
+        call = partial(landscape.surface, model, data, points=points, precision=precision)
+        judge(title, precision, timed(call, device)[0], "s", reach)
 
 
 # as multiples of bare forward passes at their best batch size, on one thread: what a point of a surface is to reach
@@ -410,6 +464,21 @@ def steps(given, device):
         seconds = measured(functions, given.repeats, device)
         kind = "compiled" if compiled else "eager"
         show(f"training step, batch 128, {kind}", seconds, "QAT")
+
+
+COMPILED = {"QAT": 1.3, "SAQ, full": 2.6}  # to reach, as multiples of the compiled float step
+
+
+def compiled(given, device):
+    """Compiled steps on a batch of 128, W4A4, quantization-aware and sharpness-aware, against the float one."""
+    x, y = images(128, device)
+    twin = lambda: saq_core.calibrate(saq_core.quantize(given.model(), "W4A4"), (x, y)).train()  # noqa: E731
+    functions = {"float": _step(given.model().train(), x, y, None, True), "QAT": _step(twin(), x, y, None, True)}
+    functions["SAQ, full"] = _step(twin(), x, y, saq_core.SAQ(), True)
+    seconds = measured(functions, given.repeats, device)
+    show("compiled training step, batch 128", seconds, "float")
+    for name, reach in COMPILED.items():
+        judge("compiled training step, batch 128", name, seconds[name] / seconds["float"], "× float", reach)
 
 
 # as multiples of a plain PyTorch float step, on one thread: what this project's own steps are to reach
@@ -541,9 +610,9 @@ def searches(given, device):
     samq_ = samq.Search(model, data, space, budget, saq_core.SAMQ(lr=1e-3), 0, "lsq")
     functions = {"QAT": lambda: saq_core.train(twin, data, recipe)}
     functions |= {name: lambda run=run: run.epoch(0) for name, run in runs.items()}
-    functions["SAMQ: weights on one half, generator on the other"] = lambda: (
+    functions["SAMQ: weights on one half, controller on the other"] = lambda: (
         samq_.weight_epoch(0),
-        samq_.generator_epoch(),
+        samq_.controller_epoch(),
     )
     show("searching for bits, an epoch over 512 images", measured(functions, given.repeats, device), "QAT")
 
@@ -565,13 +634,13 @@ def explorer(given, device):
         view = landscape.explore(models, (x, y), points=5)
     for side in (3, 5):
         while [len(found.betas) >= side for found in view.surfaces.values()] != [True] * len(models):
-            assert view._advance(), view.study.errors
+            assert view.advance(), view.study.errors
         print(f"  {f'first picture, {side} × {side} points':58} {passed()}", flush=True)
     for kind in ("3-D", "contour", "both"):
         view.controls["kind"].value = kind
         clocks = time.perf_counter(), time.process_time()
         for _ in range(given.repeats):
-            view.controls["quantity"].value = {"loss": "log loss"}.get(view.controls["quantity"].value, "loss")
+            view.controls["quantity"].value = {"loss": "accuracy"}.get(view.controls["quantity"].value, "loss")
         print(f"  {f'{given.repeats} redraws, {kind}':58} {passed()}", flush=True)
 
 
@@ -663,7 +732,10 @@ def _peak(given, sam, device):
 
 SECTIONS = {
     f.__name__: f
-    for f in (product, eigenvalues, traces, pictures, points, scaling, steps, training, memory, searches, explorer)
+    for f in (
+        *(product, eigenvalues, traces, pictures, points, plane, scaling),
+        *(compiled, steps, training, memory, searches, explorer),
+    )
 }
 
 
@@ -673,7 +745,11 @@ def main():
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="compiled rivals and steps too (a minute to compile)")
+    parser.add_argument("--dry", action="store_true", help="see it run: 128 images, once, a small surface")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write what was measured there, too")
     given = parser.parse_args()
+    if given.dry:
+        given.repeats, MOST[:] = 1, [128]
     if unknown := set(given.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -683,6 +759,9 @@ def main():
     print(f"{given.network} on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in given.sections or SECTIONS:
         SECTIONS[name](given, device)
+    if given.json:
+        card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        given.json.write_text(json.dumps([row | {"device": card, "network": given.network} for row in TABLE]))
 
 
 if __name__ == "__main__":
