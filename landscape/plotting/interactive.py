@@ -54,7 +54,7 @@ class Picture(go.Figure):
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        if renderers.default == "plotly_mimetype" and not asked():
+        if "plotly_mimetype" in renderers.default.split("+") and not asked():
             display(self._repr_mimebundle_(), raw=True)
         elif renderers.render_on_display and renderers.default:
             self.show()
