@@ -55,7 +55,9 @@ class Picture(go.Figure):
         from IPython.display import display
 
         if "plotly_mimetype" in renderers.default.split("+") and not asked():
-            display(self._repr_mimebundle_(), raw=True)
+            bundle = self._repr_mimebundle_()
+            bundle.pop("text/html", None)  # plotly before 6.1 adds a page that needs its script
+            display(bundle, raw=True)
         elif renderers.render_on_display and renderers.default:
             self.show()
         else:
