@@ -45,6 +45,7 @@ docs: $(INSTALLED)  ## write the docstrings as pages: build/docs/index.html
 
 bench: $(INSTALLED)  ## print speeds as ratios measured in one run (long; sections: speed.py --help)
 	$(BIN)/python tests/benchmarks/engine.py
+	$(BIN)/python tests/benchmarks/memory.py
 	$(BIN)/python tests/benchmarks/speed.py
 
 LOWEST := .venv-lowest/bin

@@ -306,7 +306,7 @@ def compare(
         measured[name].append({quantity: asdict(part) for quantity, part in quantities.items()})
     picture: dict[str, Any] = {"span": span, "seed": seed}
     firsts = {name: group[0] for name, group in functions.items() if points}
-    light = partial(replace, directions={})  # directions fill a file: the seed draws them again
+    light = partial(replace, stored={})  # directions fill a file: the seed draws them again
     lines = {name: light(line(first, points=2 * points + 1, **picture)) for name, first in firsts.items()}
     surfaces = {name: light(surface(first, points=points, **picture)) for name, first in firsts.items()}
     about = merge_about(abouts) | {"seed": seed, "seconds": elapsed()}

@@ -22,6 +22,7 @@ from .surfaces import COMPUTED, FAILED, PENDING, Line, Surface
 
 # field → its name in files of version 0.1
 _FORMER = {"delta_loss": "rise", "data_delta_loss": "data_rises", "rounding_ratio": "misstep"}
+_FORMER |= {"stored": "directions"}
 _PATIENCE = 20.0  # seconds for a file without a checksum
 _LARGEST = 1000  # times the file's size: what a compressed array may be
 _PENDING = -1.0  # what the scripts fill their arrays with before a point is measured

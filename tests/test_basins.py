@@ -80,7 +80,7 @@ def test_the_plane_is_at_right_angles_and_goes_through_all_three():
     networks = {"a": weights(first), "b": weights(second)}
     found = landscape.basin(weights([0.0, 0.0]), networks, (SCALES, ZERO), loss=half_square, margin=0.05, points=9)
     (plane,) = found.surfaces.values()
-    directions = [plane.direction(axis)["weight"] for axis in (0, 1)]
+    directions = [step["weight"] for step in plane.directions()]
     assert float((directions[0] * directions[1]).sum()) == pytest.approx(0, abs=1e-12)
     assert float(directions[0].norm()) == pytest.approx(float(directions[1].norm()))
     for (x, y), weight in zip(found.about["places"], (first, second), strict=True):

@@ -168,6 +168,18 @@ def test_a_backward_that_is_no_derivative_is_refused_where_it_matters(name):
     assert landscape.line(model, (X, Y), points=3).about["derivatives"] == "not measured"
 
 
+def test_of_a_large_network_one_tensor_of_each_kind_is_asked(monkeypatch):
+    monkeypatch.setattr("landscape.model.derivatives._MOST", 0)
+    for make, message in WRONG.values():
+        with pytest.raises(ValueError, match=message):
+            Hessian(make(), (X, Y))
+    for label, cases in (("exact", EXACT), ("straight-through", THROUGH)):
+        for name in ("LSTM", "BatchNorm, folded", "LSQ by hand", "rounding by detach", "W2A32, latent"):
+            if name in cases:
+                model, x = cases[name]()
+                assert Hessian(model, (x, Y), space="latent").about()["derivatives"] == label, name
+
+
 def test_a_loss_that_is_another_with_gradients_on_is_refused():
     model = activated(lambda x: x.tanh() if torch.is_grad_enabled() else x.sigmoid())
     with pytest.raises(ValueError, match="two functions"):
@@ -193,7 +205,7 @@ def test_rows_of_padding_do_not_vary():
     function = Objective(model, (TOKENS, Y))
     total = sum(p.numel() for p in model.parameters())
     assert function.about()["varies"] == [total - 4, total]
-    direction = landscape.line(model, (TOKENS, Y), points=3).directions["embed.weight"].reshape(7, 4)
+    direction = landscape.line(model, (TOKENS, Y), points=3).direction()["embed.weight"]
     assert not direction[0].any() and direction[1:].all()
     frozen = perceptron()
     frozen[0].requires_grad_(False)

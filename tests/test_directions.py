@@ -1,3 +1,4 @@
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -6,7 +7,7 @@ from networks import RAGGED, X, Y, convolutional, perceptron, quantized
 from torch import nn
 
 from landscape import Hessian, line, surface, top_eigenvalues
-from landscape.model.coordinates import coordinates
+from landscape.model.coordinates import coordinates, gaussian
 from landscape.model.directions import (
     checked_direction,
     direction_to,
@@ -93,8 +94,8 @@ def test_directions_that_do_not_fit_are_refused():
     found = line(convolutional(), RAGGED, points=3)
     with pytest.raises(ValueError, match="directions must be a result that holds 2, got a Line with 1"):
         surface(convolutional(), RAGGED, directions=found)
-    stripped = replace(found, directions={})  # as `compare` has them
-    with pytest.raises(ValueError, match="directions must be a result that holds 1, got a Line with 0"):
+    stripped = replace(found, stored={})  # as `compare` has them
+    with pytest.raises(ValueError, match="directions are not stored here, a seed draws them"):
         line(convolutional(), RAGGED, directions=stripped)
     with pytest.raises(ValueError, match="random directions move nothing"):
         random_direction(coordinates(nn.BatchNorm1d(3)), 0)
@@ -153,6 +154,17 @@ def test_eigenvectors_that_do_not_fit_are_refused():
         eigenvector(coordinates(model), found, 1)
     with pytest.raises(ValueError, match="found in quantized space, the surface is in latent: pass space="):
         eigenvector(coordinates(model, "latent"), found, 0)
+
+
+def test_draws_by_pieces_are_those_of_one_draw(monkeypatch):
+    monkeypatch.setattr("landscape.pieces._PIECE", 32)
+    point = {
+        name: torch.zeros(size, dtype=torch.float64) for name, size in (("a", 15), ("b", 33), ("c", 95), ("d", 96))
+    }
+    for name, draw in gaussian(point, 3):
+        seed = hashlib.sha256(f"3:{name}:{tuple(draw.shape)}".encode()).digest()[:7]
+        generator = torch.Generator().manual_seed(int.from_bytes(seed, "little"))
+        assert torch.equal(draw, torch.randn(len(draw), generator=generator, dtype=torch.float64))
 
 
 def test_a_fingerprint_sees_every_bit_and_name():

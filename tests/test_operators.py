@@ -344,3 +344,14 @@ def test_batches_of_a_network_in_half_precision_are_summed_in_single():
     products = [graph.product(hessian._parts(index, v)) for index, graph in hessian._kept.items()]
     expected = sum(torch.cat([part.reshape(-1) for part in parts]).double() for parts in products) / 512
     assert float((found - expected).norm() / expected.norm()) < 1e-5  # in bfloat16 it is 2e-3
+
+
+def test_centre_witness_and_leaves_are_one_copy_of_the_weights():
+    hessian = Hessian(convolutional(), RAGGED)
+    objective = hessian.objective
+    with objective.measurement_mode() as mode:
+        witnesses = dict(mode._record.copies)
+        for name, parameter in objective.model.named_parameters():
+            places = {objective.coordinates.base[name].data_ptr(), hessian._leaves[name].data_ptr()}
+            assert places == {objective.network.frozen[name].data_ptr()} == {witnesses[id(parameter)].data_ptr()}
+            assert parameter.data_ptr() not in places

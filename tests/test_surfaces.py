@@ -5,10 +5,12 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import xarray
 from networks import (
     EYE,
     PAIRED,
@@ -29,13 +31,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from landscape import line, load, surface, top_eigenvalues
+from landscape.io import _read
+from landscape.model import walking
 from landscape.model.coordinates import Coordinates, coordinates
-from landscape.model.directions import random_direction
+from landscape.model.directions import random_direction, stacked
 from landscape.model.objective import Objective
 from landscape.plotting.captions import caption
 from landscape.surfaces.batchnorm_statistics import batchnorm_check
 from landscape.surfaces.survey import COMPUTED, FAILED, INTERPOLATED, PENDING
 from landscape.surfaces.tiles import Tiles
+from saq_core import calibrate, quantize
 
 
 def unit(first, second):
@@ -256,7 +261,8 @@ def test_ml_the_plane_is_centred_and_no_column_is_shifted():
 
 
 def test_ls_and_pl_values_are_those_of_all_batches_unaltered_and_the_same_again():
-    first, again = (surface(convolutional(), RAGGED, points=5) for _ in range(2))
+    model = convolutional()
+    first, again = (surface(network, RAGGED, points=5) for network in (model, convolutional()))
     assert torch.equal(first.loss, again.loss) and first.about["samples"] == 7
     top = first.loss == first.loss.max()
     i, j = top.nonzero()[0].tolist()
@@ -264,9 +270,7 @@ def test_ls_and_pl_values_are_those_of_all_batches_unaltered_and_the_same_again(
         n: first.alphas[i] * a + first.betas[j] * b
         for (n, a), b in zip(first.direction(0).items(), first.direction(1).values(), strict=True)
     }
-    assert float(Objective(convolutional(), RAGGED).evaluate(step).loss) == pytest.approx(
-        float(first.loss.max()), rel=1e-12
-    )
+    assert float(Objective(model, RAGGED).evaluate(step).loss) == pytest.approx(float(first.loss.max()), rel=1e-12)
 
 
 def test_ls_eigenvectors_are_walked_as_they_are():
@@ -328,8 +332,8 @@ def test_metrics_are_measured_beside_the_loss():
 
 
 def test_the_standard_error_is_that_of_the_difference_to_the_centre():
-    found = line(convolutional(), (X, Y), points=3)
     function = Objective(convolutional(), (X, Y))
+    found = line(function, points=3)
     there = function.evaluate({n: 1.0 * part for n, part in found.direction().items()}).losses
     differences = there - function.evaluate().losses
     assert float(found.stderr[2]) == pytest.approx(float(differences.std() / 7**0.5))
@@ -351,15 +355,84 @@ def test_batchnorm_policies_side_by_side():
     assert not torch.allclose(found.fixed, found.recomputed, rtol=1e-2) and "-0.5: " in repr(found)
 
 
-def test_what_was_walked_is_kept_with_the_result(tmp_path):
-    found = surface(convolutional(), RAGGED, points=3, metrics={"m": lambda output, target: output.mean()})
+def test_what_was_walked_is_drawn_again(tmp_path):
+    model, other = convolutional(), convolutional(1)
+    found = surface(model, RAGGED, points=3, metrics={"m": lambda output, target: output.mean()})
     kept = load(found.save(tmp_path / "s.nc"))
-    for axis in range(2):
-        drawn = random_direction(coordinates(convolutional()), axis)
-        assert all(torch.equal(kept.direction(axis)[name], part) for name, part in drawn.items())
-    assert torch.equal(kept.status, found.status) and torch.equal(kept.metrics["m"], found.metrics["m"])
-    again = surface(convolutional(), RAGGED, points=3, directions=kept)
+    assert not found.stored and torch.equal(kept.status, found.status)
+    assert torch.equal(kept.metrics["m"], found.metrics["m"])
+    drawn = [random_direction(coordinates(model), axis) for axis in range(2)]
+    for steps in (found.directions(), kept.directions(model), kept.directions(Objective(model, RAGGED))):
+        assert all(torch.equal(step[n], part) for step, d in zip(steps, drawn, strict=True) for n, part in d.items())
+    again = surface(model, RAGGED, points=3, directions=kept.directions(model))
     assert torch.equal(again.loss, found.loss) and again.about["plane"] == found.about["plane"]
+    theirs = surface(other, RAGGED, points=3, directions=found)  # the same plane through another network
+    whole = load(found.save(tmp_path / "whole.nc", directions=True))
+    assert torch.equal(surface(other, RAGGED, points=3, directions=whole).loss, theirs.loss)
+    assert torch.equal(theirs.direction(1)["0.weight"], drawn[1]["0.weight"])
+    with pytest.raises(ValueError, match="not stored here, a seed draws them .* save\\(path, directions=True\\)"):
+        surface(other, RAGGED, points=3, directions=kept)
+    with pytest.raises(ValueError, match="model must be the network that was measured, of fingerprint .* weights"):
+        kept.directions(other)
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    with pytest.raises(ValueError, match="model must be the network that was measured"):
+        found.directions()
+
+
+def test_what_no_seed_draws_is_stored_and_another_generator_refused(tmp_path):
+    model = convolutional()
+    found = surface(model, RAGGED, points=3, directions=["gradient", "random"])
+    kept = load(found.save(tmp_path / "s.nc"))
+    gradient, drawn = Objective(model, RAGGED).gradient(), random_direction(coordinates(model), 1)
+    assert {len(stack) for stack in kept.stored.values()} == {1}
+    steps = kept.directions(model)
+    assert all(torch.equal(steps[0][name], part) for name, part in gradient.items())
+    assert all(torch.equal(steps[1][name], part) for name, part in drawn.items())
+    kept.about["generator"] = "another"
+    with pytest.raises(ValueError, match="drawn on another generator, 'another', and here it is 'CPU, float64"):
+        kept.directions(model)
+    part = Objective(model, RAGGED, layers=["0"])  # what varies is part of the fingerprint
+    found = line(part, points=3)
+    assert list(found.direction()) == ["0.weight"] and list(found.directions(part)[0]) == ["0.weight"]
+
+
+def test_a_file_that_holds_all_directions_under_their_former_name_gives_them():
+    model = convolutional()
+    found = surface(model, RAGGED, points=3)
+    whole = replace(found, stored=found.stored | stacked(found.directions(), coordinates(model)))._groups()["/"]
+    former = whole.rename({name: name.replace("stored:", "directions:") for name in whole.data_vars})
+    steps = _read(xarray.DataTree.from_dict({"/": former})).directions()
+    assert all(torch.equal(a[n], b[n]) for a, b in zip(steps, found.directions(), strict=True) for n in b)
+
+
+def test_a_saved_surface_is_small_whatever_the_network(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1024), nn.Tanh(), nn.Linear(1024, 256), nn.Linear(256, 4))
+    found = surface(model, (torch.randn(4, 8, 8), torch.arange(4)), points=25)
+    assert sum(p.numel() for p in model.parameters()) > 300_000
+    assert found.save(tmp_path / "s.nc").stat().st_size <= 50_000
+
+
+@pytest.mark.parametrize("kind", ["attention", "W4A4", "batchnorm"])
+def test_weights_of_a_large_network_are_made_when_they_are_read(kind, monkeypatch):
+    torch.manual_seed(0)
+    model, x = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval(), torch.randn(7, 3, 4)
+    model, data = nn.Sequential(model, nn.Flatten(), nn.Linear(12, 3)), (x, Y)
+    if kind == "W4A4":
+        model = calibrate(quantize(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "W4A4", first_last_bits=None), data)
+    elif kind == "batchnorm":  # folded, which needs all of them at once
+        model, data = convolutional(), RAGGED
+    before, made = state(model), []
+    expected = surface(model, data, points=3, directions=["gradient", "random"])
+    for module in ("network", "replay"):
+        monkeypatch.setattr(f"landscape.model.{module}.LARGE", 0)
+    make = walking.Late.__call__
+    monkeypatch.setattr(walking.Late, "__call__", lambda late: made.append(late) or make(late))
+    found = surface(model, data, points=3, directions=["gradient", "random"])
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.accuracy, expected.accuracy, equal_nan=True)
+    assert bool(made) == (kind != "batchnorm")
+    assert_same(before, state(model))
 
 
 # tiles

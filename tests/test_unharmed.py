@@ -1,5 +1,6 @@
 """A network is as it was after every call, whatever it is made of and whatever happens: errors, interrupts, threads."""
 
+import contextlib
 import random
 import signal
 import threading
@@ -333,3 +334,25 @@ class Counting(nn.Module):
         if self.training:
             self.calls += x.detach().mean()
         return x
+
+
+class Clipped(nn.Linear):
+    """Clips its weight from some pass on, by ``.data``."""
+
+    passes = 0
+
+    def forward(self, x):
+        Clipped.passes -= 1
+        if Clipped.passes < 0:
+            self.weight.data.clamp_(-0.01, 0.01)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("passes", [8, 16, 17])
+def test_what_a_late_pass_writes_to_the_tensors_put_in_does_not_reach_the_model(passes, monkeypatch):
+    model = Clipped(4, 3)
+    before = model.weight.detach().clone()
+    monkeypatch.setattr(Clipped, "passes", passes)
+    with contextlib.suppress(ValueError):
+        landscape.trace(model, (torch.randn(8, 4), torch.arange(8) % 3), num_probes=2)
+    assert Clipped.passes < 0 and torch.equal(model.weight, before)

@@ -596,5 +596,5 @@ def save_and_load(ask, truth):
         loaded = landscape.load(path)
     yield
     assert torch.equal(loaded.loss, found.loss) and loaded.about["varies"] == found.about["varies"]
-    moved = loaded.direction()
+    (moved,) = loaded.directions(ask.objective(ask.model))
     truth.losses(loaded.loss, [{n: a * d for n, d in moved.items()} for a in loaded.alphas.tolist()])

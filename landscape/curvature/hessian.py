@@ -194,9 +194,11 @@ class Hessian(_Symmetric):
         weights = self._fold_totals
         columns = self._columns(vectors)
         images = torch.zeros(len(weights), len(columns), local_size(self), dtype=weights.dtype, device=self.device)
-        for fold, image in self._images(columns):
-            images[fold] += image.to(self.device)
-        means = self._summed(images) / weights[:, None, None]
+        here = images if images.device == self.objective.device else None  # on the host, fold by fold
+        for fold, image in self._images(columns, here):
+            if here is None:
+                images[fold] += image.to(self.device)
+        means = self._summed(images).div_(weights[:, None, None])
         return means.transpose(1, 2).reshape(len(images), *vectors.shape)
 
     def start(self) -> Tensor | None:
@@ -290,17 +292,22 @@ class Hessian(_Symmetric):
         columns = vectors if vectors.ndim == 2 else vectors[:, None]
         return columns.to(self.objective.device, self.dtype).unbind(1)
 
-    def _images(self, columns: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """Yield each fold with the sum over some of its batches of weight·A_batch·v, (k, n)."""
+    def _images(self, columns: Sequence[Tensor], images: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Yield each fold with the sum over some of its batches of weight·A_batch·v, (k, n).
+
+        They are added up in ``images``, zeros of shape (folds, k, n), where these are given.
+        """
         self.products += len(columns)
         folds, here = self._folds(), -1
-        sums = torch.zeros(len(columns), local_size(self), dtype=self._sum_dtype, device=self.objective.device)
+        shape = len(columns), local_size(self)
+        sums = torch.zeros(shape, dtype=self._sum_dtype, device=self.objective.device) if images is None else images[0]
         with self.objective.measurement_mode(), torch.enable_grad():
             for index, graph in self._graphs():
-                if folds[index] != here >= 0:
-                    yield here, sums
-                    sums.zero_()
-                here = folds[index]
+                if folds[index] != here:
+                    if here >= 0:
+                        yield here, sums
+                    here = folds[index]
+                    sums = sums.zero_() if images is None else images[here]
                 for column, row in zip(columns, sums, strict=True):
                     # in place, part by part: laying all out as one vector first takes longer than adding
                     torch._foreach_add_(self._parts(index, row), graph.product(self._parts(index, column)))
@@ -347,7 +354,7 @@ class Hessian(_Symmetric):
     @cached_property
     def _leaves(self) -> Point:
         """The tensors that the graphs of all batches differentiate by."""
-        return {name: tensor.detach().clone().requires_grad_() for name, tensor in self.objective.tensors().items()}
+        return {name: tensor.detach().requires_grad_() for name, tensor in self.objective.tensors().items()}
 
     def _room(self) -> Sequence[int]:
         """Return the batches of this process whose graphs fit in memory; all or none where their order may change."""

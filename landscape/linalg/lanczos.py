@@ -203,8 +203,8 @@ class Krylov:
         self.size += 1
         images = fold_products(self.operator, vector, self.folds).to(self.rows)
         columns = inner(self.operator, images, self.basis.T)
-        image = self._shares @ images
-        self.remainder = image - (self._shares @ columns) @ self.basis
+        image = self._shares @ images if len(images) > 1 else images[0]
+        self.remainder = torch.addmv(image, self.basis.T, self._shares @ columns, alpha=-1)
         lengths = torch.stack([length(self.operator, v) for v in (image, self.remainder)])
         found = torch.cat([columns.flatten(), lengths]).double().cpu()  # an accelerator is waited for once
         whole, self.norm = found[-2:].tolist()
@@ -213,7 +213,7 @@ class Krylov:
                 "a product with the operator is not finite: is the loss twice differentiable at the centre?"
             )
         if self.norm < _CANCELLED * whole:
-            self.remainder -= inner(self.operator, self.basis, self.remainder) @ self.basis
+            self.remainder.addmv_(self.basis.T, inner(self.operator, self.basis, self.remainder), alpha=-1)
             self.norm = float(length(self.operator, self.remainder))
         self.forms = pad(self.forms, (0, 1, 0, 1))
         self.forms[:, -1] = self.forms[:, :, -1] = found[:-2].view(columns.shape)
@@ -224,8 +224,10 @@ class Krylov:
         return closed
 
     def next(self) -> Tensor:
-        """Return the unit vector along r, which continues the recurrence."""
-        return self.remainder / self.norm
+        """Return the unit vector along r, which continues the recurrence; it stands where `append` will put it."""
+        vector = torch.div(self.remainder, self.norm, out=self.rows[self.size])
+        del self.remainder  # the product that follows needs its room
+        return vector
 
     def ritz(self, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Return Ritz values, upwards, coefficients and absolute residuals in the part of the basis from start on."""
@@ -268,7 +270,7 @@ def _distance(values: Tensor, end: str) -> Tensor:
 
 def random_unit(operator: Operator, generator: torch.Generator, basis: Tensor) -> Tensor:
     """Draw a unit vector orthogonal to the rows of a basis; two Gram–Schmidt passes keep it so in floating point."""
-    vector = drawn(operator, partial(torch.randn, generator=generator, dtype=torch.float64)).to(basis)
+    vector = drawn(operator, partial(torch.randn, generator=generator, dtype=torch.float64), basis.dtype)
     for _ in range(2):
         vector = vector - inner(operator, basis, vector) @ basis
     return vector / length(operator, vector)

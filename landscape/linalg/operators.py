@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from .. import pieces
+
 
 @runtime_checkable
 class Operator(Protocol):
@@ -70,6 +72,13 @@ def inner(operator: Any, rows: Tensor, other: Tensor) -> Tensor:
     return rows @ other if shards is None else shards.inner(rows, other)
 
 
+def wide_inner(operator: Any, rows: Tensor, other: Tensor) -> Tensor:
+    """Return the inner products of (m, n) with (n,) in float64."""
+    if _shards(operator) is not None:
+        return inner(operator, rows.double(), other.double())
+    return torch.stack([pieces.inner(row, other) for row in rows])
+
+
 def length(operator: Any, vector: Tensor) -> Tensor:
     """Return the norm of a vector."""
     return inner(operator, vector, vector).sqrt()
@@ -83,8 +92,8 @@ def block_sums(operator: Any, values: Tensor, sizes: list[int]) -> Tensor:
     return torch.stack([part.sum(0) for part in values.split(sizes)])
 
 
-def drawn(operator: Any, sample: Callable[[int], Tensor]) -> Tensor:
+def drawn(operator: Any, sample: Callable[[int], Tensor], dtype: torch.dtype) -> Tensor:
     """Return a random vector, ``sample(count)`` giving the next so many numbers of the whole one."""
-    shards = _shards(operator)
-    vector = sample(operator.shape[0]) if shards is None else shards.drawn(sample)
-    return vector.to(operator.device)
+    if (shards := _shards(operator)) is not None:
+        return shards.drawn(sample).to(operator.device, dtype)
+    return pieces.drawn_into(torch.empty(operator.shape[0], dtype=dtype, device=operator.device), sample)

@@ -192,7 +192,7 @@ def _quadrature(operator: Operator, vector: Tensor, known: Tensor, steps: int) -
     """Return nodes and weights of the Gauss quadrature for a unit vector's measure, outside of known eigenvectors."""
     krylov = Krylov(operator, len(known) + steps, known, folds=False, dtype=known.dtype)
     for _ in range(steps):
-        if krylov.append(vector):
+        if krylov.append(vector) or krylov.size == len(known) + steps:
             break
         vector = krylov.next()
     nodes, coefficients, _ = krylov.ritz(len(known))

@@ -14,7 +14,7 @@ from ..checking import numbers, one_of, seed_of
 from ..progress import resumable
 from ..results import Result, with_error
 from .lanczos import basis_dtype
-from .operators import Operator, block_sums, drawn, fold_products, fold_shares, inner, local_size
+from .operators import Operator, block_sums, drawn, fold_products, fold_shares, inner, local_size, wide_inner
 
 Over = Literal["probes", "data"]
 _FIRST_LOOK = 10  # probes before the stop rule is asked: a standard error from fewer says little about itself
@@ -169,12 +169,14 @@ def hutchinson(
     dtype = basis_dtype(operator)
     basis = None if basis is None else basis.to(dtype)
     for _ in range(num_probes):
-        probe = _signs(operator, generator).to(dtype)
-        probe = probe if basis is None else probe - basis @ inner(operator, basis.T, probe)
-        products, vector = fold_products(operator, probe).double(), probe.double()
-        samples.append(inner(operator, products, vector).cpu())
+        vector = _signs(operator, generator, dtype)
+        vector = vector if basis is None else vector - basis @ inner(operator, basis.T, vector)
+        products = fold_products(operator, vector)
+        samples.append(wide_inner(operator, products, vector).cpu())
         if blocks:
+            products, vector = products.double(), vector.double()
             parts.append(inside + _sum_blocks(operator, vector * (shares.to(products) @ products), blocks))
+        del products, vector  # before the next are there
         estimates = torch.stack(samples) @ shares + basis_trace
         yield
         if len(samples) >= _FIRST_LOOK and _has_converged(estimates, rtol, atol):
@@ -233,8 +235,8 @@ def _has_converged(samples: Tensor, rtol: float, atol: float) -> bool:
     return error <= max(rtol * abs(value), atol)
 
 
-def _signs(operator: Operator, generator: torch.Generator) -> Tensor:
+def _signs(operator: Operator, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     def sample(count: int) -> Tensor:
         return torch.randint(0, 2, (count,), generator=generator, dtype=torch.float64).mul_(2).sub_(1)
 
-    return drawn(operator, sample)
+    return drawn(operator, sample, dtype)

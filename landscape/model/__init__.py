@@ -4,18 +4,19 @@ from .adapters import is_plain, quantized_layers
 from .arguments import objective_of
 from .batches import FOLDS, mapped, moved, probe_of, samples_of
 from .checks import call_by_name, call_of
-from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian
+from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian, generator
 from .criterion import BatchObjective, Criterion
 from .directions import (
     NAMES,
     NORMALIZATIONS,
     checked_direction,
-    combined,
     describe,
     direction_to,
     eigenvector,
     fingerprint,
+    plane_of,
     principal_directions,
+    random_axis,
     random_direction,
     resolve_directions,
     stacked,
@@ -27,3 +28,4 @@ from .measuring import copied, generator_of, measurement_mode
 from .network import BatchNorm, Precision
 from .objective import Objective
 from .replay import Replay, columns
+from .walking import Along

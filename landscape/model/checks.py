@@ -158,7 +158,7 @@ def check_integers(network: Network, rounded: Mapping[str, RoundedWeight], batch
     if not integers:
         return
     with torch.no_grad():
-        network.swap_in_copies({})
+        network.swap_in({})
         theirs = tree_leaves(network.call(network.model, batch))
         measured = tree_leaves(network.output(network.tensors(), batch))
     slack = min(1e3 * torch.finfo(network.dtype).eps, 4 * torch.finfo(network.dtype).eps + 1e-4)

@@ -17,7 +17,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from .. import parallel
 from ..checking import seed_of
 from ..parallel import Layout
+from ..pieces import drawn_into, inner
 from .adapters import RoundedWeight, rounded_weights
+from .measuring import copy_of
 from .sharding import Shards, layouts_of, reshard
 
 Point = dict[str, Tensor]
@@ -97,7 +99,7 @@ class Coordinates:
 
     def inner(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
         """Return the inner product of two points, over the names of the first, in float64."""
-        products = [(part.detach().double() * b[name].detach().double()).sum() for name, part in a.items()]
+        products = [inner(part, b[name]) for name, part in a.items()]
         if not self.layouts or not products:
             return torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64)
         shares = [part / self.layouts[name].copies for part, name in zip(products, a, strict=True)]
@@ -207,7 +209,7 @@ def coordinates(
                 raise ValueError(f"{name} is shared by several layers, each with its own rounding: use space='latent'")
             centre[name], tensors[name], base[name] = weight.value, weight.moves, weight.base
         else:
-            base[name] = parallel.local(parameter).detach().clone()
+            base[name] = copy_of(model, parallel.local(parameter))
             centre[name] = base[name] * masks[name] if name.endswith("_orig") and name in masks else base[name]
             tensors[name] = name
     missing = [layer for layer in layers or () if not any(_inside(name, layer) for name in centre)]
@@ -271,8 +273,17 @@ def gaussian(
         shape = layouts[name].shape if layouts else value.shape
         digest = hashlib.sha256(f"{seed}:{name}:{tuple(shape)}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        draw = torch.randn(shape, generator=generator, dtype=torch.float64)
-        yield name, (layouts[name].cut(draw) if layouts else draw).to(value)
+        sample = partial(torch.randn, generator=generator, dtype=torch.float64)
+        if layouts:
+            yield name, layouts[name].cut(sample(shape)).to(value)
+        else:
+            yield name, drawn_into(value.new_empty(value.numel()), sample).view(shape)
+
+
+def generator() -> str:
+    """Say on what `gaussian` draws, with the first numbers: a seed means nothing to another generator."""
+    ((_, draw),) = gaussian({"": torch.empty(3, dtype=torch.float64)}, 0)
+    return f"CPU, float64 by name: {', '.join(f'{number:.4f}' for number in draw.tolist())}"
 
 
 def _is_shared(model: nn.Module, name: str, parameter: Tensor) -> bool:

@@ -16,16 +16,18 @@ from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from .checks import some_rows
+from .coordinates import Coordinates
 from .watching import Watch
 
 Label = Literal["exact", "straight-through", "unverified", "not measured"]
 Point = list[Tensor]
 _ROWS = 8
+_MOST = 2**22  # weights that differences are taken by; of more, one tensor of each kind
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _STEPS = {1: (1e-6, 1e-7, 1e-5, 1e-8), 2: (1e-7, 1e-8, 1e-9, 1e-6)}  # relative to the weights, in this order
 _TOLERANCE = 1e-5
@@ -68,7 +70,8 @@ def verify(objective: Any) -> Verdict:
     """Compare gradient and product of an `Objective` with differences, on a few samples of its first batch.
 
     Cost: seven forward passes, gradients of three and a product, of eight samples in float64; six passes more where
-    many kinks are near, and more again where differences and derivatives disagree.
+    many kinks are near, and more again where differences and derivatives disagree. Of more than four million
+    weights one tensor of each kind of module is differentiated by; roundings are looked for in all.
     """
     whole = next(iter(objective.batches()))
     few = some_rows(whole, _ROWS)
@@ -143,10 +146,13 @@ class _Function:
         self.objective.criterion = objective.criterion.alone()
         self.network = self.objective.network = objective.network.plain()
         self.coordinates = objective.coordinates
-        base = objective.tensors()
-        self.names, self.batch = list(base), tree_map(self._cast, batch) if is_wide else batch
-        self.rest = {name: self._cast(tensor) for name, tensor in self.network.frozen.items() if name not in base}
-        self.point = [self._cast(tensor) for tensor in base.values()]
+        base, self.chosen = objective.tensors(), _of_each_kind(objective.model, objective.coordinates)
+        moves = self.coordinates.tensors
+        self.names, self.batch = [moves[n] for n in self.chosen], tree_map(self._cast, batch) if is_wide else batch
+        whole = self.network.frozen | base
+        self.rest = {name: self._cast(tensor) for name, tensor in whole.items() if name not in self.names}
+        self.also_varies = [self.rest[name] for name in base if name in self.rest]
+        self.point = [self._cast(base[name]) for name in self.names]
         self.masks = objective.coordinates.masks
 
     def __call__(self, point: Sequence[Tensor]) -> Tensor:
@@ -164,7 +170,7 @@ class _Function:
         """Return what is rounded on the way, the loss, the leaves and the gradient with its graph."""
         leaves = [tensor.detach().clone().requires_grad_() for tensor in self.point]
         with torch.enable_grad():
-            with Watch(leaves) as watch:
+            with Watch([*leaves, *self.also_varies]) as watch:
                 loss = self(leaves)
             return watch, loss.detach(), leaves, self._derivative(loss, leaves)
 
@@ -199,7 +205,7 @@ class _Function:
         """Return a random direction, of each tensor's own size, and one along the gradient, of the same length."""
         generator = torch.Generator().manual_seed(0)
         centre, sizes, draws = self.coordinates, [], []
-        for name, tensor in zip(centre.names, self.point, strict=True):
+        for name, tensor in zip(self.chosen, self.point, strict=True):
             draw = torch.randn(centre.shape(name), generator=generator, dtype=torch.float64)
             sizes.append((centre.length({name: tensor}) / draw.numel() ** 0.5).clamp_min(1e-2).to(tensor))
             draws.append(centre.cut(name, draw).to(tensor))
@@ -210,7 +216,7 @@ class _Function:
 
     def dot(self, a: Point, b: Point) -> float:
         """Return the inner product of two points."""
-        one, other = (dict(zip(self.coordinates.names, part, strict=True)) for part in (a, b))
+        one, other = (dict(zip(self.chosen, part, strict=True)) for part in (a, b))
         return float(self.coordinates.inner(one, other))
 
     def norm(self, point: Point) -> float:
@@ -230,6 +236,21 @@ class _Function:
     def _cast(self, value: Any) -> Any:
         is_narrow = self.is_wide and isinstance(value, Tensor) and value.dtype in _NARROW
         return value.double() if is_narrow else value
+
+
+def _of_each_kind(model: nn.Module, centre: Coordinates) -> list[str]:
+    """Return the names of what varies; of a large network, that of the first tensor of each kind, or of a small one.
+
+    From the first ones derivatives go through all that follows.
+    """
+    if centre.numel <= _MOST:
+        return centre.names
+    kinds: dict[Any, list[tuple[bool, str]]] = {}
+    for name in centre.names:
+        owner, _, leaf = name.rpartition(".")
+        is_large = math.prod(centre.shape(name)) > _MOST // 4
+        kinds.setdefault((type(model.get_submodule(owner)), leaf), []).append((is_large, name))
+    return [min(group, key=lambda entry: entry[0])[1] for group in kinds.values()]
 
 
 class _Wide(TorchFunctionMode):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import parallel
 from .coordinates import Coordinates, Point, gaussian
 from .objective import Objective
+from .walking import Along
 
 NAMES = ("random", "gradient", "eigenvectors")
 Axis = dict[str, str | int]
@@ -48,8 +49,7 @@ def resolve_directions(
     label: Axis
     for axis, part in enumerate(given):
         if isinstance(part, str) and part == "random":
-            # seeds of the axes are spread out, so that seed=1 does not share a direction with seed=0
-            step = random_direction(function.coordinates, seed * 1_000_003 + axis, normalize)
+            step = random_axis(function.coordinates, seed, axis, normalize)
             label = {"kind": "random", "normalize": normalize}
         elif isinstance(part, str) and part == "gradient":
             step, label = function.gradient(), {"kind": "gradient"}
@@ -76,6 +76,11 @@ def _check_frozen(function: Objective, other: nn.Module) -> None:
         frozen = not weight.requires_grad and name in theirs and name not in function.coordinates.centre
         if frozen and "quantizer" not in name and not torch.equal(weight, theirs[name].to(weight)):
             raise ValueError(f"{name} is frozen and differs between the networks: unfreeze it, or no line gets there")
+
+
+def random_axis(centre: Coordinates, seed: int, axis: int, normalize: str) -> Point:
+    """Draw the direction of an axis; seeds are spread out, so that seed=1 does not share one with seed=0."""
+    return random_direction(centre, seed * 1_000_003 + axis, normalize)
 
 
 def random_direction(centre: Coordinates, seed: int, normalize: str = "filter") -> Point:
@@ -144,7 +149,7 @@ def checked_direction(centre: Coordinates, direction: Point) -> Point:
         ValueError: a name or shape that the network does not have; nothing that moves, or not finite.
     """
     if not direction:
-        raise ValueError("directions must move something, got one without tensors: `compare` does not keep its own")
+        raise ValueError("directions must move something, got one without tensors")
     for name, step in direction.items():
         if name not in centre.centre:
             raise ValueError(
@@ -183,17 +188,8 @@ def principal_directions(differences: Sequence[Point], count: int = 2) -> tuple[
     for i in range(count):
         # the checkpoint farthest along it lies on the positive side: an eigenvector's sign means nothing
         mix = vectors[:, i] * vectors[vectors[:, i].abs().argmax(), i].sign() / values[i].sqrt()
-        directions.append(combined(differences, mix.tolist()))
+        directions.append(dict(Along(differences, mix.tolist())))
     return directions, values / values.sum()
-
-
-def combined(steps: Sequence[Point], coefficients: Sequence[float]) -> Point:
-    """Return Σ coefficient·step, over all names that any step moves."""
-    total: Point = {}
-    for step, coefficient in zip(steps, coefficients, strict=True):
-        for name, part in step.items():
-            total[name] = total[name] + coefficient * part if name in total else coefficient * part
-    return total
 
 
 def stacked(steps: Sequence[Point], centre: Coordinates) -> Point:
@@ -205,18 +201,35 @@ def stacked(steps: Sequence[Point], centre: Coordinates) -> Point:
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return a short hash of names, shapes and every bit of the values."""
+    return _hash((name, tuple(tensors[name].shape), [tensors[name]]) for name in sorted(tensors))
+
+
+def plane_of(steps: Sequence[Point], centre: Coordinates) -> str:
+    """Return the `fingerprint` of directions laid side by side, see `stacked`, without laying them so."""
+
+    def rows(name: str) -> Iterator[Tensor]:
+        for step in steps:
+            part = step[name] if name in step else torch.zeros_like(centre.centre[name])
+            yield centre.results({name: part})[name]
+
+    names = sorted({name for step in steps for name in step})
+    return _hash((name, (len(steps), *centre.shape(name)), rows(name)) for name in names)
+
+
+def _hash(tensors: Iterable[tuple[str, tuple[int, ...], Iterable[Tensor]]]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = parallel.whole(tensors[name]).detach().cpu().contiguous()
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    for name, shape, parts in tensors:
+        for index, part in enumerate(parts):
+            value = parallel.whole(part).detach().cpu().contiguous()
+            digest.update(b"" if index else f"{name}:{value.dtype}:{shape}".encode())
+            digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
 def _rescaled(centre: Coordinates, name: str, draw: Tensor, normalize: str) -> Tensor:
     weight = centre.centre[name]
     if normalize == "filter":
-        return draw * _ratio(centre.filter_norms(name, weight), centre.filter_norms(name, draw))
+        return draw.mul_(_ratio(centre.filter_norms(name, weight), centre.filter_norms(name, draw)))
     if normalize == "layer":
         draw, weight = centre.whole(name, draw), centre.whole(name, weight)
         # nn.MultiheadAttention packs q, k and v in one tensor: three layers, each with a norm of its own

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack, _pop_mode
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..parallel import Layout
 from .precision import switches_of
 from .sharding import GatheredOnReading, Notes, reshard, without_hooks
+from .walking import Late, MadeOnReading
 
 _HELD = ("SIGINT", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGTERM", "SIGUSR1")  # signals whose handlers may raise
 _AS_WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -216,11 +218,14 @@ class TensorSwap:
         def laid_out(entries: Mapping[str, Any]) -> dict[str, Layout]:
             return {k: layouts[names[id(t)]] for k, t in entries.items() if names.get(id(t)) in layouts}
 
-        self._gathered = [
+        self._owners = [
             (module.__dict__, kind, module.__dict__[kind], laid_out(module.__dict__[kind]))
-            for module in (model.modules() if layouts else ())
+            for module in model.modules()
             for kind in ("_parameters", "_buffers")
+            if isinstance(module.__dict__.get(kind), dict)  # no TorchScript
         ]
+        foreign = {name for entries, _, name in self._entries if not isinstance(entries, dict)}
+        self.are_entries = {name for _, _, name in self._entries} - foreign
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors in by name; they stay until `measurement_mode` ends, also while gradients are taken.
@@ -237,8 +242,10 @@ class TensorSwap:
         for entries, key, name in self._entries:
             if name in tensors:
                 entries[key] = tensors[name]  # type: ignore[assignment]
-        for attributes, kind, entries, layouts in self._gathered:
-            attributes[kind] = GatheredOnReading(entries, layouts, self.notes)
+        are_late = any(type(tensor) is Late for tensor in tensors.values())
+        for attributes, kind, entries, layouts in self._owners:
+            made = MadeOnReading(entries) if are_late else entries
+            attributes[kind] = GatheredOnReading(entries, layouts, self.notes) if layouts else made
         for attributes, name, output in self._outputs:
             if name in tensors:
                 attributes["forward"] = partial(_returned, tensors[name], output)
@@ -267,6 +274,8 @@ class _Record:
         stale = {id(tensor) for tensor, _ in _differing(candidates)}
         kept = {id(tensor): copy for tensor, copy in candidates if id(tensor) not in stale}
         self.bits = [(t, kept[id(t)] if id(t) in kept else t.detach().clone()) for t in comparable]
+        self.copies = {id(tensor): copy for tensor, copy in self.bits}
+        _sums.update({copy: _bits(copy).sum() for _, copy in self.bits if copy not in _sums})
 
     def tensors_changed(self) -> bool:
         """Return whether any tensor or module was exchanged, added, taken away, or any tensor written to."""
@@ -288,11 +297,19 @@ class _Record:
                 tensor.grad = gradient
             if tensor.requires_grad is not requires_grad:
                 tensor.requires_grad_(requires_grad)
-        for tensor, copy in _differing(self.bits):
+        # a copy is what networks compute with: one that a pass has written to is no witness
+        for tensor, copy in ((t, c) for t, c in _differing(self.bits) if torch.equal(_bits(c).sum(), _sums[c])):
             if (tensor.shape, tensor.dtype) == (copy.shape, copy.dtype):
                 tensor.data.copy_(copy)
             else:
                 tensor.data = copy.clone()
+
+
+def copy_of(model: nn.Module, tensor: Tensor) -> Tensor:
+    """Return a copy of a model's tensor, not to be written to: the one that is kept while the model is measured."""
+    record = _active[id(model)]._record if is_measured(model) else None
+    copy = record.copies.get(id(tensor)) if record else None
+    return tensor.detach().clone() if copy is None else copy
 
 
 def is_measured(model: nn.Module) -> bool:
@@ -386,6 +403,7 @@ def _new_lock() -> None:
 
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, list)
+_sums = WeakTensorKeyDictionary()  # copy of a tensor → the sum of its bits
 _active: dict[int, measurement_mode] = {}  # the models that are being measured
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,8 +22,9 @@ from .. import parallel
 from .adapters import RoundedWeight
 from .coordinates import Coordinates, Point, Space, coordinates
 from .folding import Folding
-from .measuring import TensorSwap, is_measured, measurement_mode
+from .measuring import TensorSwap, copy_of, is_measured, measurement_mode
 from .substitutes import Seen, Substituted
+from .walking import LARGE, Along, Late
 
 BatchNorm = Literal["fixed", "recomputed"]
 Precision = Literal["fp32", "bf16"]
@@ -70,23 +71,31 @@ class Network:
         self.call, self._swap = call, TensorSwap(self.model, outputs, layouts)
         self.notes = self._swap.notes
         tensors = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
-        self.frozen: Point = {name: parallel.local(tensor).detach().clone() for name, tensor in tensors}
+        self.frozen: Point = {name: copy_of(self.model, parallel.local(tensor)) for name, tensor in tensors}
         self.substitutes = False  # whether functions are written out that have no second derivative
-        self._changing: set[str] = set()  # tensors that the network writes to while it runs
+        self._changing = set(self.frozen)  # tensors that the network may write to while it runs
         self._folded_weights = WeakIdKeyDictionary()
 
     def tensors(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the tensors that vary at centre + displacement, by their names in the model."""
         return self.coordinates.displaced(displacement or {})
 
+    def values_at(self, displacement: Mapping[str, Tensor] | None) -> dict[str, Any]:
+        """Return what `tensors` does, for passes without gradients: of a large network each is made when it is read."""
+        moves = self.coordinates.tensors
+        if self.coordinates.numel <= LARGE or torch.is_grad_enabled() or not isinstance(displacement, Along):
+            return self.tensors(displacement)
+        self.swap_in({})  # the last point makes room
+        terms, moving = displacement.terms, {moves[name] for name in displacement}
+        is_whole = bool(self.coordinates.layouts) or self.folded or self.batchnorm != "fixed"
+        if is_whole or not moving <= self._swap.are_entries or moving & self._changing:
+            return self.tensors(displacement)
+        return self.tensors() | {moves[n]: Late(self.coordinates.base[n], terms[n]) for n in terms}
+
     def swap_in(self, tensors: Mapping[str, Tensor]) -> None:
         """Put these tensors, and copies of the others as they were, where the model's own are."""
         whole = self.frozen | dict(tensors)
         self._swap(whole | {name: whole[name].clone() for name in self._changing})
-
-    def swap_in_copies(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put these tensors and all others in as copies: what the network does while it runs is not known yet."""
-        self._swap({name: tensor.clone() for name, tensor in (self.frozen | dict(tensors)).items()})
 
     def output(self, tensors: Mapping[str, Tensor], batch: Any) -> Any:
         """Return the output for one batch with these tensors in place of the model's own, in measurement mode."""
@@ -135,9 +144,8 @@ class Network:
         """
         folded, self.folded = self.folded, False
         frozen, self._changing = self.frozen, set()
-        tensors = self._beside_the_centre()  # where an observer of weights sees others than it has seen
-        self.frozen = {name: tensor.clone() for name, tensor in frozen.items()}
-        before = frozen | {name: tensor.clone() for name, tensor in tensors.items()}
+        tensors = dict(self._beside_the_centre())  # where an observer of weights sees others than it has seen
+        self.frozen = {name: tensor.clone() for name, tensor in frozen.items() if name not in tensors}
         try:
             with Seen() as seen:
                 needs_grad = _needs_gradients(lambda: loss(tensors))
@@ -145,17 +153,21 @@ class Network:
         finally:
             self.frozen = frozen
         self.substitutes = seen.any
+        rest = ((name, tensor) for name, tensor in frozen.items() if name not in tensors)
+        before = itertools.chain(rest, self._beside_the_centre())
         # some kernels write without a word
-        self._changing = {n for n, t in after.items() if t._version or not torch.equal(t, before[n])}
+        self._changing = {n for n, t in before if after[n]._version or not torch.equal(after[n], t)}
+        for done in (tensors, after):  # what follows needs their room
+            done.clear()
         self.folded = folded and self._folding_agrees(loss)
         return needs_grad
 
-    def _beside_the_centre(self) -> Point:
-        return {name: 1.01 * value + 1e-3 for name, value in self.tensors().items()}
+    def _beside_the_centre(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, 1.01 * value + 1e-3) for name, value in self.tensors().items())
 
     def _folding_agrees(self, loss: Callable[[Point], Tensor]) -> bool:
         """Return whether loss and gradient, a step from the centre, are the same when BatchNorm is folded."""
-        there = self._beside_the_centre()
+        there = dict(self._beside_the_centre())
         plain = _loss_and_gradient(loss, there)
         if plain is None:
             with torch.no_grad():

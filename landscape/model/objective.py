@@ -219,7 +219,7 @@ class Objective:
         Cost: one forward pass over the data; two where BatchNorm statistics are recomputed.
         """
         with self.measurement_mode(), torch.set_grad_enabled(self.needs_grad):
-            return merged(self._passes(self.tensors(displacement)), self.same_order)
+            return merged(self._passes(self.network.values_at(displacement)), self.same_order)
 
     def gradient(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the gradient of the mean loss at centre + displacement.
@@ -310,7 +310,7 @@ class Objective:
             return rounded_weights(self.model) | in_use
 
     def _rounded_in_use(self, tensors: Mapping[str, Tensor], batch: Any) -> dict[str, RoundedWeight]:
-        self.network.swap_in_copies(tensors)
+        self.network.swap_in(tensors)
         run = partial(self.network.call, self.model, batch)
         return rounded_in_use(self.model, run, self.network.coordinates.names)
 

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from .batches import KEPT, bytes_of, mapped
 from .coordinates import Point
-from .directions import combined
 from .evaluation import Evaluation, merged
 from .measuring import measurement_mode
 from .objective import Objective
 from .recording import Recording, UnrecordableError
+from .walking import LARGE, Along
 
 _PAYS = 100  # points, from which a recording pays: it takes as long as 30 to 80
-_MOST = 2**24  # weights that move: five copies are kept, and the Python of large networks takes no time
 _ALIGNED = 64  # bytes: where PyTorch's own tensors begin; elsewhere kernels may add up in another order
 
 
@@ -41,7 +40,8 @@ class Replay:
         points: (points, axes) all that are to be measured; two of them are compared.
 
     Cost: at the first call, where it pays, about six passes over the data; memory for what moves, a copy for each
-    direction and three more, and for what depends on the data alone.
+    direction and three more, and for what depends on the data alone. Large networks take no time in Python, and are
+    not recorded.
     """
 
     def __init__(self, objective: Objective, steps: Sequence[Point], points: Tensor) -> None:
@@ -80,7 +80,7 @@ class Replay:
 
     def row(self, coefficients: Sequence[float]) -> Tensor:
         """Return the columns at one point, measured by the objective itself."""
-        return columns(self.objective.evaluate(combined(self.steps, coefficients)), self.objective.centre)
+        return columns(self.objective.evaluate(Along(self.steps, coefficients)), self.objective.centre)
 
     def is_confirmed(self) -> bool:
         """Return whether the objective itself gives the same at the last point that was replayed since last asked."""
@@ -161,7 +161,7 @@ class _Weights:
         like = next(iter(moving.values()))
         unit = _ALIGNED // like.element_size()
         sizes = [-(-tensor.numel() // unit) * unit for tensor in moving.values()]
-        if sum(sizes) > _MOST or any((t.dtype, t.device) != (like.dtype, like.device) for t in moving.values()):
+        if sum(sizes) > LARGE or any((t.dtype, t.device) != (like.dtype, like.device) for t in moving.values()):
             raise UnrecordableError
 
         def laid_out(values: Point) -> tuple[Tensor, Point]:
@@ -182,7 +182,7 @@ class _Weights:
         self.tensors = {coordinates.tensors[name]: views.get(name, value) for name, value in base.items()}
 
     def move(self, coefficients: Sequence[float]) -> None:
-        """Move the weights, in the order of sums of `combined` and `Coordinates.displaced`."""
+        """Move the weights, in the order of sums of `Along` and `Coordinates.displaced`."""
         torch.mul(self._steps[0], coefficients[0], out=self._here)
         for step, coefficient in zip(self._steps[1:], coefficients[1:], strict=True):
             self._here.add_(torch.mul(step, coefficient, out=self._term))

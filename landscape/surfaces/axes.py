@@ -18,7 +18,9 @@ from ..model import (
     Point,
     describe,
     fingerprint,
+    generator,
     objective_of,
+    plane_of,
     resolve_directions,
     stacked,
 )
@@ -28,7 +30,9 @@ from ..model import (
 class Plane(Protocol):
     """A result that has directions: a line, a surface, a trajectory."""
 
-    directions: Point
+    axes_count: int
+
+    def directions(self) -> list[Point]: ...  # noqa: D102
 
 
 Direction = str | nn.Module | Point | Eigenvalues
@@ -37,8 +41,8 @@ Directions = Direction | Plane | Sequence[Direction]
 
 def setup_axes(
     model: nn.Module | Objective, data: Any, directions: Any, count: int, normalize: str, seed: int, **arguments: Any
-) -> tuple[Objective, list[Point], dict[str, Any]]:
-    """Return the objective of a picture, its directions, and what the result says of them.
+) -> tuple[Objective, list[Point], Point, dict[str, Any]]:
+    """Return the objective of a picture, its directions, those that are stored, and what the result says of them.
 
     Args:
         model, data, arguments: of `Objective`; ``batchnorm`` None stands for recomputed between networks and fixed
@@ -50,10 +54,10 @@ def setup_axes(
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}")
     plane = directions if hasattr(directions, "directions") else None
-    kept = 0 if plane is None else len(next(iter(plane.directions.values()), ()))
-    if plane is not None and kept < count:
-        raise ValueError(f"directions must be a result that holds {count}, got a {type(plane).__name__} with {kept}")
-    parts = _one_per_axis(directions, count) if plane is None else [plane.direction(axis) for axis in range(count)]
+    if plane is not None and plane.axes_count < count:
+        kind, kept = type(plane).__name__, plane.axes_count
+        raise ValueError(f"directions must be a result that holds {count}, got a {kind} with {kept}")
+    parts = _one_per_axis(directions, count) if plane is None else plane.directions()[:count]
     if not isinstance(model, Objective) and arguments["batchnorm"] is None:
         policy = "recomputed" if any(isinstance(part, nn.Module) for part in parts) else "fixed"
         arguments["batchnorm"] = policy if plane is None else plane.about.get("batchnorm", policy)
@@ -67,8 +71,13 @@ def setup_axes(
     about = label | {"seed": seed if drawn else None}
     about |= {"loss": function.criterion.name, "batch_size": function.batch_size}
     centre = function.coordinates
-    about |= {"plane": fingerprint(stacked(steps, centre)), "model": fingerprint(centre.results(centre.centre))}
-    return function, steps, about
+    about |= {"plane": plane_of(steps, centre), "model": fingerprint(centre.results(centre.centre))}
+    can_draw = not centre.layouts and all(weight.output is None for weight in function.rounded.values())
+    seeded = [can_draw and isinstance(part, str) and part == "random" for part in parts]
+    if any(seeded):
+        about["generator"] = generator()
+    stored = stacked([step for step, is_seeded in zip(steps, seeded, strict=True) if not is_seeded], centre)
+    return function, steps, stored, about
 
 
 def _end_points(function: Objective, ends: Sequence[tuple[nn.Module, Point]]) -> dict[str, Any]:

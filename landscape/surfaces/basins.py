@@ -9,18 +9,18 @@ from itertools import combinations
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import numbers
 from ..model import (
+    Along,
     BatchNorm,
     BatchObjective,
     Evaluation,
     Loss,
     Objective,
     Point,
-    combined,
     direction_to,
     objective_of,
     stderr_of_mean,
@@ -235,17 +235,17 @@ class _Explorer:
         found = []
         for (a, start), (b, end) in combinations(places.items(), 2):
             shares = torch.linspace(0, 1, _POINTS_OF_BARRIER, dtype=torch.float64).tolist()
-            seen = [self.at(combined([start, end], [1 - share, share])) for share in shares]
+            seen = [self.at(Along([start, end], [1 - share, share])) for share in shares]
             above = [_above(seen[0], seen[-1], part, share) for part, share in zip(seen, shares, strict=True)][1:-1]
             barrier, stderr = max(above, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
             found.append({"pair": f"{a} – {b}", "barrier": barrier, "barrier_stderr": stderr})
         return found
 
-    def at(self, displacement: Point) -> Evaluation:
+    def at(self, displacement: Mapping[str, Tensor]) -> Evaluation:
         """Return the function there."""
         return self.function.evaluate(displacement)
 
-    def _exceeds(self, displacement: Point) -> bool:
+    def _exceeds(self, displacement: Mapping[str, Tensor]) -> bool:
         return not float(self.at(displacement).loss - self.here.loss) <= self.margin  # NaN does
 
     def _rim(self, way: Point, inside: float, outside: float) -> tuple[float, float]:
@@ -255,8 +255,8 @@ class _Explorer:
         """
         for _ in range(_HALVINGS):
             middle = (inside + outside) / 2
-            inside, outside = (inside, middle) if self._exceeds(combined([way], [middle])) else (middle, outside)
-        low, high = (self.at(combined([way], [share])) for share in (inside, outside))
+            inside, outside = (inside, middle) if self._exceeds(Along([way], [middle])) else (middle, outside)
+        low, high = (self.at(Along([way], [share])) for share in (inside, outside))
         slope = float(high.loss - low.loss) / (outside - inside)
         short = self.margin - float(low.loss - self.here.loss)
         share = inside + short / slope if math.isfinite(slope) and slope > 0 else outside
@@ -300,7 +300,7 @@ def _plane(function: Objective, ways: Mapping[str, Point], points: int) -> tuple
     coordinates = function.coordinates
     length = float(coordinates.length(first))
     along = float(coordinates.inner(first, second)) / length**2
-    across = combined([second, first], [1.0, -along])
+    across = dict(Along([second, first], [1.0, -along]))
     away = float(coordinates.length(across)) / length
     if away < _FLAT * max(1.0, abs(along)):
         return {}, []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,7 +16,20 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import numbers
-from ..model import BatchNorm, BatchObjective, Loss, Objective, Point, Precision, Space, stacked
+from ..model import (
+    BatchNorm,
+    BatchObjective,
+    Loss,
+    Objective,
+    Point,
+    Precision,
+    Space,
+    coordinates,
+    fingerprint,
+    generator,
+    measurement_mode,
+    random_axis,
+)
 from ..plotting import thumbnail
 from ..progress import stopwatch
 from ..results import Result
@@ -30,16 +44,84 @@ if TYPE_CHECKING:
 Span = float | tuple[float, float]
 
 
-class Directed:
+class Directed(Result):
     """What results along directions offer."""
 
-    directions: Point
+    axes_count: ClassVar[int] = 2
+    stored: Point
 
-    def direction(self, axis: int = 0) -> Point:
-        """Give the direction of an axis, name → tensor."""
-        count = len(next(iter(self.directions.values()), ()))
-        numbers(whole=True, at_least=-count, below=count, axis=axis)
-        return {name: stack[axis] for name, stack in self.directions.items()}
+    def directions(self, model: nn.Module | Objective | None = None) -> list[Point]:
+        """Give the direction of every axis, name → tensor: those that are stored, and those that a seed draws again.
+
+        Args:
+            model: the network that was measured, which random directions are scaled by; or its `Objective`. Not needed
+                where all directions are stored, or where the network is still there in the session that measured it.
+
+        Raises:
+            ValueError: another network, or the same with other weights; another generator; nothing to draw from.
+        """
+        count = len(next(iter(self.stored.values()), ()))
+        rows = [{name: stack[row] for name, stack in self.stored.items()} for row in range(count)]
+        if len(rows) == self.axes_count:
+            return rows
+        known, names = _measured.get(self, (lambda: None, None))
+        network = known() if model is None else model
+        if "generator" not in self.about:
+            raise ValueError("the result holds no directions, nor a seed that draws them: measure the network again")
+        if network is None:
+            raise ValueError(
+                "directions are not stored here, a seed draws them for the network that was measured: pass it, as "
+                "result.directions(model), or save the result with save(path, directions=True) while it is there"
+            )
+        if self.about["generator"] != generator():
+            kinds = f"{self.about['generator']!r}, and here it is {generator()!r}"
+            raise ValueError(f"directions were drawn on another generator, {kinds}: measure again")
+        if isinstance(network, Objective):
+            centre = network.coordinates
+        else:
+            network = getattr(network, "_orig_mod", network)
+            with measurement_mode(network):
+                centre = coordinates(network, "latent" if self.about["space"] == "latent" else None, names)
+        if (found := fingerprint(centre.results(centre.centre))) != self.about["model"]:
+            raise ValueError(
+                f"model must be the network that was measured, of fingerprint {self.about['model']}, got {found}: its "
+                "weights, or which of them vary, are others. To walk other networks along the same directions store "
+                "them while it is there, with save(path, directions=True)"
+            )
+        stored = iter(rows)
+        return [
+            random_axis(centre, self.about["seed"], index, str(axis["normalize"]))
+            if axis["kind"] == "random"
+            else next(stored)
+            for index, axis in enumerate(self.about["axes"])
+        ]
+
+    def direction(self, axis: int = 0, model: nn.Module | Objective | None = None) -> Point:
+        """Give the direction of an axis, name → tensor; see `directions`."""
+        numbers(whole=True, at_least=-self.axes_count, below=self.axes_count, axis=axis)
+        return self.directions(model)[axis]
+
+    def save(self, path: str | Path, *, directions: bool = False) -> Path:
+        """Write the result to a file, see `Result.save`.
+
+        Args:
+            path: of the file.
+            directions: store those as well that a seed draws again from the network, see `directions`.
+        """
+        if not directions:
+            return super().save(path)
+        steps = self.directions()
+        shapes = {name: part for step in steps for name, part in step.items()}
+        stored = {n: torch.stack([s.get(n, torch.zeros_like(like)) for s in steps]) for n, like in shapes.items()}
+        return Result.save(replace(self, stored=stored), path)  # type: ignore[call-arg]
+
+    def _of(self, function: Objective) -> Self:
+        """Keep in mind which network was measured, as long as it is there."""
+        _measured[self] = weakref.ref(function.model), function.coordinates.names
+        return self
+
+
+_measured: weakref.WeakKeyDictionary[Directed, tuple[Any, list[str]]] = weakref.WeakKeyDictionary()
 
 
 class _Sampled(Directed):
@@ -56,7 +138,7 @@ class _Sampled(Directed):
 
 
 @dataclass(frozen=True, eq=False)
-class Line(_Sampled, Result):
+class Line(_Sampled):
     """Loss and accuracy along a direction.
 
     Attributes:
@@ -65,7 +147,7 @@ class Line(_Sampled, Result):
         stderr: (points,) standard error, over the data, of the loss's difference to the model's.
         status: (points,) int8: 0 pending, 1 computed, 2 interpolated, 3 failed (not finite, or it raised an error).
         metrics: name → (points,).
-        directions: name → (1, *shape), the direction; see `direction`.
+        stored: name → (1, *shape), the direction, where no seed draws it again; see `directions`.
 
     Example:
         >>> import torch, landscape
@@ -81,12 +163,13 @@ class Line(_Sampled, Result):
     stderr: Tensor | None = None
     status: Tensor | None = None
     metrics: Point = field(default_factory=dict)
-    directions: Point = field(default_factory=dict)
+    stored: Point = field(default_factory=dict)
     dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
         ("alphas", "loss", "accuracy", "stderr", "status"), ("alpha",)
     )
     columns: ClassVar[tuple[str, ...]] = ("alphas", "loss", "accuracy", "stderr", "status", "metrics")
     picture: ClassVar[str] = "lines.lines"
+    axes_count: ClassVar[int] = 1
 
     @property
     def centre(self) -> int | None:
@@ -98,7 +181,7 @@ class Line(_Sampled, Result):
 
 
 @dataclass(frozen=True, eq=False)
-class Surface(_Sampled, Result):
+class Surface(_Sampled):
     """Loss and accuracy over a plane.
 
     Attributes:
@@ -108,7 +191,8 @@ class Surface(_Sampled, Result):
             interpolated.
         status: (alphas, betas) int8: 0 pending, 1 computed, 2 interpolated, 3 failed (not finite, or it raised).
         metrics: name → (alphas, betas).
-        directions: name → (2, *shape), the two directions; see `direction`. They need not be orthogonal.
+        stored: name → (axes, *shape), those of the two directions that no seed draws again; see `directions`. They
+            need not be orthogonal.
 
     Example:
         >>> import torch, landscape
@@ -125,7 +209,7 @@ class Surface(_Sampled, Result):
     stderr: Tensor | None = None
     status: Tensor | None = None
     metrics: Point = field(default_factory=dict)
-    directions: Point = field(default_factory=dict)
+    stored: Point = field(default_factory=dict)
     dims: ClassVar[dict[str, tuple[str, ...]]] = {"alphas": ("alpha",), "betas": ("beta",)} | dict.fromkeys(
         ("loss", "accuracy", "stderr", "status"), ("alpha", "beta")
     )
@@ -218,13 +302,13 @@ def line(
         "metrics": metrics,
     }
     arguments |= {"precision": precision, "batch_size": batch_size}
-    function, steps, about = setup_axes(model, data, directions, 1, normalize, seed, **arguments)
-    survey = Survey(function, steps, alphas[:, None])
+    function, steps, stored, about = setup_axes(model, data, directions, 1, normalize, seed, **arguments)
+    survey = Survey(function, steps, alphas[:, None], about["plane"])
     plan = partial(rings, alphas, torch.zeros(1))
     for _ in survey.run(plan, open_tiles(path, function, survey.coordinates, about), -(-len(alphas) // TILE)):
         pass
     about = _about(survey, about, elapsed())
-    return Line(about, alphas, **_fields(survey, (len(alphas),)), directions=stacked(steps, function.coordinates))
+    return Line(about, alphas, **_fields(survey, (len(alphas),)), stored=stored)._of(function)
 
 
 def surface(
@@ -298,16 +382,16 @@ def surface(
         "metrics": metrics,
     }
     arguments |= {"precision": precision, "batch_size": batch_size}
-    function, steps, about = setup_axes(model, data, directions, 2, normalize, seed, **arguments)
-    survey = Survey(function, steps, torch.cartesian_prod(alphas, betas))
+    function, steps, stored, about = setup_axes(model, data, directions, 2, normalize, seed, **arguments)
+    survey = Survey(function, steps, torch.cartesian_prod(alphas, betas), about["plane"])
     plan = partial(rings, alphas, betas)
     if adaptive:
         plan = partial(adaptive_plan, survey, alphas, betas, tolerance)
     tiles = open_tiles(path, function, survey.coordinates, about | {"tolerance": tolerance if adaptive else None})
-    shape, directions_kept = (len(alphas), len(betas)), stacked(steps, function.coordinates)
+    shape = len(alphas), len(betas)
 
     def result(about: dict[str, Any]) -> Surface:
-        return Surface(about, alphas, betas, **_fields(survey, shape), directions=directions_kept)
+        return Surface(about, alphas, betas, **_fields(survey, shape), stored=stored)._of(function)
 
     for _ in survey.run(plan, tiles, None if adaptive else -(-len(survey.status) // TILE)):
         if watch is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import parallel
-from ..model import Objective, Point, Replay, combined, fingerprint, stacked
+from ..model import Along, Objective, Point, Replay, fingerprint
 from ..progress import progress
 from .tiles import Tiles
 
@@ -22,15 +22,14 @@ class Survey:
     """The points of one surface, as far as they are measured.
 
     Attributes:
-        coordinates: (points, axes) steps along the directions.
+        coordinates: (points, axes) steps along the directions, whose fingerprint is ``plane``.
         values: (points, 3 + metrics) loss, accuracy, standard error of the loss's difference to the centre, metrics.
         status: (points,) PENDING, COMPUTED, INTERPOLATED or FAILED, where the loss is not finite or raised an error.
         about: entries for the result's ``about``.
     """
 
-    def __init__(self, function: Objective, steps: Sequence[Point], coordinates: Tensor) -> None:
-        directions = fingerprint(stacked(steps, function.coordinates))
-        parallel.check_agreement(directions=directions, points=fingerprint({"": coordinates}))
+    def __init__(self, function: Objective, steps: Sequence[Point], coordinates: Tensor, plane: str) -> None:
+        parallel.check_agreement(directions=plane, points=fingerprint({"": coordinates}))
         self.function, self.steps, self.coordinates = function, steps, coordinates
         width = len(COLUMNS) + len(function.criterion.metrics)
         self.values = torch.full((len(coordinates), width), float("nan"), dtype=torch.float64)
@@ -122,7 +121,7 @@ def bf16_error(survey: Survey) -> float:
     """Return the largest difference to the loss in full precision, at five measured points from end to end."""
     computed = (survey.status == COMPUTED).nonzero()[:, 0]
     points = computed[torch.linspace(0, len(computed) - 1, 5).long().unique()]
-    displaced = [combined(survey.steps, row) for row in survey.coordinates[points].tolist()]
+    displaced = [Along(survey.steps, row) for row in survey.coordinates[points].tolist()]
     exact = survey.function.variant(precision="fp32")
     losses = [
         torch.stack([function.evaluate(step).loss for step in displaced]) for function in (survey.function, exact)

@@ -82,7 +82,7 @@ class Tiles:
 # "axes" says the same as "directions", and folders begun by an earlier version do not have it.
 # What is said of derivatives decides no number here.
 _NOT_ASKED = {"torch", "device", "weight_norm", "axes", "derivatives", "derivatives_note", "varies"}
-_NOT_ASKED |= {"end_losses", "end_losses_shown"}
+_NOT_ASKED |= {"end_losses", "end_losses_shown", "generator"}
 
 
 def open_tiles(

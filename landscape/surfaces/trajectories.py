@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import parallel
 from ..checking import numbers
 from ..model import (
+    Along,
     BatchNorm,
     BatchObjective,
     Coordinates,
@@ -19,7 +20,6 @@ from ..model import (
     Objective,
     Point,
     Space,
-    combined,
     copied,
     direction_to,
     fingerprint,
@@ -28,7 +28,6 @@ from ..model import (
     stacked,
 )
 from ..progress import progress, stopwatch
-from ..results import Result
 from .axes import describe
 from .grids import Directed, Surface
 
@@ -36,7 +35,7 @@ Checkpoint = nn.Module | Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory(Directed, Result):
+class Trajectory(Directed):
     """Checkpoints on a plane through a network.
 
     Attributes:
@@ -47,7 +46,7 @@ class Trajectory(Directed, Result):
         off_plane: (checkpoints,) of the checkpoint to the plane.
         explained: (2,) share of the squared distances to the centre along principal components 1 and 2; on a given
             surface, one number: the share that lies in its plane.
-        directions: name → (2, *shape), the two directions; see `direction`.
+        stored: name → (2, *shape), the two directions; see `directions`.
 
     Example:
         >>> import torch, landscape
@@ -63,7 +62,7 @@ class Trajectory(Directed, Result):
     distance: Tensor
     off_plane: Tensor
     explained: Tensor
-    directions: Point
+    stored: Point
     dims: ClassVar[dict[str, tuple[str, ...]]] = {
         "coordinates": ("checkpoint", "axis"),
         "explained": ("component",),
@@ -178,12 +177,12 @@ def trajectory(
         explained, axes = shares[:2], describe([{"kind": "principal component", "index": i} for i in (1, 2)])
     else:
         _check_centre(surface, function)
-        steps = [_on(function, surface.direction(axis)) for axis in range(2)]
+        steps = [_on(function, step) for step in surface.directions(function)]
         axes = {key: surface.about[key] for key in ("directions", "axes") if key in surface.about}
     coordinates, off_plane, distance = project(function.coordinates, differences, steps)
     if surface is not None:
         explained = 1 - (off_plane.square().sum() / distance.square().sum())[None]
-    plane = [function.evaluate(combined(steps, row)).loss for row in coordinates.tolist()]
+    plane = [function.evaluate(Along(steps, row)).loss for row in coordinates.tolist()]
     kept = stacked(steps, function.coordinates)
     about = function.about(**axes, plane=fingerprint(kept), model=fingerprint(function.coordinates.centre))
     about["seconds"] = elapsed()
@@ -230,8 +229,6 @@ def _space(surface: Surface) -> Space | None:
 
 
 def _check_centre(surface: Surface, function: Objective) -> None:
-    if not surface.directions:
-        raise ValueError("surface must hold its directions, and this one has none: measure it again")
     if surface.about.get("model") != fingerprint(function.coordinates.centre):
         raise ValueError("surface must be one of this very model: its weights at the centre are others")
 
