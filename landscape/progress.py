@@ -142,11 +142,12 @@ def stopwatch() -> Callable[[], float]:
     return lambda: time.perf_counter() - start
 
 
-def announce(products: int, seconds: float, bytes: float) -> None:
+def announce(products: int, seconds: float, bytes: float, passes: int = 0) -> None:
     """Print the cost of a measurement that takes more than 30 s: to stderr, in notebooks (red there) to stdout."""
     if seconds > 30 and "TQDM_DISABLE" not in os.environ:
         memory = f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.0f} MB"
-        cost = f"{products} matrix-vector products, {duration(seconds)}"
+        forwards = f"{passes} passes over the data and " if passes else ""
+        cost = f"{forwards}{products} matrix-vector products, {duration(seconds)}"
         print(f"ahead: about {cost}; graphs hold {memory}", file=sys.stdout if in_notebook() else sys.stderr)
 
 

@@ -295,7 +295,7 @@ def operator_of(
         raise ValueError("data, space, loss and objective belong to a network: an operator has its own")
     if isinstance(model, Hessian | Scaled):
         about = model.about(**{} if isinstance(model, Scaled) else {"units": units})
-        announce(products, **model.estimate(products))
+        announce(products, **model.estimate(products))  # type: ignore[arg-type]
         return (model.filter_relative() if units == "filter" and isinstance(model, Hessian) else model), about
     if units != "raw":
         raise ValueError(f"units={units!r} needs a network: a matrix has no filters")

@@ -110,6 +110,17 @@ class Criterion:
         part = part_of(output, self._output, self._loss is None)
         return part.to(dtype) if dtype and isinstance(part, Tensor) and part.is_floating_point() else part
 
+    def log_probabilities(self, output: Any) -> Tensor | None:
+        """Return the logarithms of what a network's output says of the classes, (n, classes, …), float64.
+
+        None where the loss is not the cross-entropy of scores.
+        """
+        part = self.part_of(output) if self.has_output else None
+        scores = self.alignment != "unknown" if self.alignment else self._cross_entropy is not None
+        if not isinstance(part, Tensor) or part.ndim < 2 or not scores:
+            return None
+        return part.detach().movedim(-1 if self.alignment else 1, 1).double().log_softmax(1)
+
     def of_part(self, part: Any, target: Any) -> BatchLoss:
         """Return the loss from the part of the output that it is given."""
         if self.alignment is not None:  # the logits alone, of the Gauss-Newton matrix
