@@ -143,9 +143,9 @@ def sensitivity(
             second derivative (then ``predictions=()``).
         TypeError: ``quantize`` returns no network.
 
-    Cost: a forward pass over the data for each layer and format (about three with ``quantize``); for each matrix as
-    many products; 30 to 60 products for the trace; as many forward passes as there are pairs, times formats. Memory:
-    the weights once for each format, and twice the network's outputs over the data.
+    Cost: a forward pass over the data for each layer and format (about three with ``quantize``), and as many for each
+    pair; as many products with each matrix, 30 to 60 for the trace. Several processes share the passes, but not those
+    of ``quantize``. Memory: the weights once for each format, and twice the network's outputs over the data.
 
     Source: Dong et al., HAWQ-V2 (2020), eq. 8; Kendall 1945.
 
@@ -182,7 +182,7 @@ def sensitivity(
         found = _predicted(name, operators["ggn" if name == "ggn" else "hessian"], moves, seed)
         rows = [row | {name: value, f"{name}_stderr": error} for row, (value, error) in zip(rows, found, strict=True)]
     unknown = {
-        row["format"]: "more changes than the weights" for row, move in zip(rows, moves, strict=True) if not move
+        row["format"]: "more changes than the weights" for row, move in zip(rows, moves, strict=True) if move is None
     }
     notes = {"left_out": left_out, "kl": cells.no_kl, "no_prediction": unknown if made else {}}
     about = function.about(quantize="grid of least squared error, per tensor" if quantize is None else "a function")
@@ -254,20 +254,21 @@ class _Cells:
         return stderr_of_mean(row[1:], self.shares)
 
     def measure(self, choices: Sequence[dict[str, str]]) -> tuple[dict[str, Tensor], list[Point | None]]:
-        """Measure the network at each choice, layer → format; the choices are dealt out to all processes.
+        """Measure the network at each choice, layer → format.
 
         Returns:
             "increase", "kl" → (choices, 1 + n), the mean and the samples' values; how the weights moved where one
             layer is quantized, None where moving them does not make the quantized network.
         """
+        dealt = self.quantize is None  # all processes make the networks of a function, and see that they are the same
+        mine = range(parallel.rank(), len(choices), parallel.size()) if dealt else range(len(choices))
         table = torch.zeros(len(choices), 2, 1 + len(self.shares), dtype=torch.float64, device=self.function.device)
-        moves: dict[int, Point | None] = {}
-        for k in progress(range(parallel.rank(), len(choices), parallel.size()), "sensitivity"):
+        moves: list[Point | None] = list(self._rounding.values())
+        for k in progress(mine, "sensitivity"):
             table[k], move = self._at(choices[k])
-            moves |= {k: move} if len(choices[k]) == 1 else {}
-        increase, kl = parallel.sum_(table).cpu().unbind(1)
-        moves = {k: move for part in parallel.gather(moves) for k, move in part.items()}
-        return {"increase": increase, "kl": kl}, [moves[k] for k in sorted(moves)]
+            moves += [move] * (len(choices[k]) == 1 and not dealt)
+        increase, kl = (parallel.sum_(table) if dealt else table).cpu().unbind(1)
+        return {"increase": increase, "kl": kl}, moves
 
     def _at(self, choice: dict[str, str]) -> tuple[Tensor, Point | None]:
         scores: list[Any] = []
