@@ -27,13 +27,15 @@ from torch import Tensor, nn
 from .. import parallel
 from ..comparison import Comparison, compare, quantity_label
 from ..files import atomic
+from ..flatness import Sensitivity
 from ..model import Objective
 from ..plotting import draw_together
 from ..plotting.captions import short
 from ..plotting.values import is_log
+from ..results import Result
 from ..surfaces import Surface, Trajectory
 from .views import check_parts
-from .wording import Numbers, bibtex, lead, methods, note, numbers_table, shown, step_length, title_of, verdict
+from .wording import Numbers, bibtex, lead, methods, note, numbers_table, section, shown, step_length, title_of, verdict
 
 _BITS = re.compile(r"(?<![A-Za-z0-9])(?:W(\d+)A\d+|FP(\d+))(?![A-Za-z0-9])")
 _HORIZONTAL = {q: quantity_label(q) for q in ("trace_filter", "lambda1_filter")} | {"bits": "bits per weight"}
@@ -55,11 +57,12 @@ def page(
     sharpness with its error bars, how to read it, methods and BibTeX. The same content gives the same bytes.
 
     Args:
-        content: a result, that is a `Comparison`, a `Surface` or an `Explorer`; name → results; or networks, one or
-            name → network, which `compare` measures. A `Trajectory` is drawn on the surface of its plane, which has to
-            be there too. Names may be tuples, such as ``("SGD", "W4A4")``: one part runs on a slider, the others stand
-            side by side, and the reader may swap them; a plain name beside them stays in view. What is the same under
-            several such names, as FP32 may be, stands in the table once.
+        content: a result, that is a `Comparison`, a `Surface`, a `Sensitivity` (shown as its picture and its table) or
+            an `Explorer`; name → results; or networks, one or name → network, which `compare` measures. A `Trajectory`
+            is drawn on the surface of its plane, which has to be there too. Names may be tuples, such as ``("SGD",
+            "W4A4")``: one part runs on a slider, the others stand side by side, and the reader may swap them; a plain
+            name beside them stays in view. What is the same under several such names, as FP32 may be, stands in the
+            table once.
         path: of the file, which ends in .html.
         data: ``(x, y)`` or batches, for networks; default the probe that they carry.
         title: of the page; default the names.
@@ -113,6 +116,7 @@ def page(
     }
     fields = {name: html.escape(part) for name, part in text.items()} | {
         "TABLE": numbers_table({name: known[first].numbers for name, first in named.items()}, wholes),
+        "SECTIONS": "".join(section(entry.name, entry.layers, _png(entry.layers)) for entry in entries if entry.layers),
         "DATA": _script_json(drawn),
     }
     target = Path(path)
@@ -166,6 +170,7 @@ class _Entry:
     surface: Surface | None = None
     numbers: Numbers = field(default_factory=dict)
     path: Trajectory | None = None
+    layers: Sensitivity | None = None
 
     @property
     def name(self) -> str:
@@ -224,7 +229,9 @@ def _of(key: Any, item: Any) -> list[_Entry]:
         return [_Entry(key or "network", item, {q: (v, math.nan) for q, v in values.items() if not math.isnan(v)})]
     if isinstance(item, Trajectory):
         return [_Entry(key or "training", path=item)]
-    kinds = "a Comparison, a Surface, a Surface and its Trajectory"
+    if isinstance(item, Sensitivity):
+        return [_Entry(key or "network", numbers={"loss": (item.about["centre_loss"], math.nan)}, layers=item)]
+    kinds = "a Comparison, a Surface, a Surface and its Trajectory, a Sensitivity"
     raise TypeError(f"content must be networks, {kinds}, or name → these, got {type(item).__name__}")
 
 
@@ -380,6 +387,13 @@ def _overview(networks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _png(result: Result) -> str:
+    """Return a result's picture in print as the address of an image."""
+    from ..plotting.paper import png
+
+    return f"data:image/png;base64,{base64.b64encode(png(result.draw())).decode()}"
+
+
 def _script_json(value: Any) -> str:
     """Return JSON that ends no script: without <, > and &, and without JavaScript's line separators."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -395,5 +409,6 @@ def _filled(fields: Mapping[str, str]) -> bytes:
     own = {"SCRIPT": _asset("page.js"), "STYLE": _asset("page.css")}
     hashes = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in own.items()}
     policy = f"default-src 'none'; script-src 'sha256-{hashes['SCRIPT']}'; style-src 'sha256-{hashes['STYLE']}'; "
+    policy += "img-src data:; " * bool(fields["SECTIONS"])
     fields = {**fields, **own, "POLICY": policy + "base-uri 'none'; form-action 'none'"}
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda found: fields[found[1]], _asset("page.html")).encode()

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..comparison import Comparison, quantity_label
 from ..plotting.captions import axis, axis_label, caption
-from ..results import with_error
+from ..results import Result, with_error
 from ..surfaces import Surface
 
 Numbers = Mapping[str, tuple[float, float]]
@@ -109,6 +109,14 @@ def numbers_table(networks: Mapping[str, Numbers], comparisons: Sequence[Compari
         text = f'<p class="soft small">{html.escape(whole._caption().replace("`", ""))}</p>'
         parts.append(f"<details><summary>All numbers, and the differences</summary>{table}{text}</details>")
     return "".join(parts)
+
+
+def section(name: str, result: Result, picture: str) -> str:
+    """Return a section of a result that has no surface: its picture, its table and how it came about, as HTML."""
+    title, text = (html.escape(part) for part in (f"{type(result).__name__}: {name}", result._caption()))
+    table = result.table.to_html(border=0).replace(' style="text-align: right;"', "")  # which the policy forbids
+    image = f'<div class="wrap"><img alt="{title}" src="{picture}"></div>'
+    return f'<section><h2>{title}</h2>{image}<div class="wrap">{table}</div><p class="soft small">{text}</p></section>'
 
 
 def methods(surfaces: Mapping[str, Surface], comparisons: Sequence[Comparison], paths: bool) -> str:
