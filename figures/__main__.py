@@ -17,11 +17,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from . import asga, fpq, saq, tables
+from . import asga, fpq, saq, sensitivity, tables
 from .catalogue import Figure, folder, make
 from .profiles import PROFILES
 
-FIGURES: dict[str, Figure] = {figure.name: figure for part in (saq, fpq, asga, tables) for figure in part.FIGURES}
+FIGURES: dict[str, Figure] = {
+    figure.name: figure for part in (saq, fpq, asga, sensitivity, tables) for figure in part.FIGURES
+}
 
 
 def main() -> None:

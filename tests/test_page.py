@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import gzip
 import hashlib
+import html
 import html.parser
 import json
 import math
@@ -112,6 +113,20 @@ def test_the_policy_allows_the_pages_own_script_and_nothing_else(tmp_path):
     assert not {"link", "img", "iframe", "object", "base"} & {*found.tags}
     assert not [name for name, _ in found.attributes if name in ("src", "href", "style") or name.startswith("on")]
     assert "{{" not in content and not re.search(r"\b(fetch|XMLHttpRequest|import)\b\s*\(", content)
+
+
+def test_a_sensitivity_has_its_picture_and_its_table_and_the_policy_allows_no_other_image(tmp_path):
+    found = landscape.sensitivity(network(), DATA, formats=("W2", "W4"))
+    content = Path(page({HOSTILE: found, "beside": surface()}, tmp_path / "x.html")).read_text("utf-8")
+    assert "img-src data:;" in content and content.count("<img ") == 1 and 'src="data:image/png;base64,' in content
+    shown = re.search(r"<section><h2>Sensitivity: (.*?)</h2>.*?</section>", content, re.S)
+    assert html.unescape(shown[1]) == HOSTILE and " style=" not in shown[0]
+    for cell in found.table.to_numpy().ravel():
+        assert cell in shown[0]
+    alone = Path(page(found, tmp_path / "alone")).read_text("utf-8")
+    assert (
+        "<h2>Sensitivity: network</h2>" in alone and Path(page(found, tmp_path / "again")).read_text("utf-8") == alone
+    )
 
 
 def test_hostile_names_stay_text(tmp_path):

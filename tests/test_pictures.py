@@ -45,6 +45,7 @@ def results():
         landscape.worst_case_sharpness(model, batches, steps=2),
         landscape.rounding_sharpness(model, batches),
         landscape.sharpness(model, batches, measures=["worst case, filter", "rounding noise"]),
+        landscape.sensitivity(model, batches, formats=("W2", "W4")),
         landscape.compare({"a": model, "<b>": network(1)}, batches, points=3, radii=(0.1,)),
     ]
     named = {type(result).__name__: result for result in found}

@@ -50,6 +50,8 @@ from .losses import BatchLoss, Loss, Output
 from .network import BatchNorm, Network, Precision
 from .sharding import layouts_of
 
+Watch = Callable[[Any], Any] | None
+
 
 class Objective:
     """The loss of a network as a function of a displacement of its weights; valid once made.
@@ -218,9 +220,7 @@ class Objective:
             result = result._replace(mean=result.mean / result.weight)
         return result if self._factor == 1 else result.scaled(self._factor)
 
-    def evaluate(
-        self, displacement: Mapping[str, Tensor] | None = None, *, watch: Callable[[Any], Any] | None = None
-    ) -> Evaluation:
+    def evaluate(self, displacement: Mapping[str, Tensor] | None = None, *, watch: Watch = None) -> Evaluation:
         """Return loss, accuracy (NaN where there is none) and metrics at centre + displacement.
 
         ``watch`` is called with what the network returns for each of the `value_batches`.
@@ -445,7 +445,7 @@ class Objective:
             passes = [part.scaled(self._factor) for part in passes]
         self.centre = merged(passes, self.same_order)
 
-    def _passes(self, tensors: Point, watch: Callable[[Any], Any] | None = None) -> list[BatchLoss]:
+    def _passes(self, tensors: Point, watch: Watch = None) -> list[BatchLoss]:
         if self.network.batchnorm == "recomputed":
             # of the batches that were given: a cut for memory and errors must not decide on them
             rows = self.batch_rows if self._uncut is self._batches else [sum(self.batch_rows)]
