@@ -129,6 +129,8 @@ def test_interactions_are_second_differences_and_the_whole_against_the_sum(measu
     whole = landscape.sensitivity(smooth(), DATA, formats=FORMATS, interactions="whole", predictions=())
     assert [(r["layers"], r["format"]) for r in whole.interactions] == [("all 3", "W2"), ("all 3", "W4")]
     check(whole.interactions[0], ("0", "2", "4"))
+    one = landscape.sensitivity(smooth(), DATA, layers=["2"], formats=("W1",), quantize=in_place, interactions="whole")
+    assert one.interactions[0]["interaction"] == 0 and one.interactions[0]["layers"] == "all 1"
     assert not whole.correlations and "hessian" not in whole.rows[0]
 
 
@@ -171,7 +173,7 @@ def test_a_function_quantizes_in_any_way_and_is_predicted_where_the_weights_alon
     found = landscape.sensitivity(model, data, formats=("W3A32", "W3A2"), quantize=quantize, interactions="whole")
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
-    assert found.about["no_prediction"] == {"W3A2": "more changes than the weights"}
+    assert found.about["no_prediction"] == "more changes than the weights: W3A2"
     before, weight = loss_of(model), model[3].weight.detach()
     for row in found.rows:
         network = quantize(model, {row["layer"]: row["format"]})

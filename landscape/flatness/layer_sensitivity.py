@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
@@ -16,7 +17,7 @@ from .. import parallel
 from ..checking import seed_of
 from ..curvature import GGN, Hessian, trace
 from ..linalg import fold_stderr
-from ..model import BatchObjective, Loss, Objective, Point, copied, objective_of, stderr_of_mean
+from ..model import BatchObjective, Evaluation, Loss, Objective, Point, copied, objective_of, stderr_of_mean
 from ..progress import announce, progress, stopwatch
 from ..results import Result, with_error
 from .rounding import at_levels, best_step
@@ -162,34 +163,42 @@ def sensitivity(
     function = objective_of(model, data, loss=loss, objective=objective, layers=layers)
     made = predictions if predictions is not None else ["hessian", *["ggn"] * function.criterion.has_output, "trace"]
     weights, left_out = _weights(function, layers)
-    cells = _Cells(function, weights, formats, quantize, seed)
-    choices = [{layer: form} for layer in weights for form in formats]
+    rounding = _rounding(function.coordinates.centre, weights, formats, quantize)
+    single = [{layer: form} for layer in weights for form in formats]
     groups = itertools.combinations(weights, 2) if interactions == "pairs" else [tuple(weights)] * bool(interactions)
     together = [dict.fromkeys(group, form) for group in groups for form in formats]
     operators: dict[str, Hessian] = {"hessian": Hessian(function)} if {"hessian", "trace"} & {*made} else {}
     operators |= {"ggn": GGN(function)} if "ggn" in made else {}
-    products = {"hessian": len(choices) * ("hessian" in made) + _PROBES * ("trace" in made), "ggn": len(choices)}
+    products = {"hessian": len(single) * ("hessian" in made) + _PROBES * ("trace" in made), "ggn": len(single)}
     costs = [operator.estimate(products[name]) for name, operator in operators.items()]
-    passes = (len(choices) + len(together)) * (1 if quantize is None else 3)
-    expected = passes * cells.seconds + sum(cost["seconds"] for cost in costs)
+    start, here = elapsed(), _evaluated(function)
+    shares = here[0].weights.cpu()  # which waits for the device
+    passes = (len(single) + len(together)) * (1 if quantize is None else 3)
+    expected = passes * (elapsed() - start) + sum(cost["seconds"] for cost in costs)
     announce(sum(products[name] for name in operators), expected, max((c["bytes"] for c in costs), default=0), passes)
-    measured, moves = cells.measure([*choices, *together])
-    rows: list[dict[str, Any]] = [{"layer": layer, "format": form} for cell in choices for layer, form in cell.items()]
+    measured, moves = _measured(function, here, [*single, *together], rounding, quantize, seed)
+    moves = moves[: len(single)]
+    rows: list[dict[str, Any]] = [{"layer": layer, "format": form} for cell in single for layer, form in cell.items()]
     for k, row in enumerate(rows):
         for name, error in (("increase", "stderr"), ("kl", "kl_stderr")):
-            row |= {name: float(measured[name][k, 0]), error: float(cells.stderr(measured[name][k]))}
+            own = measured[name][k]
+            row |= {name: float(own[0]), error: float(stderr_of_mean(own[1:], shares))}
     for name in dict.fromkeys(made):
         found = _predicted(name, operators["ggn" if name == "ggn" else "hessian"], moves, seed)
         rows = [row | {name: value, f"{name}_stderr": error} for row, (value, error) in zip(rows, found, strict=True)]
-    unknown = {
-        row["format"]: "more changes than the weights" for row, move in zip(rows, moves, strict=True) if move is None
+    unknown = dict.fromkeys(row["format"] for row, move in zip(rows, moves, strict=True) if move is None and made)
+    notes = {
+        "left_out": left_out,
+        "kl": ""
+        if here[1] is not None
+        else "the loss is no cross-entropy of scores, known sample by sample in one order",
+        "no_prediction": f"more changes than the weights: {', '.join(unknown)}" if unknown else "",
     }
-    notes = {"left_out": left_out, "kl": cells.no_kl, "no_prediction": unknown if made else {}}
     about = function.about(quantize="grid of least squared error, per tensor" if quantize is None else "a function")
     about |= {key: note for key, note in notes.items() if note}
     about |= {"seed": seed, "seconds_expected": round(expected, 3), "seconds": elapsed()}
-    correlations = _correlations(rows, measured, cells.shares, seed)
-    return Sensitivity(about, rows, correlations, cells.interactions(measured["increase"], choices, together))
+    correlations = _correlations(rows, measured, shares, seed)
+    return Sensitivity(about, rows, correlations, _interactions(measured["increase"], single, together, shares))
 
 
 def _weights(function: Objective, layers: Sequence[str] | None) -> tuple[dict[str, list[str]], list[str]]:
@@ -213,110 +222,104 @@ def _weights(function: Objective, layers: Sequence[str] | None) -> tuple[dict[st
     return found, [name for name in large if layers is None and name not in names]
 
 
-class _Cells:
-    """Measures a network some of whose layers are quantized, beside the network itself."""
+def _rounding(
+    centre: Point, weights: Mapping[str, list[str]], formats: Sequence[str], quantize: Quantize | None
+) -> dict[tuple[str, str], Point]:
+    """Return (layer, format) → how rounding to the grid of least squared error moves the weights; {} for a function."""
+    odd = [form for form in formats if quantize is None and not re.fullmatch(r"W([2-9]|1[0-6])", form)]
+    if odd or not formats or len({*formats}) < len(formats):
+        raise ValueError(
+            f'formats must be different ones of "W2" to "W16", got {odd[0] if odd else list(formats)!r}: '
+            "quantize=(model, {layer: format}) → model does anything else"
+        )
+    cells = itertools.product(weights, formats if quantize is None else ())
+    return {
+        (layer, form): {n: _moved_to_grid(centre[n], int(form[1:])) for n in weights[layer]} for layer, form in cells
+    }
 
-    def __init__(
-        self,
-        function: Objective,
-        weights: Mapping[str, list[str]],
-        formats: Sequence[str],
-        quantize: Quantize | None,
-        seed: int,
-    ) -> None:
-        odd = [form for form in formats if quantize is None and not re.fullmatch(r"W([2-9]|1[0-6])", form)]
-        if odd or not formats or len({*formats}) < len(formats):
-            raise ValueError(
-                f'formats must be different ones of "W2" to "W16", got {odd[0] if odd else list(formats)!r}: '
-                "quantize=(model, {layer: format}) → model does anything else"
+
+def _moved_to_grid(w: Tensor, bits: int) -> Tensor:
+    return at_levels(w, best_step(w, bits), bits) - w
+
+
+def _evaluated(function: Objective, move: Point | None = None) -> tuple[Evaluation, Tensor | None]:
+    """Return the function at a displacement, and the logarithms of the classes' probabilities, if samples have such."""
+    scores: list[Any] = []
+    watched = copy.copy(function)
+    watched.criterion = copy.copy(function.criterion)
+    watched.criterion.watch = lambda output: scores.append(function.criterion.log_probabilities(output))
+    there = watched.evaluate(move)
+    known = bool(scores) and None not in scores and sum(map(len, scores)) == len(there.losses)
+    return there, torch.cat(scores) if known else None
+
+
+def _measured(
+    function: Objective,
+    here: tuple[Evaluation, Tensor | None],
+    choices: Sequence[dict[str, str]],
+    rounding: Mapping[tuple[str, str], Point],
+    quantize: Quantize | None,
+    seed: int,
+) -> tuple[dict[str, Tensor], list[Point | None]]:
+    """Measure the network at each choice, layer → format.
+
+    Returns:
+        "increase", "kl" → (choices, 1 + n), the mean and the samples' values; how the weights moved, None where that
+        alone does not make the quantized network.
+    """
+    (centre, before), moves = here, list[Point | None]()
+    table = torch.zeros(len(choices), 2, 1 + len(centre.losses), dtype=torch.float64, device=function.device)
+    # all processes make the networks of a function, and see that they are the same
+    dealt, own = quantize is None, slice(parallel.rank(), None, parallel.size())
+    for k in progress(range(len(choices))[own] if dealt else range(len(choices)), "sensitivity"):
+        if quantize is None:
+            there, after = _evaluated(
+                function, {n: d for item in choices[k].items() for n, d in rounding[item].items()}
             )
-        self.function, self.quantize, self.seed = function, quantize, seed
-        centre = function.coordinates.centre
-        self._rounding = {
-            (layer, form): {n: at_levels(w, best_step(w, int(form[1:])), int(form[1:])) - w for n, w in parts}
-            for layer, names in weights.items()
-            for form in (formats if quantize is None else ())
-            for parts in [[(name, centre[name]) for name in names]]
-        }
-        elapsed, self._scores = stopwatch(), list[Any]()
-        self.here = function.evaluate(watch=self._into(self._scores))
-        self.shares = self.here.weights.cpu()  # which waits for the device
-        self.seconds = elapsed()
-        samples = sum(0 if part is None else len(part) for part in self._scores)
-        alike = 0 < samples == len(self.shares)
-        self.no_kl = "" if alike else "the loss is no cross-entropy of scores, known sample by sample in one order"
-
-    def _into(self, scores: list[Any]) -> Callable[[Any], Any]:
-        return lambda output: scores.append(self.function.criterion.log_probabilities(output))
-
-    def stderr(self, row: Tensor) -> Tensor:
-        """Return the standard error of a row of what was measured."""
-        return stderr_of_mean(row[1:], self.shares)
-
-    def measure(self, choices: Sequence[dict[str, str]]) -> tuple[dict[str, Tensor], list[Point | None]]:
-        """Measure the network at each choice, layer → format.
-
-        Returns:
-            "increase", "kl" → (choices, 1 + n), the mean and the samples' values; how the weights moved where one
-            layer is quantized, None where moving them does not make the quantized network.
-        """
-        dealt = self.quantize is None  # all processes make the networks of a function, and see that they are the same
-        mine = range(parallel.rank(), len(choices), parallel.size()) if dealt else range(len(choices))
-        table = torch.zeros(len(choices), 2, 1 + len(self.shares), dtype=torch.float64, device=self.function.device)
-        moves: list[Point | None] = list(self._rounding.values())
-        for k in progress(mine, "sensitivity"):
-            table[k], move = self._at(choices[k])
-            moves += [move] * (len(choices[k]) == 1 and not dealt)
-        increase, kl = (parallel.sum_(table) if dealt else table).cpu().unbind(1)
-        return {"increase": increase, "kl": kl}, moves
-
-    def _at(self, choice: dict[str, str]) -> tuple[Tensor, Point | None]:
-        scores: list[Any] = []
-        if self.quantize is None:
-            move: Point | None = {n: d for item in choice.items() for n, d in self._rounding[item].items()}
-            there = self.function.evaluate(move, watch=self._into(scores))
         else:
-            quantized = self._quantized(choice)
-            there = quantized.evaluate(watch=self._into(scores))
-            move = self._moved(quantized, there.losses)
-        kl = torch.full_like(self.here.losses, math.nan)
-        if not self.no_kl:
-            before, after = torch.cat(self._scores), torch.cat(scores)
+            quantized = _quantized(function, quantize, choices[k], seed)
+            there, after = _evaluated(quantized)
+            moves.append(_moved(function, quantized, there.losses))
+        kl = torch.full_like(centre.losses, math.nan)
+        if before is not None and after is not None:
             kl = (before.exp() * (before - after)).sum(1).reshape(len(before), -1).mean(1)
-        means = torch.stack([there.loss - self.here.loss, kl @ self.here.weights])
-        return torch.cat([means[:, None], torch.stack([there.losses - self.here.losses, kl])], 1), move
+        table[k, :, 0] = torch.stack([there.loss - centre.loss, kl @ centre.weights])
+        table[k, :, 1:] = torch.stack([there.losses - centre.losses, kl])
+    increase, kl = (parallel.sum_(table) if dealt else table).cpu().unbind(1)
+    return {"increase": increase, "kl": kl}, list(rounding.values()) or moves
 
-    def _quantized(self, choice: dict[str, str]) -> Objective:
-        with self.function.measurement_mode():  # which puts the random state back
-            torch.manual_seed(self.seed)
-            network = self.quantize(copied(self.function.model), dict(choice))  # type: ignore[misc]
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"quantize must return a network (nn.Module), got {type(network).__name__} for {choice}")
-        return self.function.of(network)
 
-    def _moved(self, quantized: Objective, losses: Tensor) -> Point | None:
-        ours, theirs = self.function.coordinates.centre, quantized.coordinates.centre
-        if any(name not in theirs or theirs[name].shape != w.shape for name, w in ours.items()):
-            return None
-        move = {name: theirs[name] - w for name, w in ours.items() if not torch.equal(theirs[name], w)}
-        again = self.function.evaluate(move).losses
-        return move if torch.allclose(again, losses, rtol=_SAME, atol=_SAME) else None
+def _quantized(function: Objective, quantize: Quantize, choice: dict[str, str], seed: int) -> Objective:
+    with function.measurement_mode():  # which puts the random state back
+        torch.manual_seed(seed)
+        network = quantize(copied(function.model), dict(choice))
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"quantize must return a network (nn.Module), got {type(network).__name__} for {choice}")
+    return function.of(network)
 
-    def interactions(
-        self, increase: Tensor, single: Sequence[dict[str, str]], together: Sequence[dict[str, str]]
-    ) -> list[dict[str, Any]]:
-        """Return a record for each group of layers that were quantized at once."""
-        rows = {item: row for cell, row in zip(single, increase, strict=False) for item in cell.items()}
-        records = []
-        for choice, row in zip(together, increase[len(single) :], strict=True):
-            alone = torch.stack([rows[item] for item in choice.items()]).sum(0)
-            parts = {"together": row, "alone": alone, "interaction": row - alone}
-            layers = " + ".join(choice) if len(choice) == 2 else f"all {len(choice)}"
-            record: dict[str, Any] = {"layers": layers, "format": next(iter(choice.values()))}
-            for name, part in parts.items():
-                record |= {name: float(part[0]), f"{name}_stderr": float(self.stderr(part))}
-            records.append(record)
-        return records
+
+def _moved(function: Objective, quantized: Objective, losses: Tensor) -> Point | None:
+    ours, theirs = function.coordinates.centre, quantized.coordinates.centre
+    if any(name not in theirs or theirs[name].shape != w.shape for name, w in ours.items()):
+        return None
+    move = {name: theirs[name] - w for name, w in ours.items() if not torch.equal(theirs[name], w)}
+    return move if torch.allclose(function.evaluate(move).losses, losses, rtol=_SAME, atol=_SAME) else None
+
+
+def _interactions(
+    increase: Tensor, single: Sequence[dict[str, str]], together: Sequence[dict[str, str]], shares: Tensor
+) -> list[dict[str, Any]]:
+    """Return a record for each group of layers that were quantized at once."""
+    rows = {item: row for cell, row in zip(single, increase, strict=False) for item in cell.items()}
+    records = []
+    for choice, row in zip(together, increase[len(single) :], strict=True):
+        alone = torch.stack([rows[item] for item in choice.items()]).sum(0)
+        layers = " + ".join(choice) if len(choice) == 2 else f"all {len(choice)}"
+        record: dict[str, Any] = {"layers": layers, "format": next(iter(choice.values()))}
+        for name, part in {"together": row, "alone": alone, "interaction": row - alone}.items():
+            record |= {name: float(part[0]), f"{name}_stderr": float(stderr_of_mean(part[1:], shares))}
+        records.append(record)
+    return records
 
 
 def _predicted(name: str, operator: Hessian, moves: Sequence[Point | None], seed: int) -> list[tuple[float, float]]:

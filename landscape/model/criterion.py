@@ -47,6 +47,7 @@ class Criterion:
         is_default: whether nothing was said.
         is_sum: whether the loss is known to add up over targets.
         alignment: how the loss that outputs carry comes from their logits, once known.
+        watch: what is called with every output of the network, None for nothing.
         with_hits: whether right answers are counted beside the loss.
         checks_default: whether outputs and targets are looked at before cross-entropy is taken of them.
 
@@ -83,6 +84,7 @@ class Criterion:
         self.name = name_of(objective or loss or torch.nn.functional.cross_entropy)
         self.alignment: str | None = None
         self.with_hits, self.checks_default = True, False
+        self.watch: Callable[[Any], Any] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -97,6 +99,8 @@ class Criterion:
 
     def __call__(self, output: Any, batch: Any, dtype: torch.dtype | None = None) -> BatchLoss:
         """Return the loss of a batch from the network's output, floating tensors in a dtype."""
+        if self.watch is not None:
+            self.watch(output)
         target = target_of(batch)
         carried = loss_carried_by(output) if self._loss is None and self._output is None else None
         if carried is None:

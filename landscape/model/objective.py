@@ -6,7 +6,7 @@ f(d) = Σ_b weight_b · loss(network at centre + d, batch b) / Σ_b weight_b, wi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -49,8 +49,6 @@ from .evaluation import Evaluation, joined, merged
 from .losses import BatchLoss, Loss, Output
 from .network import BatchNorm, Network, Precision
 from .sharding import layouts_of
-
-Watch = Callable[[Any], Any] | None
 
 
 class Objective:
@@ -192,15 +190,10 @@ class Objective:
         """Return the tensors that vary at centre + displacement, in the order of the coordinates."""
         return self.network.tensors(displacement)
 
-    def loss(self, tensors: Mapping[str, Tensor], batch: Any, watch: Callable[[Any], Any] | None = None) -> BatchLoss:
-        """Compute the loss of one batch at given tensors; of a sharded network, each process from its own rows.
-
-        ``watch`` is called with what the network returns.
-        """
+    def loss(self, tensors: Mapping[str, Tensor], batch: Any) -> BatchLoss:
+        """Compute the loss of one batch at given tensors; of a sharded network, each process from its own rows."""
         own, share = self.own_rows(batch)
         output = self.network.output(tensors, own)
-        if watch is not None:
-            watch(output)
         result = self.loss_of(output, own) if self.criterion.has_output else BatchLoss(*output)
         if not self.coordinates.layouts:
             return result
@@ -220,15 +213,13 @@ class Objective:
             result = result._replace(mean=result.mean / result.weight)
         return result if self._factor == 1 else result.scaled(self._factor)
 
-    def evaluate(self, displacement: Mapping[str, Tensor] | None = None, *, watch: Watch = None) -> Evaluation:
+    def evaluate(self, displacement: Mapping[str, Tensor] | None = None) -> Evaluation:
         """Return loss, accuracy (NaN where there is none) and metrics at centre + displacement.
-
-        ``watch`` is called with what the network returns for each of the `value_batches`.
 
         Cost: one forward pass over the data; two where BatchNorm statistics are recomputed.
         """
         with self.measurement_mode(), torch.set_grad_enabled(self.needs_grad):
-            return merged(self._passes(self.tensors(displacement), watch), self.same_order)
+            return merged(self._passes(self.tensors(displacement)), self.same_order)
 
     def gradient(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the gradient of the mean loss at centre + displacement.
@@ -445,9 +436,9 @@ class Objective:
             passes = [part.scaled(self._factor) for part in passes]
         self.centre = merged(passes, self.same_order)
 
-    def _passes(self, tensors: Point, watch: Watch = None) -> list[BatchLoss]:
+    def _passes(self, tensors: Point) -> list[BatchLoss]:
         if self.network.batchnorm == "recomputed":
             # of the batches that were given: a cut for memory and errors must not decide on them
             rows = self.batch_rows if self._uncut is self._batches else [sum(self.batch_rows)]
             tensors = tensors | recomputed_statistics(self.network, tensors, self.batches(uncut=True), rows)
-        return [self.loss(tensors, batch, watch) for batch in self.value_batches()]
+        return [self.loss(tensors, batch) for batch in self.value_batches()]

@@ -70,7 +70,7 @@ def search(
         quantizer: See `quantize`; pass the one that the policy is for.
         settings: A `SAMQ` or an `ASGA`, for the method of that name; None = its defaults, 100 and 25 epochs.
         sensitivity: What `landscape.sensitivity` measured of this network, for the method of that name: at formats that
-            the candidates are ("W4A4"), or at those of their weights ("W4"). To go by KL instead, which is less noisy:
+            the candidates are ("W4A4"), or at those of their weights ("W4"). To go by KL instead:
             ``dataclasses.replace(result, rows=[row | {"increase": row["kl"]} for row in result.rows])``.
         first_input_bits: See `cost`.
         checkpoint: File that is written after every epoch, every configuration compared, and the traces; if it exists,
