@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..checking import seed_of
+from ..checking import one_of, seed_of
 from ..curvature import GGN, Hessian, trace
 from ..linalg import fold_stderr
 from ..model import BatchObjective, Evaluation, Loss, Objective, Point, copied, objective_of, stderr_of_mean
@@ -79,8 +79,9 @@ class Sensitivity(Result):
         """Return a column of the rows as (layers, formats), float64.
 
         Raises:
-            KeyError: there is no such column.
+            ValueError: there is no such column.
         """
+        one_of("column", column, list(self.rows[0])[2:])
         return torch.tensor([row[column] for row in self.rows], dtype=torch.float64).view(len(self.layers), -1)
 
     def _cells(self) -> dict[str, list[str]]:
