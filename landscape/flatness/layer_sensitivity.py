@@ -26,6 +26,7 @@ Quantize = Callable[[nn.Module, dict[str, str]], nn.Module]
 Prediction = Literal["hessian", "ggn", "trace"]
 Interactions = Literal["whole", "pairs"]
 _DRAWS, _AGAIN = 1000, 200  # of the bootstrap, and of other data
+_FEWEST = 5  # layers that a bootstrap says something of
 _BLOCK = 4  # products at once: graphs that are not kept are built for all of them
 _SAME = 1e-4  # of a sample's loss: two networks that differ by less compute the same
 _PROBES = 40  # of the trace, about: what a prediction of the time counts
@@ -43,8 +44,8 @@ class Sensitivity(Result):
             data (by t with folds − 1 degrees of freedom), of the trace over its probes.
         correlations: one record for each of "increase" and "kl" (``measured``), each prediction, overall (``format``
             "all") and within each format: Kendall's ``tau`` of the two, the ends ``low`` and ``high`` of its 95 %
-            interval, the number of ``cells``, and ``repeat``, the mean τ of what was measured with what other data
-            would give.
+            interval (NaN with fewer than five layers, and rather too short with ten: where all agree, no width), the
+            number of ``cells``, and ``repeat``, the mean τ of what was measured with what other data would give.
         interactions: one record for each format ("whole"), or for each two layers at each format ("pairs"): the
             increase ``together``, the sum of the single ones, ``alone``, and their difference, ``interaction``, each
             with ``…_stderr``, paired.
@@ -92,6 +93,7 @@ class Sensitivity(Result):
     def __repr__(self) -> str:
         found = [record for record in self.correlations if record["format"] == "all"]
         taus = [f"{r['prediction']} {r['tau']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in found]
+        taus = [text.replace(" [nan, nan]", "") for text in taus]
         told = f"; Kendall's τ with {', '.join(taus[: len(taus) // 2])}" if taus else ""
         most = max(self.rows, key=lambda row: row["increase"] if row["increase"] == row["increase"] else -math.inf)
         largest = f"{with_error(most['increase'], most['stderr'])} of {most['layer']} at {most['format']}"
@@ -366,7 +368,8 @@ def _correlations(
         x, y, once = values[cells, 0], predicted[cells], torch.ones(1, len(cells), dtype=torch.float64)
         again = x[:, None] + (shares * (values[cells, 1:] - x[:, None])) @ normal
         spread = _kendall(x, y, counts[:, [layers.index(rows[k]["layer"]) for k in cells]])
-        low, high = spread.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        ends = spread.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+        low, high = ends.tolist() if len(layers) >= _FEWEST else (math.nan, math.nan)
         repeat = float(torch.cat([_kendall(x, other, once) for other in again.T]).mean())
         record = {"measured": name, "prediction": prediction, "format": form, "tau": float(_kendall(x, y, once))}
         records.append(record | {"low": low, "high": high, "cells": len(cells), "repeat": repeat})

@@ -51,7 +51,7 @@ def describe_sensitivity(
     notes = [f"{gaps} of {values.size} not drawn (NaN{' or ≤ 0' * log})" if gaps else "", caption({"": sensitivity})]
     for record in sensitivity.correlations:
         if (record["measured"], record["prediction"], record["format"]) == (value, shown, "all"):
-            tau = "Kendall's τ {tau:.2f} [{low:.2f}, {high:.2f}]".format(**record)
+            tau = "Kendall's τ {tau:.2f} [{low:.2f}, {high:.2f}]".format(**record).replace(" [nan, nan]", "")
             notes.insert(0, f"filled: measured ± 1 stderr; hollow: {_LABELS[shown]}, {tau}")
     y_axis = Axis(_TITLES[value], log, values=[part.y for part in parts], zero=True)
     empty = "" if finite_of(part.y for part in parts).size else _TITLES[value]
