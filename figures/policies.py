@@ -124,15 +124,18 @@ def policy(
 
 
 def sensitivity_of(profile: Profile, model: nn.Module) -> landscape.Sensitivity:
-    """Measure what each layer with a choice costs at each candidate: weights and inputs, calibrated and not trained."""
+    """Measure what each layer with a choice costs at each candidate: weights and inputs, calibrated and not trained.
+
+    In a test, of weights alone.
+    """
     layers = saq_core.search(model, profile.data, method="uniform", budget=budget_of(model, BUDGET)).bits
 
     def quantized(model: nn.Module, bits: dict[str, str]) -> nn.Module:
         return saq_core.calibrate(saq_core.quantize(model, bits, first_last_bits=None), profile.data)
 
-    formats = ("W2A2", "W3A3", "W4A4", "W5A5")
-    measured = {"quantize": quantized, "formats": formats, "layers": list(layers), "predictions": ()}
-    return landscape.sensitivity(model, profile.measured(model), **measured)
+    formats = profile.effort(("W2A2", "W3A3", "W4A4", "W5A5"), ("W2", "W3", "W4", "W5"))
+    measured = {"quantize": profile.effort(quantized, None), "formats": formats, "layers": list(layers)}
+    return landscape.sensitivity(model, profile.measured(model), predictions=(), **measured)
 
 
 def weight_bits(bits: Mapping[str, str]) -> list[int]:

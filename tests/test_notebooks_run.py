@@ -63,7 +63,7 @@ OWN = {
     },
     "13_sensitivity": {
         r"model, probe, predictions": 'model, probe, formats=("W2", "W8"), predictions',
-        "ends, 5": "ends, 2",
+        "ends, 5": "ends, 1",
     },
     "09_scaling": {"EPOCHS, SAMPLES = 1, 16": "EPOCHS, SAMPLES = 4, 64", '"--points", "11"': '"--points", "5"'},
 }

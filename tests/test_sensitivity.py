@@ -210,7 +210,7 @@ def test_a_function_may_change_the_copy_that_it_is_handed():
 
 def test_what_cannot_be_had_is_left_out_and_said():
     targets = torch.randn(40, 3, generator=generator, dtype=torch.float64)
-    found = landscape.sensitivity(smooth(), (INPUTS, targets), loss=mse_loss, formats=("W3",))
+    found = landscape.sensitivity(smooth(), (INPUTS, targets), loss=mse_loss, formats=("W3",), predictions=("hessian",))
     assert all(row["kl"] != row["kl"] and row["hessian"] > 0 for row in found.rows)
     assert "no cross-entropy" in found.about["kl"]
     own = landscape.sensitivity(
