@@ -39,9 +39,10 @@ class Sensitivity(Result):
     Attributes:
         rows: one record per layer and format: ``increase``, the measured increase of the loss, and ``stderr``, its
             standard error over the data, paired; ``kl``, KL(p ‖ p_quantized) of the classes' probabilities, mean over
-            the samples, and ``kl_stderr`` (NaN where the loss is not the cross-entropy of scores: ``about["kl"]``); and
-            of each prediction, "hessian", "ggn" and "trace", its value and ``…_stderr``: of the first two over the
-            data (by t with folds − 1 degrees of freedom), of the trace over its probes.
+            the samples (tokens count whether their targets do or not), and ``kl_stderr`` (NaN where the loss is not the
+            cross-entropy of scores: ``about["kl"]``); and of each prediction, "hessian", "ggn" and "trace", its value
+            and ``…_stderr``: of the first two over the data (by t with folds − 1 degrees of freedom), of the trace over
+            its probes.
         correlations: one record for each of "increase" and "kl" (``measured``), each prediction, overall (``format``
             "all") and within each format: Kendall's ``tau`` of the two, the ends ``low`` and ``high`` of its 95 %
             interval (NaN with fewer than five layers, and rather too short with ten: where all agree, no width), the
@@ -122,9 +123,8 @@ def sensitivity(
     layer of a ReLU network, the Hessian and the Gauss-Newton matrix are the same.
 
     Predictions are judged by Kendall's τ-b, the share of pairs of cells in the same order less that of pairs in the
-    opposite one: bits are chosen by the order, and few layers suffice. Its interval is a bootstrap over the layers,
-    each with all its formats. The measured order has errors itself, beyond which no prediction can be
-    judged: see ``repeat``.
+    opposite one: it needs no scale, and few layers suffice. Its interval is a bootstrap over the layers, each with all
+    its formats. The measured order has errors itself, beyond which no prediction can be judged: see ``repeat``.
 
     Args:
         model: a float network; not touched.
