@@ -4,7 +4,7 @@
     python -m figures saq_surfaces                draw one from the saved data (computes it where there are none)
     python -m figures all                         draw all: under a minute
     python -m figures all --profile smoke --anew  compute and draw all, small, as the tests do
-    python -m figures all --anew                  compute and draw all on the digits: half an hour on two cores
+    python -m figures all --anew                  compute and draw all on the digits: three quarters of an hour
     python -m figures NAME --profile gpu --root data --download
 
 The data and pictures of the cpu profile are part of the repository (figures/cpu), those of the others go to
@@ -17,12 +17,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from . import asga, basins, fpq, saq, tables
+from . import asga, basins, fpq, saq, sensitivity, tables
 from .catalogue import Figure, folder, make
 from .profiles import PROFILES
 
 FIGURES: dict[str, Figure] = {
-    figure.name: figure for part in (saq, fpq, asga, basins, tables) for figure in part.FIGURES
+    figure.name: figure for part in (saq, fpq, asga, basins, sensitivity, tables) for figure in part.FIGURES
 }
 
 

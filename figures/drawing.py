@@ -39,6 +39,7 @@ METHODS: dict[str, tuple[str, str, Any]] = {
     "asga-fixed": ("ρ = 0.05", "#332288", DASH),
     "asga-cap": ("ρ = 0.1", "#009E73", DOT),
     "asga-plain": ("Plain search", "#D9A400", DASH_DOT),
+    "sensitivity": ("Sensitivity", "#D55E00", DASH_DOT),
 }
 SHAPES = ("X", "o", "^", "v", "D", ">", "<", "P", "d", "s", "*", "p", "h", (4, 1, 0), (6, 1, 0), (3, 1, 0))
 MARKERS: dict[str, Any] = {method: SHAPES[k % len(SHAPES)] for k, method in enumerate(METHODS)}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+import landscape
 import saq_core
 
 from . import mixed_precision
@@ -114,10 +115,27 @@ def policy(
         data = proxy(data, "target", profile.samples)
     model, method = start_of(profile, source, seed), label.partition("-")[0]
     own: dict[str, Any] = {"budget": budget_of(model, budget), "seed": seed + 1000 * draw}
+    if method == "sensitivity":
+        own["sensitivity"] = sensitivity_of(profile, model)
     found = saq_core.search(model, data, method=method, settings=settings, **own)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"asked": asked, "policy": asdict(found)}) + "\n")
     return found
+
+
+def sensitivity_of(profile: Profile, model: nn.Module) -> landscape.Sensitivity:
+    """Measure what each layer with a choice costs at each candidate: weights and inputs, calibrated and not trained.
+
+    In a test, of weights alone.
+    """
+    layers = saq_core.search(model, profile.data, method="uniform", budget=budget_of(model, BUDGET)).bits
+
+    def quantized(model: nn.Module, bits: dict[str, str]) -> nn.Module:
+        return saq_core.calibrate(saq_core.quantize(model, bits, first_last_bits=None), profile.data)
+
+    formats = profile.effort(("W2A2", "W3A3", "W4A4", "W5A5"), ("W2", "W3", "W4", "W5"))
+    measured = {"quantize": profile.effort(quantized, None), "formats": formats, "layers": list(layers)}
+    return landscape.sensitivity(model, profile.measured(model), predictions=(), **measured)
 
 
 def weight_bits(bits: Mapping[str, str]) -> list[int]:

@@ -36,10 +36,12 @@ from .curvature import GGN, Hessian, ScaleCurvature, curvature_at_scale, density
 from .explorer import Explorer, explore, page
 from .flatness import (
     RoundingSharpness,
+    Sensitivity,
     Sharpness,
     SharpnessTable,
     average_sharpness,
     rounding_sharpness,
+    sensitivity,
     sharpness,
     worst_case_sharpness,
 )
@@ -80,19 +82,22 @@ plot_density = plotted(density)
 plot_curvature_at_scale = plotted(curvature_at_scale)
 plot_sharpness = plotted(sharpness)
 plot_basin = plotted(basin)
+plot_sensitivity = plotted(sensitivity)
 
 # fmt: off
 __all__ = [
     "Objective", "Hessian", "GGN", "Operator",
     "trace", "top_eigenvalues", "density", "curvature_at_scale",
-    "sharpness", "rounding_sharpness", "worst_case_sharpness", "average_sharpness",
+    "sharpness", "rounding_sharpness", "worst_case_sharpness", "average_sharpness", "sensitivity",
     "line", "surface", "plot_line", "plot_surface", "trajectory", "batchnorm_check", "basin", "plot_basin",
     "plot_trace", "plot_top_eigenvalues", "plot_density", "plot_curvature_at_scale", "plot_sharpness",
+    "plot_sensitivity",
     "plot_layers", "draw_layers", "plot_history", "draw_history",
     "plot_together", "draw_together", "paper_style", "save_figure", "save_animation",
     "compare", "explore", "page", "load",
     "Result", "Trace", "Eigenvalues", "Density", "Sharpness", "SharpnessTable", "RoundingSharpness",
-    "ScaleCurvature", "Line", "Surface", "Trajectory", "BatchNormCheck", "Basin", "Comparison", "Explorer",
+    "Sensitivity", "ScaleCurvature", "Line", "Surface", "Trajectory", "BatchNormCheck", "Basin", "Comparison",
+    "Explorer",
 ]
 # fmt: on
 check_public(sys.modules[__name__], check_agreement)

@@ -318,6 +318,12 @@ def seed_of(seed: Any) -> int:
     return int(seed)
 
 
+def check_draws(num_samples: int, seed: int) -> None:
+    """Raise if there are fewer than two draws, or a seed is none."""
+    numbers(whole=True, at_least=2, note="for a standard error", num_samples=num_samples)
+    seed_of(seed)
+
+
 def _options(options: Any) -> tuple[Any, ...]:
     if options is type(None):
         return (None,)

@@ -142,11 +142,14 @@ def stopwatch() -> Callable[[], float]:
     return lambda: time.perf_counter() - start
 
 
-def announce(products: int, seconds: float, bytes: float, vectors: float, processes: int = 1) -> None:
+def announce(products: int, seconds: float, bytes: float, vectors: float, processes: int = 1, passes: int = 0) -> None:
     """Print the cost of a measurement that takes more than 30 s: to stderr, in notebooks (red there) to stdout."""
     if seconds > 30 and "TQDM_DISABLE" not in os.environ:
         graphs, others = (f"{b / 1e9:.1f} GB" if b >= 1e9 else f"{b / 1e6:.0f} MB" for b in (bytes, vectors))
-        cost = f"{products} matrix-vector products, {duration(seconds)}; graphs hold {graphs}, vectors {others}"
+        forwards = f"{passes} passes over the data and " if passes else ""
+        cost = (
+            f"{forwards}{products} matrix-vector products, {duration(seconds)}; graphs hold {graphs}, vectors {others}"
+        )
         where = f" in each of {processes} processes" if processes > 1 else ""
         print(f"ahead: about {cost}{where}", file=sys.stdout if in_notebook() else sys.stderr)
 

@@ -363,6 +363,7 @@ def made_results() -> dict[str, Any]:
         "Sharpness": landscape.average_sharpness(model, (X, Y), num_samples=2),
         "SharpnessTable": landscape.sharpness(model, (X, Y), measures=["average, filter"]),
         "RoundingSharpness": landscape.rounding_sharpness(model, (X, Y), bits=[4], num_samples=2),
+        "Sensitivity": landscape.sensitivity(model, (X, Y), formats=["W4"]),
         "ScaleCurvature": landscape.curvature_at_scale(model, (X, Y), radii=False, num_samples=2, derivatives=False),
         "Line": landscape.line(model, (X, Y), points=5),
         "Surface": plane,
@@ -410,6 +411,9 @@ def made_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]:
         landscape.rounding_sharpness,
         {k: v for k, v in s.items() if k != "space"} | sampled | {"bits": [4]},
     )
+    layers = {"formats": ["W4"], "layers": ["0"], "quantize": None, "predictions": ["ggn"], "interactions": "whole"}
+    for name in ("sensitivity", "plot_sensitivity"):
+        calls[name] = getattr(landscape, name), {k: v for k, v in s.items() if k != "space"} | layers
     calls["worst_case_sharpness"] = landscape.worst_case_sharpness, plain | ball | {"steps": 2, "m": 24}
     calls["average_sharpness"] = landscape.average_sharpness, s | ball | sampled
     calls["batchnorm_check"] = landscape.batchnorm_check, s | {"model": convnet(), "data": (IMAGES, Y), "span": 1.0}
@@ -669,6 +673,15 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
     if name in ("watch", "on_epoch", "on_step", "no_sync"):
         more = {} if name == "no_sync" else ARITY
         return no(**more) + junk("none", "function", "class", "module")
+    if key.endswith("sensitivity.formats"):
+        odd = no(unknown=["nonsense"], one=["W1"], text="W4", numbers=[4], twice=["W4", "W4"], none=[None])
+        return odd + junk("none", "empty list")
+    if key.endswith("sensitivity.predictions"):
+        return names_list("empty list", "none")
+    if key.endswith("sensitivity.quantize"):
+        return no(**ARITY, nothing=lambda model, formats: None) + junk("none", "function", "class", "module")
+    if key == "search.sensitivity":
+        return no(other=RESULTS["Trace"], unneeded=RESULTS["Sensitivity"]) + junk("none")
     if name in ("layers", "skip") and call not in RESULTS:
         return names_list("empty list" if name == "skip" else "none", "none")
     if key in ("line.span", "plot_line.span", "surface.span", "plot_surface.span"):
@@ -1078,7 +1091,7 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return type(value).__name__, plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
     if isinstance(value, typing.Mapping):
-        left_out = ("seconds", "path", "file_bytes", "bytes", "plane", "peak_bytes")
+        left_out = ("seconds", "seconds_expected", "path", "file_bytes", "bytes", "plane", "peak_bytes")
         return {str(k): plain(v) for k, v in value.items() if k not in left_out}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]

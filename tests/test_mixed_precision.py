@@ -358,7 +358,10 @@ def test_a_search_leaves_model_data_and_random_state_alone_and_repeats_itself(da
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "hawq"}, r"method must be one of 'uniform', 'random', 'hessian', 'samq', 'asga', got 'hawq'"),
+        (
+            {"method": "hawq"},
+            r"method must be one of 'uniform', 'random', 'hessian', 'sensitivity', 'samq', 'asga', got 'hawq'",
+        ),
         ({"quantizer": "lsqq"}, "quantizer must be one of"),
         ({"method": "uniform", "settings": SAMQ()}, "settings must be None for method='uniform', got SAMQ"),
         ({"method": "asga", "settings": SAMQ()}, "settings must be ASGA for method='asga', got SAMQ"),

@@ -61,6 +61,10 @@ OWN = {
         r'\("W4A32", "W2A32", "W2A2"\)': '("W2A2",)',
         r'"#009E73"\), strict=True': '"#009E73"), strict=False',
     },
+    "13_sensitivity": {
+        r"model, probe, predictions": 'model, probe, formats=("W2", "W8"), predictions',
+        "ends, 5": "ends, 1",
+    },
     "09_scaling": {"EPOCHS, SAMPLES = 1, 16": "EPOCHS, SAMPLES = 4, 64", '"--points", "11"': '"--points", "5"'},
 }
 OWN["09_scaling"] |= {"^import subprocess$": "import forking as subprocess"}  # no interpreter is started anew

@@ -45,6 +45,7 @@ def results():
         landscape.worst_case_sharpness(model, batches, steps=2),
         landscape.rounding_sharpness(model, batches),
         landscape.sharpness(model, batches, measures=["worst case, filter", "rounding noise"]),
+        landscape.sensitivity(model, batches, formats=("W2", "W4")),
         landscape.compare({"a": model, "<b>": network(1)}, batches, points=3, radii=(0.1,)),
     ]
     found.append(landscape.basin(model, {"a": network(1), "<b>": network(2)}, batches, points=5))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from networks import RAGGED, convolutional
 
-from landscape import GGN, Hessian, density, top_eigenvalues, trace
+from landscape import GGN, Hessian, density, sensitivity, top_eigenvalues, trace
 from landscape import progress as timing
 from landscape.curvature.products import Probe
 
@@ -37,6 +37,13 @@ def test_what_takes_long_is_announced_once_before_it_begins(switched_on, capsys,
     printed = capsys.readouterr()
     (line,) = [line for line in printed.err.splitlines() if "products" in line]
     assert line.startswith("ahead: about ") and said in line and not printed.out
+
+
+def test_a_sensitivity_announces_its_passes_too(switched_on, monkeypatch, capsys):
+    monkeypatch.setattr("landscape.flatness.layer_sensitivity.Hessian", lambda function: slow())
+    found = sensitivity(convolutional(), RAGGED, formats=("W2",), predictions=("hessian",))
+    said = "ahead: about 3 passes over the data and 3 matrix-vector products, 49 s; graphs hold 14.0 GB, vectors "
+    assert said in capsys.readouterr().err and 49 <= found.about["seconds_expected"] < 50
 
 
 def test_what_is_quick_is_not_announced_nor_anything_where_bars_are_off(monkeypatch, capsys):

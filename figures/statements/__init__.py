@@ -43,6 +43,7 @@ OF_FIGURES: dict[str, Callable[[str], str]] = {
         bits.asga_convergence,
         bits.asga_proxies,
         bits.asga_bits,
+        bits.sensitivity_front,
         bits.table_mixed,
         basins.basin_by_bits,
     )

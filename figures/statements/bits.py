@@ -140,6 +140,42 @@ def asga_proxies(claim: str) -> str:
     )
 
 
+def sensitivity_front(claim: str) -> str:
+    """Whether bits by measured sensitivity are above uniform ones, and what predictions of it are worth."""
+    data = data_of("sensitivity_front")
+    pairs = {
+        f"{name} at {budget}": tuple(
+            data[name].sel(variant=v, budget=budget).values for v in ("sensitivity", "uniform")
+        )
+        for name in ("rounded", "tuned")
+        for budget in data["budget"].values
+    }
+    tests = accuracy_tests(pairs, data.attrs["images"])
+    errors = {name: mean_and_error(ours - theirs) for name, (ours, theirs) in pairs.items()}
+    below = [name for name, (mean, error) in errors.items() if mean < -2 * error]
+    tau = data["tau"].sel(end="tau").mean("seed")
+    names = {"hessian": "½ΔᵀHΔ", "trace": "mean trace × ‖Δ‖²"}
+    taus = [
+        f"{decimal(float(tau.sel(measured=what, prediction=key)), 2)} of {label} with {word}"
+        for what, word in (("increase", "the loss"), ("kl", "KL"))
+        for key, label in names.items()
+    ]
+    spans = [
+        f"[{decimal(low, 2)}, {decimal(high, 2)}]"
+        for low, high in data["tau"].sel(measured="increase", prediction="hessian", end=["low", "high"]).values
+    ]
+    repeat = data["tau"].sel(end="repeat", prediction="hessian").mean("seed").values
+    return claimed(
+        claim,
+        conclude(tests, 1),
+        f"""Sensitivity − uniform bits: {listed(tests)} points, on {data.attrs["images"]} test images. Below uniform by
+        more than two errors paired by seed: {joined(below) if below else "nowhere"}. Of weights alone, one layer at a
+        time, at {joined(map(str, data["format"].values))}: Kendall's τ {joined(taus)} (means over the seeds; the first
+        with intervals over layers {joined(spans)}); other images would reach {decimal(float(repeat[0]), 2)} and
+        {decimal(float(repeat[1]), 2)}.""",
+    )
+
+
 def _mean(label: str, source: str, on: str) -> float:
     return fmean(row["accuracy"] for row in mixed_precision.groups()[label, source, on])
 

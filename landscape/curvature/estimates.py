@@ -299,7 +299,7 @@ def operator_of(
         about = model.about(**{} if isinstance(model, Scaled) else {"units": units})
         cost = model.estimate(products, vectors)
         if parallel.rank() == 0:
-            announce(products, **cost, processes=parallel.size())
+            announce(products, **cost, processes=parallel.size())  # type: ignore[arg-type]
         return (model.filter_relative() if units == "filter" and isinstance(model, Hessian) else model), about
     if units != "raw":
         raise ValueError(f"units={units!r} needs a network: a matrix has no filters")

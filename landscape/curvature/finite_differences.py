@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..flatness import check_draws
+from ..checking import check_draws
 from ..linalg import Eigenvalues, inner
 from ..model import (
     BatchObjective,

@@ -1,6 +1,6 @@
 """Sharpness: how much the loss increases when the weights are perturbed."""
 
-from .balls import check_draws
+from .layer_sensitivity import Sensitivity, sensitivity
 from .rounding import RoundingSharpness, rounding_sharpness
 from .sharpness_table import (
     MEASURES,

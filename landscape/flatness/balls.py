@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checking import numbers, seed_of
 from ..model import Coordinates, Objective, Point
 from ..progress import progress
 
@@ -147,9 +146,3 @@ def mean_increases(
     increases = increases.cpu()
     stderr = increases.std(1) / num_samples**0.5
     return increases.mean(1), stderr, increases, by_sample.cpu(), here.weights.cpu()
-
-
-def check_draws(num_samples: int, seed: int) -> None:
-    """Raise if there are fewer than two draws, or a seed is none."""
-    numbers(whole=True, at_least=2, note="for a standard error", num_samples=num_samples)
-    seed_of(seed)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
+from ..checking import check_draws
 from ..model import (
     BatchObjective,
     Evaluation,
@@ -22,7 +23,7 @@ from ..model import (
 )
 from ..progress import stopwatch
 from ..results import Result, with_errors
-from .balls import check_draws, mean_increases
+from .balls import mean_increases
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ def rounding_sharpness(
     steps = [
         {n: network_steps[n] for n in centre if n in network_steps}
         if b == 0
-        else {name: _best_step(function.coordinates.whole(name, w), b) for name, w in centre.items()}
+        else {name: best_step(function.coordinates.whole(name, w), b) for name, w in centre.items()}
         for b in bits
     ]
 
@@ -155,15 +156,16 @@ def bits_label(bits: int) -> str:
     return f"to {bits} bits" if bits else "at its own steps"
 
 
-def _best_step(w: Tensor, bits: int) -> Tensor:
+def best_step(w: Tensor, bits: int) -> Tensor:
     """Return the step of least squared error for a tensor, among clips of 0.02 to 1 times its largest weight."""
     largest = w.abs().amax().clamp_min(torch.finfo(w.dtype).tiny * 2**20)
     candidates = largest / (2 ** (bits - 1) - 1) * torch.arange(1, 51, device=w.device) / 50
-    errors = torch.stack([(_at_levels(w, step, bits) - w).square().sum() for step in candidates])
+    errors = torch.stack([(at_levels(w, step, bits) - w).square().sum() for step in candidates])
     return candidates[errors.argmin()].to(w)
 
 
-def _at_levels(w: Tensor, step: Tensor, bits: int) -> Tensor:
+def at_levels(w: Tensor, step: Tensor, bits: int) -> Tensor:
+    """Return a tensor rounded to the levels −(2^{b−1}−1)·step … (2^{b−1}−1)·step."""
     top = 2 ** (bits - 1) - 1
     return (w / step).round().clamp(-top, top) * step
 
@@ -172,7 +174,7 @@ def _rounded(function: Objective, here: Evaluation, bits: int, steps: Point) -> 
     """Return the loss increase that rounding the weights causes, and its standard error over the data."""
     if bits:
         centre = function.coordinates.centre
-        there = function.evaluate({name: _at_levels(centre[name], s, bits) - centre[name] for name, s in steps.items()})
+        there = function.evaluate({name: at_levels(centre[name], s, bits) - centre[name] for name, s in steps.items()})
         return there.loss - here.loss, there.stderr(here)
     before = {name: function.model.get_parameter(name).detach() for name in steps}
     there = function.evaluate({name: w - function.rounded[name].quantized for name, w in before.items()})

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from ..checking import numbers
+from ..checking import check_draws, numbers
 from ..model import (
     BatchObjective,
     Loss,
@@ -39,7 +39,7 @@ from ..model import (
 )
 from ..progress import progress, stopwatch
 from ..results import Result, with_errors
-from .balls import FIRST_ROUND, ball_of, check_draws, largest_increases, mean_increases
+from .balls import FIRST_ROUND, ball_of, largest_increases, mean_increases
 from .rounding import RoundingSharpness, bits_label, rounding_sharpness
 
 if TYPE_CHECKING:

@@ -47,6 +47,7 @@ class Criterion:
         is_default: whether nothing was said.
         is_sum: whether the loss is known to add up over targets.
         alignment: how the loss that outputs carry comes from their logits, once known.
+        watch: what is called with every output of the network, None for nothing.
         with_hits: whether right answers are counted beside the loss.
         checks_default: whether outputs and targets are looked at before cross-entropy is taken of them.
 
@@ -83,6 +84,7 @@ class Criterion:
         self.name = name_of(objective or loss or torch.nn.functional.cross_entropy)
         self.alignment: str | None = None
         self.with_hits, self.checks_default = True, False
+        self.watch: Callable[[Any], Any] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -97,6 +99,8 @@ class Criterion:
 
     def __call__(self, output: Any, batch: Any, dtype: torch.dtype | None = None) -> BatchLoss:
         """Return the loss of a batch from the network's output, floating tensors in a dtype."""
+        if self.watch is not None:
+            self.watch(output)
         target = target_of(batch)
         carried = loss_carried_by(output) if self._loss is None and self._output is None else None
         if carried is None:
@@ -109,6 +113,17 @@ class Criterion:
         """Return the part of the network's output that the loss is given, floating tensors in a dtype."""
         part = part_of(output, self._output, self._loss is None)
         return part.to(dtype) if dtype and isinstance(part, Tensor) and part.is_floating_point() else part
+
+    def log_probabilities(self, output: Any) -> Tensor | None:
+        """Return the logarithms of what a network's output says of the classes, (n, classes, …), float64.
+
+        None where the loss is not the cross-entropy of scores.
+        """
+        part = self.part_of(output) if self.has_output else None
+        scores = self.alignment != "unknown" if self.alignment else self._cross_entropy is not None
+        if not isinstance(part, Tensor) or part.ndim < 2 or not scores:
+            return None
+        return part.detach().movedim(-1 if self.alignment else 1, 1).double().log_softmax(1)
 
     def of_part(self, part: Any, target: Any) -> BatchLoss:
         """Return the loss from the part of the output that it is given."""

@@ -172,16 +172,17 @@ def _curve(ax: Axes, curve: Curve, rows: bool) -> None:
     more: Any = {"linestyle": dash, "label": curve.name or None}
     if curve.hollow:
         more["markerfacecolor"] = "white"
+    points = (curve.y, curve.x) if rows else (curve.x, curve.y)
     if curve.errors is not None:
         bars: Any = {"xerr" if rows else "yerr": curve.errors, "capsize": 2, "elinewidth": 0.8}
-        ax.errorbar(*((curve.y, curve.x) if rows else (curve.x, curve.y)), **bars | style | more)
+        ax.errorbar(*points, **bars | style | more)
         return
     if curve.centre is not None:
         missing = np.isnan(np.pad(curve.y, 1, constant_values=np.nan))
         every = -(-len(curve.y) // 8)
         marked = (np.arange(len(curve.y)) % every == look * every // 6 % every) | (missing[:-2] & missing[2:])
         more["markevery"] = list(np.flatnonzero(marked))
-    ax.plot(*((curve.y, curve.x) if rows else (curve.x, curve.y)), **style, **more)
+    ax.plot(*points, **style, **more)
     if curve.centre is not None:
         centre = curve.x[curve.centre], curve.y[curve.centre]
         ax.plot(*centre, markersize=6, markeredgecolor="white", linestyle="none", **style)

@@ -1,4 +1,4 @@
-"""Baselines of a search: the same bits everywhere, random bits, and the trace of the Hessian."""
+"""Baselines of a search: the same bits everywhere, random bits, the trace of the Hessian, measured loss increases."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from landscape import Objective, trace
+from landscape import Objective, Sensitivity, trace
 from landscape.checking import seed_of
 from landscape.model import quantized_layers
 
-from ..quantization import QuantizerName, quantize
+from ..quantization import QuantizerName, parse_bits, quantize
 from .checkpoint import Checkpoint
 from .space import MILLION, Space
 
@@ -109,12 +109,43 @@ def by_hessian(
     rows = {leader: k for k, leader in enumerate(space.groups)}
     for name, error in errors.items():
         sensitivity[rows[owners[name.rpartition(".")[0]]]] += mean[name] * error
+    return _least(space, sensitivity, budget), {"mean_traces": mean, "rises": _listed(space, sensitivity)}
+
+
+def by_sensitivity(space: Space, sensitivity: Sensitivity, budget: float) -> tuple[Tensor, Any]:
+    """Return the choice of least sum of measured loss increases within the budget, and these.
+
+    A candidate "W4A4" costs a layer its increase at the format "W4A4", or at "W4" where there is no such. What is
+    measured has errors: an increase below 0 counts as 0, and fewer bits never cost less than more, of weights and
+    inputs; of equal sums the one that uses most of the budget is taken.
+    """
+    formats = [bits if bits in sensitivity.formats else bits.partition("A")[0] for bits in space.candidates]
+    names = [[n for n in group if not n.endswith(".products")] for group in space.groups.values()]  # which have weights
+    lacking = [f"format {form!r}" for form in formats if form not in sensitivity.formats]
+    lacking += [f"layer {name!r}" for group in names for name in group if name not in sensitivity.layers]
+    if lacking:
+        raise ValueError(f"sensitivity must have all candidates and layers of the search, got none of {lacking[0]}")
+    increases = {(row["layer"], row["format"]): row["increase"] for row in sensitivity.rows}
+    measured = [[sum(max(increases[n, form], 0.0) for n in group) for form in formats] for group in names]
+    if not all(math.isfinite(increases[n, form]) for group in names for n in group for form in formats):
+        raise ValueError("sensitivity must be finite at all candidates, got NaN or infinity: leave these bits out")
+    bits = [parse_bits(label) for label in space.candidates]
+    more = [[w >= own[0] and a >= own[1] for w, a in bits] for own in bits]  # [candidate, one of no fewer bits]
+    costs = torch.tensor(measured, dtype=torch.float64)[:, None, :].where(torch.tensor(more), 0.0).amax(2)
+    return _least(space, costs, budget), {"rises": _listed(space, costs)}
+
+
+def _least(space: Space, costs: Tensor, budget: float) -> Tensor:
+    """Return the choice of least cost within the budget, of equals the one that uses most of it."""
     room = budget - space.fixed
-    choice = solve(sensitivity, space.table, room)
+    choice = solve(costs, space.table, room)
     unused = (space.table.amax(1, keepdim=True) - space.table).double()
-    equal = sensitivity == sensitivity.gather(1, choice[:, None])
-    choice = solve(unused.where(equal, 1 + unused.sum()), space.table, room)
-    return choice, {"mean_traces": mean, "rises": dict(zip(rows, sensitivity.tolist(), strict=True))}
+    equal = costs == costs.gather(1, choice[:, None])
+    return solve(unused.where(equal, 1 + unused.sum()), space.table, room)
+
+
+def _listed(space: Space, costs: Tensor) -> dict[str, list[float]]:
+    return dict(zip(space.groups, costs.tolist(), strict=True))
 
 
 def _errors(space: Space, model: nn.Module, quantizer: QuantizerName) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from landscape import Sensitivity
 from landscape.checking import numbers
 from landscape.model import Criterion
 
@@ -20,12 +21,12 @@ from ..data.feeding import first_inputs
 from ..quantization import QuantizerName
 from ..quantization.convert import check_float
 from .asga import ASGA, Alignment
-from .baselines import at_random, by_hessian, uniform
+from .baselines import at_random, by_hessian, by_sensitivity, uniform
 from .checkpoint import Checkpoint
 from .samq import SAMQ, Search
 from .space import Policy, Space
 
-Method = Literal["uniform", "random", "hessian", "samq", "asga"]
+Method = Literal["uniform", "random", "hessian", "sensitivity", "samq", "asga"]
 SETTINGS: dict[str, Any] = {"samq": SAMQ, "asga": ASGA}
 
 
@@ -39,6 +40,7 @@ def search(
     candidates: Sequence[int | str] = (2, 3, 4, 5),
     quantizer: QuantizerName = "lsq",
     settings: SAMQ | ASGA | None = None,
+    sensitivity: Sensitivity | None = None,
     first_input_bits: int = 8,
     checkpoint: str | Path | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
@@ -55,28 +57,32 @@ def search(
         model: A float network, trained: all but "uniform" and "random" look at its weights.
         data: `Data`, of which "hessian" uses the probe, "samq" and "asga" the training images; validation and test
             images are never looked at. Or what `train` takes: a pair (x, y), a Dataset, a loader, batches that are
-            pairs or mappings; not batches for "samq". "uniform" and "random" look at one sample, maybe of inputs alone.
+            pairs or mappings; not batches for "samq". The others look at one sample, maybe of inputs alone.
         budget: Bit operations of one sample, at most, as `cost` counts them: ``cost(model, bits="W4A4").bops``.
         method: "uniform": the most bits that fit, the same everywhere. "random": random bits that cost from 98 to 100 %
             of the budget. "hessian": least ``Σ mean Hessian trace · squared error of quantization``, exactly (in the
-            manner of HAWQ-V2). "samq": a controller learns by REINFORCE which bits leave a low perturbed loss, and the
-            flattest of its proposals is taken. "asga": descent on a mixture of all bits, with gradients aligned between
-            the weights and their sharp neighbour.
+            manner of HAWQ-V2). "sensitivity": least sum of measured loss increases, exactly; one that is below 0 counts
+            as 0, and fewer bits never cost less than more. "samq": a controller learns by REINFORCE which bits leave a
+            low perturbed loss, and the flattest of its proposals is taken. "asga": descent on a mixture of all bits,
+            with gradients aligned between the weights and their sharp neighbour.
         seed: Of everything drawn; "uniform" draws nothing.
         candidates: Bits that a layer can take: 4 or "W4A4" (both alike), "W2A4" and so on.
         quantizer: See `quantize`; pass the one that the policy is for.
         settings: A `SAMQ` or an `ASGA`, for the method of that name; None = its defaults, 100 and 25 epochs.
+        sensitivity: What `landscape.sensitivity` measured of this network, for the method of that name: at formats that
+            the candidates are ("W4A4"), or at those of their weights ("W4"). To go by KL instead:
+            ``dataclasses.replace(result, rows=[row | {"increase": row["kl"]} for row in result.rows])``.
         first_input_bits: See `cost`.
         checkpoint: File that is written after every epoch, every configuration compared, and the traces; if it exists,
             the search goes on from it, to the policy of an uninterrupted one (on a CPU in float32).
         loss, objective, output: What the Hessian is of, and what "samq" and "asga" minimise: see `landscape.Objective`;
-            by default cross-entropy, or the loss that the network returns. "uniform" and "random" look at no loss.
+            by default cross-entropy, or the loss that the network returns. The other methods look at no loss.
 
     Raises:
         ValueError: If no bits fit into the budget (the error names the least possible), or none that were drawn; if the
-            method or quantizer is unknown, the network quantized already, `settings` of another method, the budget
-            not finite, the data or the loss of a kind that the method does not take, or the checkpoint that of a
-            search with other arguments.
+            sensitivity lacks a layer or a candidate; if the method or quantizer is unknown, the network quantized
+            already, `settings` of another method, the budget not finite, the data or the loss of a kind that the method
+            does not take, or the checkpoint that of a search with other arguments.
 
     Cost: a few forward passes of one sample; "hessian": 30 to 120 Hessian-vector products of the probe and 80
     quantizations of each weight per candidate; "samq": per epoch two forward and backward passes over one half of the
@@ -98,7 +104,7 @@ def search(
     """
     arguments = {name: value for name, value in locals().items() if name != "checkpoint"}
     functions: dict[str, Any] = {"loss": loss, "objective": objective, "output": output}
-    _check(model, data, budget, method, settings, functions)
+    _check(model, budget, method, settings, sensitivity, functions)
     device = device_of(model)
     kept = Checkpoint(checkpoint, arguments, device)
     cuda = device.type == "cuda"
@@ -116,6 +122,8 @@ def search(
             choice = at_random(space, room, seed)
         elif method == "hessian":
             choice, details = by_hessian(space, model, data, room, seed, quantizer, kept, **functions)
+        elif sensitivity is not None:
+            choice, details = by_sensitivity(space, sensitivity, room)
         else:
             criterion = Criterion(**functions)
             data = data_of(data, has_labels=criterion.is_default)
@@ -130,14 +138,22 @@ def search(
 
 
 def _check(
-    model: nn.Module, data: Any, budget: float, method: Method, settings: SAMQ | ASGA | None, functions: dict[str, Any]
+    model: nn.Module,
+    budget: float,
+    method: Method,
+    settings: SAMQ | ASGA | None,
+    sensitivity: Sensitivity | None,
+    functions: dict[str, Any],
 ) -> None:
     numbers(note="bit operations of one sample", budget=budget)
     if settings is not None and not isinstance(settings, SETTINGS.get(method, ())):
         known = SETTINGS[method].__name__ if method in SETTINGS else "None"
         raise ValueError(f"settings must be {known} for method={method!r}, got {type(settings).__name__}")
     given = [name for name, value in functions.items() if value is not None]
-    if given and method in ("uniform", "random"):
+    if (sensitivity is None) == (method == "sensitivity"):
+        rule = "a landscape.Sensitivity" if sensitivity is None else "None"
+        raise ValueError(f"sensitivity must be {rule} for method={method!r}, got {type(sensitivity).__name__}")
+    if given and method in ("uniform", "random", "sensitivity"):
         raise ValueError(f"{given[0]} must be None for method={method!r}, which looks at no loss, got one")
     check_float(model)
     if processes.size() > 1:
