@@ -178,8 +178,8 @@ def sensitivity(
     shares = here[0].weights.cpu()  # which waits for the device
     passes = (len(single) + len(together)) * (1 if quantize is None else 3)
     expected = passes * (elapsed() - start) + sum(cost["seconds"] for cost in costs)
-    memory = [max((cost[key] for cost in costs), default=0.0) for key in ("bytes", "vectors")]
-    announce(sum(products[name] for name in operators), expected, *memory, passes=passes)
+    graphs, vectors = (max((cost[key] for cost in costs), default=0.0) for key in ("bytes", "vectors"))
+    announce(sum(products[name] for name in operators), expected, graphs, vectors, passes=passes)
     measured, moves = _measured(function, here, [*single, *together], rounding, quantize, seed)
     moves = moves[: len(single)]
     rows: list[dict[str, Any]] = [{"layer": layer, "format": form} for cell in single for layer, form in cell.items()]
