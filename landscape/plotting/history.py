@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .charts import Axis, Chart, Curve
-from .style import ONE_COLUMN, TWO_COLUMNS, colour_of
+from .style import ONE_COLUMN, TWO_COLUMNS, at, colour_of, columns
 from .values import LABELS, Scale, is_log
 
 if TYPE_CHECKING:
@@ -43,16 +44,7 @@ def plot_history(history: Any, *, scale: Scale = "auto", title: str | None = Non
         >>> [curve.name for curve in figure.data]
         ['training', 'validation']
     """
-    from plotly.subplots import make_subplots
-
-    from . import interactive
-
-    charts = describe_history(history, scale)
-    figure = make_subplots(1, len(charts), figure=interactive.empty_figure(), horizontal_spacing=0.1)
-    for column, chart in enumerate(charts.values(), start=1):
-        interactive.add_chart(figure, chart, row=1, col=column)
-    interactive.finish(figure, title or "Training", [])
-    figure.update_layout(height=380, showlegend=True, legend_tracegroupgap=0)
+    figure = plot_panels(list(describe_history(history, scale).values()), title or "Training")
     figure._print = partial(draw_history, history, scale=scale, title=title)
     return figure
 
@@ -84,24 +76,53 @@ def draw_history(
         >>> [ax.get_ylabel() for ax in figure.axes]
         ['Loss', 'Accuracy']
     """
+    charts = describe_history(history, scale)
+    axes = None if axes is None else list(np.ravel(axes))
+    if axes is not None and len(axes) != len(charts):
+        raise ValueError(f"axes must be {len(charts)}, for {' and '.join(charts)}, got {len(axes)}")
+    if strange := [type(ax).__name__ for ax in axes or [] if not hasattr(ax, "set_yscale")]:
+        raise TypeError(f"axes must be matplotlib's, got {strange[0]}")
+    return draw_panels(list(charts.values()), axes, title)
+
+
+def plot_panels(charts: Sequence[Chart], title: str | None = None) -> go.Figure:
+    """Draw charts side by side with plotly, up to three in a row."""
+    from plotly.subplots import make_subplots
+
+    from . import interactive
+
+    wide, high = columns(len(charts)), -(-len(charts) // columns(len(charts)))
+    between = {"horizontal_spacing": 0.1, "vertical_spacing": 0.2}
+    figure = make_subplots(high, wide, figure=interactive.empty_figure(), **between)
+    for index, chart in enumerate(charts):
+        interactive.add_chart(figure, chart, **at(index, len(charts)))
+    interactive.finish(figure, title or "", [])
+    figure.update_layout(height=120 + 260 * high, showlegend=True, legend_tracegroupgap=0)
+    return figure
+
+
+def draw_panels(charts: Sequence[Chart], axes: Any = None, title: str | None = None) -> Figure:
+    """Draw charts side by side with matplotlib, up to three in a row; into axes the first ones, as many as they are."""
     import matplotlib.pyplot as plt
 
     from . import paper
 
-    charts = describe_history(history, scale)
+    wide, high = columns(len(charts)), -(-len(charts) // columns(len(charts)))
     with paper.style():
+        is_whole = axes is None or len(np.ravel(axes)) == len(charts)
         if axes is None:
-            width = TWO_COLUMNS if len(charts) > 1 else ONE_COLUMN
-            axes = plt.figure(figsize=(width, 2.3), layout="constrained").subplots(1, len(charts))
+            size = (TWO_COLUMNS if wide > 1 else ONE_COLUMN, 2.3 + 1.9 * (high - 1))
+            grid = plt.figure(figsize=size, layout="constrained").subplots(high, wide)
+            axes = list(np.ravel(grid))
+            for ax in axes[len(charts) :]:
+                ax.remove()
         axes = list(np.ravel(axes))
-        if len(axes) != len(charts):
-            raise ValueError(f"axes must be {len(charts)}, for {' and '.join(charts)}, got {len(axes)}")
-        if strange := [type(ax).__name__ for ax in axes if not hasattr(ax, "set_yscale")]:
-            raise TypeError(f"axes must be matplotlib's, got {strange[0]}")
-        for ax, chart in zip(axes, charts.values(), strict=True):
+        for ax, chart in zip(axes, charts, strict=False):
             paper.add_chart(ax, chart)
+            if chart.empty:
+                paper.say_empty(ax, chart.empty)
         if title:
-            axes[0].figure.suptitle(title, fontsize=8)
+            axes[0].figure.suptitle(title, fontsize=8) if is_whole else axes[0].set_title(title)
     return paper.figure_of(axes[0])
 
 
