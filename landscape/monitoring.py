@@ -53,11 +53,9 @@ class TrainingCurvature(Result):
     Example:
         >>> import torch, landscape
         >>> model, data = torch.nn.Linear(3, 2), (torch.randn(32, 3), torch.randint(2, (32,)))
-        >>> monitor = landscape.Monitor(model, data, budget=1.0)
-        >>> for _ in range(100):
-        ...     _ = monitor.step()
-        >>> sorted(monitor.result.frame)[:2]
-        ['critical_sharpness', 'learning_rate']
+        >>> (row,) = landscape.audit([model.state_dict()], model, data).rows
+        >>> 0 < row["lambda1"] <= row["trace"] + 3 * row["trace_stderr"]
+        True
     """
 
     rows: list[dict[str, Any]]

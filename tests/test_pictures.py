@@ -46,6 +46,7 @@ def results():
         landscape.rounding_sharpness(model, batches),
         landscape.sharpness(model, batches, measures=["worst case, filter", "rounding noise"]),
         landscape.compare({"a": model, "<b>": network(1)}, batches, points=3, radii=(0.1,)),
+        landscape.audit([network(seed).state_dict() for seed in range(3)], model, (X, Y)),
     ]
     named = {type(result).__name__: result for result in found}
     named["Trace by layer"] = landscape.trace(model, batches, units="filter", per_layer=True)
@@ -154,7 +155,7 @@ def test_every_function_that_plots_has_a_picture_for_print_with_its_options():
 
 CHARTS = [
     importlib.import_module(f"landscape.plotting.{name}")
-    for name in ("history", "layers", "lines", "radii", "spectra", "surfaces", "trajectories")
+    for name in ("courses", "history", "layers", "lines", "radii", "spectra", "surfaces", "trajectories")
 ]
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from . import panels
 from .charts import Axis, Band, Chart, Curve
-from .history import draw_panels, plot_panels
 from .pairing import pictures
 from .style import colour_of
 from .values import Scale, is_log
@@ -42,9 +42,9 @@ def describe_course(course: Any, *, scale: Scale = "auto") -> list[Chart]:
         columns["rounded_loss"] = columns["probe_loss"] + columns["rounding_gap"]
     preconditioned = "preconditioned_lambda1" in columns
     first, *others = _PANELS.items()
-    panels = dict([*_PRECONDITIONED.items(), *others] if preconditioned else [first, *others])
+    groups = dict([*_PRECONDITIONED.items(), *others] if preconditioned else [first, *others])
     charts: list[Chart] = []
-    for title, curves in panels.items():
+    for title, curves in groups.items():
         parts: list[Any] = []
         for index, (key, name) in enumerate(curves.items()):
             known = np.isfinite(values := columns.get(key, np.empty(0)))
@@ -67,4 +67,4 @@ def describe_course(course: Any, *, scale: Scale = "auto") -> list[Chart]:
     return charts
 
 
-plot_course, draw_course = pictures(describe_course, plot_panels, draw_panels)
+plot_course, draw_course = pictures(describe_course, panels.plot, panels.draw)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .charts import Axis, Chart, Curve
-from .style import ONE_COLUMN, TWO_COLUMNS, at, colour_of, columns
+from .style import colour_of
 from .values import LABELS, Scale, is_log
 
 if TYPE_CHECKING:
@@ -44,7 +43,9 @@ def plot_history(history: Any, *, scale: Scale = "auto", title: str | None = Non
         >>> [curve.name for curve in figure.data]
         ['training', 'validation']
     """
-    figure = plot_panels(list(describe_history(history, scale).values()), title or "Training")
+    from . import panels
+
+    figure = panels.plot(list(describe_history(history, scale).values()), title or "Training")
     figure._print = partial(draw_history, history, scale=scale, title=title)
     return figure
 
@@ -76,59 +77,20 @@ def draw_history(
         >>> [ax.get_ylabel() for ax in figure.axes]
         ['Loss', 'Accuracy']
     """
+    from . import panels
+
     charts = describe_history(history, scale)
     axes = None if axes is None else list(np.ravel(axes))
     if axes is not None and len(axes) != len(charts):
         raise ValueError(f"axes must be {len(charts)}, for {' and '.join(charts)}, got {len(axes)}")
     if strange := [type(ax).__name__ for ax in axes or [] if not hasattr(ax, "set_yscale")]:
         raise TypeError(f"axes must be matplotlib's, got {strange[0]}")
-    return draw_panels(list(charts.values()), axes, title)
-
-
-def plot_panels(charts: Sequence[Chart], title: str | None = None) -> go.Figure:
-    """Draw charts side by side with plotly, up to three in a row."""
-    from plotly.subplots import make_subplots
-
-    from . import interactive
-
-    wide, high = columns(len(charts)), -(-len(charts) // columns(len(charts)))
-    between = {"horizontal_spacing": 0.1, "vertical_spacing": 0.2}
-    figure = make_subplots(high, wide, figure=interactive.empty_figure(), **between)
-    for index, chart in enumerate(charts):
-        interactive.add_chart(figure, chart, **at(index, len(charts)))
-    interactive.finish(figure, title or "", [])
-    figure.update_layout(height=120 + 260 * high, showlegend=True, legend_tracegroupgap=0)
-    return figure
-
-
-def draw_panels(charts: Sequence[Chart], axes: Any = None, title: str | None = None) -> Figure:
-    """Draw charts side by side with matplotlib, up to three in a row; into axes the first ones, as many as they are."""
-    import matplotlib.pyplot as plt
-
-    from . import paper
-
-    wide, high = columns(len(charts)), -(-len(charts) // columns(len(charts)))
-    with paper.style():
-        is_whole = axes is None or len(np.ravel(axes)) == len(charts)
-        if axes is None:
-            size = (TWO_COLUMNS if wide > 1 else ONE_COLUMN, 2.3 + 1.9 * (high - 1))
-            grid = plt.figure(figsize=size, layout="constrained").subplots(high, wide)
-            axes = list(np.ravel(grid))
-            for ax in axes[len(charts) :]:
-                ax.remove()
-        axes = list(np.ravel(axes))
-        for ax, chart in zip(axes, charts, strict=False):
-            paper.add_chart(ax, chart)
-            if chart.empty:
-                paper.say_empty(ax, chart.empty)
-        if title:
-            axes[0].figure.suptitle(title, fontsize=8) if is_whole else axes[0].set_title(title)
-    return paper.figure_of(axes[0])
+    return panels.draw(list(charts.values()), axes, title)
 
 
 def describe_history(history: Any, scale: Scale) -> dict[str, Chart]:
     """Describe the panels, of the loss and of the accuracy, as far as they are known."""
-    panels: dict[str, list[Curve]] = {panel: [] for panel in _PANELS}
+    curves: dict[str, list[Curve]] = {panel: [] for panel in _PANELS}
     colours: dict[str, str] = {}
     try:
         runs = {"": history} if any(name in history for name in _COLUMNS) else dict(history)
@@ -142,19 +104,19 @@ def describe_history(history: Any, scale: Scale) -> dict[str, Chart]:
                     raise ValueError(f"{len(epochs)} epochs, {len(values)} values")
                 if np.isfinite(values + epochs).any():
                     colour = colours.setdefault(run, colour_of(len(colours)))
-                    panels[panel].append(_curve(f"{run}, {kind}" if run else kind, kind, colour, epochs, values))
+                    curves[panel].append(_curve(f"{run}, {kind}" if run else kind, kind, colour, epochs, values))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"history must be columns of numbers of one length, or name → columns: {error}") from error
-    drawn = {panel: curves for panel, curves in panels.items() if curves}
+    drawn = {panel: found for panel, found in curves.items() if found}
     if not drawn:
         raise ValueError(
             f"history must have a column loss, accuracy, val_loss or val_accuracy with numbers, got {list(history)}"
         )
     charts: dict[str, Chart] = {}
-    for panel, curves in drawn.items():
-        arrays = [curve.y for curve in curves]
+    for panel, found in drawn.items():
+        arrays = [curve.y for curve in found]
         axis = Axis(LABELS[panel], panel == "loss" and is_log(scale, arrays), values=arrays)
-        charts[panel] = Chart(curves, Axis("Epoch", whole=True), axis, legend=not charts)
+        charts[panel] = Chart(found, Axis("Epoch", whole=True), axis, legend=not charts)
     return charts
 
 
