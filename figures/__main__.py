@@ -17,11 +17,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from . import asga, fpq, saq, tables
+from . import asga, fpq, saq, stability, tables
 from .catalogue import Figure, folder, make
 from .profiles import PROFILES
 
-FIGURES: dict[str, Figure] = {figure.name: figure for part in (saq, fpq, asga, tables) for figure in part.FIGURES}
+_PARTS = (saq, fpq, asga, tables, stability)
+FIGURES: dict[str, Figure] = {figure.name: figure for part in _PARTS for figure in part.FIGURES}
 
 
 def main() -> None:

@@ -98,7 +98,7 @@ class Monitor:
 
     The budget so far is shared out, the cheapest quantity first: each may take a part of what cheaper ones left, by the
     square root of its cost: one that costs a hundred times as much comes a tenth as often. A quantity that would exceed
-    its part, going by what it took last, is skipped. In a notebook a picture that follows the training has a part too.
+    its part, going by what it took last, is skipped. In a notebook a picture follows the training, on a tenth.
 
     Args:
         model: the network that is trained, or an `Objective` of it.
@@ -297,12 +297,12 @@ class Monitor:
         """Return whether a quantity would stay within its part of the time; the first process decides for all."""
         if math.isinf(self.budget):
             return True
-        idle = {"preconditioned"} - self.vectors.keys() | (set() if in_notebook() else {"picture"})
-        order = sorted(_FORWARDS.keys() - idle | {quantity}, key=self._cost)
+        cost, whole, idle = self._cost(quantity), self.budget * self.trained, {"preconditioned"} - self.vectors.keys()
+        order = sorted(_FORWARDS.keys() - {"picture"} - idle | {quantity}, key=self._cost)
         cheaper, others = order[: order.index(quantity)], order[order.index(quantity) :]
-        cost, whole = self._cost(quantity), self.budget * self.trained
         left = whole - self.used["setup"] - sum(self.used.get(other, 0.0) for other in cheaper)
         part = left * cost**0.5 / sum(self._cost(other) ** 0.5 for other in others)
+        part = whole / 10 if quantity == "picture" else part
         affords = self.used.get(quantity, 0.0) + cost <= part and sum(self.used.values()) + cost <= whole
         return bool(parallel.gather(affords)[0])
 

@@ -28,12 +28,25 @@ from .. import parallel
 from ..comparison import Comparison, compare, quantity_label
 from ..files import atomic
 from ..model import Objective
+from ..monitoring import TrainingCurvature
 from ..plotting import draw_together
 from ..plotting.captions import short
 from ..plotting.values import is_log
 from ..surfaces import Surface, Trajectory
 from .views import check_parts
-from .wording import Numbers, bibtex, lead, methods, note, numbers_table, shown, step_length, title_of, verdict
+from .wording import (
+    Numbers,
+    bibtex,
+    course_sections,
+    lead,
+    methods,
+    note,
+    numbers_table,
+    shown,
+    step_length,
+    title_of,
+    verdict,
+)
 
 _BITS = re.compile(r"(?<![A-Za-z0-9])(?:W(\d+)A\d+|FP(\d+))(?![A-Za-z0-9])")
 _HORIZONTAL = {q: quantity_label(q) for q in ("trace_filter", "lambda1_filter")} | {"bits": "bits per weight"}
@@ -55,7 +68,8 @@ def page(
     sharpness with its error bars, how to read it, methods and BibTeX. The same content gives the same bytes.
 
     Args:
-        content: a result, that is a `Comparison`, a `Surface` or an `Explorer`; name → results; or networks, one or
+        content: a result, that is a `Comparison`, a `Surface`, an `Explorer` or what a `Monitor` or `audit` found, a
+            `TrainingCurvature`, which is shown as a picture and its table; name → results; or networks, one or
             name → network, which `compare` measures. A `Trajectory` is drawn on the surface of its plane, which has to
             be there too. Names may be tuples, such as ``("SGD", "W4A4")``: one part runs on a slider, the others stand
             side by side, and the reader may swap them; a plain name beside them stays in view. What is the same under
@@ -82,7 +96,10 @@ def page(
         >>> folder.cleanup()
     """
     parallel.check_agreement(**locals())
-    entries, wholes = _entries(content, data)
+    items = content if isinstance(content, Mapping) else {"training": content}
+    courses = {shown(name): item for name, item in items.items() if isinstance(item, TrainingCurvature)}
+    others = {name: item for name, item in items.items() if shown(name) not in courses} if courses else content
+    entries, wholes = _entries(others, data) if others or not courses else ([], [])
     places, dimensions = _dimensions(entries, parts)
     packed = _Packed()
     networks = _merged(entries, [packed.network(entry) for entry in entries], places)
@@ -90,7 +107,7 @@ def page(
     known = {entry.name: entry for entry in entries}
     surfaces = {name: surface for name, first in named.items() if (surface := known[first].surface) is not None}
     paths = any(entry.path is not None for entry in entries)
-    title = title or title_of(list(named))
+    title = title or title_of(list(named) or list(courses))
     drawn = {
         "title": title,
         "start": "log" if is_log("auto", [surface.loss.numpy() for surface in surfaces.values()]) else "loss",
@@ -108,11 +125,12 @@ def page(
         "LEAD": lead(surfaces, wholes),
         "STEP": step_length(surfaces),
         "VERDICT": " ".join(filter(None, map(verdict, wholes))),
-        "METHODS": methods(surfaces, wholes, paths),
+        "METHODS": methods(surfaces, [*wholes, *courses.values()], paths),
         "BIBTEX": bibtex(_asset("page.bib"), surfaces, wholes, paths),
     }
     fields = {name: html.escape(part) for name, part in text.items()} | {
         "TABLE": numbers_table({name: known[first].numbers for name, first in named.items()}, wholes),
+        "COURSES": course_sections(courses),
         "DATA": _script_json(drawn),
     }
     target = Path(path)
@@ -224,7 +242,7 @@ def _of(key: Any, item: Any) -> list[_Entry]:
         return [_Entry(key or "network", item, {q: (v, math.nan) for q, v in values.items() if not math.isnan(v)})]
     if isinstance(item, Trajectory):
         return [_Entry(key or "training", path=item)]
-    kinds = "a Comparison, a Surface, a Surface and its Trajectory"
+    kinds = "a Comparison, a Surface, a Surface and its Trajectory, a TrainingCurvature"
     raise TypeError(f"content must be networks, {kinds}, or name → these, got {type(item).__name__}")
 
 
@@ -395,5 +413,6 @@ def _filled(fields: Mapping[str, str]) -> bytes:
     own = {"SCRIPT": _asset("page.js"), "STYLE": _asset("page.css")}
     hashes = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in own.items()}
     policy = f"default-src 'none'; script-src 'sha256-{hashes['SCRIPT']}'; style-src 'sha256-{hashes['STYLE']}'; "
+    policy += "img-src data:; " if fields["COURSES"] else ""
     fields = {**fields, **own, "POLICY": policy + "base-uri 'none'; form-action 'none'"}
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda found: fields[found[1]], _asset("page.html")).encode()

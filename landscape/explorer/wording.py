@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import itertools
 import math
@@ -11,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..comparison import Comparison, quantity_label
+from ..monitoring import TrainingCurvature
 from ..plotting.captions import axis, axis_label, caption
 from ..results import with_error
 from ..surfaces import Surface
@@ -111,7 +113,25 @@ def numbers_table(networks: Mapping[str, Numbers], comparisons: Sequence[Compari
     return "".join(parts)
 
 
-def methods(surfaces: Mapping[str, Surface], comparisons: Sequence[Comparison], paths: bool) -> str:
+def course_sections(courses: Mapping[str, TrainingCurvature]) -> str:
+    """Return what was measured along trainings as HTML: a picture, which the policy must allow, and the table."""
+    from ..plotting.paper import png
+
+    sections = []
+    for name, course in courses.items():
+        picture = base64.b64encode(png(course.draw())).decode()
+        image = f'<img alt="Curvature along the training" width="860" src="data:image/png;base64,{picture}">'
+        plain = (
+            course.table.reset_index(names="step")
+            .to_html(border=0, index=False)
+            .replace(' style="text-align: right;"', "")
+        )
+        more = f'<details><summary>All numbers</summary><div class="wrap">{plain}</div></details>'
+        sections.append(f'<section><h2>{html.escape(name)}</h2><div class="wrap">{image}</div>{more}</section>')
+    return "".join(sections)
+
+
+def methods(surfaces: Mapping[str, Surface], comparisons: Sequence[Comparison | TrainingCurvature], paths: bool) -> str:
     """Say how the numbers came about."""
     said = []
     if surfaces:
@@ -125,6 +145,12 @@ def methods(surfaces: Mapping[str, Surface], comparisons: Sequence[Comparison], 
         said.append("Checkpoints are projected onto the plane by least squares; each is drawn at its own loss.")
     for whole in comparisons:
         about = whole.about
+        if isinstance(whole, TrainingCurvature):
+            said.append(
+                "Along the training: λ₁ of the Hessian by Rayleigh–Ritz from the eigenvectors found before, bands one "
+                "standard error; critical sharpness is 2/η, η the least step along the gradient that does not descend."
+            )
+            continue
         said.append(
             "Curvature: Hutchinson's estimator of the trace, deflated by Lanczos vectors, and Lanczos for λ₁, of the "
             "Hessian scaled by the filters' norms, from Hessian-vector products; derivatives: "

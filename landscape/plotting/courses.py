@@ -53,7 +53,8 @@ def describe_course(course: Any, *, scale: Scale = "auto") -> list[Chart]:
             x, y, colour = columns["step"][known], values[known], colour_of(index)
             if (errors := columns.get(f"{key}_stderr", values)[known])[0] != y[0]:
                 parts.append(Band(x, y - errors, y + errors, colour=colour, curve=name))
-            style: dict[str, Any] = {"look": index if len(x) <= _FEW else None, "dashed": key == "threshold"}
+            style: dict[str, Any] = {"look": index if len(x) <= _FEW and key != "threshold" else None}
+            style["dashed"] = key == "threshold"
             hover = f"%{{x}}: %{{y:.4g}}<extra>{name or title}</extra>"
             parts.append(Curve(x, y, name, colour, hover=hover, **style))
         if parts or not charts:
