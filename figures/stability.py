@@ -67,7 +67,7 @@ def draw(data: xarray.Dataset) -> Any:
         ax.plot(data.step, top / scale, color="#0072B2", label="λ₁")
         ax.plot(data.step, own["threshold"] / scale, "--", color="#009E73", label="stability threshold")
         ax.set(xlabel="Step", ylim=(0, 1.35 * np.nanmax(own["threshold"]) / scale))
-        ax.set_title(f"{run}{', preconditioned / 1000' if preconditioned else ''}", fontsize=8)
+        ax.set_title(f"{run}{' (in thousands)' if preconditioned else ''}", fontsize=8)
     axes[0].set_ylabel("Sharpness")
     axes[0].legend(loc="lower right")
     note(figure, f"MLP 64-100-100-10, tanh, squared error, full batches of {data.attrs['samples']} digits")

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +20,7 @@ from .curvature import Hessian
 from .flatness import rounding_gap
 from .linalg import TopPair, fold_shares, fold_stderr, hutchinson, top_pair
 from .model import BatchObjective, Loss, Objective, Output, Point, mapped, objective_of, recentred
+from .plotting import drawing_function
 from .progress import in_notebook
 from .results import Result, with_error
 from .stability import critical_sharpness, preconditioner, stability_threshold
@@ -111,7 +112,7 @@ class Monitor:
 
     Attributes:
         rows: the measurements so far; `result` has them with `Result.frame`, ``.save()`` and pictures.
-        used: quantity → the seconds that it took.
+        used: quantity → the seconds that it took; "setup" of the first look, and of what each row takes besides.
         trained: the seconds between calls.
 
     Raises:
@@ -153,6 +154,8 @@ class Monitor:
         budget: float = 0.1,
         log: Any = None,
     ) -> None:
+        if in_notebook():
+            drawing_function(TrainingCurvature.picture, "draw")  # what it imports takes seconds, once
         start = time.perf_counter()
         numbers(whole=True, at_least=1, every=every)
         numbers(above=0, at_most=1, budget=budget)
@@ -264,22 +267,24 @@ class Monitor:
         is_due = self.calls % self.every == 0
         now = self._now() if is_due else time.perf_counter()
         self.trained += 0.0 if self._left is None else now - self._left
-        found: dict[str, float] = {}
+        self._left, before = now, sum(self.used.values())
         try:
-            if is_due and self._affords("loss"):
-                found = self._measured(stability_threshold(self.optimizer), self.calls if number is None else number)
+            if not (is_due and self._affords("loss")):
+                return {}
+            return self._measured(stability_threshold(self.optimizer), self.calls if number is None else number)
         finally:
             self._left = time.perf_counter()
-        return found
+            self.used["setup"] += self._left - now - (sum(self.used.values()) - before)
 
     def _measured(self, settings: dict[str, float], step: int, **name: str) -> dict[str, float]:
         """Measure a row, the cheapest quantities first."""
         present = _Present(self, preconditioner(self.optimizer, self._function))
         with self._function.measurement_mode():
-            for quantity in sorted(present.quantities, key=lambda q: (q != "loss", q == "trace", self._cost(q))):
+            order = sorted(_FORWARDS.keys() - {"picture"}, key=lambda q: (q != "loss", q == "trace", self._cost(q)))
+            for quantity in order:
                 if present.has(quantity) and self._affords(quantity):
                     with self._counted(quantity):
-                        present.found |= present.quantities[quantity]()
+                        present.measure(quantity)
         seconds = {"seconds": self.trained} if self.calls else {}
         self.rows.append({"step": step} | seconds | settings | name | present.found)
         if self._log is not None:
@@ -339,13 +344,16 @@ class _Present:
         self.monitor, self.root, self.vectors = monitor, root, monitor.vectors
         self.function, self.found = monitor._function, dict[str, float]()
         self.pair: TopPair | None = None
-        names = [name for name in _FORWARDS if name != "picture" and (name != "preconditioned" or root is not None)]
-        self.quantities: dict[str, Callable[[], dict[str, float]]] = {name: getattr(self, f"_{name}") for name in names}
 
     def has(self, quantity: str) -> bool:
         """Return whether a quantity can be measured: none where the training has diverged, the trace beside λ₁."""
         is_finite = quantity == "loss" or math.isfinite(self.found["probe_loss"])
-        return is_finite and (quantity != "trace" or self.pair is not None)
+        needs = {"trace": self.pair, "preconditioned": self.root}
+        return is_finite and needs.get(quantity, self) is not None
+
+    def measure(self, quantity: str) -> None:
+        """Add the columns of a quantity to what was found."""
+        self.found |= getattr(self, f"_{quantity}")()
 
     @cached_property
     def hessian(self) -> Hessian:

@@ -350,51 +350,6 @@ def test_saq_core_takes_it(hook):
     assert history.epochs[-1]["loss"] != monitor.rows[-1]["probe_loss"]  # the training's own stays
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_lightning_takes_it_and_keeps_its_state(tmp_path):
-    import pytorch_lightning
-
-    model = net().float()
-    monitor = unlimited(model, (X, Y))
-
-    class Module(pytorch_lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.net = model
-
-        def training_step(self, batch, _):
-            return F.cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self):
-            return sgd(self.net)
-
-    off = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    trainer = pytorch_lightning.Trainer(
-        max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, callbacks=[monitor], **off
-    )
-    trainer.fit(Module(), torch.utils.data.DataLoader([(X[:32], Y[:32]), (X[32:], Y[32:])], batch_size=None))
-    assert [row["step"] for row in monitor.rows] == [1, 2] and monitor.rows[0]["threshold"] == pytest.approx(20)
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
-    kept = torch.load(tmp_path / "last.ckpt", weights_only=False)["callbacks"]["landscape.Monitor"]
-    unlimited(model, (X, Y)).load_state_dict(kept)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_trainer_of_transformers_takes_it(tmp_path):
-    import transformers
-
-    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    config = transformers.BertConfig(vocab_size=20, max_position_embeddings=8, attn_implementation="eager", **size)
-    model = transformers.BertForSequenceClassification(config)
-    rows = [{"input_ids": torch.arange(k, k + 6) % 20, "labels": k % 2} for k in range(8)]
-    batch = {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
-    monitor = unlimited(model, [batch])
-    options = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "use_cpu": True, "logging_steps": 99}
-    given = transformers.TrainingArguments(tmp_path, max_steps=2, per_device_train_batch_size=4, **options)
-    transformers.Trainer(model, given, train_dataset=rows, callbacks=[monitor]).train()
-    assert [row["step"] for row in monitor.rows] == [1, 2] and monitor.rows[1]["preconditioned_lambda1"] > 0
-
-
 def folder_of(path, count=4):
     path.mkdir()
     for k in range(count):
