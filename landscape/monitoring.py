@@ -99,7 +99,8 @@ class Monitor:
 
     The budget so far is shared out, the cheapest quantity first: each may take a part of what cheaper ones left, by the
     square root of its cost: one that costs a hundred times as much comes a tenth as often. A quantity that would exceed
-    its part, going by what it took last, is skipped. In a notebook a picture follows the training, on a tenth.
+    its part, going by what it took last, is skipped. In a notebook a picture follows the training, on a tenth. Under
+    several processes all of them call it.
 
     Args:
         model: the network that is trained, or an `Objective` of it.
@@ -135,8 +136,8 @@ class Monitor:
         ...     torch.nn.functional.cross_entropy(model(data[0]), data[1]).backward()
         ...     optimizer.step()
         ...     _ = monitor.step()
-        >>> bool(sum(monitor.used.values()) < monitor.trained)
-        True
+        >>> monitor.calls, monitor.draw().axes[0].get_ylabel()
+        (200, 'Sharpness')
     """
 
     state_key = _legacy_state_key = "landscape.Monitor"  # Lightning keeps the state under it

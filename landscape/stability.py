@@ -12,6 +12,7 @@ from .model import Objective, Point
 _PASSES = 10
 _LOOSE = 0.01  # of the critical step
 _SGD = {"momentum", "dampening", "nesterov"}
+_UNLIKE = ("NAdam", "RAdam")  # they keep what Adam keeps, and step otherwise
 
 
 def stability_threshold(optimizer: Any) -> dict[str, float]:
@@ -58,7 +59,7 @@ def preconditioner(optimizer: Any, function: Objective) -> Point | None:
             continue
         (first, second), step = group["betas"], float(state["step"])
         moment = state.get("max_exp_avg_sq", state["exp_avg_sq"])
-        divisor = (1 - first**step) * ((moment / (1 - second**step)).sqrt() + group["eps"])
+        divisor = (1 - first**step) * ((moment / (1 - second**step)).sqrt() + group.get("eps", 0.0))
         roots[name] = function.coordinates.cut(name, divisor.rsqrt().to(centre.dtype))
     return roots
 
@@ -103,4 +104,5 @@ def critical_sharpness(
 
 
 def _second_moments(optimizer: Any) -> bool:
-    return any("exp_avg_sq" in state for state in optimizer.state.values())
+    base = getattr(optimizer, "optimizer", optimizer)
+    return type(base).__name__ not in _UNLIKE and any("exp_avg_sq" in state for state in optimizer.state.values())

@@ -168,7 +168,10 @@ def test_thresholds_of_groups_of_adam_and_of_what_has_no_formula():
     assert math.isnan(stability_threshold(adam)["threshold"]) and preconditioner(adam, Objective(model, DATA)) is None
     train(model, adam, steps=3)
     assert stability_threshold(adam)["threshold"] == pytest.approx(3800)
-    assert math.isnan(stability_threshold(torch.optim.RMSprop(model.parameters()))["threshold"])
+    for kind in (torch.optim.RMSprop, torch.optim.NAdam):
+        other = kind(model.parameters())
+        train(model, other, steps=1)
+        assert math.isnan(stability_threshold(other)["threshold"])
     assert stability_threshold(sgd(model, lr=0.0))["threshold"] == math.inf
     wrapped = saq_core.SAQ(0.1).wrap(model, sgd(model, lr=0.2))
     assert stability_threshold(wrapped)["threshold"] == pytest.approx(10)
