@@ -44,6 +44,7 @@ OF_FIGURES: dict[str, Callable[[str], str]] = {
         bits.asga_proxies,
         bits.asga_bits,
         bits.table_mixed,
+        digits.edge_of_stability,
     )
 }
 BLOCKS: dict[str, Callable[[], str]] = {
