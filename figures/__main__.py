@@ -17,13 +17,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from . import asga, basins, fpq, saq, sensitivity, tables
+from . import asga, basins, fpq, saq, sensitivity, stability, tables
 from .catalogue import Figure, folder, make
 from .profiles import PROFILES
 
-FIGURES: dict[str, Figure] = {
-    figure.name: figure for part in (saq, fpq, asga, basins, sensitivity, tables) for figure in part.FIGURES
-}
+_PARTS = (saq, fpq, asga, tables, basins, stability, sensitivity)
+FIGURES: dict[str, Figure] = {figure.name: figure for part in _PARTS for figure in part.FIGURES}
 
 
 def main() -> None:

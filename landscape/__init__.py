@@ -30,6 +30,7 @@ a format      of other people's files: a reader in ``io`` that `load` chooses by
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from .auditing import audit
 from .checking import check_public
 from .comparison import Comparison, compare
 from .curvature import GGN, Hessian, ScaleCurvature, curvature_at_scale, density, top_eigenvalues, trace
@@ -48,6 +49,7 @@ from .flatness import (
 from .io import load
 from .linalg import Density, Eigenvalues, Operator, Trace
 from .model import Objective
+from .monitoring import Monitor, TrainingCurvature
 from .parallel import check_agreement
 from .plotting import (
     draw_history,
@@ -94,10 +96,10 @@ __all__ = [
     "plot_sensitivity",
     "plot_layers", "draw_layers", "plot_history", "draw_history",
     "plot_together", "draw_together", "paper_style", "save_figure", "save_animation",
-    "compare", "explore", "page", "load",
+    "compare", "explore", "page", "load", "audit",
     "Result", "Trace", "Eigenvalues", "Density", "Sharpness", "SharpnessTable", "RoundingSharpness",
     "Sensitivity", "ScaleCurvature", "Line", "Surface", "Trajectory", "BatchNormCheck", "Basin", "Comparison",
-    "Explorer",
+    "Explorer", "Monitor", "TrainingCurvature",
 ]
 # fmt: on
 check_public(sys.modules[__name__], check_agreement)

@@ -41,7 +41,8 @@ class Result:
 
     ``about`` holds the space, the kind of derivative, samples, seed, products used, seconds, dtype and versions.
     Tensors are on the CPU. Subclasses name the dimensions of their arrays in ``dims``, what has an entry for every
-    row of `frame` in ``columns``, and what `plot` and `draw` draw in ``picture`` (see `landscape.plotting`).
+    row of `frame` in ``columns``, what `plot` and `draw` draw in ``picture`` (see `landscape.plotting`), and how it is
+    measured, in a sentence for a page, in ``how``.
 
     Example:
         >>> import torch, landscape
@@ -57,6 +58,7 @@ class Result:
     dims: ClassVar[dict[str, tuple[str, ...]]] = {}
     columns: ClassVar[tuple[str, ...]] = ()
     picture: ClassVar[str] = ""
+    how: ClassVar[str] = ""
 
     def plot(self, **options: Any) -> go.Figure:
         """Draw an interactive plotly figure.

@@ -15,7 +15,22 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 import landscape
-from figures import asga, catalogue, dose, drawing, flatness, fpq, saq, scatter, sensitivity, study, surfaces, tables
+from figures import (
+    asga,
+    basins,
+    catalogue,
+    dose,
+    drawing,
+    flatness,
+    fpq,
+    saq,
+    scatter,
+    sensitivity,
+    stability,
+    study,
+    surfaces,
+    tables,
+)
 from figures.__main__ import FIGURES, main
 from figures.catalogue import Figure, make
 from figures.profiles import PROFILES, Profile
@@ -218,7 +233,7 @@ def runs(tmp_path_factory):
 
 def by_networks():
     """Name the figures, those of the same networks as one group, which one process trains once."""
-    for part in (saq, asga, sensitivity, fpq, tables):
+    for part in (saq, asga, sensitivity, fpq, tables, stability, basins):
         group = pytest.mark.xdist_group((asga if part is sensitivity else part).__name__)
         yield from (pytest.param(figure.name, marks=group) for figure in part.FIGURES)
 

@@ -8,7 +8,7 @@ import pytest
 from sealing import FOLDER, seal, titled
 
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-DEFINING = {"08_your_own_model", "11_your_own_quantizer"}  # whose subject is code of the reader's own
+DEFINING = {"08_your_own_model", "11_your_own_quantizer", "14_monitor"}  # whose subject is code of the reader's own
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)

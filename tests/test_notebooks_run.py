@@ -65,6 +65,11 @@ OWN = {
         r"model, probe, predictions": 'model, probe, formats=("W2", "W8"), predictions',
         "ends, 5": "ends, 1",
     },
+    "14_monitor": {
+        "every=25, budget=1.0": "every=5, budget=1.0",
+        r"    for _ in range\(steps\):": "    monitor.budget = float('inf')\n    for _ in range(20):",
+        r"STEPS // 2\]": "10]",
+    },
     "09_scaling": {"EPOCHS, SAMPLES = 1, 16": "EPOCHS, SAMPLES = 4, 64", '"--points", "11"': '"--points", "5"'},
 }
 OWN["09_scaling"] |= {"^import subprocess$": "import forking as subprocess"}  # no interpreter is started anew

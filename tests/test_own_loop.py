@@ -1,4 +1,4 @@
-"""SAM in loops that are not ours: bare ones, torch's schedulers, Lightning, accelerate, transformers, processes."""
+"""SAM, and a monitor, in loops that are not ours: bare ones, Lightning, accelerate, transformers, processes."""
 
 import contextlib
 import copy
@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
+import landscape
 import saq_core
 from saq_core import SAM, SAQ, files, parameter_groups, quantize
 
@@ -455,6 +456,7 @@ def lightning(model, schedule, folder, **options):
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = pytorch_lightning.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=folder, **off, **options)
     trainer.fit(Module(), torch.utils.data.DataLoader(BATCHES, batch_size=None))
+    return trainer
 
 
 @quiet
@@ -523,6 +525,36 @@ def test_the_documented_trainer_of_transformers_is_a_bare_loop(heard, tmp_path):
         bare_step(theirs, base, closure, 0.1)
         scheduler.step()
     same(ours, theirs, 1e-5)
+
+
+@quiet
+def test_lightning_takes_a_monitor_and_keeps_its_state(tmp_path):
+    model = net()
+    monitor = landscape.Monitor(model, BATCHES)
+    monitor.budget = float("inf")
+    trainer = lightning(model, "none", tmp_path, callbacks=[monitor])
+    assert [row["step"] for row in monitor.rows] == [1, 2, 3, 4, 5, 6]
+    assert monitor.rows[0]["threshold"] > 0 and monitor.rows[0]["lambda1"] > 0
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=False)["callbacks"]["landscape.Monitor"]
+    landscape.Monitor(model, BATCHES).load_state_dict(kept)
+
+
+@quiet
+def test_the_trainer_of_transformers_takes_a_monitor(tmp_path):
+    import transformers
+
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertConfig(vocab_size=20, max_position_embeddings=8, attn_implementation="eager", **size)
+    model = transformers.BertForSequenceClassification(config)
+    rows = [{"input_ids": torch.arange(k, k + 6) % 20, "labels": k % 2} for k in range(8)]
+    batch = {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
+    monitor = landscape.Monitor(model, [batch])
+    monitor.budget = float("inf")
+    options = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "use_cpu": True, "logging_steps": 99}
+    given = transformers.TrainingArguments(tmp_path, max_steps=2, per_device_train_batch_size=4, **options)
+    transformers.Trainer(model, given, train_dataset=rows, callbacks=[monitor]).train()
+    assert [row["step"] for row in monitor.rows] == [1, 2] and monitor.rows[1]["preconditioned_lambda1"] > 0
 
 
 def _parallel(path):

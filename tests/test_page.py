@@ -279,3 +279,16 @@ def test_the_template_is_installed_with_the_package():
     assert {f"page.{kind}" for kind in ("html", "css", "js", "bib")} <= {
         file.name for file in files("landscape.explorer").iterdir()
     }
+
+
+def test_what_was_measured_along_a_training_is_a_picture_and_a_table(tmp_path):
+    snapshots = [torch.nn.Linear(3, 2).state_dict() for _ in range(2)]
+    model, data = torch.nn.Linear(3, 2), (torch.randn(16, 3), torch.arange(16) % 2)
+    course = landscape.audit(snapshots, model, data)
+    alone = landscape.page(course, tmp_path / "alone").path.read_text("utf-8")
+    surface = landscape.surface(model, data, points=3)
+    beside = landscape.page({"end": surface, HOSTILE: course}, tmp_path / "beside").path.read_text("utf-8")
+    for content in (alone, beside):
+        assert content.count("data:image/png;base64,") == 1 and "img-src data:;" in content
+        assert "lambda1" in content and "critical sharpness is 2/η" in content and HOSTILE not in content
+    assert "img-src" not in landscape.page(surface, tmp_path / "surface").path.read_text("utf-8")

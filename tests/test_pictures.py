@@ -47,6 +47,7 @@ def results():
         landscape.sharpness(model, batches, measures=["worst case, filter", "rounding noise"]),
         landscape.sensitivity(model, batches, formats=("W2", "W4")),
         landscape.compare({"a": model, "<b>": network(1)}, batches, points=3, radii=(0.1,)),
+        landscape.audit([network(seed).state_dict() for seed in range(3)], model, (X, Y)),
     ]
     found.append(landscape.basin(model, {"a": network(1), "<b>": network(2)}, batches, points=5))
     named = {type(result).__name__: result for result in found}
@@ -158,7 +159,7 @@ def test_every_function_that_plots_has_a_picture_for_print_with_its_options():
 
 CHARTS = [
     importlib.import_module(f"landscape.plotting.{name}")
-    for name in ("history", "layers", "lines", "radii", "spectra", "surfaces", "trajectories")
+    for name in ("courses", "history", "layers", "lines", "radii", "spectra", "surfaces", "trajectories")
 ]
 
 

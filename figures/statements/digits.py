@@ -282,3 +282,22 @@ def fpq_traces(claim: str) -> str:
         f"""{listed(tests)} of {mean_shown(data.sel(variant="sgd").values)}, filter-relative, mean after the first
         epoch. 4 bits are our choice; the paper's second network is left out.""",
     )
+
+
+def edge_of_stability(claim: str) -> str:
+    """How near λ₁ stays to what the steps bear, over the second half of each training."""
+    found = data_of("edge_of_stability").found
+    late = found.sel(step=slice(float(found.step.mean()), None))
+    top = late.sel(column="preconditioned_lambda1").fillna(late.sel(column="lambda1"))
+    ratio = top / late.sel(column="threshold")
+    means = dict(zip(map(str, ratio.run.values), ratio.mean("step").values, strict=True))
+    lowest, highest = float(ratio.min()), float(ratio.max())
+    text = joined(f"{value:.2f} ({run})" for run, value in means.items())
+    return claimed(
+        claim,
+        "yes" if all(abs(mean - 1) < 0.1 for mean in means.values()) else "not for all",
+        f"""λ₁ over the threshold, mean of the second half: {text}, between {lowest:.2f} and {highest:.2f}
+        at all times. Critical sharpness, along the (preconditioned) gradient by forward
+        passes alone, is far below while that points along flat directions, and meets λ₁ where the steps swing. One
+        seed, a known effect: what `landscape.Monitor` has to show.""",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -248,6 +249,13 @@ class Hessian(_Symmetric):
         if not isinstance(d, Tensor) and (missing := [name for name in self.coordinates.names if name not in d]):
             raise ValueError(f"d must have a tensor for each weight that varies, got none for {missing[0]!r}")
         return Scaled(self, d if isinstance(d, Tensor) else self.coordinates.flatten(d))
+
+    def recentred(self, objective: Objective) -> Hessian:
+        """Return the operator of the same function about other weights (see `landscape.model.recentred`); no graphs."""
+        other = copy.copy(self)
+        other.objective, other.coordinates, other._kept = objective, objective.coordinates, {}
+        vars(other).pop("_leaves", None)
+        return other
 
     def filter_relative(self) -> Scaled:
         """Return D·A·D in filter-relative units (`Coordinates.filter_scale`): what networks can be compared by."""

@@ -15,6 +15,8 @@ from ..results import Result
 from ..surfaces import Basin
 from .wording import plain_table
 
+_ROWS = 20  # of a table that is open from the start
+
 
 def pictured(name: str, result: Result) -> str:
     """Return a section with a result's pictures and its table."""
@@ -26,8 +28,11 @@ def pictured(name: str, result: Result) -> str:
     images = [base64.b64encode(png(result.draw(**view))).decode() for view in views]
     heading = html.escape(" · ".join(filter(None, [name, type(result).__name__])))
     pictures = "".join(f'<img class="print" alt="{heading}" src="data:image/png;base64,{image}">' for image in images)
-    below = f'<p class="soft small">{html.escape(result._caption())}</p>'
-    return f"<section><h2>{heading}</h2>{pictures}{plain_table(result)}{below}</section>"
+    below = f'<p class="soft small">{html.escape(" · ".join(filter(None, [result._caption(), result.how])))}</p>'
+    table = plain_table(result)
+    if len(result.table) > _ROWS:
+        table = f"<details><summary>All numbers</summary>{table}</details>"
+    return f"<section><h2>{heading}</h2>{pictures}{table}{below}</section>"
 
 
 def script_json(value: Any) -> str:

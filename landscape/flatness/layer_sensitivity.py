@@ -66,6 +66,7 @@ class Sensitivity(Result):
     correlations: list[dict[str, Any]]
     interactions: list[dict[str, Any]]
     picture: ClassVar[str] = "sensitivities.sensitivity"
+    how: ClassVar[str] = "increase of the loss with one layer quantized, all others kept, paired over the samples"
 
     @property
     def layers(self) -> list[str]:

@@ -1,11 +1,13 @@
-"""What measuring functions take in place of a model: an objective that is there already."""
+"""What measuring functions take in place of a model: an objective that is there already, or one about other weights."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import nn
 
+from .adapters import rounded_weights
 from .objective import Objective
 
 
@@ -23,3 +25,23 @@ def objective_of(model: nn.Module | Objective, data: Any = None, **arguments: An
             f"an objective has its own {', '.join(given)}: pass it to landscape.Objective, or a model here"
         )
     return model
+
+
+def recentred(objective: Objective) -> Objective:
+    """Return the same function about the weights and buffers that its model has now, after steps of a training, say.
+
+    What was found out about network, loss and derivatives is kept, and the data as they were read.
+
+    Cost: a forward pass over the data, and a copy of the tensors.
+    """
+    other = copy.copy(objective)
+    with objective.measurement_mode() as held:
+        other.rounded = {} if objective.coordinates.layouts else rounded_weights(objective.model)
+        other.network = objective.network.recentred(other.rounded)
+        if objective._is_adapted:
+            other.rounded |= other._rounded_in_use({}, next(other.batches()))
+            held.renew()
+            other.network = objective.network.recentred(other.rounded)
+        other.coordinates = other.network.coordinates
+        other._evaluate_centre(objective._factor)
+    return other

@@ -76,6 +76,14 @@ class Network:
         self._changing = set(self.frozen)  # tensors that the network may write to while it runs
         self._folded_weights = WeakIdKeyDictionary()
 
+    def recentred(self, rounded: Mapping[str, RoundedWeight]) -> Network:
+        """Return the same network about the weights that the model has now; what `settle` found out is kept."""
+        space: Any = None if self.coordinates.space == "float" else self.coordinates.space
+        settings: dict[str, Any] = {"batchnorm": self.batchnorm, "precision": self.precision, "rounded": rounded}
+        other = Network(self.model, self.call, space=space, layers=self.coordinates.names, **settings)
+        other.folded, other.substitutes, other._changing = self.folded, self.substitutes, self._changing
+        return other
+
     def tensors(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
         """Return the tensors that vary at centre + displacement, by their names in the model."""
         return self.coordinates.displaced(displacement or {})

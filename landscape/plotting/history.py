@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .charts import Axis, Chart, Curve
-from .style import ONE_COLUMN, TWO_COLUMNS, colour_of
+from .style import colour_of
 from .values import LABELS, Scale, is_log
 
 if TYPE_CHECKING:
@@ -43,16 +43,9 @@ def plot_history(history: Any, *, scale: Scale = "auto", title: str | None = Non
         >>> [curve.name for curve in figure.data]
         ['training', 'validation']
     """
-    from plotly.subplots import make_subplots
+    from . import panels
 
-    from . import interactive
-
-    charts = describe_history(history, scale)
-    figure = make_subplots(1, len(charts), figure=interactive.empty_figure(), horizontal_spacing=0.1)
-    for column, chart in enumerate(charts.values(), start=1):
-        interactive.add_chart(figure, chart, row=1, col=column)
-    interactive.finish(figure, title or "Training", [])
-    figure.update_layout(height=380, showlegend=True, legend_tracegroupgap=0)
+    figure = panels.plot(list(describe_history(history, scale).values()), title or "Training")
     figure._print = partial(draw_history, history, scale=scale, title=title)
     return figure
 
@@ -84,30 +77,20 @@ def draw_history(
         >>> [ax.get_ylabel() for ax in figure.axes]
         ['Loss', 'Accuracy']
     """
-    import matplotlib.pyplot as plt
-
-    from . import paper
+    from . import panels
 
     charts = describe_history(history, scale)
-    with paper.style():
-        if axes is None:
-            width = TWO_COLUMNS if len(charts) > 1 else ONE_COLUMN
-            axes = plt.figure(figsize=(width, 2.3), layout="constrained").subplots(1, len(charts))
-        axes = list(np.ravel(axes))
-        if len(axes) != len(charts):
-            raise ValueError(f"axes must be {len(charts)}, for {' and '.join(charts)}, got {len(axes)}")
-        if strange := [type(ax).__name__ for ax in axes if not hasattr(ax, "set_yscale")]:
-            raise TypeError(f"axes must be matplotlib's, got {strange[0]}")
-        for ax, chart in zip(axes, charts.values(), strict=True):
-            paper.add_chart(ax, chart)
-        if title:
-            axes[0].figure.suptitle(title, fontsize=8)
-    return paper.figure_of(axes[0])
+    axes = None if axes is None else list(np.ravel(axes))
+    if axes is not None and len(axes) != len(charts):
+        raise ValueError(f"axes must be {len(charts)}, for {' and '.join(charts)}, got {len(axes)}")
+    if strange := [type(ax).__name__ for ax in axes or [] if not hasattr(ax, "set_yscale")]:
+        raise TypeError(f"axes must be matplotlib's, got {strange[0]}")
+    return panels.draw(list(charts.values()), axes, title)
 
 
 def describe_history(history: Any, scale: Scale) -> dict[str, Chart]:
     """Describe the panels, of the loss and of the accuracy, as far as they are known."""
-    panels: dict[str, list[Curve]] = {panel: [] for panel in _PANELS}
+    curves: dict[str, list[Curve]] = {panel: [] for panel in _PANELS}
     colours: dict[str, str] = {}
     try:
         runs = {"": history} if any(name in history for name in _COLUMNS) else dict(history)
@@ -121,19 +104,19 @@ def describe_history(history: Any, scale: Scale) -> dict[str, Chart]:
                     raise ValueError(f"{len(epochs)} epochs, {len(values)} values")
                 if np.isfinite(values + epochs).any():
                     colour = colours.setdefault(run, colour_of(len(colours)))
-                    panels[panel].append(_curve(f"{run}, {kind}" if run else kind, kind, colour, epochs, values))
+                    curves[panel].append(_curve(f"{run}, {kind}" if run else kind, kind, colour, epochs, values))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"history must be columns of numbers of one length, or name → columns: {error}") from error
-    drawn = {panel: curves for panel, curves in panels.items() if curves}
+    drawn = {panel: found for panel, found in curves.items() if found}
     if not drawn:
         raise ValueError(
             f"history must have a column loss, accuracy, val_loss or val_accuracy with numbers, got {list(history)}"
         )
     charts: dict[str, Chart] = {}
-    for panel, curves in drawn.items():
-        arrays = [curve.y for curve in curves]
+    for panel, found in drawn.items():
+        arrays = [curve.y for curve in found]
         axis = Axis(LABELS[panel], panel == "loss" and is_log(scale, arrays), values=arrays)
-        charts[panel] = Chart(curves, Axis("Epoch", whole=True), axis, legend=not charts)
+        charts[panel] = Chart(found, Axis("Epoch", whole=True), axis, legend=not charts)
     return charts
 
 

@@ -78,6 +78,11 @@ class Basin(Result):
     lines: dict[str, Line]
     surfaces: dict[str, Surface]
     picture: ClassVar[str] = "basins.basin"
+    how: ClassVar[str] = (
+        "width: the share of the straight way to a network's rounded weights at which the loss first exceeds the "
+        "model's by the margin, error by the delta method from the samples' losses; own loss: with the network's "
+        "activations and statistics"
+    )
 
     def _cells(self) -> dict[str, list[str]]:
         cells: dict[str, list[str]] = {"": [], "inside": [], "width, in ways": [], "loss increase, weights alone": []}

@@ -1,0 +1,71 @@
+"""What a monitor measured of a training: sharpness beside its threshold, loss, trace and the rest, a panel for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import panels
+from .charts import Axis, Band, Chart, Curve
+from .pairing import pictures
+from .style import colour_of
+from .values import Scale, is_log
+
+_FEW = 25  # points that are marked
+_SHARPNESS = {"{}lambda1": "λ₁", "critical_sharpness": "critical sharpness", "threshold": "stability threshold"}
+_PANELS = {
+    "Sharpness": {key.format(""): name for key, name in _SHARPNESS.items()},
+    "Loss": {"probe_loss": "as it is", "rounded_loss": "rounded to 4 bits"},
+    "Trace of the Hessian": {"trace": ""},
+    "Cosine of successive gradients": {"gradient_cosine": ""},
+    "Norm of the weights": {"weight_norm": ""},
+}
+_PRECONDITIONED = {
+    "Sharpness, preconditioned": {key.format("preconditioned_"): name for key, name in _SHARPNESS.items()},
+    "λ₁, as it is": {"lambda1": ""},
+}
+
+
+def describe_course(course: Any, *, scale: Scale = "auto") -> list[Chart]:
+    """Describe the panels, the sharpness first; each quantity is joined from one measurement of it to the next.
+
+    Args:
+        course: what to draw.
+        scale: of sharpness, losses and traces, ``"auto"``, ``"linear"`` or ``"log"``, see `values.is_log`.
+    """
+    names = dict.fromkeys(name for row in course.rows for name in row)
+    columns = {
+        name: np.array([row.get(name, np.nan) for row in course.rows], float) for name in names.keys() - {"checkpoint"}
+    }
+    if "rounding_gap" in columns:
+        columns["rounded_loss"] = columns["probe_loss"] + columns["rounding_gap"]
+    preconditioned = "preconditioned_lambda1" in columns
+    first, *others = _PANELS.items()
+    groups = dict([*_PRECONDITIONED.items(), *others] if preconditioned else [first, *others])
+    charts: list[Chart] = []
+    for title, curves in groups.items():
+        parts: list[Any] = []
+        for index, (key, name) in enumerate(curves.items()):
+            known = np.isfinite(values := columns.get(key, np.empty(0)))
+            if not known.any():
+                continue
+            x, y, colour = columns["step"][known], values[known], colour_of(index)
+            if (errors := columns.get(f"{key}_stderr", values)[known])[0] != y[0]:
+                parts.append(Band(x, y - errors, y + errors, colour=colour, curve=name))
+            style: dict[str, Any] = {"look": index if len(x) <= _FEW and key != "threshold" else None}
+            style["dashed"] = key == "threshold"
+            hover = f"%{{x}}: %{{y:.4g}}<extra>{name or title}</extra>"
+            parts.append(Curve(x, y, name, colour, hover=hover, **style))
+        if parts or not charts:
+            # along a direction of hardly any curvature the critical sharpness is orders of magnitude below the others
+            drawn = [part for part in parts if isinstance(part, Curve)]
+            arrays = [part.y for part in drawn if part.name != _SHARPNESS["critical_sharpness"] or len(drawn) == 1]
+            signed = title.startswith(("Cosine", "Norm"))
+            axis = Axis(title, not signed and is_log(scale, arrays), values=arrays)
+            empty = "" if parts else "sharpness"
+            charts.append(Chart(parts, Axis("Step", whole=bool(parts)), axis, legend=len(curves) > 1, empty=empty))
+    return charts
+
+
+plot_course, draw_course = pictures(describe_course, panels.plot, panels.draw)
