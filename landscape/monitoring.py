@@ -331,15 +331,24 @@ class Monitor:
         return time.perf_counter()
 
     def _show(self) -> None:
+        """Draw what is known below the cell that runs, and all of it when that has ended."""
+        from IPython import get_ipython
         from IPython.display import Image, display
 
         from .plotting.paper import png
 
         image = Image(png(self.draw()))
-        if self._display is None:
-            self._display = display(image, display_id=True)
-        else:
+        if self._display is not None:
             self._display.update(image)
+            return
+        self._display, events = display(image, display_id=True), get_ipython().events
+
+        def last(_: Any) -> None:
+            events.unregister("post_run_cell", last)
+            self._show()
+            self._display = None  # another cell has a picture of its own
+
+        events.register("post_run_cell", last)
 
 
 class _Present:

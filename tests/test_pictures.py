@@ -199,6 +199,14 @@ try:
         1 / 0
 except ZeroDivisionError:
     pass
+---
+monitor, drawn = landscape.Monitor(torch.nn.Linear(3, 2), (torch.randn(16, 3), torch.arange(16) % 2)), []
+monitor._affords = lambda quantity: quantity == "loss" or quantity == "picture" and len(monitor.rows) == 1
+monitor.draw = lambda: (drawn.append(len(monitor.rows)), landscape.Monitor.draw(monitor))[1]
+for _ in range(3):
+    monitor.step()
+---
+assert drawn == [1, 3], drawn  # the last when the cell had ended
 """
 
 
@@ -221,7 +229,7 @@ def test_a_notebook_that_no_front_end_ran_has_pictures_and_no_rest_of_a_bar(monk
     assert all(data["application/vnd.plotly.v1+json"]["config"]["scrollZoom"] is False for data in interactive)
     assert "widget" not in str([list(data) for data in shown]) and "early" not in str(shown) + str(outputs)
     page, _ = exporters.HTMLExporter().from_notebook_node(notebook)
-    assert page.count("<img") == 2
+    assert page.count("<img") == 3  # the monitor's, too
 
 
 def test_a_front_end_that_asks_gets_the_plot_alone(monkeypatch):
