@@ -30,24 +30,25 @@ def quantized(profile: Profile, model: nn.Module, bits: str, seed: int) -> dict[
 
 def compute(profile: Profile) -> Any:
     """Measure the basin of every seed's float network on the way to its quantized copies."""
-    shape = len(WAYS), len(BITS), len(profile.seeds)
+    measured = profile.effort(BITS, BITS[-1:])
+    shape = len(WAYS), len(measured), len(profile.seeds)
     columns = {name: np.full(shape, np.nan) for name in COLUMNS}
     ratios: dict[str, Any] = {}
     for s, seed in enumerate(profile.seeds):
         model = profile.network("base", seed=seed)
-        for b, bits in enumerate(BITS):
+        for b, bits in enumerate(measured):
             networks = quantized(profile, model, bits, seed)
             found = landscape.basin(model, networks, profile.measured(model), points=profile.effort(25, 5))
             for k, row in enumerate(found.rows[1:]):
                 for name, column in columns.items():
                     column[k, b, s] = row[name]
-            if not s and bits == BITS[-1]:
+            if not s and bits == measured[-1]:
                 both = {name: networks[name] for name in ("RTN", "QAT")}
                 points = 4 * (profile.points // 4) + 1
                 plane = landscape.basin(model, both, profile.measured(model), points=max(5, points))
                 ratios = {row["layer"]: row["ratio"] for row in found.layers if row["network"] == "RTN"}
     surface = plane.surfaces[""]
-    data = profile.dataset(columns, network=list(WAYS), bits=list(BITS), seed=list(profile.seeds))
+    data = profile.dataset(columns, network=list(WAYS), bits=list(measured), seed=list(profile.seeds))
     data = data.assign(
         plane=(("x", "y"), surface.loss.numpy()),
         places=(("end", "axis"), np.array([[0.0, 0.0], *plane.about["places"]])),
@@ -62,7 +63,7 @@ def compute(profile: Profile) -> Any:
 def draw(data: Any) -> Any:
     """Draw the plane at two bits, and by bits the increase of the loss and what each network loses by itself."""
     figure, (plane, increase, own) = panels(3, 2.4)
-    rim = data.centre + data.margin
+    labels, rim = [str(bits)[:2] for bits in data.bits.values], data.centre + data.margin
     values = np.log10(data.plane.values.T)
     levels = np.linspace(values.min(), values.max(), 12)
     plane.contourf(data.x, data.y, values, levels, cmap="viridis")
@@ -71,9 +72,9 @@ def draw(data: Any) -> Any:
     for name, (x, y) in zip(("FP32", "RTN", "QAT"), data.places.values, strict=True):
         plane.plot(x, y, "o", color="white", markeredgecolor="black", markersize=4)
         plane.annotate(name, (x, y), (0, 4), textcoords="offset points", ha="center", fontsize=7, path_effects=halo)
-    plane.set(title=f"{BITS[-1][:2]}, seed 0", xlabel="towards RTN", ylabel="across", aspect="equal")
+    plane.set(title=f"{labels[-1]}, seed 0", xlabel="towards RTN", ylabel="across", aspect="equal")
     plane.grid(visible=False)
-    places = np.arange(len(BITS))
+    places = np.arange(len(labels))
     for k, (name, (colour, mark)) in enumerate(WAYS.items()):
         hollow = {"linestyle": ":", "markerfacecolor": "white"}
         for ax, column, look in (
@@ -85,7 +86,7 @@ def draw(data: Any) -> Any:
             ax.errorbar(places + 0.1 * (k - 1), mean, error, color=colour, marker=mark, capsize=2, **look)
     for ax, level in ((increase, data.margin), (own, rim)):
         ax.axhline(level, color="#D55E00", linestyle="--", linewidth=1)
-        ax.set_xticks(places, [bits[:2] for bits in BITS])
+        ax.set_xticks(places, labels)
     increase.set(title="Loss increase, weights alone")
     own.set(title="Each network's own loss", yscale="log")
     increase.legend(fontsize=7)
