@@ -192,6 +192,12 @@ class Monitor:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
+        if not self.rows:
+            used, trained = sum(self.used.values()), self.trained
+            return (
+                f"Monitor(no rows yet: making it took {used:.2g} s, {self.budget:.0%} of {trained:.2g} s of training "
+                "are allowed; train for longer or raise budget=)"
+            )
         share = sum(self.used.values()) / self.trained if self.trained else math.nan
         return f"Monitor({self.result!r}; {share:.1%} of the training's time)"
 

@@ -288,6 +288,7 @@ def test_it_keeps_to_its_budget_and_leaves_no_quantity_out(monkeypatch):
         return measure
 
     monitor = landscape.Monitor(net(), DATA)
+    assert "no rows yet" in repr(monitor)
     for quantity in seconds:
         monkeypatch.setattr(monitoring._Present, f"_{quantity}", taking(quantity))
     monitor.used["setup"] = 4.0

@@ -365,5 +365,7 @@ def test_a_measured_sensitivity_serves_a_search():
         model, data, budget=budget, method="sensitivity", sensitivity=found, candidates=("W2A2", "W4A4")
     )
     assert policy.bops <= budget and set(policy.bits) <= set(found.layers)
+    policy = saq_core.search(model, data, budget=budget, method="sensitivity", sensitivity=found)
+    assert policy.bops <= budget and set(policy.bits.values()) <= {"W2A2", "W4A4"}  # what was measured
     by_kl = dataclasses.replace(found, rows=[row | {"increase": row["kl"]} for row in found.rows])
     assert by_kl.array("increase").min() >= 0

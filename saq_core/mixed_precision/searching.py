@@ -37,7 +37,7 @@ def search(
     budget: float,
     method: Method = "samq",
     seed: int = 0,
-    candidates: Sequence[int | str] = (2, 3, 4, 5),
+    candidates: Sequence[int | str] | None = None,
     quantizer: QuantizerName = "lsq",
     settings: SAMQ | ASGA | None = None,
     sensitivity: Sensitivity | None = None,
@@ -66,7 +66,8 @@ def search(
             low perturbed loss, and the flattest of its proposals is taken. "asga": descent on a mixture of all bits,
             with gradients aligned between the weights and their sharp neighbour.
         seed: Of everything drawn; "uniform" draws nothing.
-        candidates: Bits that a layer can take: 4 or "W4A4" (both alike), "W2A4" and so on.
+        candidates: Bits that a layer can take: 4 or "W4A4" (both alike), "W2A4" and so on; by default (2, 3, 4, 5), and
+            for "sensitivity" the formats that were measured.
         quantizer: See `quantize`; pass the one that the policy is for.
         settings: A `SAMQ` or an `ASGA`, for the method of that name; None = its defaults, 100 and 25 epochs.
         sensitivity: What `landscape.sensitivity` measured of this network, for the method of that name: at formats that
@@ -102,7 +103,10 @@ def search(
         >>> set(policy.bits.values()), policy.bops == budget
         ({'W4A4'}, True)
     """
-    arguments = {name: value for name, value in locals().items() if name != "checkpoint"}
+    if candidates is None:
+        measured = [] if sensitivity is None else sensitivity.formats
+        candidates = tuple(form if "A" in form else int(form.removeprefix("W")) for form in measured) or (2, 3, 4, 5)
+    arguments = {name: value for name, value in locals().items() if name not in ("checkpoint", "measured")}
     functions: dict[str, Any] = {"loss": loss, "objective": objective, "output": output}
     _check(model, budget, method, settings, sensitivity, functions)
     device = device_of(model)
