@@ -72,7 +72,7 @@ def test_what_a_network_recomputes_takes_no_memory_in_differences_and_all_of_it_
         blocks = [nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 32)) for _ in range(6)]
         hessian = Hessian(kind(*blocks), batch, products=products, memory=0)
         vector = torch.randn(hessian.shape[0], generator=torch.Generator().manual_seed(1))
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as found:
             image = hessian @ vector
         changes = [event.nbytes() for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
         peaks[kind, products] = max(itertools.accumulate(changes)), image
