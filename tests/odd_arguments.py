@@ -835,7 +835,8 @@ def special_saq(key: str, call: str, name: str, valid: Any, seeded: random.Rando
         )
     if name in ("x", "weight") and (call.endswith("calibrate_") or call.endswith("for_weight")):
         odd = no(nan=torch.full((3, 4), math.nan), inf=torch.full((3, 4), math.inf), whole=torch.ones(3, 4).long())
-        return odd + no(bools=torch.ones(3, 4) > 0, complex=torch.ones(3, 4) + 1j, array=np.ones((3, 4))) + junk()
+        odd += [Odd("array", np.ones((3, 4)), "may", torch.ones(3, 4, dtype=torch.float64))]
+        return odd + no(bools=torch.ones(3, 4) > 0, complex=torch.ones(3, 4) + 1j) + junk()
     if name == "candidates" and call == "search":
         odd = no(word=["nonsense"], negative=[-1], many=[99], nan=[math.nan], fraction=[2.5], none=[None], true=[True])
         return (

@@ -57,7 +57,8 @@ _REASONS = (
     ),
     (
         r"'(tuple|list|dict|\w*Output)' object has no attribute|argument 'input'.* must be Tensor, not",
-        "a container came where a tensor belongs: if it is what the network returns, say which part with output=",
+        "a container came where a tensor belongs: pass data of tensors; if it is what the network returns, say which "
+        "part with output=",
     ),
     (r"[Ss]parse", "sparse tensors are not supported here: pass sparse=False, or a dense tensor"),
     (
