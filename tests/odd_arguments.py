@@ -448,7 +448,7 @@ def made_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]:
     calls["Trajectory.span"] = RESULTS["Trajectory"].span, {"margin": 0.1}
     calls["Trajectory.check"] = RESULTS["Trajectory"].check, {"surface": RESULTS["Surface"]}
     for name in ("Line", "Surface", "Trajectory"):
-        calls[f"{name}.direction"] = RESULTS[name].direction, {"axis": 0}
+        calls[f"{name}.direction"] = RESULTS[name].direction, {"axis": 0, "model": mlp()}
     comparison = RESULTS["Comparison"]
     calls["Comparison.value"] = comparison.value, {"network": "a", "quantity": "loss"}
     calls["Comparison.difference"] = comparison.difference, {"network": "b", "other": "a", "quantity": "loss"}
