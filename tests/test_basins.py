@@ -107,6 +107,8 @@ def test_a_quantized_network_lies_where_its_rounded_weights_are_and_has_a_loss_o
     here = landscape.Objective(model, RAGGED, batchnorm="recomputed").centre.loss
     assert row["increase"] == pytest.approx(float(there - here), rel=1e-9)
     assert found.about["batchnorm"] == line.about["batchnorm"] == "recomputed"
+    again = landscape.basin(landscape.Objective(model, RAGGED), {"W4": rounded}, points=5)
+    assert again.rows[1] == found.rows[1]
 
 
 def copy_of_weights(model, quantized):

@@ -106,7 +106,7 @@ class Basin(Result):
 
 
 def basin(
-    model: nn.Module,
+    model: nn.Module | Objective,
     networks: Mapping[str, nn.Module],
     data: Any = None,
     *,
@@ -125,7 +125,8 @@ def basin(
     quantized activations, and statistics that are the copy's own, count in its *own* loss, which stands beside it.
 
     Args:
-        model: the network in whose basin the others are looked for, as a rule the float one; not touched.
+        model: the network in whose basin the others are looked for, as a rule the float one, or its `Objective`; not
+            touched.
         networks: name → network of the same architecture: one gives a line, two the plane through all three, more a
             fan of lines.
         data: ``(x, y)`` or batches; default ``model.probe``.
