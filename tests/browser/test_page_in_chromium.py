@@ -262,9 +262,7 @@ def test_a_trajectory_has_a_scrubber(opened):
     columns = {"loss": [5.0, 2.0, 0.1], "plane_loss": [4.0, 2.1, 0.1], "distance": [1.2, 0.7, 0.0]}
     numbers = {name: torch.tensor(column) for name, column in columns.items()}
     steps = torch.tensor([[0.9, -0.8], [0.5, 0.2], [0.0, 0.0]])
-    path = landscape.Trajectory(
-        about, steps, off_plane=torch.zeros(3), explained=torch.ones(2), directions={}, **numbers
-    )
+    path = landscape.Trajectory(about, steps, off_plane=torch.zeros(3), explained=torch.ones(2), stored={}, **numbers)
     window = opened({"network": plane, "path": path})
     assert "checkpoint 2 of 2: loss 0.1," in captions(window)[0].replace("\n", " ")
     last = pixels(window)
