@@ -113,7 +113,7 @@ def _loaded(network: nn.Module, source: Any) -> Any:
     except Exception as error:  # what a damaged file raises differs
         where = str(source) if isinstance(source, Path) else "a snapshot"
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{where} is damaged, or no checkpoint that fits the model: {reason}") from error
+        raise ValueError(f"folder must hold checkpoints that fit the model, and {where} is none: {reason}") from error
     optimizer = content.get("optimizer")
     groups = optimizer.get("param_groups") if isinstance(optimizer, Mapping) else None
     return SimpleNamespace(param_groups=groups, state={}) if groups else None

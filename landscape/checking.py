@@ -318,6 +318,11 @@ def seed_of(seed: Any) -> int:
     return int(seed)
 
 
+def is_logger(log: Any) -> bool:
+    """Return whether something has a method log(row); that of a tensor is a logarithm."""
+    return callable(getattr(log, "log", None)) and not isinstance(log, Tensor | np.ndarray)
+
+
 def check_draws(num_samples: int, seed: int) -> None:
     """Raise if there are fewer than two draws, or a seed is none."""
     numbers(whole=True, at_least=2, note="for a standard error", num_samples=num_samples)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from . import parallel
-from .checking import numbers
+from .checking import is_logger, numbers
 from .curvature import Hessian
 from .flatness import rounding_gap
 from .linalg import TopPair, fold_shares, fold_stderr, hutchinson, top_pair
@@ -164,7 +164,7 @@ class Monitor:
         start = time.perf_counter()
         numbers(whole=True, at_least=1, every=every)
         numbers(above=0, at_most=1, budget=budget)
-        if not (log is None or callable(getattr(log, "log", None))):
+        if not (log is None or is_logger(log)):
             raise TypeError(f"log must have a method log(row), got {type(log).__name__}")
         self._function = objective_of(model, data, loss=loss, objective=objective, output=output)
         self.every, self.budget, self._log, self.optimizer = every, budget, log, None

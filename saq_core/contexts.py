@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from landscape.checking import seed_of
 
@@ -14,6 +15,19 @@ from landscape.checking import seed_of
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's weights; the CPU if it has none."""
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+
+
+def check_loaded(model: nn.Module, may_be_meta: bool = False) -> None:
+    """Raise if a weight has no values yet: of a lazy module that has not run, or on the meta device.
+
+    Args:
+        model: any network.
+        may_be_meta: whether shapes suffice.
+    """
+    for name, tensor in model.named_parameters():
+        if is_lazy(tensor) or (tensor.is_meta and not may_be_meta):
+            way = "run the network once" if is_lazy(tensor) else "call to_empty() and load or initialise the weights"
+            raise ValueError(f"model must have its weights, and {name} has no values yet: {way}")
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

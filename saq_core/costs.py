@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from landscape.checking import numbers
 from landscape.model.errors import translated
 
+from .contexts import check_loaded
 from .data.feeding import call, first_inputs, on_one, shapes_of
 from .quantization import Bits, dequantize, find_layers, quantize
 from .results import Shown
@@ -160,6 +161,7 @@ def describe(model: nn.Module, example: Any = None, *, first_input_bits: int = I
         140
     """
     numbers(whole=True, at_least=1, at_most=FLOAT_BITS, first_input_bits=first_input_bits)
+    check_loaded(model, may_be_meta=True)
     macs, samples = on_one(partial(_count, model), model, first_inputs(model, example))
     macs = {name: count // samples for name, count in macs.items()}
     modules = dict(model.named_modules())

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import copy
 import dataclasses
 import functools
 import inspect
@@ -282,6 +283,10 @@ FITS: dict[str, typing.Callable[[float], bool]] = {
     "WinQ.noise": at_least(0),
     "Recipe.ema": lambda n: 0 <= n < 1,
     "seed": SEED,
+    "basin.points": lambda n: n >= 5 and n % 4 == 1,
+    "basin.margin": above(0),
+    "Monitor.every": at_least(1),
+    "Monitor.budget": lambda n: 0 < n <= 1,
     "feature_noise_penalty.num_samples": lambda n: n == 0 or 2 <= n < math.inf,
     "Recipe.seed": at_least(0),
     "reproduce.seed": at_least(0),
@@ -349,7 +354,7 @@ def own(valid: Any, hint: Any, key: str, seeded: random.Random) -> list[Odd]:
 UNIONS = (typing.Union, types.UnionType)
 SMALL = {"data": (X, Y)}
 RESULTS: dict[str, Any] = {}
-PATHS = {"path", "checkpoint", "log", "out", "root"}
+PATHS = {"path", "checkpoint", "log", "out", "root", "keep"}
 
 
 def made_results() -> dict[str, Any]:
@@ -369,6 +374,8 @@ def made_results() -> dict[str, Any]:
         "Surface": plane,
         "Trajectory": landscape.trajectory(model, [mlp(1), mlp(2), model], (X, Y), surface=plane),
         "BatchNormCheck": landscape.batchnorm_check(convnet(), (IMAGES, Y)),
+        "Basin": landscape.basin(model, {"a": other}, (X, Y), points=5),
+        "TrainingCurvature": landscape.audit([mlp(1).state_dict(), mlp(2).state_dict()], model, (X, Y)),
         "Comparison": landscape.compare({"a": model, "b": other}, (X, Y), points=3, rtol=0.5),
     }
     return made
@@ -418,6 +425,13 @@ def made_calls(folder: pathlib.Path) -> dict[str, tuple[Any, dict[str, Any]]]:
     calls["average_sharpness"] = landscape.average_sharpness, s | ball | sampled
     calls["batchnorm_check"] = landscape.batchnorm_check, s | {"model": convnet(), "data": (IMAGES, Y), "span": 1.0}
     states = [mlp(1).state_dict(), mlp(2).state_dict()]
+    ways = {"networks": {"a": mlp(1)}, "margin": 0.1, "points": 5, "batchnorm": "fixed", "batch_size": 24}
+    for name in ("basin", "plot_basin"):
+        calls[name] = getattr(landscape, name), {k: v for k, v in plain.items() if k != "space"} | ways
+    watched = {"data": (X, Y), "loss": cross_entropy, "objective": None, "output": None}
+    calls["Monitor"] = landscape.Monitor, watched | {"optimizer": None, "every": 2, "budget": 0.5, "log": None}
+    kept = {"pattern": "*.pt", "keep": folder / "rows.audit"}
+    calls["audit"] = landscape.audit, watched | kept | {"folder": states[:1], "model": mlp()}
     calls["trajectory"] = landscape.trajectory, plain | {"checkpoints": states, "surface": None, "batchnorm": "fixed"}
     made = {k: v for k, v in plain.items() if k != "loss"} | {"layers": ["0"], "batch_size": 24, "validate": True}
     made |= {"output": None, "metrics": {"mine": cross_entropy}, "batchnorm": "fixed", "precision": "fp32"}
@@ -624,6 +638,8 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
             "dequantize": ("no_weights", "nan_weights", "lazy", "narrow", "meta"),
         }
         taken |= dict.fromkeys(("SAM", "parameter_groups"), ("nan_weights", "narrow", "meta"))
+        # whose steps are stored: nothing is drawn for a network
+        taken["Trajectory.direction"] = ("no_weights", "nan_weights", "lazy", "narrow", "meta", "module")
         odd = models(taken.get(call, ()))
         matrix = call in ("trace", "top_eigenvalues", "density", "plot_trace", "plot_top_eigenvalues", "plot_density")
         odd += (
@@ -633,12 +649,25 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
         )
         odd += no(nan_matrix=torch.full((2, 2), math.nan), numpy=np.eye(2)) if matrix else []
         return odd
+    if name == "networks":
+        odd = no(none_inside={"a": None}, class_inside={"a": nn.Linear}, number={1: mlp(1)}, listed=[mlp(1)])
+        odd += no(narrow={"a": nn.Linear(2, 3)}, same={"a": mlp()}, taken={"model": mlp(1)}, alone=mlp(1))
+        return odd + junk()
+    if key == "Monitor.optimizer":
+        return no(foreign=torch.optim.SGD(mlp(1).parameters(), lr=0.1)) + junk("none")
+    if key == "Monitor.log":
+        return no(path="log.jsonl") + junk("none")
+    if key == "audit.folder":
+        odd = no(numbers=[3], foreign=[convnet().state_dict()], strange=[{"a": torch.ones(3)}], missing="nowhere")
+        return odd + no(state=mlp(1).state_dict(), empty_state=[{}], wrong_type=[{"0.weight": 3}]) + junk()
     if name == "models":
         odd = no(none_inside={"a": None}, class_inside={"a": nn.Linear}, list_inside={"a": [mlp(), 3]}, listed=[mlp()])
         odd += no(empty_inside={"a": []}, narrow={"a": nn.Linear(2, 3)}, two={"a": mlp(), "b": nn.Linear(4, 2)})
         odd = [o for o in odd if not (call == "explore" and o.label == "two")]  # it says so beside the picture
         return odd + junk("none", *(["module"] if call == "explore" else []))
     if name == "loss" and call not in RESULTS:
+        if call == "evaluate":  # NaN stays NaN
+            return function(WRONG_OUTPUT, taken=("detached", "returns nan", "returns inf"))
         return function(WRONG_OUTPUT, taken=("detached",) if call in FORWARD else ())
     if name == "objective":
         wrong = {
@@ -746,8 +775,10 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
         odd = no(text={"epoch": ["a"], "loss": [1.0]}, none={"epoch": None}, ragged={"epoch": [1, 2], "loss": [1.0]})
         return odd + no(number={"epoch": 3, "loss": 4}, unknown={"nonsense": [1]}) + junk()
     if name == "content":
-        odd = no(trace=RESULTS["Trace"], none={"a": None}, mixed={"a": RESULTS["Surface"], "b": mlp()}, listed=[mlp()])
-        odd += no(path=RESULTS["Trajectory"], inside={"a": RESULTS["Line"]}, ragged={("a",): RESULTS["Surface"], (): 3})
+        odd = no(none={"a": None}, mixed={"a": RESULTS["Surface"], "b": mlp()}, listed=[mlp()])
+        both: Any = yes if call == "page" else no
+        odd += both(trace=RESULTS["Trace"], inside={"a": RESULTS["Line"]})
+        odd += no(path=RESULTS["Trajectory"], ragged={("a",): RESULTS["Surface"], (): 3})
         return odd + junk()
     if name == "results":
         odd = no(trace={"a": RESULTS["Trace"]}, none={"a": None}, mixed={"a": RESULTS["Line"], "b": RESULTS["Surface"]})
@@ -785,7 +816,8 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
     if name == "at":
         return no(unknown="nonsense", bytes=b"0") + junk("none", "text")
     if name == "vectors" and call == "Hessian.by_fold":
-        return no(short=torch.ones(3, 2), array=np.ones((43, 2))) + junk("none")
+        array = Odd("array", np.ones((43, 2)), "may", torch.ones(43, 2, dtype=torch.float64))
+        return [*no(short=torch.ones(3, 2)), array, *junk("none")]
     if name == "d":
         return no(
             short=torch.ones(3),
@@ -799,7 +831,7 @@ def special(key: str, valid: Any, seeded: random.Random) -> list[Odd] | None:
 
 
 FORWARD = {"sharpness", "line", "surface", "rounding_sharpness", "average_sharpness", "batchnorm_check"}
-FORWARD |= {"plot_sharpness", "plot_line", "plot_surface"}
+FORWARD |= {"plot_sharpness", "plot_line", "plot_surface", "basin", "plot_basin", "Monitor"}
 FORWARD |= {"trajectory", "explore", "Objective", "Hessian", "GGN", "curvature_at_scale", "plot_curvature_at_scale"}
 
 
@@ -932,7 +964,8 @@ ALSO = {  # what an argument may be called instead, in a message
     "model": "network|module|weights|matrix|operator|layers|data and weights|labels",
     "models": "model|network|networks",
     "data": "batch|batches|targets|labels|inputs|samples|probe|loss of the model",
-    "split": "labels",
+    "split": "batch|batches|targets|labels",
+    "output": "outputs",
     "loss": "output|default loss|losses",
     "objective": "loss|weight of the batch",
     "layers": "weights|layer",
@@ -1112,6 +1145,8 @@ def plain(value: Any) -> Any:
 def judge(calls: dict[str, Any], call: str, name: str, odd: Odd, folder: pathlib.Path) -> Outcome:
     called, arguments = calls[call]
     arguments = {k: fresh(v, folder) for k, v in arguments.items()}
+    if call in CHANGING:
+        arguments["model"] = copy.deepcopy(arguments["model"])
     value = odd.value
     result, error = attempt(called, arguments | {name: value})
     said = "" if error is None else f"{type(error).__name__}: {str(error).strip()[:160]!r}"
@@ -1163,8 +1198,11 @@ def prepare(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
     return calls
 
 
+CHANGING = ("calibrate", "train")  # a model
+
+
 def untouched(calls: dict[str, Any]) -> list[Any]:
-    kept = {name: a.get("model") for name, (_, a) in calls.items() if name not in ("calibrate", "train")}
+    kept = {name: a.get("model") for name, (_, a) in calls.items() if name not in CHANGING}
     return [plain(model) for model in kept.values() if isinstance(model, nn.Module)]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checking import numbers
 from .batches import target_of
 from .losses import (
     BatchLoss,
@@ -160,6 +161,8 @@ def checked_objective(objective: BatchObjective) -> BatchObjective:
         if not isinstance(result[0], Tensor) or result[0].numel() != 1:
             shape = tuple(result[0].shape) if isinstance(result[0], Tensor) else type(result[0]).__name__
             raise TypeError(f"objective must return (mean loss, weight), the loss a tensor of one value, got {shape}")
+        if not isinstance(result[1], Tensor):  # to read one would wait for its device
+            numbers(at_least=0, note="of a batch, as objective returns it", weight=result[1])
         return result
 
     return call

@@ -29,6 +29,7 @@ from ..model import (
     generator,
     measurement_mode,
     random_axis,
+    translated,
 )
 from ..plotting import thumbnail
 from ..progress import stopwatch
@@ -76,13 +77,12 @@ class Directed(Result):
         if self.about["generator"] != generator():
             kinds = f"{self.about['generator']!r}, and here it is {generator()!r}"
             raise ValueError(f"directions were drawn on another generator, {kinds}: measure again")
-        if isinstance(network, Objective):
-            centre = network.coordinates
-        else:
-            network = getattr(network, "_orig_mod", network)
-            with measurement_mode(network):
-                centre = coordinates(network, "latent" if self.about["space"] == "latent" else None, names)
-        if (found := fingerprint(centre.results(centre.centre))) != self.about["model"]:
+        model = network.model if isinstance(network, Objective) else getattr(network, "_orig_mod", network)
+        with measurement_mode(model), translated("reading the weights of the model", model):
+            space: Space | None = "latent" if self.about["space"] == "latent" else None
+            centre = network.coordinates if isinstance(network, Objective) else coordinates(model, space, names)
+            found = fingerprint(centre.results(centre.centre))
+        if found != self.about["model"]:
             raise ValueError(
                 f"model must be the network that was measured, of fingerprint {self.about['model']}, got {found}: its "
                 "weights, or which of them vary, are others. To walk other networks along the same directions store "

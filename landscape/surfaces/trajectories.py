@@ -219,7 +219,10 @@ def _network(other: nn.Module, model: nn.Module, checkpoint: Checkpoint) -> nn.M
     checkpoint = {name.removeprefix("_orig_mod."): tensor for name, tensor in checkpoint.items()}  # of a compiled model
     if unknown := sorted(checkpoint.keys() - state.keys()):
         raise ValueError(f"a checkpoint holds {unknown[0]!r}, which the model does not have: pass its own state dicts")
-    other.load_state_dict(state | dict(checkpoint))
+    try:
+        other.load_state_dict(state | dict(checkpoint))
+    except RuntimeError as error:
+        raise ValueError(f"checkpoints must fit the model: {' '.join(str(error).split())}") from error
     return other
 
 

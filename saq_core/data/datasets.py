@@ -77,9 +77,11 @@ class Data:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        for name, split in self.splits.items():
+        for name, split in ({"train": self.train} | self.splits).items():
             check_split(split, name, self.num_classes)
         numbers(whole=True, at_least=0, padding=self.padding)
+        if not self.fill:
+            raise ValueError("fill must hold one value, or one for each channel, got none")
         for value in self.fill:
             numbers(fill=value)
         if not self.padding and not self.flip:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from landscape.model import samples_of
 from .image_files import ImageFiles
 
 Split = Any  # a pair of tensors (inputs, targets), a map-style Dataset, a DataLoader, or a list of batches
+
+
+_NO_BATCH = (Number, str, bytes)
+_NO_BATCHES = (Tensor, np.ndarray, Mapping, Set, str, bytes)
 
 
 def is_pair(split: Any) -> bool:
@@ -34,11 +39,13 @@ def check_stream(split: Any, name: str) -> None:
     what = f"{name} must be a pair of tensors (inputs, targets), a Dataset, a DataLoader or a list of batches"
     if isinstance(split, Iterator):
         raise TypeError(f"{what}, got one that can be read only once ({type(split).__name__}): pass list(…)")
-    arrays = [isinstance(p, Tensor | np.ndarray) for p in split] if isinstance(split, list | tuple) else []
-    if arrays == [True, True] or (arrays == [False, True] and isinstance(split, tuple)):
-        kinds = f"a {type(split).__name__} of {type(split[0]).__name__} and {type(split[1]).__name__}"
+    parts = split if isinstance(split, list | tuple) else ()
+    arrays = [isinstance(part, Tensor | np.ndarray) for part in parts]
+    odd = any(part is None or isinstance(part, _NO_BATCH) for part in parts)
+    if arrays == [True, True] or (any(arrays) and isinstance(split, tuple)) or odd:
+        kinds = f"a {type(split).__name__} of {', '.join(type(part).__name__ for part in parts[:3])}"
         raise TypeError(f"{what}, got {kinds}: pass the tuple of two tensors (x, y)")
-    if not isinstance(split, Iterable) | is_dataset(split) or isinstance(split, Tensor | np.ndarray | Mapping | str):
+    if not isinstance(split, Iterable) | is_dataset(split) or isinstance(split, _NO_BATCHES):
         raise TypeError(f"{what}, got {type(split).__name__}")
     try:
         length = len(split)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from landscape.checking import numbers
 from landscape.model import measurement_mode, quantized_layers
 
+from ..contexts import check_loaded
 from ..data.feeding import Forward, call, feed
 from .attention import AttentionProducts
 from .base import Method, Quantizer
@@ -59,6 +60,7 @@ def calibrate(
         LSQ(bits=8, signed=False)
     """
     numbers(whole=True, at_least=1, batches=batches)
+    check_loaded(model)
     quantizers = {n: m for n, m in model.named_modules() if isinstance(m, Quantizer) and m.activation}
     try:
         with measurement_mode(model):  # which takes back what its forward passes leave, so the records as well

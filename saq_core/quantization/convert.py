@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from landscape.model import copied, measurement_mode, quantized_layers
 
+from ..contexts import check_loaded
 from ..data.feeding import feed
 from .attention import QMultiheadAttention
 from .base import Method, Quantizer, check_latent
@@ -126,6 +127,7 @@ def quantize(
           (input_quantizer): LSQ(bits=2, signed=None)
         )
     """
+    check_loaded(model)
     check_float(model)
     quantizer_classes(quantizer)
     model = copy_model(model)

@@ -100,6 +100,8 @@ def evaluated(model: nn.Module, split: Split, criterion: Criterion, batch_size: 
     whole = merged(parts, same_order=True)
     values = torch.stack([whole.loss, whole.accuracy, whole.stderr(), whole.stderr(field="hits"), *whole.metrics])
     loss, accuracy, loss_stderr, accuracy_stderr, *rest = values.tolist()
+    if criterion.objective is not None and not (total := sum(float(part.weight) for part in parts)) > 0:
+        raise ValueError(f"objective must return weights that add up to more than 0, got {total}: does a target count?")
     return Evaluation(loss, accuracy, loss_stderr, accuracy_stderr, dict(zip(criterion.metrics, rest, strict=True)))
 
 

@@ -9,11 +9,12 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
+from landscape.checking import is_logger
 from landscape.model import BatchObjective, Criterion, Loss, Output
 from landscape.parallel import check_agreement
 
 from .. import files, processes
-from ..contexts import device_of
+from ..contexts import check_loaded, device_of
 from ..data import data_of, is_pair
 from .history import History
 from .recipes import Recipe
@@ -96,7 +97,8 @@ def train(
     check_agreement(**locals())  # else gradients of different trainings would be averaged
     if teacher is not None and not (recipe.fpq and recipe.fpq.distill):
         raise ValueError("recipe must have fpq=FPQ(distill=True) for a teacher, got one that distills nothing")
-    if not (log is None or isinstance(log, str | Path) or callable(getattr(log, "log", None))):
+    check_loaded(model)
+    if not (log is None or isinstance(log, str | Path) or is_logger(log)):
         raise TypeError(f"log must be a path or have a method log(row), got {type(log).__name__}")
     criterion = Criterion(loss, objective, output, metrics)
     data = data_of(data, has_labels=criterion.is_default)

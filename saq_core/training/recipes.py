@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -95,6 +96,9 @@ class Recipe(Settings):
         self._check(epochs=1, batch_size=1, warmup=0, micro_batch=1, seed=0, clip_norm="> 0")
         self._check(**dict.fromkeys(("lr", "momentum", "weight_decay"), ">= 0"))
         self._check(label_smoothing="from 0 to below 1", ema="from 0 to below 1")
+        for name in ("optimizer", "schedule"):
+            if isinstance(given := getattr(self, name), nn.Module):
+                raise TypeError(f"{name} must be a name or a function, got a network ({type(given).__name__})")
         if callable(self.schedule) and self.warmup:
             raise ValueError(f"warmup must be 0 where schedule is a function, got {self.warmup}: warm up in it")
 
