@@ -43,7 +43,7 @@ def check_stream(split: Any, name: str) -> None:
     arrays = [isinstance(part, Tensor | np.ndarray) for part in parts]
     odd = any(part is None or isinstance(part, _NO_BATCH) for part in parts)
     if arrays == [True, True] or (any(arrays) and isinstance(split, tuple)) or odd:
-        kinds = f"a {type(split).__name__} of {', '.join(type(part).__name__ for part in parts[:3])}"
+        kinds = f"a {type(split).__name__} of {' and '.join(type(part).__name__ for part in parts[:3])}"
         raise TypeError(f"{what}, got {kinds}: pass the tuple of two tensors (x, y)")
     if not isinstance(split, Iterable) | is_dataset(split) or isinstance(split, _NO_BATCHES):
         raise TypeError(f"{what}, got {type(split).__name__}")
