@@ -36,6 +36,11 @@ def surface(seed=0, points=5, span=1.0, about=None, **changed):
     return landscape.Surface(known | (about or {}), axis, axis, **columns)
 
 
+def curve():
+    line = torch.linspace(-1, 1, 5)
+    return landscape.Line({}, line, line**2, torch.full((5,), math.nan))
+
+
 def network(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).eval()
@@ -246,6 +251,7 @@ def test_any_other_result_is_a_picture_and_a_table(tmp_path):
         ([network()], {}, "content must be networks, .* got list"),
         ({"a": surface(), "b": network()}, {}, "content must hold networks or results, got both"),
         ({1: surface(), "1": surface()}, {}, "content must have names that look different, got '1' twice"),
+        ({1: curve(), "1": curve()}, {}, "content must have names that look different, got '1' twice"),
         ({("a", 1): surface(), ("b",): surface()}, {}, r"same number of parts, got \[1, 2\]"),
         ({("a", 1): surface()}, {"parts": ("x",)}, r"parts must name each of the 2 parts .* got \('x',\)"),
         (surface(), {"data": DATA}, "data must be None where content holds results"),

@@ -198,12 +198,12 @@ def _entries(content: Any, data: Any) -> tuple[list[_Entry], list[Comparison], d
     else:
         entries = [entry for key, item in items.items() for entry in _of(key, item)]
         wholes = [item for item in items.values() if isinstance(item, Comparison)]
-    names = [entry.name for entry in entries]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"content must have names that look different, got {twice!r} twice")
     apart = (Comparison, Surface, Trajectory)
-    others = {shown(key): item for key, item in items.items() if isinstance(item, Result) and type(item) not in apart}
-    return _with_paths(entries), wholes, others
+    others = [(shown(key), item) for key, item in items.items() if isinstance(item, Result) and type(item) not in apart]
+    for names in ([entry.name for entry in entries], [name for name, _ in others]):
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"content must have names that look different, got {twice!r} twice")
+    return _with_paths(entries), wholes, dict(others)
 
 
 def _is_network(item: Any) -> bool:

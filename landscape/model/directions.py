@@ -192,11 +192,14 @@ def principal_directions(differences: Sequence[Point], count: int = 2) -> tuple[
     return directions, values / values.sum()
 
 
-def stacked(steps: Sequence[Point], centre: Coordinates) -> Point:
-    """Lay directions side by side, name → (axes, *shape), as results keep them; unmoved names are zero."""
+def stacked(steps: Sequence[Point], centre: Coordinates | None = None) -> Point:
+    """Lay directions side by side, name → (axes, *shape), as results keep them; unmoved names are zero.
+
+    Without a centre they are as results keep them already.
+    """
     shapes = {name: part for step in steps for name, part in step.items()}
     stacks = {n: torch.stack([step.get(n, torch.zeros_like(like)) for step in steps]) for n, like in shapes.items()}
-    return centre.results(stacks, 1)
+    return centre.results(stacks, 1) if centre else stacks
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

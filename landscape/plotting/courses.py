@@ -13,16 +13,16 @@ from .style import colour_of
 from .values import Scale, is_log
 
 _FEW = 25  # points that are marked
-_SHARPNESS = {"{}lambda1": "λ₁", "critical_sharpness": "critical sharpness", "threshold": "stability threshold"}
+_OTHERS = {"critical_sharpness": "critical sharpness", "threshold": "stability threshold"}
 _PANELS = {
-    "Sharpness": {key.format(""): name for key, name in _SHARPNESS.items()},
+    "Sharpness": {"lambda1": "λ₁"} | _OTHERS,
     "Loss": {"probe_loss": "as it is", "rounded_loss": "rounded to 4 bits"},
     "Trace of the Hessian": {"trace": ""},
     "Cosine of successive gradients": {"gradient_cosine": ""},
     "Norm of the weights": {"weight_norm": ""},
 }
 _PRECONDITIONED = {
-    "Sharpness, preconditioned": {key.format("preconditioned_"): name for key, name in _SHARPNESS.items()},
+    "Sharpness, preconditioned": {"preconditioned_lambda1": "λ₁"} | _OTHERS,
     "λ₁, as it is": {"lambda1": ""},
 }
 
@@ -51,8 +51,8 @@ def describe_course(course: Any, *, scale: Scale = "auto") -> list[Chart]:
             if not known.any():
                 continue
             x, y, colour = columns["step"][known], values[known], colour_of(index)
-            if (errors := columns.get(f"{key}_stderr", values)[known])[0] != y[0]:
-                parts.append(Band(x, y - errors, y + errors, colour=colour, curve=name))
+            if (errors := columns.get(f"{key}_stderr")) is not None:
+                parts.append(Band(x, y - errors[known], y + errors[known], colour=colour, curve=name))
             style: dict[str, Any] = {"look": index if len(x) <= _FEW and key != "threshold" else None}
             style["dashed"] = key == "threshold"
             hover = f"%{{x}}: %{{y:.4g}}<extra>{name or title}</extra>"
@@ -60,7 +60,7 @@ def describe_course(course: Any, *, scale: Scale = "auto") -> list[Chart]:
         if parts or not charts:
             # along a direction of hardly any curvature the critical sharpness is orders of magnitude below the others
             drawn = [part for part in parts if isinstance(part, Curve)]
-            arrays = [part.y for part in drawn if part.name != _SHARPNESS["critical_sharpness"] or len(drawn) == 1]
+            arrays = [part.y for part in drawn if part.name != _OTHERS["critical_sharpness"] or len(drawn) == 1]
             signed = title.startswith(("Cosine", "Norm"))
             axis = Axis(title, not signed and is_log(scale, arrays), values=arrays)
             empty = "" if parts else "sharpness"

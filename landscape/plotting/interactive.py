@@ -111,7 +111,8 @@ def plot(chart: Chart, title: str | None = None) -> go.Figure:
     finish(figure, title or ": ".join(filter(None, [chart.title, chart.summary])), chart.notes)
     layout = figure.layout
     layout.margin.b += 70 * bool(chart.x.names and not chart.rows)  # the names are turned
-    layout.height = 140 + 32 * len(chart.x.names) if chart.rows else 337 + layout.margin.t + layout.margin.b
+    rows = max(140 + 32 * len(chart.x.names), 290)  # no lower than a legend
+    layout.height = rows if chart.rows else 337 + layout.margin.t + layout.margin.b
     layout.showlegend, layout.legend.tracegroupgap, layout.barmode = bool(chart.legend), 0, "overlay"
     if isinstance(chart.legend, str):
         layout.legend.title.text = chart.legend
@@ -166,7 +167,7 @@ def _axis(axis: Axis, along: Sequence[Any] = ()) -> dict[str, Any]:
     if axis.asinh:
         ticks = asinh_ticks(axis.asinh, min(map(min, along)), max(map(max, along)))
         settings |= {"tickvals": _placed(ticks, axis), "ticktext": [f"{tick:g}" for tick in ticks]}
-    if axis.whole and len(places := np.unique(np.concatenate(along))) <= 20:
+    if axis.whole and len(places := np.unique(np.concatenate(along))) <= 10:
         settings["tickvals"] = places
     return settings
 

@@ -29,6 +29,7 @@ from ..model import (
     generator,
     measurement_mode,
     random_axis,
+    stacked,
     translated,
 )
 from ..plotting import thumbnail
@@ -110,10 +111,7 @@ class Directed(Result):
         """
         if not directions:
             return super().save(path)
-        steps = self.directions()
-        shapes = {name: part for step in steps for name, part in step.items()}
-        stored = {n: torch.stack([s.get(n, torch.zeros_like(like)) for s in steps]) for n, like in shapes.items()}
-        return Result.save(replace(self, stored=stored), path)  # type: ignore[call-arg]
+        return Result.save(replace(self, stored=stacked(self.directions())), path)  # type: ignore[call-arg]
 
     def _of(self, function: Objective) -> Self:
         """Keep in mind which network was measured, as long as it is there."""
