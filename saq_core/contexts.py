@@ -25,7 +25,8 @@ def check_loaded(model: nn.Module, may_be_meta: bool = False) -> None:
         may_be_meta: whether shapes suffice.
     """
     for name, tensor in model.named_parameters():
-        if is_lazy(tensor) or (tensor.is_meta and not may_be_meta):
+        is_empty = tensor.is_meta and type(tensor) in (torch.Tensor, nn.Parameter)  # a subclass may hold them elsewhere
+        if is_lazy(tensor) or (is_empty and not may_be_meta):
             way = "run the network once" if is_lazy(tensor) else "call to_empty() and load or initialise the weights"
             raise ValueError(f"model must have its weights, and {name} has no values yet: {way}")
 
