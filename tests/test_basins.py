@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from networks import RAGGED, convolutional, perceptron
 from ranks import launched
 from states import assert_same, state
@@ -156,7 +157,7 @@ def test_two_processes_find_what_one_does(tmp_path):
     [
         ({}, {}, "networks must hold at least one"),
         ({"model": perceptron(1)}, {}, "none named 'model'"),
-        ({"a": nn.Linear(3, 2)}, {}, r"networks\['a'\] must have the model's architecture"),
+        ({"a": nn.Linear(3, 2)}, {}, r"networks\['a'\] must be the model with other weights"),
         ({"a": perceptron()}, {}, r"networks\['a'\] has the model's weights"),
         ({"a": perceptron(1)}, {"margin": 0.0}, "margin must be > 0"),
         ({"a": perceptron(1)}, {"margin": math.nan}, "margin"),
@@ -170,6 +171,86 @@ def test_what_cannot_be_measured_is_refused(networks, settings, told):
     with pytest.raises((ValueError, TypeError), match=told):
         landscape.basin(model, networks, DATA, **settings)
     assert_same(before, state(model))
+
+
+class Rounder(nn.Module):
+    def forward(self, w):
+        step = w.detach().abs().max() / 1.5
+        return w + ((w / step).round() * step - w).detach()
+
+
+class Rounding(nn.Linear):
+    """A layer of one's own, which hands its weight to a quantizer of one's own."""
+
+    def __init__(self, *sizes, **settings):
+        super().__init__(*sizes, **settings)
+        self.rounder = Rounder()
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.rounder(self.weight), self.bias)
+
+
+def handed(model, moved=0.01):
+    """Return a copy of a perceptron whose linear layers round their weights."""
+    torch.manual_seed(5)
+    other = copy.deepcopy(model)
+    for index, layer in enumerate(other):
+        if isinstance(layer, nn.Linear):
+            other[index] = Rounding(layer.in_features, layer.out_features, dtype=torch.float64)
+            other[index].load_state_dict(layer.state_dict())
+            other[index].weight.data.add_(moved * torch.randn_like(layer.weight))
+    return other
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.01])
+def test_the_way_leads_to_weights_that_a_quantizer_of_ones_own_rounds(moved):
+    model = perceptron()
+    (row,) = landscape.basin(model, {"QAT": handed(model, moved)}, DATA, points=5).rows[1:]
+    lost = landscape.Objective(handed(model, moved), DATA).centre.loss - landscape.Objective(model, DATA).centre.loss
+    assert row["increase"] == pytest.approx(float(lost)) and abs(float(lost)) > 1e-3
+    line = landscape.line(model, DATA, directions=handed(model, moved), span=(0, 1), points=3)
+    assert float(line.loss[-1]) == pytest.approx(float(landscape.Objective(handed(model, moved), DATA).centre.loss))
+
+
+def test_a_way_that_does_not_get_there_is_refused():
+    """Frozen weights that differ, or that only the copy rounds, and masks of pruning that do."""
+    model = perceptron()
+    model[0].requires_grad_(False)
+    other = copy.deepcopy(model)
+    other[0].weight.data.add_(0.1)
+    pruned = [perceptron(seed) for seed in (0, 1)]
+    for seed, network in enumerate(pruned):
+        torch.manual_seed(seed)
+        nn.utils.prune.random_unstructured(network[0], "weight", amount=0.5)
+    for start, end, told in [
+        (model, other, "0.weight is frozen and differs"),
+        (model, handed(model, 0.0), "0.weight is frozen and differs"),
+        (*pruned, "0.weight_orig is pruned by other masks"),
+    ]:
+        for measure in (
+            lambda start, end: landscape.basin(start, {"a": end}, DATA, points=5),
+            lambda start, end: landscape.line(start, DATA, directions=end),
+        ):
+            with pytest.raises(ValueError, match=told):
+                measure(start, end)
+
+
+def test_a_copy_may_be_frozen_and_an_objective_may_name_layers():
+    model, other = perceptron(), perceptron(1)
+    expected = landscape.basin(model, {"a": other}, DATA, points=5).rows[1]["increase"]
+    assert landscape.basin(model, {"a": other.requires_grad_(False)}, DATA, points=5).rows[1]["increase"] == expected
+    part = landscape.basin(landscape.Objective(model, DATA, layers=["0"]), {"a": other}, points=5)
+    mixed = copy.deepcopy(model)
+    mixed[0].load_state_dict(other[0].state_dict())
+    whole = landscape.basin(model, {"a": mixed}, DATA, points=5)
+    assert part.rows[1]["increase"] == pytest.approx(whole.rows[1]["increase"])
+
+
+def test_the_margin_goes_by_the_loss():
+    model, other = perceptron(), perceptron(1)
+    summed = landscape.basin(model, {"a": other}, DATA, points=5, loss=nn.CrossEntropyLoss(reduction="sum"))
+    assert summed.margin == pytest.approx(0.1 * len(DATA[1]))
+    assert summed.rows[1]["inside"] == landscape.basin(model, {"a": other}, DATA, points=5).rows[1]["inside"]
 
 
 def test_a_loss_of_zero_asks_for_a_margin():

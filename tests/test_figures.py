@@ -257,7 +257,7 @@ def test_the_readme_tells_of_every_figure_and_no_other():
     text = (ROOT / "figures" / "README.md").read_text()
     told = set(re.findall(r"^### `(\w+)`", text, re.MULTILINE))
     assert told == set(FIGURES)
-    for link in re.findall(r"\]\((cpu/[\w.]+)\)", text):
+    for link in re.findall(r"\]\(((?:cpu|cifar)/[\w.]+)\)", text):
         assert (ROOT / "figures" / link).exists(), link
 
 

@@ -369,3 +369,74 @@ def test_a_measured_sensitivity_serves_a_search():
     assert policy.bops <= budget and set(policy.bits.values()) <= {"W2A2", "W4A4"}  # what was measured
     by_kl = dataclasses.replace(found, rows=[row | {"increase": row["kl"]} for row in found.rows])
     assert by_kl.array("increase").min() >= 0
+
+
+class Loader:
+    """An iterable that is no list and no DataLoader."""
+
+    def __iter__(self):
+        return iter(DATA)
+
+
+def test_batches_of_a_loader_of_ones_own_give_what_a_list_does(monkeypatch):
+    def clipped(network, choice):
+        return nn.Sequential(network[0], nn.Hardtanh(-0.2, 0.2), *network[2:])
+
+    def measured(data):
+        return landscape.sensitivity(smooth(), data, formats=("A4",), quantize=clipped).frame
+
+    assert measured(Loader()).equals(measured(DATA))
+    monkeypatch.setattr("landscape.model.objective.KEPT", 0)  # as where they are too large to be kept
+    found = measured(Loader())
+    assert found[["kl", "hessian", "trace"]].isna().all().all()
+    assert found["increase"].tolist() == pytest.approx(measured(DATA)["increase"].tolist())
+
+
+def test_kl_is_a_mean_over_the_samples_whatever_they_weigh():
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.1], dtype=torch.float64))
+    expected = landscape.sensitivity(smooth(), DATA, formats=("W2",), predictions=()).frame
+    found = landscape.sensitivity(smooth(), DATA, formats=("W2",), predictions=(), loss=weighted).frame
+    assert found["kl"].tolist() == pytest.approx(expected["kl"].tolist())
+    assert found["kl_stderr"].tolist() == pytest.approx(expected["kl_stderr"].tolist())
+    assert found["increase"].tolist() != pytest.approx(expected["increase"].tolist())
+
+
+class Masked(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).masked_fill(torch.tensor([False, False, False, True]), -torch.inf)
+
+
+def test_kl_ignores_classes_that_are_ruled_out():
+    torch.manual_seed(0)
+    masked = Masked(nn.Linear(4, 4)).double()
+    plain = nn.Sequential(nn.Linear(4, 3)).double()
+    plain[0].load_state_dict({name: part[:3] for name, part in masked[0].state_dict().items()})
+
+    def quantized(network, choice):
+        with torch.no_grad():
+            network[0].weight.mul_(0.5)
+        return network
+
+    settings = {"formats": ("half",), "predictions": (), "quantize": quantized}
+    found, expected = (landscape.sensitivity(model, DATA, **settings).array("kl") for model in (masked, plain))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_and_averaged_in_single(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 3))
+    whole, half = (
+        landscape.sensitivity(copy.deepcopy(model).to(kind), DATA, formats=("W4",), predictions=()).rows
+        for kind in (torch.float32, dtype)
+    )
+    for row, expected in zip(half, whole, strict=True):
+        assert row["kl"] == pytest.approx(expected["kl"], rel=0.5)
+        assert abs(row["increase"] - expected["increase"]) < 0.004  # a step of bfloat16 at a loss of 1.1 is 0.008
+
+
+def test_a_search_asks_for_formats_that_it_knows():
+    found = landscape.sensitivity(smooth(), DATA, formats=("int4",), quantize=lambda network, _: network)
+    data = saq_core.Data((INPUTS, LABELS), (INPUTS, LABELS), (INPUTS, LABELS), 3)
+    with pytest.raises(ValueError, match='sensitivity must have formats like "W4" or "W4A4" for a search, got \'int4'):
+        saq_core.search(smooth(), data, method="sensitivity", sensitivity=found, budget=1e9)

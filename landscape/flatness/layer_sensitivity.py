@@ -140,7 +140,7 @@ def sensitivity(
         predictions: out of "hessian", "ggn" and "trace"; default all that can be made, () for none.
         interactions: ``"whole"``: all layers at one format at once, against the sum of the single increases;
             ``"pairs"``: f(a, b) − f(a) − f(b) + f(0) for every two layers.
-        seed: of the trace's probes, of the bootstrap, and of whatever ``quantize`` draws.
+        seed: of the trace's probes, of the bootstrap, and of whatever ``quantize`` draws by torch.
         loss, objective: see `Objective`.
 
     Raises:
@@ -177,6 +177,7 @@ def sensitivity(
     costs = [operator.estimate(products[name], _BLOCK) for name, operator in operators.items()]
     start, here = elapsed(), _evaluated(function)
     shares = here[0].weights.cpu()  # which waits for the device
+    weights_of = {"increase": shares, "kl": torch.full_like(shares, 1 / max(1, len(shares)))}
     passes = (len(single) + len(together)) * (1 if quantize is None else 3)
     expected = passes * (elapsed() - start) + sum(cost["seconds"] for cost in costs)
     graphs, vectors = (max((cost[key] for cost in costs), default=0.0) for key in ("bytes", "vectors"))
@@ -187,22 +188,23 @@ def sensitivity(
     for k, row in enumerate(rows):
         for name, error in (("increase", "stderr"), ("kl", "kl_stderr")):
             own = measured[name][k]
-            row |= {name: float(own[0]), error: float(stderr_of_mean(own[1:], shares))}
+            row |= {name: float(own[0]), error: float(stderr_of_mean(own[1:], weights_of[name]))}
     for name in dict.fromkeys(made):
         found = _predicted(name, operators["ggn" if name == "ggn" else "hessian"], moves, seed)
         rows = [row | {name: value, f"{name}_stderr": error} for row, (value, error) in zip(rows, found, strict=True)]
+    more = "more changes than the weights" if len(shares) else "not known sample by sample what changes"
     unknown = dict.fromkeys(row["format"] for row, move in zip(rows, moves, strict=True) if move is None and made)
     notes = {
         "left_out": left_out,
         "kl": ""
         if here[1] is not None
         else "the loss is no cross-entropy of scores, known sample by sample in one order",
-        "no_prediction": f"more changes than the weights: {', '.join(unknown)}" if unknown else "",
+        "no_prediction": f"{more}: {', '.join(unknown)}" if unknown else "",
     }
     about = function.about(quantize="grid of least squared error, per tensor" if quantize is None else "a function")
     about |= {key: note for key, note in notes.items() if note}
     about |= {"seed": seed, "seconds_expected": round(expected, 3), "seconds": elapsed()}
-    correlations = _correlations(rows, measured, shares, seed)
+    correlations = _correlations(rows, measured, weights_of, seed)
     return Sensitivity(about, rows, correlations, _interactions(measured["increase"], single, together, shares))
 
 
@@ -287,8 +289,9 @@ def _measured(
             moves.append(_moved(function, quantized, there.losses))
         kl = torch.full_like(centre.losses, math.nan)
         if before is not None and after is not None:
-            kl = (before.exp() * (before - after)).sum(1).reshape(len(before), -1).mean(1)
-        table[k, :, 0] = torch.stack([there.loss - centre.loss, kl @ centre.weights])
+            p = before.exp()
+            kl = torch.where(p > 0, p * (before - after), 0.0).sum(1).reshape(len(before), -1).mean(1)
+        table[k, :, 0] = torch.stack([there.loss - centre.loss, kl.mean()])
         table[k, :, 1:] = torch.stack([there.losses - centre.losses, kl])
     increase, kl = (parallel.sum_(table) if dealt else table).cpu().unbind(1)
     return {"increase": increase, "kl": kl}, list(rounding.values()) or moves
@@ -308,7 +311,8 @@ def _moved(function: Objective, quantized: Objective, losses: Tensor) -> Point |
     if any(name not in theirs or theirs[name].shape != w.shape for name, w in ours.items()):
         return None
     move = {name: theirs[name] - w for name, w in ours.items() if not torch.equal(theirs[name], w)}
-    return move if torch.allclose(function.evaluate(move).losses, losses, rtol=_SAME, atol=_SAME) else None
+    found = function.evaluate(move).losses
+    return move if len(found) and torch.allclose(found, losses, rtol=_SAME, atol=_SAME) else None
 
 
 def _interactions(
@@ -348,7 +352,7 @@ def _predicted(name: str, operator: Hessian, moves: Sequence[Point | None], seed
 
 
 def _correlations(
-    rows: Sequence[dict[str, Any]], measured: Mapping[str, Tensor], shares: Tensor, seed: int
+    rows: Sequence[dict[str, Any]], measured: Mapping[str, Tensor], weights_of: Mapping[str, Tensor], seed: int
 ) -> list[dict[str, Any]]:
     """Return a record for each thing measured and each prediction, overall and within each format.
 
@@ -359,8 +363,9 @@ def _correlations(
     layers, formats = (list(dict.fromkeys(row[key] for row in rows)) for key in ("layer", "format"))
     chosen = torch.randint(len(layers), (_DRAWS, len(layers)), generator=generator)
     counts = torch.nn.functional.one_hot(chosen, len(layers)).sum(1).double()
-    normal = torch.randn(len(shares), _AGAIN, generator=generator, dtype=torch.float64)
-    normal *= (len(shares) / (len(shares) - 1)) ** 0.5 if len(shares) > 1 else math.nan
+    samples = len(weights_of["increase"])
+    normal = torch.randn(samples, _AGAIN, generator=generator, dtype=torch.float64)
+    normal *= (samples / (samples - 1)) ** 0.5 if samples > 1 else math.nan
     records = []
     predictions = [key for key in get_args(Prediction) if key in rows[0]]
     for name, prediction, form in itertools.product(measured, predictions, ["all", *formats]):
@@ -368,7 +373,7 @@ def _correlations(
         cells = [k for k, row in enumerate(rows) if form in ("all", row["format"])]
         cells = [k for k in cells if values[k, 0].isfinite() and predicted[k].isfinite()]
         x, y, once = values[cells, 0], predicted[cells], torch.ones(1, len(cells), dtype=torch.float64)
-        again = x[:, None] + (shares * (values[cells, 1:] - x[:, None])) @ normal
+        again = x[:, None] + (weights_of[name] * (values[cells, 1:] - x[:, None])) @ normal
         spread = _kendall(x, y, counts[:, [layers.index(rows[k]["layer"]) for k in cells]])
         ends = spread.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
         low, high = ends.tolist() if len(layers) >= _FEWEST else (math.nan, math.nan)

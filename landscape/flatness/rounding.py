@@ -169,10 +169,11 @@ def bits_label(bits: int) -> str:
 
 def best_step(w: Tensor, bits: int) -> Tensor:
     """Return the step of least squared error for a tensor, among clips of 0.02 to 1 times its largest weight."""
-    largest = w.abs().amax().clamp_min(torch.finfo(w.dtype).tiny * 2**20)
+    wide = w if w.dtype == torch.float64 else w.float()  # squares of float16 overflow
+    largest = wide.abs().amax().clamp_min(torch.finfo(wide.dtype).tiny * 2**20)
     candidates = largest / (2 ** (bits - 1) - 1) * torch.arange(1, 51, device=w.device) / 50
-    errors = torch.stack([(at_levels(w, step, bits) - w).square().sum() for step in candidates])
-    return candidates[errors.argmin()].to(w)
+    errors = torch.stack([(at_levels(wide, step, bits) - wide).square().sum() for step in candidates])
+    return candidates[errors.argmin()].to(w).clamp_min(torch.finfo(w.dtype).tiny)
 
 
 def at_levels(w: Tensor, step: Tensor, bits: int) -> Tensor:

@@ -20,6 +20,7 @@ from .directions import (
     random_direction,
     resolve_directions,
     stacked,
+    step_to,
 )
 from .errors import translated
 from .evaluation import Evaluation, merged, stderr_of_mean

@@ -167,6 +167,8 @@ def coordinates(
     space: Space | None = None,
     layers: Sequence[str] | None = None,
     rounded: Mapping[str, RoundedWeight] | None = None,
+    *,
+    frozen: bool = False,
 ) -> Coordinates:
     """Collect every trainable floating parameter of the float network, quantizers' own parameters left out.
 
@@ -175,6 +177,7 @@ def coordinates(
         space: ``"quantized"`` (the default where something is quantized) or ``"latent"``.
         layers: names of modules or weights; nothing outside them varies. Default: everything.
         rounded: what is known to be rounded; default what layers and tensors tell.
+        frozen: collect those that are not trainable as well.
 
     Raises:
         ValueError: unknown space; nothing trainable, or nothing by a name given; a quantized weight that several
@@ -198,7 +201,7 @@ def coordinates(
         if parameter.is_complex() and parameter.requires_grad:
             raise ValueError(f"{name} is complex: only real weights can vary; freeze it with requires_grad_(False)")
         weight = rounded.get(name) if actual == "quantized" else None
-        varies = parameter.requires_grad and parameter.is_floating_point()
+        varies = (parameter.requires_grad or frozen) and parameter.is_floating_point()
         varies |= weight is not None and weight.moves == name  # integers
         if id(parameter) in left_out or not varies or not parameter.numel():
             continue

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import parallel
-from .coordinates import Coordinates, Point, gaussian
+from .adapters import rounded_in_use, rounded_weights
+from .batches import moved
+from .coordinates import Coordinates, Point, coordinates, gaussian
+from .errors import translated
+from .measuring import measurement_mode
 from .objective import Objective
 from .walking import Along
 
@@ -60,8 +64,7 @@ def resolve_directions(
             next_vector += 1
             label = {"kind": "eigenvector", "index": next_vector}
         elif isinstance(part, nn.Module):
-            _check_frozen(function, part)
-            step, label = direction_to(function.coordinates, function.coordinates_of(part)), {"kind": "network"}
+            step, label = step_to(function, part), {"kind": "network"}
         else:
             step, label = checked_direction(function.coordinates, part), {"kind": "given"}
         steps.append(step)
@@ -69,13 +72,43 @@ def resolve_directions(
     return steps, axes
 
 
-def _check_frozen(function: Objective, other: nn.Module) -> None:
-    """Refuse a network whose frozen weights are not those of the first: no step along the line would reach it."""
-    theirs = dict(getattr(other, "_orig_mod", other).named_parameters())
-    for name, weight in function.model.named_parameters():
-        frozen = not weight.requires_grad and name in theirs and name not in function.coordinates.centre
-        if frozen and "quantizer" not in name and not torch.equal(weight, theirs[name].to(weight)):
+def step_to(function: Objective, network: nn.Module, *, reached: bool = True) -> Point:
+    """Return the step from a function's weights to another network's, each as its forward pass uses them.
+
+    Args:
+        function: where it begins, and what of it varies.
+        network: of the same architecture; whether its weights are frozen does not matter.
+        reached: whether the step must get there.
+
+    Raises:
+        ValueError: weights of other names or shapes; frozen ones that differ, or others that are pruned.
+    """
+    centre, there = function.coordinates, _all_weights(function, network)
+    here = _all_weights(function, function.model)
+    _check_alike(here, {name: there.shape(name) for name in there.names})
+    trainable = {name for name, weight in function.model.named_parameters() if weight.requires_grad}
+    for name, weight in here.centre.items() if reached else ():
+        target = there.centre[name].to(weight)
+        if name not in centre.centre and name not in trainable and not torch.equal(weight, target):
             raise ValueError(f"{name} is frozen and differs between the networks: unfreeze it, or no line gets there")
+        if name.endswith("_orig") and (target * (here.masks.get(name, 1) == 0)).any():
+            raise ValueError(f"{name} is pruned by other masks in the two networks: no line gets from one to the other")
+    return direction_to(centre, there)
+
+
+def _all_weights(function: Objective, network: nn.Module) -> Coordinates:
+    """Return the coordinates of a network of this architecture, over frozen weights as well."""
+    network = getattr(network, "_orig_mod", network)
+    space: Any = None if function.coordinates.space == "float" else function.coordinates.space
+    rounded = function.rounded
+    if network is not function.model and not function.coordinates.layouts:
+        device = next((weight.device for weight in network.parameters()), function.device)
+        batch = moved(next(iter(function.batches())), device, None)
+        with measurement_mode(network), translated("the forward pass of another network", network):
+            rounded = rounded_weights(network)
+            names = coordinates(network, "latent", rounded=rounded, frozen=True).names if space != "latent" else []
+            rounded |= rounded_in_use(network, lambda: function.network.call(network, batch), names) if names else {}
+    return coordinates(network, space, rounded=rounded, frozen=True)
 
 
 def random_axis(centre: Coordinates, seed: int, axis: int, normalize: str) -> Point:
@@ -128,18 +161,21 @@ def eigenvector(centre: Coordinates, eigenvalues: Any, index: int) -> Point:
 
 
 def direction_to(centre: Coordinates, there: Coordinates) -> Point:
-    """Return the step from one network to another of the same architecture, over all that varies.
+    """Return the step from one network to another of the same architecture, over all that varies in the first.
 
     Raises:
-        ValueError: the two networks' weights differ in name or shape, or weights that do not vary in value.
+        ValueError: the two networks' weights differ in name or shape.
     """
-    expected = {name: centre.shape(name) for name in centre.centre}
-    theirs = {name: there.shape(name) for name in there.centre}
+    _check_alike(centre, {name: there.shape(name) for name in there.names if name in centre.centre})
+    target = {name: w if there.layouts else centre.cut(name, w) for name, w in there.centre.items()}
+    return {name: target[name].to(w) - w for name, w in centre.centre.items()}
+
+
+def _check_alike(here: Coordinates, theirs: Mapping[str, torch.Size]) -> None:
+    expected = {name: here.shape(name) for name in here.names}
     if expected != theirs:
         odd = sorted(set(expected.items()) ^ set(theirs.items()))
         raise ValueError(f"no line between networks of different weights: {odd[0][0]} and {len(odd) - 1} more differ")
-    target = {name: w if there.layouts else centre.cut(name, w) for name, w in there.centre.items()}
-    return {name: target[name].to(w) - w for name, w in centre.centre.items()}
 
 
 def checked_direction(centre: Coordinates, direction: Point) -> Point:

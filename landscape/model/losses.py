@@ -78,6 +78,8 @@ class CrossEntropy:
     def __call__(self, output: Tensor, target: Tensor, *, with_hits: bool = True) -> BatchLoss:
         """Return the loss of a batch, and which answers are right."""
         labels = not target.is_floating_point()
+        if output.dtype in (torch.bfloat16, torch.float16):  # whose means would be rounded to a hundredth
+            output, target = output.float(), target if labels else target.float()
         target = target.long() if labels else target
         losses = self._each.to(output.device, output.dtype)(output, target)
         counted = (target != self._ignored) if labels else torch.ones_like(losses, dtype=torch.bool)

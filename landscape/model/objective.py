@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .. import parallel
 from ..checking import numbers
@@ -41,7 +40,7 @@ from .checks import (
     check_reached,
     reduction_seen,
 )
-from .coordinates import Coordinates, Point, Space, coordinates
+from .coordinates import Point, Space
 from .criterion import BatchObjective, Criterion
 from .derivatives import Verdict, verify
 from .errors import translated
@@ -161,7 +160,7 @@ class Objective:
             self._evaluate_centre()
             if validate:
                 check_objective(self)
-                if isinstance(self._batches, DataLoader) and bytes_of(first) * len(rows) <= KEPT:
+                if not isinstance(self._batches, list | tuple) and bytes_of(first) * len(rows) <= KEPT:
                     self._keep_batches()
         self.criterion.checks_default = False
         if self.coordinates.layouts:
@@ -284,18 +283,16 @@ class Objective:
 
     def of(self, model: nn.Module) -> Objective:
         """Return the same function of another network of this architecture, on the same batches; not validated."""
-        network = self.network
+        network, floating = self.network, [p for p in model.parameters() if p.is_floating_point()]
+        if floating and not any(p.requires_grad for p in floating):  # nothing has to vary here
+            model = measuring.copied(model)
+            for parameter in model.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
         space = None if self.coordinates.space == "float" else self.coordinates.space
         loss: Any = self.criterion.arguments
         where: Any = {"space": space, "batchnorm": network.batchnorm, "precision": network.precision}
         data: Any = next(iter(self._uncut)) if self.is_pair else self._batches
         return Objective(model, data, batch_size=self.batch_size, validate=False, **loss, **where)
-
-    def coordinates_of(self, model: nn.Module) -> Coordinates:
-        """Return the coordinates of another network of this architecture."""
-        model = getattr(model, "_orig_mod", model)
-        space: Any = None if self.coordinates.space == "float" else self.coordinates.space
-        return self.of(model).coordinates if self._is_adapted else coordinates(model, space)
 
     @property
     def _is_adapted(self) -> bool:

@@ -21,9 +21,9 @@ from ..model import (
     Loss,
     Objective,
     Point,
-    direction_to,
     objective_of,
     stderr_of_mean,
+    step_to,
 )
 from ..progress import progress, stopwatch
 from ..results import Result, with_error
@@ -130,8 +130,8 @@ def basin(
         networks: name → network of the same architecture: one gives a line, two the plane through all three, more a
             fan of lines.
         data: ``(x, y)`` or batches; default ``model.probe``.
-        margin: in units of the loss; default 0.1 of a cross-entropy (likelihoods lower by a tenth), and a tenth of
-            the model's loss of any other.
+        margin: in units of the loss; default 0.1 of a cross-entropy (likelihoods lower by a tenth), of one that is
+            summed 0.1 for each sample, and a tenth of the model's loss of any other.
         points: of each line, from −0.5 to 1.5 ways, and along each side of the plane; one more than a multiple of 4,
             so that both networks are measured.
         batchnorm: see `line`; default recomputed at every point where there is BatchNorm.
@@ -282,19 +282,22 @@ def _above(start: Evaluation, end: Evaluation, there: Evaluation, share: float) 
 
 
 def _margin(function: Objective) -> float:
-    has_own_loss = function.criterion.custom_loss is not None or not function.criterion.has_output
-    margin = _MARGIN * float(function.centre.loss) if has_own_loss else _MARGIN
+    criterion = function.criterion
+    has_own_loss = criterion.custom_loss is not None or not criterion.has_output or criterion.alignment == "unknown"
+    scale = float(function.centre.loss) if has_own_loss else 1.0
+    if not has_own_loss and function.reduction == "sum":
+        scale = float(function.samples or math.nan)
+    margin = _MARGIN * scale
     if not 0 < margin < math.inf:
-        loss = float(function.centre.loss)
-        raise ValueError(f"the model's loss is {loss:.4g}, of which a tenth is no margin: pass margin=")
+        raise ValueError(f"the model's loss is {float(function.centre.loss):.4g}: no default margin, pass margin=")
     return margin
 
 
 def _way(function: Objective, name: str, other: nn.Module) -> Point:
     try:
-        way = direction_to(function.coordinates, function.coordinates_of(other))
+        way = step_to(function, other)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"networks[{name!r}] must have the model's architecture: {error}") from error
+        raise ValueError(f"networks[{name!r}] must be the model with other weights: {error}") from error
     if not 0 < float(function.coordinates.length(way)) < math.inf:
         raise ValueError(f"networks[{name!r}] has the model's weights, or none that are finite: no way leads there")
     return way

@@ -21,11 +21,11 @@ from ..model import (
     Point,
     Space,
     copied,
-    direction_to,
     fingerprint,
     objective_of,
     principal_directions,
     stacked,
+    step_to,
 )
 from ..progress import progress, stopwatch
 from .axes import describe
@@ -170,7 +170,7 @@ def trajectory(
     differences, losses = [], []
     for checkpoint in progress(checkpoints, "checkpoints"):
         network = _network(other, function.model, checkpoint)
-        differences.append(direction_to(function.coordinates, function.coordinates_of(network)))
+        differences.append(step_to(function, network, reached=False))
         losses.append(function.of(network).centre.loss)
     if surface is None:
         steps, shares = principal_directions(differences)

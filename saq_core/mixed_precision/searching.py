@@ -105,7 +105,7 @@ def search(
     """
     if candidates is None:
         measured = [] if sensitivity is None else sensitivity.formats
-        candidates = tuple(form if "A" in form else int(form.removeprefix("W")) for form in measured) or (2, 3, 4, 5)
+        candidates = tuple(map(_candidate, measured)) or (2, 3, 4, 5)
     arguments = {name: value for name, value in locals().items() if name not in ("checkpoint", "measured")}
     functions: dict[str, Any] = {"loss": loss, "objective": objective, "output": output}
     _check(model, budget, method, settings, sensitivity, functions)
@@ -139,6 +139,15 @@ def search(
     peak = torch.cuda.max_memory_allocated(device) if cuda else None
     bops = int(space.bops(choice))
     return Policy(space.bits(choice), bops, kept.seconds, method, float(budget), int(seed), peak, details)
+
+
+def _candidate(form: str) -> int | str:
+    """Return what a layer may have by a format of a sensitivity."""
+    if "A" in form:
+        return form
+    if not form.removeprefix("W").isdecimal():
+        raise ValueError(f'sensitivity must have formats like "W4" or "W4A4" for a search, got {form!r}')
+    return int(form.removeprefix("W"))
 
 
 def _check(
