@@ -21,6 +21,7 @@ from .progress import progress
 from .stability import stability_threshold
 
 _NESTED = ("model", "state_dict", "model_state_dict")
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
@@ -66,14 +67,15 @@ def audit(
     files: dict[str, Any] = {}
     if isinstance(folder, str | Path):
         found = sorted(Path(folder).glob(pattern), key=lambda path: _natural(path.relative_to(folder).as_posix()))
-        files = {path.relative_to(folder).as_posix(): path for path in found}
         keep = Path(folder) / "landscape.audit" if keep is None else keep
+        files = {path.relative_to(folder).as_posix(): path for path in found if path.resolve() != Path(keep).resolve()}
     else:
         files = {str(index): state for index, state in enumerate(folder, start=1)}
     if not files:
         where = f"{folder} with names like {pattern!r}" if isinstance(folder, str | Path) else "an empty list"
         raise ValueError(f"folder must hold checkpoints, got none in {where}")
-    network = copied(model)
+    model = getattr(model, "_orig_mod", model)
+    network = copied(model.module if isinstance(model, _WRAPPERS) else model)
     monitor = Monitor(network, data, loss=loss, objective=objective, output=output)
     monitor.budget = math.inf
     last = [re.findall(r"\d+", name)[-1:] for name in files]  # the number that a name holds
@@ -82,16 +84,19 @@ def audit(
     done = _finished(keep, monitor, network, files)
     for name, step in progress(list(zip(files, steps, strict=True))[len(done) :], "audit"):
         optimizer = _loaded(network, files[name])
+        monitor.vectors = {key: part for key, part in monitor.vectors.items() if key == "gradient"}  # λ₁ from scratch
         monitor._measured(stability_threshold(optimizer), step, checkpoint=name)
         done[name] = _digest(files[name])
         if keep is not None:
             with atomic(keep, sealed=True) as scratch:
                 torch.save({"files": done, "monitor": monitor.state_dict()}, scratch)
+    for row, step in zip(monitor.rows, steps, strict=True):  # another checkpoint may have changed what counts
+        row["step"] = step
     return TrainingCurvature(monitor.result.about | {"folder": str(folder) if keep else "snapshots"}, monitor.rows)
 
 
 def _natural(name: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _digest(source: Any) -> str:
@@ -108,8 +113,9 @@ def _loaded(network: nn.Module, source: Any) -> Any:
             content = load_file(source)
         elif isinstance(source, Path):
             content = torch.load(io.BytesIO(unsealed(source)), map_location="cpu", weights_only=True)
-        state = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
-        network.load_state_dict({_PREFIXES.sub("", name): value for name, value in state.items()})
+        state = next((content[key] for key in _NESTED if _is_state(content.get(key))), content)
+        own = network.state_dict().keys()
+        network.load_state_dict({name if name in own else _PREFIXES.sub("", name): v for name, v in state.items()})
     except Exception as error:  # what a damaged file raises differs
         where = str(source) if isinstance(source, Path) else "a snapshot"
         reason = " ".join(str(error).split())[:300]
@@ -119,18 +125,26 @@ def _loaded(network: nn.Module, source: Any) -> Any:
     return SimpleNamespace(param_groups=groups, state={}) if groups else None
 
 
+def _is_state(content: Any) -> bool:
+    return isinstance(content, Mapping) and any(isinstance(value, torch.Tensor) for value in content.values())
+
+
 def _finished(keep: Any, monitor: Monitor, network: nn.Module, files: Mapping[str, Any]) -> dict[str, str]:
     """Take over the rows that an audit before has finished; return their files, with checksums."""
     if keep is None or not Path(keep).exists():
         return {}
-    content = torch.load(io.BytesIO(unsealed(keep)), map_location="cpu", weights_only=True)
-    done, rule = content["files"], f"{keep} must hold rows of these checkpoints on these data"
+    rule = f"{keep} must hold rows of these checkpoints on these data"
+    try:
+        content = torch.load(io.BytesIO(unsealed(keep)), map_location="cpu", weights_only=True)
+        done = content["files"]
+    except Exception as error:  # what a damaged file raises differs
+        raise ValueError(f"{rule}, and is damaged: delete it, or pass another keep=") from error
     if list(done) != list(files)[: len(done)] or any(_digest(files[name]) != done[name] for name in done):
         raise ValueError(f"{rule}, got other files: delete it, or pass another keep=")
     monitor.load_state_dict(content["monitor"])
     last = list(done)[-1]
     _loaded(network, files[last])
     expected, found = monitor.rows[-1]["probe_loss"], float(recentred(monitor._function).centre.loss)
-    if not math.isclose(expected, found, rel_tol=1e-5):
+    if not (math.isclose(expected, found, rel_tol=1e-5) or math.isnan(expected) and math.isnan(found)):
         raise ValueError(f"{rule}, got a loss of {expected:.6g} for {last}, here {found:.6g}: delete it, or pass keep=")
     return dict(done)

@@ -319,8 +319,16 @@ def seed_of(seed: Any) -> int:
 
 
 def is_logger(log: Any) -> bool:
-    """Return whether something has a method log(row); that of a tensor is a logarithm."""
-    return callable(getattr(log, "log", None)) and not isinstance(log, Tensor | np.ndarray)
+    """Return whether something has a method log(row); that of a tensor is a logarithm, others take more than a row."""
+    method = getattr(log, "log", None)
+    if not callable(method) or isinstance(log, Tensor | np.ndarray):
+        return False
+    with contextlib.suppress(ValueError):  # one without a signature
+        try:
+            inspect.signature(method).bind({})
+        except TypeError:
+            return False
+    return True
 
 
 def check_draws(num_samples: int, seed: int) -> None:

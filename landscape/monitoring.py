@@ -90,15 +90,18 @@ class Monitor:
     ``on_epoch=``, to Lightning's or Hugging Face's ``Trainer(callbacks=[monitor])``. Weights, buffers, gradients and
     random numbers are, bit by bit, those of a training without it. Everything is measured in eval mode, on ``data``.
 
-    - ``probe_loss``, ``weight_norm``; ``rounding_gap``: the loss increase when the weights are rounded to 4 bits, each
-      tensor to the grid of least squared error.
-    - ``critical_sharpness``: 2/η_c, η_c the smallest learning rate at which a step along the gradient (with Adam,
-      along P⁻¹g) no longer lowers the loss, by at most 10 forward passes; ``gradient_cosine``, from the same gradient.
-    - ``lambda1``: the largest eigenvalue of the Hessian H, starting from the eigenvectors that were found last.
+    - ``probe_loss``; ``weight_norm``, of weights of two or more dimensions; ``rounding_gap``: the loss increase when
+      the weights are rounded to 4 bits, each tensor to the grid of least squared error.
+    - ``critical_sharpness``: 2/η_c, η_c a learning rate at which a step along the gradient (with Adam, along P⁻¹g) no
+      longer lowers the loss, by at most 10 forward passes, and NaN where they do not find it: the smallest of them
+      unless the loss rises and falls again before; ``gradient_cosine``, from the same gradient.
+    - ``lambda1``: the largest eigenvalue of the Hessian H, starting from the eigenvectors that were found last; where
+      another direction has overtaken them unseen, it is a lower bound.
       Beside it the ``threshold`` beyond which steps at this learning rate grow on a quadratic: 2/lr for SGD, with
       momentum β (2 + 2β)/lr, with Nesterov's (2 + 2β)/((1 + 2β)·lr). With Adam it is (2 + 2β₁)/((1 − β₁)·lr), which is
       38/lr for β₁ = 0.9, and concerns ``preconditioned_lambda1``, that of P^(−½)HP^(−½), where P = (1 − β₁ᵗ)·(√v̂ + ε)
-      divides the steps. Weight decay and what SAM adds are left out.
+      divides the steps. It also concerns that where the optimizer moves a part of the weights (P is one on it).
+      Weight decay and what SAM adds are left out.
     - ``trace`` of H: 5 probes, the same each time, beside the two top eigenvectors.
 
     The budget so far is shared out, the cheapest quantity first: each may take a part of what cheaper ones left, by the
@@ -107,9 +110,10 @@ class Monitor:
     several processes all of them call it.
 
     Args:
-        model: the network that is trained, or an `Objective` of it.
+        model: the network that is trained, or an `Objective` of it; what is trainable now is what is measured.
         data: ``(x, y)`` or batches, best a few hundred samples; default ``model.probe``. See `Objective`.
-        optimizer: any; default the one that the training hands over. The group of the largest learning rate counts.
+        optimizer: any; default the one that the training hands over. Of its groups with weights that are measured, that
+            of the largest learning rate counts.
         loss, objective, output: see `Objective`.
         every: measure at every so many calls at most.
         budget: of the training's time, at most, above 0 to 1; the first look at network and data counts too.
@@ -168,6 +172,7 @@ class Monitor:
             raise TypeError(f"log must have a method log(row), got {type(log).__name__}")
         self._function = objective_of(model, data, loss=loss, objective=objective, output=output)
         self.every, self.budget, self._log, self.optimizer = every, budget, log, None
+        self._keeps_optimizer, self._seen = optimizer is not None, -1
         if optimizer is not None:
             self._take(optimizer)
         self.rows: list[dict[str, Any]] = []
@@ -177,6 +182,9 @@ class Monitor:
         self.costs: dict[str, float] = {}
         self._left: float | None = None  # when the training went on
         self._display: Any = None
+        again = time.perf_counter()
+        recentred(self._function)
+        self.costs["loss"] = time.perf_counter() - again
         self.used = {"setup": time.perf_counter() - start}
 
     def __call__(self, state: Any = None, *_: Any, **__: Any) -> dict[str, float]:
@@ -198,8 +206,8 @@ class Monitor:
                 f"Monitor(no rows yet: making it took {used:.2g} s, {self.budget:.0%} of {trained:.2g} s of training "
                 "are allowed; train for longer or raise budget=)"
             )
-        share = sum(self.used.values()) / self.trained if self.trained else math.nan
-        return f"Monitor({self.result!r}; {share:.1%} of the training's time)"
+        share = f"; {sum(self.used.values()) / self.trained:.1%} of the training's time" if self.trained else ""
+        return f"Monitor({self.result!r}{share})"
 
     def _repr_html_(self) -> str:
         return self.result._repr_html_()
@@ -209,8 +217,10 @@ class Monitor:
         self._step(optimizer, state.global_step)
 
     def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
-        """Measure after a step of Lightning's Trainer."""
-        self(trainer)
+        """Measure after a step of Lightning's Trainer, which may take several batches."""
+        if trainer.global_step != self._seen:
+            self._seen = trainer.global_step
+            self(trainer)
 
     def step(self) -> dict[str, float]:
         """Measure what the budget allows, after a step of the training; return what was measured, {} where nothing."""
@@ -247,6 +257,7 @@ class Monitor:
         Raises:
             ValueError: it is none, or of another network.
         """
+        state = state if isinstance(state, Mapping) else {}
         if missing := [name for name in _STATE if name not in state]:
             raise ValueError(f"state must be what state_dict() of a monitor returns, got none of {', '.join(missing)}")
         shapes = [value.shape for value in self._function.coordinates.centre.values()]
@@ -272,7 +283,7 @@ class Monitor:
         self.optimizer = optimizer
 
     def _step(self, optimizer: Any, number: int | None) -> dict[str, float]:
-        if optimizer is not None and self.optimizer is None:
+        if optimizer not in (None, self.optimizer) and not self._keeps_optimizer:
             self._take(optimizer)
         self.calls += 1
         is_due = self.calls % self.every == 0
@@ -282,7 +293,9 @@ class Monitor:
         try:
             if not (is_due and self._affords("loss")):
                 return {}
-            return self._measured(stability_threshold(self.optimizer), self.calls if number is None else number)
+            return self._measured(
+                stability_threshold(self.optimizer, self._function), self.calls if number is None else number
+            )
         finally:
             self._left = time.perf_counter()
             self.used["setup"] += self._left - now - (sum(self.used.values()) - before)
@@ -306,8 +319,7 @@ class Monitor:
         return present.found
 
     def _cost(self, quantity: str) -> float:
-        forward = self.costs.get("loss", self.used["setup"] / 4)
-        return self.costs.get(quantity, _FORWARDS[quantity] * forward)
+        return self.costs.get(quantity, _FORWARDS[quantity] * self.costs["loss"])
 
     def _affords(self, quantity: str) -> bool:
         """Return whether a quantity would stay within its part of the time; the first process decides for all."""
@@ -317,7 +329,7 @@ class Monitor:
         order = sorted(_FORWARDS.keys() - {"picture"} - idle | {quantity}, key=self._cost)
         cheaper, others = order[: order.index(quantity)], order[order.index(quantity) :]
         left = whole - self.used["setup"] - sum(self.used.get(other, 0.0) for other in cheaper)
-        part = left * cost**0.5 / sum(self._cost(other) ** 0.5 for other in others)
+        part = left * cost**0.5 / max(sum(self._cost(other) ** 0.5 for other in others), 1e-12)
         part = whole / 10 if quantity == "picture" else part
         affords = self.used.get(quantity, 0.0) + cost <= part and sum(self.used.values()) + cost <= whole
         return bool(parallel.gather(affords)[0])

@@ -15,11 +15,15 @@ _SGD = {"momentum", "dampening", "nesterov"}
 _UNLIKE = ("NAdam", "RAdam")  # they keep what Adam keeps, and step otherwise
 
 
-def stability_threshold(optimizer: Any) -> dict[str, float]:
+def stability_threshold(optimizer: Any, function: Objective | None = None) -> dict[str, float]:
     """Return the largest learning rate of an optimizer's groups, and the λ₁ beyond which steps at it grow.
 
     On a quadratic, where λ₁ is the Hessian's for SGD, and that of P^(−½)HP^(−½) for Adam (see `preconditioner`). NaN
-    for optimizers without a formula here, and for Adam before its first step.
+    for optimizers without a formula here, for steps that maximise, and for Adam before its first step.
+
+    Args:
+        optimizer: any, or None.
+        function: groups without a weight that varies in it do not count.
 
     Source: Cohen et al. 2021, appendix B (momentum, Nesterov); 2022, section 2 (Adam).
 
@@ -29,10 +33,16 @@ def stability_threshold(optimizer: Any) -> dict[str, float]:
         >>> stability_threshold(torch.optim.SGD(weights, lr=0.5, momentum=0.5))
         {'learning_rate': 0.5, 'threshold': 6.0}
     """
-    if optimizer is None:
+    groups = [] if optimizer is None else [group for group in optimizer.param_groups if group.get("lr") is not None]
+    if function is not None:
+        varying = {id(weight) for weight in _varying(function).values()}
+        groups = [group for group in groups if not varying.isdisjoint(map(id, group["params"]))]
+    if not groups:
         return {"learning_rate": math.nan, "threshold": math.nan}
-    group = max(optimizer.param_groups, key=lambda one: float(one["lr"]))
+    group = max(groups, key=lambda one: float(one["lr"]))
     lr, factor = float(group["lr"]), math.nan
+    if group.get("maximize"):
+        return {"learning_rate": lr, "threshold": math.nan}
     if "betas" in group:
         beta = float(group["betas"][0])
         factor = (2 + 2 * beta) / (1 - beta) if _second_moments(optimizer) else math.nan
@@ -44,34 +54,53 @@ def stability_threshold(optimizer: Any) -> dict[str, float]:
 
 
 def preconditioner(optimizer: Any, function: Objective) -> Point | None:
-    """Return P^(−½) of Adam's steps w ← w − lr·P⁻¹·m, P = (1 − β₁ᵗ)·(√(v/(1 − β₂ᵗ)) + ε), m the mean gradient.
+    """Return P^(−½) of an optimizer's steps w ← w − lr·P⁻¹·m, zero for weights that it does not move.
 
-    Zero for weights that the optimizer does not move; None for optimizers that keep no second moments v.
+    Of Adam's, P = (1 − β₁ᵗ)·(√(v/(1 − β₂ᵗ)) + ε), m the mean gradient; of others that move a part of the weights, one
+    on that part. None where all move alike, where second moments are kept in a form that is not Adam's, and in float16,
+    whose range P^(−½) leaves.
     """
-    if optimizer is None or not _second_moments(optimizer):
+    if optimizer is None or function.dtype == torch.float16:
         return None
     states = {id(p): (optimizer.state.get(p, {}), group) for group in optimizer.param_groups for p in group["params"]}
-    weights, roots = dict(function.model.named_parameters()), {}
-    for name, centre in function.coordinates.centre.items():
-        state, group = states.get(id(weights[name]), ({}, {}))
+    weights, centre = _varying(function), function.coordinates.centre
+    if not _second_moments(optimizer):
+        kept = {name: id(weight) in states for name, weight in weights.items()}
+        parts = {name: torch.full_like(centre[name], float(moves)) for name, moves in kept.items()}
+        return None if all(kept.values()) else parts
+    roots = {}
+    for name, weight in weights.items():
+        state, group = states.get(id(weight), ({}, {}))
         if "exp_avg_sq" not in state:
-            roots[name] = torch.zeros_like(centre)
+            roots[name] = torch.zeros_like(centre[name])
             continue
-        (first, second), step = group["betas"], float(state["step"])
         moment = state.get("max_exp_avg_sq", state["exp_avg_sq"])
-        divisor = (1 - first**step) * ((moment / (1 - second**step)).sqrt() + group.get("eps", 0.0))
-        roots[name] = function.coordinates.cut(name, divisor.rsqrt().to(centre.dtype))
-    return roots
+        moment = moment.dequantize() if type(moment).dequantize is not torch.Tensor.dequantize else moment
+        if "betas" not in group or moment.shape != weight.shape:
+            return None
+        (first, second), step = group["betas"], float(state["step"])
+        root = ((moment if moment.dtype.itemsize > 2 else moment.float()) / (1 - second**step)).sqrt()
+        divisor = (1 - first**step) * (root + group.get("eps", 0.0))
+        roots[name] = function.coordinates.cut(name, divisor.rsqrt().to(centre[name].dtype))
+    is_finite = torch.stack([part.isfinite().all() for part in roots.values()]).all()
+    return roots if is_finite else None
+
+
+def _varying(function: Objective) -> dict[str, torch.Tensor]:
+    """Return the model's own tensors of what varies."""
+    weights = dict(function.model.named_parameters())
+    return {name: weights[name] for name in function.coordinates.names if name in weights}
 
 
 def critical_sharpness(
     function: Objective, gradient: Point, direction: Point, first: float = math.nan
 ) -> tuple[float, int]:
-    """Return 2/η_c, η_c > 0 the smallest step with f(w − η·direction) ≥ f(w), and the forward passes that it took.
+    """Return 2/η_c, η_c > 0 a step at which f(w − η·direction) rises above f(w), and the forward passes that it took.
 
     (f(w − ηd) − f(w))/η is −gᵀd at 0, known, and linear in η where f is quadratic: its root is found by secants within
-    a bracket, then, to 1 %, after two passes. On a quadratic 2/η_c is dᵀHd/gᵀd. NaN where 10 passes do not find it,
-    or where the loss has too few digits.
+    a bracket, and seen from both sides, at steps that differ by 1 %; half of it must still descend, or the search goes
+    on below. On a quadratic 2/η_c is dᵀHd/gᵀd, after four passes. NaN where 10 passes do not find it, or where the loss
+    has too few digits. Of several steps at which a loss rises above f(w), it need not be the least.
 
     Args:
         function: what is measured.
@@ -82,27 +111,35 @@ def critical_sharpness(
     slope, here = float(function.coordinates.inner(direction, gradient)), float(function.centre.loss)
     if not 0 < slope < math.inf:
         return math.nan, 0
-    low, high = (0.0, -slope), (math.inf, math.nan)
-    step = 2 / first if first > 0 else (abs(here) or 1.0) / slope
+    low, high, found = (0.0, -slope), (math.inf, math.nan), math.nan
+    step = 2 / first if 0 < first < math.inf else (abs(here) or 1.0) / slope
     for passes in range(1, _PASSES + 1):
         there = float(function.evaluate({name: -step * part for name, part in direction.items()}).loss)
         value = (there - here) / step
-        if abs(value) <= _LOOSE * slope:
-            noise = torch.finfo(function.dtype).eps * max(abs(here), abs(there)) / step
-            return (2 / step if noise < _LOOSE * slope else math.nan), passes
-        if value < 0:
+        if not math.isnan(found):  # half of what was found
+            if value < 0:
+                return 2 / found, passes
+            low, high, found = (0.0, -slope), (step, value), math.nan
+        elif value < 0:
             low, high = (step, value), (high[0], high[1] / 2)  # Illinois: else one end of the bracket would stay
         else:  # NaN is an increase
             low, high = (low[0], low[1] / (2 if high[0] < math.inf else 1)), (step, value)
         secant = low[0] - low[1] * (high[0] - low[0]) / (high[1] - low[1])
-        if math.isinf(high[0]):  # from the value at 0
-            secant = step * slope / (slope + value)
-            step = min(max(secant, 1.5 * step), 10 * step)
+        secant = min(max(secant, low[0]), high[0]) if math.isfinite(high[1]) else (low[0] + high[0]) / 2
+        if high[0] <= (1 + 2 * _LOOSE) * low[0]:
+            noise = torch.finfo(function.dtype).eps * max(abs(here), abs(there)) / step
+            if noise >= _LOOSE * slope:
+                return math.nan, passes
+            found, step = secant, secant / 2
+        elif math.isinf(high[0]):  # from the value at 0; farther where that has not sufficed
+            secant, least = step * slope / (slope + value), 1.5 if passes > 2 else 1 + _LOOSE
+            step = min(max(secant, least * step), 10 * step)
         else:
-            step = secant if low[0] < secant < high[0] else (low[0] + high[0]) / 2
+            step = min(max(secant, (1 + _LOOSE) * low[0]), (1 - _LOOSE) * high[0])
     return math.nan, _PASSES
 
 
 def _second_moments(optimizer: Any) -> bool:
     base = getattr(optimizer, "optimizer", optimizer)
-    return type(base).__name__ not in _UNLIKE and any("exp_avg_sq" in state for state in optimizer.state.values())
+    is_like = not any(kind.__name__ in _UNLIKE for kind in type(base).__mro__)
+    return is_like and any("exp_avg_sq" in state for state in optimizer.state.values())

@@ -142,3 +142,11 @@ def test_weights_are_moved_and_put_back_and_nothing_else_is_differenced():
         Hessian(model, RAGGED, products="forward")
     with pytest.raises(TypeError):
         GGN(model, RAGGED, products="difference")
+
+
+def test_weights_of_zero_are_moved_too():
+    model = nn.Linear(8, 3)
+    nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+    hessian, v = Hessian(model, data(), products="difference"), torch.arange(27.0)
+    torch.testing.assert_close(hessian @ v, Hessian(model, data()) @ v, rtol=0.01, atol=0.01)
+    assert hessian.product_error(v) < 0.05

@@ -6,9 +6,10 @@ from networks import RAGGED, X, Y, convolutional
 from states import FLAGS, assert_same, network, state
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import landscape
+import saq_core
 
 pytestmark = pytest.mark.usefixtures("coarse")
 OTHER, THIRD = convolutional(1), convolutional(2)
@@ -141,3 +142,29 @@ def test_buffers_that_the_network_itself_changes_stay(name):
     before = state(model)
     FUNCTIONS[name](model, RAGGED, cross_entropy)
     assert_same(before, state(model))
+
+
+@pytest.mark.parametrize("inside", ["sampler", "batch_sampler"])
+def test_the_order_of_a_samplers_own_generator_is_put_back(inside):
+    orders = []
+    for measured in (False, True):
+        sampler = RandomSampler(X, generator=torch.Generator().manual_seed(3))
+        settings = {"sampler": sampler} if inside == "sampler" else {"batch_sampler": BatchSampler(sampler, 4, False)}
+        loader = DataLoader(TensorDataset(X, Y), **settings)
+        if measured:
+            landscape.Objective(convolutional(), loader)
+        orders.append([labels.tolist() for _, labels in loader])
+    assert orders[0] == orders[1]
+
+
+def test_a_loader_that_is_read_goes_on_where_it_was(monkeypatch):
+    """Workers that persist serve one iterator, which another pass over the same loader would begin anew."""
+    monkeypatch.setattr("landscape.model.objective.KEPT", 0)  # as where the data are too large to be kept
+    loader = DataLoader(TensorDataset(X, Y), batch_size=1, num_workers=1, persistent_workers=True)
+    function, seen = landscape.Objective(convolutional(), loader), 0
+    for _ in loader:
+        seen += 1
+        if seen == 2:
+            function.gradient()
+            saq_core.evaluate(convolutional(), loader)
+    assert seen == len(X)

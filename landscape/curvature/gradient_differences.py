@@ -19,11 +19,14 @@ _RADII = {
     torch.float32: (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     torch.bfloat16: (1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5),
 }
+_LEAST = 0.01
 _RADII[torch.float16] = (3e-3, 1e-2, 2e-2, 5e-2, 0.1)
 
 
 class GradientDifferences:
     """weight·[g(w + εv) − g(w − εv)]/2ε of one batch, g the gradient and ‖εv‖ = radius·‖w‖, in place of ∇²loss·v.
+
+    Of weights that are zero, or nearly so, ‖w‖ is that of weights of 0.01.
 
     It differs from the derivative by a term in ε² and by the gradients' rounding over ε. Where units have kinks (ReLU)
     or activations are rounded, it sees those within ε, which the derivative does not: in small ReLU networks the
@@ -32,7 +35,7 @@ class GradientDifferences:
 
     def __init__(self, objective: Objective, tensors: Point, leaves: Tensors, batch: Any, radius: float) -> None:
         self.objective, self.names, self.leaves, self.batch = objective, list(tensors), list(leaves), batch
-        self.radius, self.norm = radius, norm(self.leaves, objective)
+        self.radius, self.norm = radius, weight_norm(self.leaves, objective)
 
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · H_batch · v, in the shapes of the leaves; two gradients."""
@@ -68,7 +71,8 @@ def measured_error(objective: Objective, vector: Tensor, radius: float) -> float
         return flatten(objective.gradient(unflatten((step * vector).to(vector)))).double()
 
     length = size(vector)
-    whole = radius * norm(list(objective.coordinates.base.values()), objective) / torch.where(length > 0, length, 1.0)
+    whole = radius * weight_norm(list(objective.coordinates.base.values()), objective)
+    whole = whole / torch.where(length > 0, length, 1.0)
     centre, odd, even = gradient(torch.zeros_like(whole)), [], []
     for step in (whole / 2, whole, 2 * whole):
         ahead, behind = gradient(step), gradient(-step)
@@ -76,6 +80,11 @@ def measured_error(objective: Objective, vector: Tensor, radius: float) -> float
         even.append((ahead + behind - 2 * centre) / step)
     gaps = [odd[0] - odd[1], odd[2] - odd[1], 2 * even[0] - even[1]]
     return float(torch.stack([size(gap) for gap in gaps]).max() / size(odd[1]).clamp_min(1e-300))
+
+
+def weight_norm(tensors: Tensors, objective: Objective) -> Tensor:
+    """Return the norm of weights, at least that of as many of 0.01: steps are measured by it."""
+    return norm(tensors, objective).clamp_min(_LEAST * objective.coordinates.numel**0.5)
 
 
 def norm(tensors: Tensors, objective: Objective) -> Tensor:

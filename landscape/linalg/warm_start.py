@@ -15,6 +15,7 @@ from .operators import Operator, inner, length, local_size
 _TINY = 1e-6  # of a start vector's norm: less than that outside of the basis is rounding
 _SECOND = 10  # times the tolerance of the first pair: that of the second, where it is found anew
 _LEANING = 0.1  # towards the gradient, of the second start
+_STALE = 0.05  # residual of the top Ritz pair of the starts, beyond which they say little of this operator
 
 
 class TopPair(NamedTuple):
@@ -45,9 +46,10 @@ def top_pair(
     Every start is multiplied, then the residual A y − θ y of the top Ritz pair, again and again. From one start this is
     Lanczos, until it is ≤ tol, and ten times as much for the second pair. From the last two Ritz vectors of a matrix
     that has drifted by 1 % since, three products do: the gap of the Ritz values is known then, and residual²/gap ≤ tol
-    is enough (Kato and Temple). Where two would do, the third is spent on the second pair: one eigenvalue may overtake
-    another. What overtakes from outside of all residuals, and of the gradient, of which the second start gets a tenth
-    where the operator has it as ``start``, is not seen: θ is a lower bound.
+    is enough (Kato and Temple). Starts whose own residual is larger than 5 % count as none: another start is added, and
+    both pairs have to converge as from one. Where two products would do, the third is spent on the second pair: one
+    eigenvalue may overtake another. What overtakes from outside of all residuals, and of the gradient, of which the
+    second start gets a tenth where the operator has it as ``start``, is not seen: θ is a lower bound.
 
     Args:
         operator: symmetric, shape (n, n); a dense tensor works.
@@ -93,6 +95,9 @@ def top_pair(
             scale = max(abs(float(values[0])), torch.finfo(torch.float64).tiny)
             residual, other = (float(length(operator, error)) / scale for error in (errors[0], errors[-1]))
             gap = float(values[0] - values[-1]) / scale
+            if is_warm and krylov.size <= len(starts) and residual > _STALE:
+                is_warm, pending = False, [errors[0], krylov.start(noise)]
+                continue
             is_found = residual * (residual / gap if is_warm and gap > residual else 1) <= tol
             is_open = krylov.size < 3 if is_warm else other > _SECOND * tol
             pending = [errors[0]] if not is_found else [errors[-1]] if is_open else []

@@ -2,7 +2,7 @@
 
 from .adapters import is_plain, quantized_layers
 from .arguments import objective_of, recentred
-from .batches import FOLDS, mapped, moved, probe_of, samples_of
+from .batches import FOLDS, generators_of, iterated_apart, mapped, moved, probe_of, samples_of
 from .checks import call_by_name, call_of
 from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian, generator
 from .criterion import BatchObjective, Criterion
@@ -25,7 +25,7 @@ from .directions import (
 from .errors import translated
 from .evaluation import Evaluation, merged, stderr_of_mean
 from .losses import BatchLoss, Loss, Output, check_default_fits
-from .measuring import copied, generator_of, measurement_mode
+from .measuring import copied, measurement_mode
 from .network import BatchNorm, Precision
 from .objective import Objective
 from .replay import Replay, columns

@@ -57,6 +57,7 @@ def source(
         return [data], False
     if not isinstance(data, Iterable) or isinstance(data, Tensor | np.ndarray | str | bytes):
         raise TypeError(f"data must be (x, y), a list of batches or a DataLoader, got {type(data).__name__}")
+    data = iterated_apart(data)
     if isinstance(data, list | tuple) and len(data) == 2:
         tensors = [isinstance(part, Tensor | np.ndarray) for part in data]
         if all(tensors) and isinstance(data, list) and not has_objective:
@@ -69,6 +70,22 @@ def source(
         if isinstance(data, tuple) and tensors[1]:
             return [(data[0], torch.as_tensor(data[1]))], False
     return data, False
+
+
+def iterated_apart(data: Any) -> Any:
+    """Return a DataLoader that shares no iterator with the one given, as those of persistent workers do."""
+    if isinstance(data, DataLoader) and data.persistent_workers:
+        data = copy.copy(data)
+        vars(data).update(persistent_workers=False, _iterator=None)
+    return data
+
+
+def generators_of(data: Any) -> list[torch.Generator]:
+    """Return the generators of a DataLoader that shuffles by itself: its own, and those of its samplers."""
+    batches = getattr(data, "batch_sampler", None)
+    parts = (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None))
+    generators = {id(part): part for part in (getattr(part, "generator", None) for part in parts)}
+    return [part for part in generators.values() if isinstance(part, torch.Generator)]
 
 
 def probe_of(data: Any) -> Any:

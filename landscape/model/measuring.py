@@ -44,7 +44,7 @@ class measurement_mode:  # noqa: N801 - a context, written as one
 
     Args:
         model: the network.
-        generator: of a DataLoader that shuffles by itself: put back to its state.
+        generators: of a DataLoader that shuffles by itself: put back to their states.
         copies: name → tensor equal to the model's own, so that no further copy is kept.
 
     Raises:
@@ -57,11 +57,11 @@ class measurement_mode:  # noqa: N801 - a context, written as one
     def __init__(
         self,
         model: nn.Module,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] = (),
         copies: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # of a compiled one
-        self.generator, self.copies, self.device = generator, copies or {}, torch.device("cpu")
+        self.generators, self.copies, self.device = generators, copies or {}, torch.device("cpu")
         self._record: _Record | None = None
         self._switches: list[tuple[Callable[[], Any], Callable[[Any], Any], Any]] = []
         self._handlers: dict[int, Any] = {}
@@ -157,8 +157,8 @@ class measurement_mode:  # noqa: N801 - a context, written as one
         if self.device.type == "cuda":
             read, write = torch.cuda.get_rng_state, torch.cuda.set_rng_state
             yield partial(read, self.device), partial(write, device=self.device), None
-        if self.generator is not None:
-            yield self.generator.get_state, self.generator.set_state, None
+        for generator in self.generators:
+            yield generator.get_state, generator.set_state, None
 
     def _hold_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -328,12 +328,6 @@ def copied(model: nn.Module, shared: Sequence[Any] = ()) -> nn.Module:
         made = [v for v in module.__dict__.values() if isinstance(v, Tensor) and v.grad_fn is not None]
         memo |= {id(tensor): tensor.detach().clone() for tensor in made}
     return deepcopy(model, memo)
-
-
-def generator_of(data: Any) -> torch.Generator | None:
-    """Return the generator of a DataLoader that shuffles by itself."""
-    generator = getattr(data, "generator", None)
-    return generator if isinstance(generator, torch.Generator) else None
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -40,7 +40,7 @@ class Network:
         space, layers: see `coordinates`.
         batchnorm: ``"fixed"`` statistics, or ``"recomputed"`` ones: see `landscape.model.batchnorm`.
         precision: ``"fp32"`` (the model's own dtype), or ``"bf16"`` for autocast.
-        rounded: see `coordinates`.
+        rounded, frozen: see `coordinates`.
 
     Attributes:
         coordinates: what varies.
@@ -57,9 +57,10 @@ class Network:
         batchnorm: BatchNorm = "fixed",
         precision: Precision = "fp32",
         rounded: Mapping[str, RoundedWeight] | None = None,
+        frozen: bool = False,
     ) -> None:
         self.model: nn.Module = getattr(model, "_orig_mod", model)
-        self.coordinates: Coordinates = coordinates(self.model, space, layers, rounded)
+        self.coordinates: Coordinates = coordinates(self.model, space, layers, rounded, frozen=frozen)
         reference = next(iter(self.coordinates.centre.values()))
         self.device, self.dtype = reference.device, reference.dtype
         self.dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
@@ -77,10 +78,13 @@ class Network:
         self._folded_weights = WeakIdKeyDictionary()
 
     def recentred(self, rounded: Mapping[str, RoundedWeight]) -> Network:
-        """Return the same network about the weights that the model has now; what `settle` found out is kept."""
+        """Return the same network about the weights that the model has now; what `settle` found out is kept.
+
+        What varies here varies there, whether it is trainable now or not.
+        """
         space: Any = None if self.coordinates.space == "float" else self.coordinates.space
         settings: dict[str, Any] = {"batchnorm": self.batchnorm, "precision": self.precision, "rounded": rounded}
-        other = Network(self.model, self.call, space=space, layers=self.coordinates.names, **settings)
+        other = Network(self.model, self.call, space=space, layers=self.coordinates.names, frozen=True, **settings)
         other.folded, other.substitutes, other._changing = self.folded, self.substitutes, self._changing
         return other
 

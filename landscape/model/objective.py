@@ -22,6 +22,7 @@ from .batches import (
     NEEDS_TARGETS,
     bytes_of,
     cut,
+    generators_of,
     keeps_order,
     moved,
     read_rows,
@@ -137,7 +138,7 @@ class Objective:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module or a landscape.Objective, got {type(model).__name__}")
         self.model: nn.Module = getattr(model, "_orig_mod", model)
-        mode = measuring.measurement_mode(model, measuring.generator_of(model if data is None else data))
+        mode = measuring.measurement_mode(model, generators_of(model if data is None else data))
         with mode as held, translated("the first forward pass", model):
             self._call = CallOnCopies(self.criterion.objective or call_of)
             network = partial(Network, model, self._call, layers=layers, batchnorm=batchnorm, precision=precision)
@@ -323,7 +324,7 @@ class Objective:
 
     def measurement_mode(self) -> measuring.measurement_mode:
         """Hold the model as it is measured: see `landscape.model.measuring.measurement_mode`."""
-        return measuring.measurement_mode(self.model, measuring.generator_of(self._batches), self.network.frozen)
+        return measuring.measurement_mode(self.model, generators_of(self._batches), self.network.frozen)
 
     def about(self, **more: Any) -> dict[str, Any]:
         """Describe how a result came about."""

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
 from landscape.checking import numbers
-from landscape.model import call_by_name, generator_of, mapped, measurement_mode, moved, translated
+from landscape.model import call_by_name, generators_of, iterated_apart, mapped, measurement_mode, moved, translated
 
 from ..contexts import device_of, dtype_of
 from .datasets import Data
@@ -72,7 +72,7 @@ def batches_in(data: Any, name: str) -> Iterator[Any]:
     elif isinstance(data, Mapping) or (_is_batch(data) and isinstance(data[0], Mapping)):
         yield data
     elif isinstance(data, Iterable):
-        yield from data
+        yield from iterated_apart(data)
     else:
         rule = f"{name} must be (x, y), an iterable of batches, a Dataset, or carry a .probe as Data does"
         raise ValueError(f"{rule}, got {type(data).__name__}")
@@ -99,7 +99,7 @@ def first_inputs(model: nn.Module, example: Any, name: str = "example") -> Any:
             numbers(whole=True, at_least=1, note="each length of a shape", **{name: length})
         return torch.zeros(1, *example)
     data = [example] if _is_batch(example) else [(example,)] if _is_packed(example) else example
-    with measurement_mode(model, generator_of(data)):  # a loader draws
+    with measurement_mode(model, generators_of(data)):  # a loader draws
         x = next((inputs_of(batch, name) for batch in batches_in(data, name)), None)
     if not _samples(x):
         raise ValueError(f"{name} must hold a batch of at least one sample, in tensors, got {shapes_of(x) or 'none'}")

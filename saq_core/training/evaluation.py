@@ -16,7 +16,8 @@ from landscape.model import (
     Loss,
     Output,
     call_of,
-    generator_of,
+    generators_of,
+    iterated_apart,
     measurement_mode,
     merged,
     moved,
@@ -91,8 +92,11 @@ def evaluate(
 def evaluated(model: nn.Module, split: Split, criterion: Criterion, batch_size: int = 128) -> Evaluation:
     """Return the evaluation of a checked split."""
     share: Any = {"rank": processes.rank(), "world_size": processes.size()}
-    with measurement_mode(model, generator_of(split)), translated("the forward pass of the model on this split", model):
-        batches = brought_to(model, evaluation_batches(split, batch_size, device_of(model), **share))
+    with (
+        measurement_mode(model, generators_of(split)),
+        translated("the forward pass of the model on this split", model),
+    ):
+        batches = brought_to(model, evaluation_batches(iterated_apart(split), batch_size, device_of(model), **share))
         parts = [batch_loss(model, batch, criterion) for batch in processes.bar(batches, "evaluating")]
     if processes.size() > 1:
         own = processes.moved([tuple(part) for part in parts], "cpu")
