@@ -35,8 +35,8 @@ class Figure:
 
 
 def folder(profile: str) -> Path:
-    """Return where a profile's data and pictures lie; those of "cpu" are committed."""
-    return HERE / "cpu" if profile == "cpu" else Path("build/figures") / profile
+    """Return where a profile's data and pictures lie; those of "cpu" and "cifar" are committed."""
+    return HERE / profile if profile in ("cpu", "cifar") else Path("build/figures") / profile
 
 
 def make(figure: Figure, profile: Profile, out: Path, anew: bool = False) -> list[Path]:

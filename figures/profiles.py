@@ -108,6 +108,7 @@ PROFILES = {
     for profile in (
         Profile("smoke", "digits-resnet8", (0, 1), 8, 3, (("epochs", 2),), SMALL.limit, 0.5),
         Profile("cpu", "digits-resnet8", (0, 1, 2), 512, 25),
+        Profile("cifar", "cifar10-resnet20", (0,), 1000, 25),
         Profile("gpu", "cifar10-resnet20", (0, 1, 2, 3, 4), 1024, 51),
     )
 }

@@ -46,6 +46,7 @@ OF_FIGURES: dict[str, Callable[[str], str]] = {
         bits.sensitivity_front,
         bits.table_mixed,
         basins.basin_by_bits,
+        basins.basin_of_text,
         digits.edge_of_stability,
     )
 }

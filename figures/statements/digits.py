@@ -17,9 +17,9 @@ QUANTITIES = {"trace_filter": "trace", "lambda1_filter": "λ₁", "loss": "probe
 CURVATURE = ("trace", "λ₁")  # the loss stands beside them: a network may be flatter because it is fitted more, or less
 
 
-def data_of(name: str) -> Any:
+def data_of(name: str, profile: str = "cpu") -> Any:
     """Return what a figure is drawn from."""
-    return read(folder("cpu") / f"{name}.nc")
+    return read(folder(profile) / f"{name}.nc")
 
 
 def short(variant: Any) -> str:
