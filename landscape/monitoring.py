@@ -128,8 +128,8 @@ class Monitor:
         ValueError: every < 1, budget outside of (0, 1], no data, an optimizer that trains none of the model's weights.
         TypeError: an optimizer without ``param_groups``, a log without ``.log``.
 
-    Cost: that of an `Objective` when made. A row, in forward passes: 1 for the loss, 1 for rounding, 3 and at most 10
-    for the gradient, about 20 for λ₁ (3 products where the matrix has changed by a few per cent), 30 for the trace.
+    Cost: that of an `Objective` when made. A row, in forward passes: 1 for the loss, 1 for rounding, 3 for the gradient
+    and 4 to 10 along it, about 20 for λ₁ (3 products where the matrix has changed by a few per cent), 30 for the trace.
 
     Source: Cohen et al. 2021 (thresholds of SGD) and 2022 (of Adam); Kalra et al. 2026, arXiv 2601.16979 (critical
     sharpness, along the optimizer's update there; the secant search is ours).

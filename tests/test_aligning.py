@@ -399,7 +399,7 @@ def test_without_shrinking_nothing_changes_to_the_bit(case, metric):
         epsilon, places = measure(gradient, at), at or sam._targets
         scales = [scale(places[n]) for n in gradient]
         scaled = [g * t for g, t in zip(gradient.values(), scales, strict=True)]
-        factor = 0.2 / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(scaled)))
+        factor = 0.2 / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(scaled, 2, torch.float64)))
         for name, t, g in zip(gradient, scales, scaled, strict=True):
             seen.append(torch.equal(epsilon[name], t * g * factor))
         return epsilon

@@ -173,7 +173,7 @@ def test_data_that_are_not_finite_are_refused_and_leave_the_network_unchanged(va
     bad[3, 0, 1, 1] = value
     twin = calibrate(quantize(small(), "W4A4", input_bits=8), X * 0.5)
     before = states(twin)
-    with pytest.raises(ValueError, match="data must be finite"):
+    with pytest.raises(ValueError, match="(data|activations) must be finite"):  # −inf may be a mask
         calibrate(twin, bad)
     assert states(twin) == before
     assert calibrate(twin, X) is twin and states(twin) != before

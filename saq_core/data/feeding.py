@@ -43,7 +43,8 @@ def feed(model: nn.Module, data: Any, batches: int, forward: Forward | None = No
     device, dtype, first = device_of(model), dtype_of(model), None
     for batch in islice(batches_in(data, name), batches):
         x = moved(batch, device, None) if forward else moved(inputs_of(batch, name), device, dtype)
-        if not all(part.isfinite().all() for part in tree_leaves(x) if isinstance(part, Tensor)):
+        parts = [part for part in tree_leaves(x) if isinstance(part, Tensor)]
+        if not all((part < torch.inf).all() for part in parts if part.is_floating_point()):  # masks may hold −inf
             raise ValueError(f"{name} must be finite, got NaN or infinity in the inputs: leave these samples out")
         with translated(f"the forward pass of a batch of {name}", model):
             call(model, x, forward)

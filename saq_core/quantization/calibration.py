@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -106,8 +107,9 @@ def _reached(model: nn.Module, x: Any, forward: Forward | None) -> tuple[list[st
         forward: See `calibrate`.
     """
     sizes = {tensor.shape[:1] for tensor in tree_leaves(x) if isinstance(tensor, Tensor)}
-    if forward is None and len(sizes) == 1 and sizes != {()}:
-        x = tree_map_only(Tensor, lambda tensor: tensor[:1], x)
+    if forward is None and len(sizes) == 1 and sizes not in ({()}, {(1,)}):
+        with suppress(Exception):  # of a network that takes batches of one size
+            return _reached(model, tree_map_only(Tensor, lambda tensor: tensor[:1], x), forward)
     layers = quantized_layers(model).items()
     pairs = {name: [getattr(layer, layer.weight_name), layer.delta] for name, layer in layers}
     with measurement_mode(model), torch.enable_grad():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.checking import numbers
-from landscape.model.measuring import measurement_mode
+from landscape.model import generators_of, measurement_mode
 
 from .. import processes
 from ..data.feeding import batches_in, feed
@@ -99,7 +99,8 @@ def gptq(
     for levels in (pair[0] for module in network.modules() for pair in _parts("", module).values()):
         if levels.dynamic or getattr(levels, "normalise", False):
             raise ValueError(f'quantizer must keep its levels when weights move, as "lsq" does, got {quantizer!r}')
-    data = list(batches_in(data, "data"))  # the same in every pass, also from a generator or a loader that shuffles
+    with measurement_mode(network, generators_of(data)):  # a loader draws
+        data = list(batches_in(data, "data"))  # the same in every pass, also from a generator or one that shuffles
     settle = partial(calibrate, network, data, batches=sys.maxsize, forward=forward)
     run = partial(feed, network, data, forward=forward)
     settle()
@@ -151,7 +152,14 @@ def _order(network: nn.Module, layers: Layers, run: Callable[[], Any]) -> list[L
 def _gram_matrices(layer: Any, inputs: list[Tensor]) -> Tensor:
     """Return XXᵀ of each part of a layer (parts, groups, inputs of a filter, the same)."""
     chunks = [_columns(layer, layer.input_quantizer(x)) for x in inputs]
-    return torch.stack([cast(Tensor, sum((x @ x.mT).double() for x in part)) for part in chunks])
+    return torch.stack([cast(Tensor, sum(map(_squared, part))) for part in chunks])
+
+
+def _squared(x: Tensor) -> Tensor:
+    """Return XXᵀ in float64, of numbers brought to about one first: squares may leave the dtype's range."""
+    exponent = torch.frexp(x.abs().amax())[1]
+    x = torch.ldexp(x, -exponent)
+    return torch.ldexp((x @ x.mT).double(), 2 * exponent)
 
 
 def _columns(layer: Any, x: Tensor) -> Iterator[Tensor]:

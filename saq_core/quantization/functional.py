@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from landscape.checking import numbers
 
 SMALLEST_STEP = 1e-8  # a step or clip below this is read as this, so that it never reaches 0 or flips sign
+
+
+def smallest_step(like: Tensor) -> float:
+    """Return `SMALLEST_STEP`, or the smallest number that float16 has."""
+    return max(SMALLEST_STEP, torch.finfo(like.dtype).tiny)
 
 
 def round_ste(x: Tensor) -> Tensor:

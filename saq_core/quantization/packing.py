@@ -107,7 +107,7 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
         >>> report.weights["0.weight"].integers, torch.equal(back[0].weight, model[0].used_weight())
         (2048, True)
     """
-    state, packed, sizes, replaced = model.state_dict(), {}, {}, []
+    state, packed, sizes, replaced, steps = model.state_dict(), {}, {}, set[str](), tuple[str, ...]()
     for prefixes, layer in _quantized_layers(model):
         for part, (quantizer, weight) in layer.quantized_parts().items():
             if not quantizer.is_quantizer:
@@ -118,13 +118,14 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
             packed[label] = _pack(value, step, quantizer.bits, label)
             scales = sum(_bytes(packed[label][key]) for key in ("scale", "zero", "levels") if key in packed[label])
             sizes[label] = PackedSize(tuple(value.shape), quantizer.bits, _bytes(packed[label]["integers"]), scales)
-            replaced += [f"{prefix}{key}" for prefix in prefixes for key in (f"{part}_quantizer.", layer.weight_name)]
+            replaced |= {f"{prefix}{layer.weight_name}" for prefix in prefixes}
+            steps += tuple(f"{prefix}{part}_quantizer." for prefix in prefixes)
     if not packed:
         raise ValueError("model must have quantized weights to export, got none: call quantize() first")
     inputs = [m for m in model.modules() if isinstance(m, Quantizer) and m.activation and m.sign_from_data]
     if inputs and all(quantizer.signed is None for quantizer in inputs):
         raise ValueError("model must be calibrated to be exported, got one that is not: call saq_core.calibrate first")
-    rest = {key: value for key, value in state.items() if not key.startswith(tuple(replaced))}
+    rest = {key: value for key, value in state.items() if key not in replaced and not key.startswith(steps)}
     content = {key: getattr(model, key, None) for key in ("architecture", "quantization")}
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
     files.write(path, KIND, {"state": rest, "packed": packed, "versions": versions, **content})

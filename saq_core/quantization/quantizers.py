@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from landscape.checking import checked
 
 from .base import Method, Quantizer, Unquantized
-from .functional import SMALLEST_STEP, clip, round_ste, scale_gradient
+from .functional import clip, round_ste, scale_gradient, smallest_step
 
 FIXED_FROM = 8  # bits from which LSQ keeps its calibrated step: see there
 
@@ -56,7 +56,8 @@ class LSQ(Quantizer):
         self.step.data.copy_(high / self._range()[1])
 
     def _step(self) -> Tensor:
-        return nn.functional.threshold(self.step.abs(), SMALLEST_STEP, SMALLEST_STEP)
+        least = smallest_step(self.step)
+        return nn.functional.threshold(self.step.abs(), least, least)
 
     def _gradient_factor(self, x: Tensor) -> float:
         values = x.shape[1:].numel() if self.activation else x.numel() // self.step.numel()
@@ -172,7 +173,7 @@ class _Clipping(Quantizer):
         self.clip.data.copy_(high)
 
     def _clip(self) -> Tensor:
-        return self.clip.abs().clamp_min(SMALLEST_STEP)
+        return self.clip.abs().clamp_min(smallest_step(self.clip))
 
     def _steps(self) -> int:
         """Return the number of steps from 0 to the clip; 0 where the levels are ± the clip."""
@@ -258,7 +259,7 @@ class DoReFa(_Clipping):
             q = (w >= 0).to(w.dtype) - 0.5
         else:
             u, n = w.tanh(), 2**self.bits - 1
-            largest = u.detach().abs().amax(self._dims(w), keepdim=True).clamp_min(SMALLEST_STEP)
+            largest = u.detach().abs().amax(self._dims(w), keepdim=True).clamp_min(smallest_step(u))
             q = round_ste((u / largest + 1) / 2 * n) - n / 2
         fixed, dims = q.detach(), self._dims(w)
         return q, (w.detach() * fixed).sum(dims, keepdim=True) / fixed.square().sum(dims, keepdim=True)
@@ -323,7 +324,7 @@ class LIQ(_Clipping):
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         w, dims = x.detach(), self._dims(x)
-        return w.mean(dims, keepdim=True), w.std(dims, keepdim=True).clamp_min(SMALLEST_STEP)
+        return w.mean(dims, keepdim=True), w.std(dims, keepdim=True).clamp_min(smallest_step(w))
 
     def _rounded_units(self, x: Tensor) -> Tensor:
         if not self.normalise:
@@ -406,7 +407,7 @@ class MinMax(Quantizer):
             step = (self.high - self.low) / (2**self.bits - 1)
         else:
             step = x.detach().abs().amax(self._dims(x), keepdim=True) / (2 ** (self.bits - 1) - 1)
-        return step.clamp_min(SMALLEST_STEP)
+        return step.clamp_min(smallest_step(step))
 
 
 QuantizerName = Literal["lsq", "lsq+", "lsq-asymmetric", "pact", "dorefa", "liq", "minmax"]

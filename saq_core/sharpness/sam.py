@@ -22,7 +22,7 @@ from .diagnostics import diagnose as diagnostics_of
 from .radius import AdaptiveRho, Radius, checked_range
 from .step_policies import StepPolicy, make_policy
 from .targets import Kind, Metric, Point, Target, Weights, find_parameters, find_targets, gradients_at, scaled
-from .vectors import TINY, common_grads, copied, displaced, norm, projection, restored
+from .vectors import common_grads, copied, displaced, norm, projection, restored
 
 Case = Literal[1, 2, 3]
 Combination = Literal["perturbed", "mean", "gsam"]
@@ -452,7 +452,7 @@ class SAM(Shown, Optimizer):
         length = norm(once)
         if self.relative:
             length = norm(twice) / norm([targets[k].parameter.tensor for k in gradient if not targets[k].user])
-        factor = self.radius / length.clamp_min(TINY) - self.shrink
+        factor = torch.where(length > 0, self.radius / length, 0.0) - self.shrink
         return dict(zip(gradient, torch._foreach_mul(twice, factor), strict=True))
 
     @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 
 from .. import processes
-from .vectors import TINY, common_grads, norm, projection
+from .vectors import common_grads, norm, projection
 
 NOISE = 1e-5
 LOOK_ALPHA = 0.7  # LookSAM's, in public re-implementations
@@ -82,7 +82,8 @@ class Look:
 
     def _reuse(self, sam: Any) -> None:
         gradients, orthogonal = common_grads(sam.gradients(), self.state["orthogonal"])
-        factor = LOOK_ALPHA * norm(gradients) / norm(orthogonal).clamp_min(TINY)
+        length = norm(orthogonal)
+        factor = torch.where(length > 0, LOOK_ALPHA * norm(gradients) / length, 0.0)
         torch._foreach_add_(gradients, torch._foreach_mul(orthogonal, factor))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TINY = 1e-30  # keeps a zero gradient from dividing by zero; far below any norm in float32
+TINY = 1e-300  # keeps a zero gradient from dividing by zero; far below any norm, which is of float64
 
 
 @torch.no_grad()
@@ -47,8 +47,9 @@ def displaced(tensors: list[Tensor], by: list[Tensor]) -> Iterator[None]:
 
 
 def norm(tensors: list[Tensor]) -> Tensor:
-    """Return the Euclidean norm of all tensors together."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    """Return the Euclidean norm of all tensors together, float64: squares of small gradients leave float32."""
+    dtype = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, 2, dtype)))
 
 
 def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
@@ -58,12 +59,15 @@ def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 def cosine(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """Return the cosine between a and b; 0 where one of them is 0."""
-    return dot(a, b) / (norm(a) * norm(b)).clamp_min(TINY)
+    return projection(a, b) * norm(b) / norm(a).clamp_min(TINY)
 
 
 def projection(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """Return the coefficient of the projection of a onto b, ⟨a, b⟩/‖b‖²."""
-    return dot(a, b) / norm(b).square().clamp_min(TINY)
+    length = norm(b)
+    scale = torch.where(length > 0, 1 / length, 0.0)  # of both alike: b lies along itself to the bit
+    a, b = (list(torch._foreach_mul(part, scale)) for part in (a, b))
+    return dot(a, b) / dot(b, b).double().clamp_min(TINY)
 
 
 def common_grads(a: dict[Any, Tensor], b: dict[Any, Tensor]) -> tuple[list[Tensor], list[Tensor]]:

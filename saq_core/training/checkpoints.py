@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -81,8 +82,12 @@ def load(path: str | Path, model: nn.Module | None = None, *, map_location: torc
     if content["kind"] == KIND:
         content["state"] |= unpack_(network, content["packed"])
     files.check_same_network(network, content["state"], path)
-    dtypes = [v.dtype for v in content["state"].values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
-    network.to(dtype=dtypes[0] if dtypes else torch.float32).load_state_dict(content["state"])
+    dtypes = {k: v.dtype for k, v in content["state"].items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    network.to(dtype=Counter(dtypes.values()).most_common(1)[0][0] if dtypes else torch.float32)
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if name in dtypes:
+            tensor.data = tensor.data.to(dtypes[name])
+    network.load_state_dict(content["state"])
     attributes = cast(Any, network)
     if content["architecture"] is not None:
         attributes.architecture = content["architecture"]

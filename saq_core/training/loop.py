@@ -14,7 +14,7 @@ from landscape.model import BatchObjective, Criterion, Loss, Output
 from landscape.parallel import check_agreement
 
 from .. import files, processes
-from ..contexts import check_loaded, device_of
+from ..contexts import check_loaded, device_of, seeded
 from ..data import data_of, is_pair
 from .history import History
 from .recipes import Recipe
@@ -102,7 +102,8 @@ def train(
         raise TypeError(f"log must be a path or have a method log(row), got {type(log).__name__}")
     criterion = Criterion(loss, objective, output, metrics)
     data = data_of(data, has_labels=criterion.is_default)
-    probe = data.probe if is_pair(data.train) else processes.gather(data.probe)[0]
+    with seeded(recipe.seed):  # a Dataset may draw
+        probe = data.probe if is_pair(data.train) else processes.gather(data.probe)[0]
     data = data.to(device_of(model))
     with ExitStack() as stack:
         stack.callback(model.eval)
