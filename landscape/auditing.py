@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .files import atomic, unsealed
-from .model import BatchObjective, Loss, Output, copied, recentred
+from .model import BatchObjective, Loss, Output, copied, load_state, recentred
 from .monitoring import Monitor, TrainingCurvature
 from .progress import progress
 from .stability import stability_threshold
@@ -115,7 +115,7 @@ def _loaded(network: nn.Module, source: Any) -> Any:
             content = torch.load(io.BytesIO(unsealed(source)), map_location="cpu", weights_only=True)
         state = next((content[key] for key in _NESTED if _is_state(content.get(key))), content)
         own = network.state_dict().keys()
-        network.load_state_dict({name if name in own else _PREFIXES.sub("", name): v for name, v in state.items()})
+        load_state(network, {}, {name if name in own else _PREFIXES.sub("", name): v for name, v in state.items()})
     except Exception as error:  # what a damaged file raises differs
         where = str(source) if isinstance(source, Path) else "a snapshot"
         reason = " ".join(str(error).split())[:300]

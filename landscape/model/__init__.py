@@ -1,7 +1,7 @@
 """A network, its data and its loss as one function of a displacement of its weights."""
 
 from .adapters import is_plain, quantized_layers
-from .arguments import objective_of, recentred
+from .arguments import load_state, objective_of, recentred
 from .batches import FOLDS, generators_of, iterated_apart, mapped, moved, probe_of, samples_of
 from .checks import call_by_name, call_of
 from .coordinates import Coordinates, Point, Space, coordinates, filter_norms, gaussian, generator

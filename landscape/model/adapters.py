@@ -33,7 +33,7 @@ class RoundedWeight(NamedTuple):
         value: what is used.
         step: the distance of two levels, to broadcast against the weight; NaN where it is not known.
         base: value of the tensor that moves when the weight is displaced: a ``delta``, or the weight itself.
-        moves: name of that tensor, see `landscape.model.measuring.TensorSwap`.
+        moves: name of that tensor, see `landscape.model.swapping.TensorSwap`.
         output: what the module returned whose output is the weight.
     """
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .adapters import rounded_weights
 from .objective import Objective
@@ -45,3 +46,18 @@ def recentred(objective: Objective) -> Objective:
         other.coordinates = other.network.coordinates
         other._evaluate_centre(objective._factor)
     return other
+
+
+def load_state(network: nn.Module, known: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Load a state dict, and of what it leaves out what is known: no tensor that it has under another, tied name.
+
+    Raises:
+        RuntimeError: names or shapes that the network does not have; tensors that neither has.
+    """
+    own = network.state_dict(keep_vars=True)
+    given = {id(own[name]) for name in state.keys() & own.keys()}
+    tied = {name for name in own if name not in state and id(own[name]) in given}
+    filled = {name: tensor for name, tensor in known.items() if name not in tied} | dict(state)
+    missing, unexpected = network.load_state_dict(filled, strict=False)
+    if odd := [*(set(missing) - tied), *unexpected]:
+        raise RuntimeError(f"names that only one of network and state dict has: {', '.join(sorted(odd)[:5])}")

@@ -22,10 +22,8 @@ from torch.overrides import _len_torch_function_stack, _pop_mode
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..parallel import Layout
 from .precision import switches_of
-from .sharding import GatheredOnReading, Notes, reshard, without_hooks
-from .walking import Late, MadeOnReading
+from .sharding import reshard, without_hooks
 
 _HELD = ("SIGINT", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGTERM", "SIGUSR1")  # signals whose handlers may raise
 _AS_WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -83,7 +81,7 @@ class measurement_mode:  # noqa: N801 - a context, written as one
                 self._locked = _lock.acquire(timeout=0.05)  # so that an interrupt ends the wait for another thread
             if self._locked:
                 self.thread = threading.get_ident()
-                self.device = next((tensor.device for _, tensor in _named_tensors(self.model)), self.device)
+                self.device = next((tensor.device for _, tensor in named_tensors(self.model)), self.device)
                 self._functions = _len_torch_function_stack()
                 self._kernels = torch._C._len_torch_dispatch_stack()  # type: ignore[attr-defined]
                 self._switches = [(get, put, get()) for get, put, _ in self._all_switches()]
@@ -176,7 +174,7 @@ class measurement_mode:  # noqa: N801 - a context, written as one
         """
         below = frame
         while below is not None:
-            if below.f_code in _UNINTERRUPTIBLE:
+            if below.f_code in UNINTERRUPTIBLE:
                 self._pending.append(number)
                 return
             below = below.f_back
@@ -188,71 +186,8 @@ class measurement_mode:  # noqa: N801 - a context, written as one
             raise
 
 
-class TensorSwap:
-    """Every entry that holds a tensor of a model, also of a module registered twice and of tied tensors.
-
-    Args:
-        model: the network.
-        outputs: "<module>()" → what that module returns; a tensor of this name is returned in its place, or as the
-            first of a tuple.
-        layouts: tensor → how it lies in shards, see `landscape.model.sharding`: shards are put in, and gathered when
-            they are read.
-    """
-
-    def __init__(self, model: nn.Module, outputs: Mapping[str, Any], layouts: Mapping[str, Layout]) -> None:
-        self._model, tensors = model, dict(_named_tensors(model))
-        names = {id(tensor): name for name, tensor in reversed(tensors.items())}  # the first name of a tied tensor
-        self._entries = [
-            (entries, key, names[id(tensor)])
-            for module in model.modules()
-            for entries in (module._parameters, module._buffers)
-            for key, tensor in entries.items()
-            if tensor is not None
-        ]
-        self._outputs = [
-            (model.get_submodule(name.removesuffix("()")).__dict__, name, output if type(output) is tuple else None)
-            for name, output in outputs.items()
-        ]
-        self.notes = Notes()
-
-        def laid_out(entries: Mapping[str, Any]) -> dict[str, Layout]:
-            return {k: layouts[names[id(t)]] for k, t in entries.items() if names.get(id(t)) in layouts}
-
-        self._owners = [
-            (module.__dict__, kind, module.__dict__[kind], laid_out(module.__dict__[kind]))
-            for module in model.modules()
-            for kind in ("_parameters", "_buffers")
-            if isinstance(module.__dict__.get(kind), dict)  # no TorchScript
-        ]
-        foreign = {name for entries, _, name in self._entries if not isinstance(entries, dict)}
-        self.are_entries = {name for _, _, name in self._entries} - foreign
-
-    def __call__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put tensors in by name; they stay until `measurement_mode` ends, also while gradients are taken.
-
-        A backward pass may run parts of the network again (checkpointing), and has to find the same tensors.
-
-        Raises:
-            BaseException: what a signal's handler raised, if it was caught meanwhile. The model is as it was given
-                then, perhaps in training: a pass would write to the tensors put in.
-        """
-        mode = _active.get(id(self._model))
-        if mode is not None and mode.interruption is not None:
-            raise mode.interruption
-        for entries, key, name in self._entries:
-            if name in tensors:
-                entries[key] = tensors[name]  # type: ignore[assignment]
-        are_late = any(type(tensor) is Late for tensor in tensors.values())
-        for attributes, kind, entries, layouts in self._owners:
-            made = MadeOnReading(entries) if are_late else entries
-            attributes[kind] = GatheredOnReading(entries, layouts, self.notes) if layouts else made
-        for attributes, name, output in self._outputs:
-            if name in tensors:
-                attributes["forward"] = partial(_returned, tensors[name], output)
-
-
-def _returned(tensor: Tensor, output: tuple[Any, ...] | None, *_: Any, **__: Any) -> Any:
-    return tensor if output is None else (tensor, *output[1:])
+NOTHING = object()
+ENTRIES = ("_parameters", "_buffers")
 
 
 class _Record:
@@ -260,16 +195,17 @@ class _Record:
 
     def __init__(self, model: nn.Module, copies: Mapping[str, Tensor]) -> None:
         self.containers: list[tuple[Any, Any]] = []
+        self.modes = [(module, module.training) for module in model.modules()]  # TorchScript keeps it elsewhere
         for module in model.modules():
-            inside = [value for value in module.__dict__.values() if type(value) in _CONTAINERS]
-            inside += [entries for entries in (module._parameters, module._buffers) if type(entries) not in _CONTAINERS]
+            inside = [value for value in module.__dict__.values() if type(value) in CONTAINERS]
+            inside += [entries for entries in (module._parameters, module._buffers) if type(entries) not in CONTAINERS]
             for container in (module.__dict__, *inside):
                 self.containers.append((container, _contents(container)))
-        equal = {id(tensor): copies[name] for name, tensor in _named_tensors(model) if name in copies}
+        equal = {id(tensor): copies[name] for name, tensor in named_tensors(model) if name in copies}
         held = {id(v): v for _, contents in self.containers for v in _values(contents) if isinstance(v, Tensor)}
         leaves = [tensor for tensor in held.values() if tensor.is_leaf]
         self.leaves = [(tensor, tensor.grad, tensor.requires_grad) for tensor in leaves]
-        comparable = [tensor for tensor in held.values() if _has_bits(tensor)]
+        comparable = [tensor for tensor in held.values() if has_bits(tensor)]
         candidates = [(tensor, equal[id(tensor)]) for tensor in comparable if id(tensor) in equal]
         stale = {id(tensor) for tensor, _ in _differing(candidates)}
         kept = {id(tensor): copy for tensor, copy in candidates if id(tensor) not in stale}
@@ -292,6 +228,9 @@ class _Record:
         """Put everything back that is not as it was; to be repeated without harm."""
         for container, before in self.containers:
             _refill(container, before)
+        for module, training in self.modes:
+            if module.training is not training:
+                module.training = training
         for tensor, gradient, requires_grad in self.leaves:
             if tensor.grad is not gradient:
                 tensor.grad = gradient
@@ -303,6 +242,48 @@ class _Record:
                 tensor.data.copy_(copy)
             else:
                 tensor.data = copy.clone()
+
+
+def check_interruption(model: nn.Module) -> None:
+    """Raise what a signal's handler raised while a model is measured, if it was caught meanwhile."""
+    mode = _active.get(id(model))
+    if mode is not None and mode.interruption is not None:
+        raise mode.interruption
+
+
+def left_behind(model: nn.Module) -> list[tuple[Any, Any, Any]]:
+    """Return what passes left in the attributes of a model that is measured, computed from weights perhaps.
+
+    Container, key and what was there: None for the key where all of a list or dict is meant, `NOTHING` for no value.
+    """
+    record, found = _active[id(model)]._record, list[tuple[Any, Any, Any]]()
+    assert record is not None
+    attributes = {id(module.__dict__) for module in model.modules()}
+    entries = {id(module.__dict__.get(kind)) for module in model.modules() for kind in ("_parameters", "_buffers")}
+    for container, before in record.containers:
+        now = _contents(container)
+        if id(container) in attributes:
+            keys = [k for k, v in now.items() if k not in ENTRIES and v is not before.get(k, NOTHING)]
+            found += [(container, k, before.get(k, NOTHING)) for k in keys if isinstance(now[k], Tensor | list | dict)]
+        elif id(container) not in entries and not _are_same(now, before):
+            found.append((container, None, before))
+    return found
+
+
+def taken_back(left: Sequence[tuple[Any, Any, Any]]) -> None:
+    """Take back what `left_behind` found."""
+    for container, key, before in left:
+        if key is None:
+            _refill(container, before)
+        elif before is NOTHING:
+            container.pop(key, None)
+        else:
+            container[key] = before
+
+
+def _are_same(a: Any, b: Any) -> bool:
+    pairs = zip(_values(a), _values(b), strict=False)
+    return len(a) == len(b) and all(one is other for one, other in pairs)
 
 
 def copy_of(model: nn.Module, tensor: Tensor) -> Tensor:
@@ -330,7 +311,8 @@ def copied(model: nn.Module, shared: Sequence[Any] = ()) -> nn.Module:
     return deepcopy(model, memo)
 
 
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and buffers by name."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
@@ -365,7 +347,7 @@ def _refill(container: Any, before: Any) -> None:
         container.update(before)
 
 
-def _has_bits(tensor: Tensor) -> bool:
+def has_bits(tensor: Tensor) -> bool:
     """Return whether a tensor is an ordinary one, whose bits can be compared and written."""
     plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
     return plain and not tensor.is_meta and not tensor.is_quantized
@@ -396,13 +378,13 @@ def _new_lock() -> None:
     _active.clear()
 
 
-_CONTAINERS = (dict, OrderedDict, defaultdict, list)
+CONTAINERS = (dict, OrderedDict, defaultdict, list)
 _sums = WeakTensorKeyDictionary()  # copy of a tensor → the sum of its bits
 _active: dict[int, measurement_mode] = {}  # the models that are being measured
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)
-_UNINTERRUPTIBLE = {
+UNINTERRUPTIBLE = {  # and what other files add
     function.__code__
     for function in (
         measurement_mode.__enter__,
@@ -411,6 +393,6 @@ _UNINTERRUPTIBLE = {
         measurement_mode._put_back,
         measurement_mode.renew,
         measurement_mode._settle,
-        TensorSwap.__call__,
+        taken_back,
     )
 }

@@ -22,8 +22,9 @@ from .. import parallel
 from .adapters import RoundedWeight
 from .coordinates import Coordinates, Point, Space, coordinates
 from .folding import Folding
-from .measuring import TensorSwap, copy_of, is_measured, measurement_mode
+from .measuring import copy_of, has_bits, is_measured, left_behind, measurement_mode, taken_back
 from .substitutes import Seen, Substituted
+from .swapping import TensorSwap
 from .walking import LARGE, Along, Late
 
 BatchNorm = Literal["fixed", "recomputed"]
@@ -76,6 +77,7 @@ class Network:
         self.substitutes = False  # whether functions are written out that have no second derivative
         self._changing = set(self.frozen)  # tensors that the network may write to while it runs
         self._folded_weights = WeakIdKeyDictionary()
+        self._left: list[Any] = []  # what passes leave in attributes, made of other weights than the next one has
 
     def recentred(self, rounded: Mapping[str, RoundedWeight]) -> Network:
         """Return the same network about the weights that the model has now; what `settle` found out is kept.
@@ -86,6 +88,7 @@ class Network:
         settings: dict[str, Any] = {"batchnorm": self.batchnorm, "precision": self.precision, "rounded": rounded}
         other = Network(self.model, self.call, space=space, layers=self.coordinates.names, frozen=True, **settings)
         other.folded, other.substitutes, other._changing = self.folded, self.substitutes, self._changing
+        other._left = self._left
         return other
 
     def tensors(self, displacement: Mapping[str, Tensor] | None = None) -> Point:
@@ -107,6 +110,7 @@ class Network:
     def swap_in(self, tensors: Mapping[str, Tensor]) -> None:
         """Put these tensors, and copies of the others as they were, where the model's own are."""
         whole = self.frozen | dict(tensors)
+        taken_back(self._left)
         self._swap(whole | {name: whole[name].clone() for name in self._changing})
 
     def output(self, tensors: Mapping[str, Tensor], batch: Any) -> Any:
@@ -161,6 +165,7 @@ class Network:
         try:
             with Seen() as seen:
                 needs_grad = _needs_gradients(lambda: loss(tensors))
+            self._left = left_behind(self.model)
             after = self.frozen | tensors
         finally:
             self.frozen = frozen
@@ -168,7 +173,7 @@ class Network:
         rest = ((name, tensor) for name, tensor in frozen.items() if name not in tensors)
         before = itertools.chain(rest, self._beside_the_centre())
         # some kernels write without a word
-        self._changing = {n for n, t in before if after[n]._version or not torch.equal(after[n], t)}
+        self._changing = {n for n, t in before if after[n]._version or (has_bits(t) and not torch.equal(after[n], t))}
         for done in (tensors, after):  # what follows needs their room
             done.clear()
         self.folded = folded and self._folding_agrees(loss)

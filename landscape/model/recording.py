@@ -23,7 +23,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _DATA, _WEIGHTS = 1, 2  # what a value depends on: bits of a number
 # what reads a tensor, or exchanges it, and calls no kernel
 _UNSEEN = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.data_ptr, Tensor.untyped_storage, Tensor.__dlpack__}
-_UNSEEN |= {Tensor.data.__set__}  # type: ignore[attr-defined]
+_UNSEEN |= {Tensor.data.__set__, Tensor.__repr__, Tensor.__format__, Tensor.apply_, Tensor.map_}  # type: ignore[attr-defined]
+_FILLING = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}  # with what they read of a list
 
 
 class UnrecordableError(Exception):
@@ -190,6 +191,10 @@ class _Reads(TorchFunctionMode):
             return args[0].detach()
         if func in _UNSEEN:
             self._recording.read(self._recording.depends(args[:1]))
+        if func in _FILLING:
+            lists = [part for part in args if not isinstance(part, Tensor)]
+            read = [part for part in tree_leaves(lists) if isinstance(part, Tensor)]
+            self._recording.read(self._recording.depends(read))
         return func(*args, **(kwargs or {}))
 
 

@@ -22,6 +22,7 @@ from ..model import (
     Space,
     copied,
     fingerprint,
+    load_state,
     objective_of,
     principal_directions,
     stacked,
@@ -220,7 +221,7 @@ def _network(other: nn.Module, model: nn.Module, checkpoint: Checkpoint) -> nn.M
     if unknown := sorted(checkpoint.keys() - state.keys()):
         raise ValueError(f"a checkpoint holds {unknown[0]!r}, which the model does not have: pass its own state dicts")
     try:
-        other.load_state_dict(state | dict(checkpoint))
+        load_state(other, state, checkpoint)
     except RuntimeError as error:
         raise ValueError(f"checkpoints must fit the model: {' '.join(str(error).split())}") from error
     return other
