@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import landscape
+from landscape.model.walking import Late, MadeOnReading
 
 FLAT = X.flatten(1)[:, :6]
 TOKENS = torch.randint(10, (len(Y), 3), generator=torch.Generator().manual_seed(0))
@@ -146,3 +147,12 @@ def test_tiles_of_another_metric_are_refused(tmp_path):
     landscape.line(model, data, points=3, path=tmp_path / "tiles", metrics={"m": lambda output, _: output.mean()})
     with pytest.raises(ValueError, match="one with centre_metrics"):
         landscape.line(model, data, points=3, path=tmp_path / "tiles", metrics={"m": lambda output, _: output.max()})
+
+
+def test_what_is_made_on_reading_is_made_in_copies_too():
+    def given(**entries):
+        return entries
+
+    entries = MadeOnReading({"late": Late(torch.ones(2), [(1.0, torch.ones(2))]), "none": None})
+    for read in (dict(entries), given(**entries), {**entries}, entries.copy(), entries | {}, dict(entries.items())):
+        assert read["late"].tolist() == [2.0, 2.0] and read["none"] is None

@@ -13,7 +13,7 @@ from .words import claimed, conclude, joined, listed, paragraph
 def basin_by_bits(claim: str) -> str:
     """Which networks lie outside, at which bits, and whether training comes back; the same on CIFAR-10."""
     data, cifar = data_of("basin_by_bits"), data_of("basin_by_bits", "cifar")
-    return f"{_of_seeds(claim, data)}\n\n{_of_one(cifar)}"
+    return _of_seeds(claim, data) + (f"\n\n{_of_one(cifar)}" if cifar is not None else "")
 
 
 def basin_of_text(claim: str) -> str:

@@ -18,8 +18,9 @@ CURVATURE = ("trace", "λ₁")  # the loss stands beside them: a network may be 
 
 
 def data_of(name: str, profile: str = "cpu") -> Any:
-    """Return what a figure is drawn from."""
-    return read(folder(profile) / f"{name}.nc")
+    """Return what a figure is drawn from; None where a profile other than "cpu" was not computed."""
+    file = folder(profile) / f"{name}.nc"
+    return read(file) if profile == "cpu" or file.exists() else None
 
 
 def short(variant: Any) -> str:

@@ -56,6 +56,14 @@ class MadeOnReading(dict[str, Any]):
         entry = super().__getitem__(key)
         return entry() if isinstance(entry, Late) else entry
 
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names; with an own one, ``dict(…)`` and ``**`` read by `__getitem__` as well."""
+        return super().__iter__()
+
+    def copy(self) -> dict[str, Any]:
+        """Return names and tensors."""
+        return dict(self)
+
     def items(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
         """Yield names and tensors, one after the other."""
         return ((key, self[key]) for key in self)
