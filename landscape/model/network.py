@@ -165,7 +165,7 @@ class Network:
         try:
             with Seen() as seen:
                 needs_grad = _needs_gradients(lambda: loss(tensors))
-            self._left = left_behind(self.model)
+            self._left = [] if self.coordinates.layouts else left_behind(self.model)
             after = self.frozen | tensors
         finally:
             self.frozen = frozen

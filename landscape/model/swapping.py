@@ -37,7 +37,7 @@ class TensorSwap:
         ]
         self._entries += [  # tied by hand, in a list, say
             (container, key, names[id(tensor)])
-            for module in model.modules()
+            for module in ([] if layouts else model.modules())  # FSDP keeps its own account
             for kind, container in module.__dict__.items()
             if type(container) in CONTAINERS and kind not in ENTRIES
             for key, tensor in _items(container)
