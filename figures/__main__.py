@@ -4,7 +4,7 @@
     python -m figures saq_surfaces                draw one from the saved data (computes it where there are none)
     python -m figures all                         draw all: under a minute
     python -m figures all --profile smoke --anew  compute and draw all, small, as the tests do
-    python -m figures all --anew                  compute and draw all on the digits: three quarters of an hour
+    python -m figures all --anew                  compute and draw all: over an hour
     python -m figures NAME --profile gpu --root data --download
 
 The data and pictures of the cpu profile are part of the repository (figures/cpu), those of the others go to

@@ -24,23 +24,17 @@ def compute_front(profile: Profile) -> xarray.Dataset:
     """Measure the float networks' sensitivity, and test networks at the bits of five policies, rounded and tuned.
 
     Rounded networks are calibrated and not trained; all of a seed come from one float network and see one test set.
-    The cifar profile tunes none and searches nothing that trains, which would take a day.
     """
-    trains = profile.name != "cifar"
-    policies = VARIANTS if trains else VARIANTS[:3]
-    variants, budgets = profile.effort((policies, BUDGETS), (VARIANTS[::2], BUDGETS[1:2]))
+    variants, budgets = profile.effort((VARIANTS, BUDGETS), (VARIANTS[::2], BUDGETS[1:2]))
     seeds = profile.effort(profile.seeds, profile.seeds[:1])
     found = [sensitivity_of(profile, seed) for seed in seeds]
     where: dict[str, list] = {"variant": list(variants), "budget": list(budgets), "seed": list(seeds)}
-    names = ("rounded", "bops", "tuned")[: 2 + trains]
-    front = {name: np.zeros([len(values) for values in where.values()]) for name in names}
+    front = {name: np.zeros([len(values) for values in where.values()]) for name in ("rounded", "tuned", "bops")}
     for place, (label, budget, seed) in zip(np.ndindex(*front["bops"].shape), product(*where.values()), strict=True):
         bits, model = policy(profile, label, seed, budget=budget).bits, start_of(profile, "target", seed)
         model = saq_core.calibrate(saq_core.quantize(model, bits), profile.data)
         front["rounded"][place] = 100 * saq_core.evaluate(model, profile.data.test).accuracy
-        front["bops"][place] = saq_core.cost(model).bops / 1e6
-        if trains:
-            front["tuned"][place], *_ = tested(profile, bits, seed)
+        front["tuned"][place], _, front["bops"][place] = tested(profile, bits, seed)
     model = start_of(profile, "target", seeds[0])
     limits = [budget_of(model, budget) / 1e6 for budget in budgets]
     columns = {name: [result.array(name).numpy() for result in found] for name in ("increase", "stderr", *PREDICTIONS)}
@@ -71,9 +65,7 @@ def _tau(result: landscape.Sensitivity, measured: str, prediction: str) -> list[
 
 def draw_front(data: xarray.Dataset):
     """Draw measured against predicted increases in one seed, and accuracies against the budget, rounded and tuned."""
-    titles = {"rounded": "Rounded, not trained", "tuned": "Tuned"}
-    shown = [name for name in titles if name in data]
-    figure, (ax, *fronts) = panels(1 + len(shown), 2.5)
+    figure, (ax, *fronts) = panels(3, 2.5)
     own = data.isel(seed=0)
     for index, form in enumerate(data["format"].values):
         cells = own.sel(format=form)
@@ -87,7 +79,7 @@ def draw_front(data: xarray.Dataset):
     title = f"One layer rounded: τ = {tau:.2f} [{low:.2f}, {high:.2f}]"
     ax.set(xscale="log", yscale="log", xlabel="Predicted, ½ΔᵀHΔ", ylabel="Loss increase, measured", title=title)
     ax.legend(loc="upper left", handletextpad=0.1)
-    for ax, name in zip(fronts, shown, strict=True):
+    for ax, (name, title) in zip(fronts, {"rounded": "Rounded, not trained", "tuned": "Tuned"}.items(), strict=True):
         for variant in data["variant"].values:
             curve(
                 ax,
@@ -96,7 +88,7 @@ def draw_front(data: xarray.Dataset):
                 variant,
                 marker=MARKERS[variant],
             )
-        ax.set(title=titles[name], xlabel="Budget, M BOPs per image", ylabel="Test accuracy, %")
+        ax.set(title=title, xlabel="Budget, M BOPs per image", ylabel="Test accuracy, %")
     legend(figure, fronts[0], len(VARIANTS))
     note(figure, told(data, images=data.images))
     return figure

@@ -23,7 +23,7 @@ from .model import BatchObjective, Loss, Objective, Output, Point, mapped, objec
 from .plotting import drawing_function
 from .progress import in_notebook
 from .results import Result, with_error
-from .stability import critical_sharpness, preconditioner, stability_threshold
+from .stability import critical_sharpness, keeps_second_moments, preconditioner, stability_threshold
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ class TrainingCurvature(Result):
     picture: ClassVar[str] = "courses.course"
     how: ClassVar[str] = (
         "λ₁ of the Hessian by Rayleigh–Ritz from the eigenvectors found before, bands one standard error; critical "
-        "sharpness is 2/η, η the least step along the gradient that does not descend"
+        "sharpness is 2/η, η a step along the gradient that no longer descends"
     )
 
     def _cells(self) -> dict[str, list[str]]:
@@ -302,7 +302,10 @@ class Monitor:
 
     def _measured(self, settings: dict[str, float], step: int, **name: str) -> dict[str, float]:
         """Measure a row, the cheapest quantities first."""
-        present = _Present(self, preconditioner(self.optimizer, self._function))
+        root = preconditioner(self.optimizer, self._function)
+        if root is None and self.optimizer is not None and keeps_second_moments(self.optimizer):
+            settings = settings | {"threshold": math.nan}  # which concerns what is not known
+        present = _Present(self, root)
         with self._function.measurement_mode():
             order = sorted(_FORWARDS.keys() - {"picture"}, key=lambda q: (q != "loss", q == "trace", self._cost(q)))
             for quantity in order:

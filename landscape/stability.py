@@ -45,7 +45,7 @@ def stability_threshold(optimizer: Any, function: Objective | None = None) -> di
         return {"learning_rate": lr, "threshold": math.nan}
     if "betas" in group:
         beta = float(group["betas"][0])
-        factor = (2 + 2 * beta) / (1 - beta) if _second_moments(optimizer) else math.nan
+        factor = (2 + 2 * beta) / (1 - beta) if keeps_second_moments(optimizer) else math.nan
     elif group.keys() >= _SGD:
         beta = float(group["momentum"])
         dampened = 1 - float(group["dampening"]) if beta else 1.0
@@ -64,7 +64,7 @@ def preconditioner(optimizer: Any, function: Objective) -> Point | None:
         return None
     states = {id(p): (optimizer.state.get(p, {}), group) for group in optimizer.param_groups for p in group["params"]}
     weights, centre = _varying(function), function.coordinates.centre
-    if not _second_moments(optimizer):
+    if not keeps_second_moments(optimizer):
         kept = {name: id(weight) in states for name, weight in weights.items()}
         parts = {name: torch.full_like(centre[name], float(moves)) for name, moves in kept.items()}
         return None if all(kept.values()) else parts
@@ -139,7 +139,8 @@ def critical_sharpness(
     return math.nan, _PASSES
 
 
-def _second_moments(optimizer: Any) -> bool:
+def keeps_second_moments(optimizer: Any) -> bool:
+    """Return whether an optimizer divides its steps as Adam does, once it has made one."""
     base = getattr(optimizer, "optimizer", optimizer)
     is_like = not any(kind.__name__ in _UNLIKE for kind in type(base).__mro__)
     return is_like and any("exp_avg_sq" in state for state in optimizer.state.values())

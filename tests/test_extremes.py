@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from strangers import TOKENS, Tied
 from torch import nn
 from torch.nn import functional as F
 
@@ -60,18 +61,8 @@ def test_files_keep_the_dtype_of_each_tensor(tmp_path):
 
 
 def test_an_embedding_that_shares_the_heads_weight_counts_at_32_bits(tmp_path):
-    class Language(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embedding, self.inner, self.head = nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50, bias=False)
-            self.head.weight = self.embedding.weight
-
-        def forward(self, x):
-            return self.head(self.inner(self.embedding(x)))
-
-    x = torch.randint(50, (4, 5))
-    quantized = saq_core.calibrate(saq_core.quantize(Language(), "W4A32"), x)
-    size, packed = saq_core.cost(quantized, x).size_bytes, saq_core.export(quantized, tmp_path / "model.pt").bytes
+    quantized = saq_core.calibrate(saq_core.quantize(Tied(), "W4A32"), TOKENS)
+    size, packed = saq_core.cost(quantized, TOKENS).size_bytes, saq_core.export(quantized, tmp_path / "model.pt").bytes
     assert packed - 16 <= size <= packed  # but for the steps' own bytes
 
 

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import strangers
 import torch
 from networks import X, Y
 from torch import nn
@@ -94,28 +95,19 @@ def test_losses_and_gradients_are_those_of_a_network_with_these_weights(kind):
     assert all(vars(model)[name] is value for name, value in kept.items())
 
 
-@pytest.mark.parametrize("absent", ["b.weight", "c.weight"])
+@pytest.mark.parametrize("absent", ["embed.weight", "head.weight"])
 def test_a_checkpoint_may_leave_out_one_name_of_a_tied_weight(absent):
     """As files of safetensors do."""
 
-    class Language(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.b, self.h, self.c = nn.Embedding(10, 6), nn.Linear(6, 6), nn.Linear(6, 10, bias=False)
-            self.c.weight = self.b.weight
-
-        def forward(self, x):
-            return self.c(torch.tanh(self.h(self.b(x).mean(1))))
-
     torch.manual_seed(0)
-    model, states = Language(), []
+    model, data, states = strangers.Tied(), (strangers.TOKENS, strangers.Y), []
     for _ in range(4):
         states.append({name: part + 0.1 * torch.randn_like(part) for name, part in model.state_dict().items()})
-        states[-1]["c.weight"] = states[-1]["b.weight"]
+        states[-1]["head.weight"] = states[-1]["embed.weight"]
     parts = [{name: part for name, part in state.items() if name != absent} for state in states]
     for measure in (
-        lambda given: landscape.trajectory(model, given, (TOKENS, Y)).loss.tolist(),
-        lambda given: landscape.audit(given, model, (TOKENS, Y)).frame["probe_loss"].tolist(),
+        lambda given: landscape.trajectory(model, given, data).loss.tolist(),
+        lambda given: landscape.audit(given, model, data).frame["probe_loss"].tolist(),
     ):
         assert measure(parts) == measure(states)
 

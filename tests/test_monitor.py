@@ -302,6 +302,17 @@ def test_optimizers_that_are_like_adam_by_half_are_measured_without_it():
             assert math.isnan(monitor.rows[0]["threshold"])
 
 
+def test_the_threshold_is_unknown_where_what_it_concerns_is():
+    """Adam's stands for λ₁ of P^(−½)HP^(−½), which float16 does not hold."""
+    model = net().half()
+    data, optimizer = (DATA[0].half(), DATA[1]), torch.optim.Adam(model.parameters(), eps=1e-4)
+    monitor = unlimited(model, data, optimizer=optimizer)
+    F.cross_entropy(model(data[0]).float(), data[1]).backward()
+    optimizer.step()
+    monitor.step()
+    assert math.isnan(monitor.rows[0]["threshold"]) and "preconditioned_lambda1" not in monitor.rows[0]
+
+
 def test_weights_that_are_frozen_later_are_measured_on():
     model = net()
     monitor = unlimited(model)

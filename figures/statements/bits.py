@@ -1,6 +1,5 @@
 """What the figures and the table of bits per layer say."""
 
-from itertools import product
 from statistics import fmean
 from typing import Any
 
@@ -23,8 +22,8 @@ from ..study import (
     read,
 )
 from ..surfaces import per_seed
-from .digits import compared, curvature, data_of, short
-from .words import bullets, claimed, conclude, joined, listed, paragraph, upper
+from .digits import compared, curvature, data_of
+from .words import bullets, claimed, conclude, joined, listed, upper
 
 SEARCHED = {"samq": "SAMQ", "asga": "ASGA", "hessian": "the Hessian policy"}
 ONE = "one search each, so the spread of its tunings is no error of the method, and nothing is tested"
@@ -166,7 +165,7 @@ def sensitivity_front(claim: str) -> str:
         for low, high in data["tau"].sel(measured="increase", prediction="hessian", end=["low", "high"]).values
     ]
     repeat = data["tau"].sel(end="repeat", prediction="hessian").mean("seed").values
-    told = claimed(
+    return claimed(
         claim,
         conclude(tests, 1),
         f"""Sensitivity − uniform bits: {listed(tests)} points, on {data.attrs["images"]} test images. Below uniform by
@@ -175,28 +174,6 @@ def sensitivity_front(claim: str) -> str:
         with intervals over layers {joined(spans)}); other images would reach {decimal(float(repeat[0]), 2)} and
         {decimal(float(repeat[1]), 2)}.""",
     )
-    cifar = data_of("sensitivity_front", "cifar")
-    return told + (f"\n\n{_sensitivity_of_one(cifar.isel(seed=0))}" if cifar is not None else "")
-
-
-def _sensitivity_of_one(data: Any) -> str:
-    """Return what ResNet-20's sensitivity says: one network, rounded and not trained."""
-    names = {"hessian": "½ΔᵀHΔ", "trace": "mean trace × ‖Δ‖²"}
-    taus = []
-    for what, key in product(("increase", "kl"), names):
-        tau, low, high, again = (decimal(float(v), 2) for v in data["tau"].sel(measured=what, prediction=key).values)
-        word = {"increase": "the loss", "kl": "KL"}[what]
-        taus.append(f"{tau} [{low}, {high}] of {names[key]} with {word} (other images: {again})")
-    test = [f"{budget} {joined(_points(data, budget))}" for budget in map(str, data["budget"].values)]
-    return paragraph(
-        f"""ResNet-20 on CIFAR-10, one network, {data.attrs["samples"]} images: Kendall's τ {joined(taus)}. Test
-        accuracy, rounded and calibrated, not trained: {"; ".join(test)}."""
-    )
-
-
-def _points(data: Any, budget: str) -> list[str]:
-    rounded = data["rounded"].sel(budget=budget)
-    return [f"{float(rounded.sel(variant=name)):.1f} % ({short(name)})" for name in data["variant"].values]
 
 
 def _mean(label: str, source: str, on: str) -> float:

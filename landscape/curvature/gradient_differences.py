@@ -19,8 +19,8 @@ _RADII = {
     torch.float32: (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     torch.bfloat16: (1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5),
 }
-_LEAST = 0.01
 _RADII[torch.float16] = (3e-3, 1e-2, 2e-2, 5e-2, 0.1)
+_LEAST = 0.01  # of weights, on average: steps for smaller ones, zeros say, would drown in rounding
 
 
 class GradientDifferences:

@@ -259,7 +259,7 @@ def left_behind(model: nn.Module) -> list[tuple[Any, Any, Any]]:
     record, found = _active[id(model)]._record, list[tuple[Any, Any, Any]]()
     assert record is not None
     attributes = {id(module.__dict__) for module in model.modules()}
-    entries = {id(module.__dict__.get(kind)) for module in model.modules() for kind in ("_parameters", "_buffers")}
+    entries = {id(module.__dict__.get(kind)) for module in model.modules() for kind in ENTRIES}
     for container, before in record.containers:
         now = _contents(container)
         if id(container) in attributes:

@@ -17,7 +17,7 @@ from ..costs import describe
 from ..data import Data, steps_per_epoch
 from ..quantization import QuantizerName, parse_bits
 from ..results import Settings
-from ..sharpness import SAM, SAQ, TINY, Case, checked_range, common_grads, dot, norm
+from ..sharpness import SAM, SAQ, Case, checked_range, common_grads, cosine, norm
 from ..training import Recipe, base_optimizer, batch_loss
 from .baselines import solve
 from .checkpoint import Checkpoint
@@ -259,7 +259,7 @@ class RecordingPolicy:
                 "gap": (losses[1] - losses[0]).detach(),
                 "rho": radius.detach() if isinstance(radius, Tensor) else torch.full_like(loss.detach(), radius),
                 "gradient_norm": length,
-                "cosine": dot(g, sharp) / (length * norm(sharp)).clamp_min(TINY),
+                "cosine": cosine(g, sharp),
             }
         )
         return loss

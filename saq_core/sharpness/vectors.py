@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TINY = 1e-300  # keeps a zero gradient from dividing by zero; far below any norm, which is of float64
-
 
 @torch.no_grad()
 def copied(tensors: list[Tensor]) -> list[Tensor]:
@@ -59,15 +57,16 @@ def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 def cosine(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """Return the cosine between a and b; 0 where one of them is 0."""
-    return projection(a, b) * norm(b) / norm(a).clamp_min(TINY)
+    length = norm(a)
+    return torch.where(length > 0, projection(a, b) * norm(b) / length, 0.0)
 
 
 def projection(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Return the coefficient of the projection of a onto b, ⟨a, b⟩/‖b‖²."""
+    """Return the coefficient of the projection of a onto b, ⟨a, b⟩/‖b‖²; 0 where b is 0."""
     length = norm(b)
     scale = torch.where(length > 0, 1 / length, 0.0)  # of both alike: b lies along itself to the bit
     a, b = (list(torch._foreach_mul(part, scale)) for part in (a, b))
-    return dot(a, b) / dot(b, b).double().clamp_min(TINY)
+    return torch.where(length > 0, dot(a, b) / dot(b, b), 0.0)
 
 
 def common_grads(a: dict[Any, Tensor], b: dict[Any, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
