@@ -8,7 +8,7 @@ import xarray
 
 from figures import methods, statements, study
 from figures.__main__ import FIGURES
-from figures.statements import bits, cifar, digits, words
+from figures.statements import basins, bits, cifar, digits, words
 from figures.study import Judged
 
 BASE = methods.BASE
@@ -144,3 +144,12 @@ def test_a_search_of_which_there_is_one_has_no_error_and_no_verdict():
     for value in re.findall(r"[−+]\d\.\d\d(?= \((?:SAMQ|ASGA|the Hessian policy)\))", text):
         assert f"{value} ±" not in text and f"{value} [" not in text
     assert "of the searches nothing is tested" in bits.table_mixed("none")
+
+
+def test_one_networks_basin_is_told_with_its_errors_over_the_images():
+    data = digits.data_of("basin_of_text").isel(seed=[0])
+    excess = float(data.excess_in_stderr.sel(network="RTN", bits="W2A32")[0])
+    text = basins._of_one(data)
+    assert f"W2 RTN {excess:+.1f}" in text.replace("\n", " ") and "Outside: W3 RTN, W3 GPTQ, W2 RTN" in text.replace(
+        "\n", " "
+    )
