@@ -24,27 +24,29 @@ COLUMNS = (
     *("increase", "increase_stderr", "excess_in_stderr", "width", "inside"),
     *("loss", "loss_recomputed", "accuracy"),
 )
-MOST = {"cifar10-resnet20": 128}  # images, of which a basin's layers take a thousand evaluations
+MOST = {"cifar10-resnet20": (128, 1000)}  # images that are measured, a thousand times by layers, and that GPTQ sees
 LENGTH, WIDTH = 64, 64  # letters of a window, and width of the transformer that reads them
 
 
-def rounded(model: nn.Module, bits: str, data: Any) -> dict[str, nn.Module]:
+def rounded(model: nn.Module, bits: str, images: Any) -> dict[str, nn.Module]:
     """Return a float network rounded to nearest, and by GPTQ."""
-    nearest = saq_core.calibrate(saq_core.quantize(copy.deepcopy(model), bits), data.train)
-    return {"RTN": nearest, "GPTQ": saq_core.gptq(copy.deepcopy(model), data.train, bits, per_channel=False)}
+    nearest = saq_core.calibrate(saq_core.quantize(copy.deepcopy(model), bits), images)
+    return {"RTN": nearest, "GPTQ": saq_core.gptq(copy.deepcopy(model), images, bits, per_channel=False)}
 
 
 def compute(profile: Profile) -> Any:
     """Measure the basin of every seed's float network on the way to its quantized copies."""
 
+    probe, calibration = MOST.get(profile.family, (None, None))
+
     def copies(seed: int) -> Copies:
         model = profile.network("base", seed=seed)
+        images = tuple(part[:calibration] for part in profile.data.train)
 
         def quantized(bits: str) -> dict[str, nn.Module]:
-            return rounded(model, bits, profile.data) | {"QAT": profile.network("sgd", bits, seed)}
+            return rounded(model, bits, images) | {"QAT": profile.network("sgd", bits, seed)}
 
-        most = MOST.get(profile.family)
-        return model, tuple(part[:most] for part in profile.measured(model)), quantized
+        return model, tuple(part[:probe] for part in profile.measured(model)), quantized
 
     return measured(profile, copies)
 
@@ -63,7 +65,7 @@ def compute_text(profile: Profile) -> Any:
         saq_core.train(model, texts, saq_core.Recipe(epochs=epochs, lr=3e-3, seed=seed, **settings))
 
         def quantized(bits: str) -> dict[str, nn.Module]:
-            found = rounded(model, bits, texts)
+            found = rounded(model, bits, texts.train)
             tuned = copy.deepcopy(found["RTN"])
             epochs = profile.effort(3, 1)
             saq_core.train(tuned, texts, saq_core.Recipe(epochs=epochs, lr=1e-3, seed=seed, **settings))

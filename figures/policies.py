@@ -144,11 +144,14 @@ def weight_bits(bits: Mapping[str, str]) -> list[int]:
 
 
 def tuned(profile: Profile, bits: str | Mapping[str, str], seed: int, variant: str = "sgd") -> nn.Module:
-    """Return the network tuned at these bits; policies that are alike share one, which is named by its bits."""
+    """Return the network tuned at these bits; policies that are alike share one, which is named by its bits.
+
+    SAQ's radius is its experiment's at all bits: none was chosen for mixed ones.
+    """
     if not isinstance(bits, str) and len(set(bits.values())) == 1:
         bits = next(iter(bits.values()))
     if isinstance(bits, str):
-        return profile.network(variant, bits, seed)
+        return profile.trained(profile.experiment(variant, bits), seed)
     name = f"{profile.family}-mixed{''.join(map(str, weight_bits(bits)))}-{variant}"
     chosen = replace(profile.experiment(variant), name=name, bits=dict(bits))
     return profile.trained(chosen, seed)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import landscape
 import saq_core
 
+from .dose import chosen_radius, rows_of
 from .study import RUNS
 
 SMALL = replace(saq_core.EXPERIMENTS["digits-resnet8"], limit=200)  # where a profile with that limit starts from
@@ -54,8 +55,17 @@ class Profile:
         return found if bits is None else replace(found, name=f"{self.family}-{bits.lower()}-{variant}", bits=bits)
 
     def network(self, variant: str, bits: str | None = None, seed: int = 0) -> nn.Module:
-        """Return the trained network; what was trained before is read from its file."""
-        return self.trained(self.experiment(variant, bits), seed)
+        """Return the trained network; what was trained before is read from its file.
+
+        SAQ takes the radius that the validation split chose, where all of them were tried (`figures.dose`).
+        """
+        found = self.experiment(variant, bits)
+        sam = found.recipe.sam
+        rho = sam and chosen_radius(rows_of(self.family), found.bits, sam.case)
+        if rho and rho != sam.rho:
+            recipe = replace(found.recipe, sam=replace(sam, rho=rho))
+            found = replace(found, name=f"{found.name}-rho{rho:g}", recipe=recipe)
+        return self.trained(found, seed)
 
     def trained(self, experiment: saq_core.Experiment, seed: int) -> nn.Module:
         """Return the network of any experiment, likewise."""
