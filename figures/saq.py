@@ -25,6 +25,7 @@ TRAINED = ("sgd", *CASES, "saq3-momentum")
 RADII = (0.001, 0.002, 0.005, 0.01)  # beyond, the loss is that of guessing
 ASCENTS = 128  # images at most
 ROUNDS = 15
+CHOSEN = "SAQ's ρ of the least validation loss"
 
 
 def compute_surfaces(profile: Profile) -> landscape.Comparison:
@@ -37,7 +38,7 @@ def compute_surfaces(profile: Profile) -> landscape.Comparison:
 def draw_surfaces(comparison: landscape.Comparison):
     """Draw SAQ's and the float network's loss over SGD's, and the profiles of the three."""
     methods = {"W2A2 SGD": "sgd", "W2A2 SAQ": "saq3", "FP32": "fp32"}
-    return draw_beside(comparison, "First seed", methods, ["W2A2 SAQ", "FP32"])[0]
+    return draw_beside(comparison, f"First seed, {CHOSEN}", methods, ["W2A2 SAQ", "FP32"])[0]
 
 
 def compute_staircase(profile: Profile) -> xarray.Dataset:
@@ -107,7 +108,7 @@ def draw_radii(data: xarray.Dataset):
     axes[0].set(ylabel="Worst-case increase / SGD's", ylim=(0, None))
     legend(figure, axes[0], 4)
     seen = told(data, "paired by seed", images=min(ASCENTS, data.attrs["samples"]))
-    note(figure, f"{seen}; hollow: an ascent did not converge; orange: SGD")
+    note(figure, f"{seen}; hollow: an ascent did not converge; orange: SGD; {CHOSEN}")
     return figure
 
 
@@ -135,7 +136,7 @@ def draw_flips(data: xarray.Dataset):
     ax.set(ylabel="Weights that change level, ‰", ylim=(0, None))
     label_ends(ax)
     whole_epochs(ax)
-    note(figure, told(data, "first step of each epoch", images=0))
+    note(figure, told(data, "first step of each epoch", CHOSEN, images=0))
     return figure
 
 
@@ -167,7 +168,7 @@ def draw_curvature(data: xarray.Dataset):
         ax.set(title=f"{title}, {bits}")
     largest = float(abs(data.trace.sel(space="latent") / data.trace.sel(space="quantized") - 1).max())
     units = f"filter-relative, straight-through; latent: within {100 * largest:.0f} %"
-    note(figure, told(data, units))
+    note(figure, told(data, units, CHOSEN))
     return figure
 
 
@@ -198,7 +199,7 @@ def draw_fluctuation(data: xarray.Dataset):
     intervals(right, list(tests.values()), ["saq3" if "SAQ" in name else "sgd" for name in tests], list(tests))
     right.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     right.set(title="Paired differences, 95 % intervals", xlabel="Filled: survives Holm's correction")
-    note(figure, told(data, "mean over the epochs", images=0))
+    note(figure, told(data, "mean over the epochs", CHOSEN, images=0))
     return figure
 
 
