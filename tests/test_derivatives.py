@@ -229,3 +229,20 @@ def test_errors_of_pytorch_name_module_reason_and_remedy():
     assert landscape.line(perceptron(), (series, Y), loss=ctc, points=3).loss.isfinite().all()
     with pytest.raises(TypeError, match="model must be a network .* got 'resnet'"):
         landscape.trace("resnet", (X, Y))
+
+
+def test_among_many_kinks_the_label_costs_no_more_passes():
+    torch.manual_seed(0)
+    hidden = [layer for width in (3072, 300, 300, 300) for layer in (nn.Linear(width, 300), nn.ReLU())]
+    model, calls = nn.Sequential(*hidden, nn.Linear(300, 10)), []
+
+    def loss(output, target):
+        calls.append(output.dtype)
+        return F.cross_entropy(output, target)
+
+    made = Objective(model, (torch.randn(16, 3072), torch.arange(16) % 10), loss=loss)
+    before = len(calls)
+    assert made.about()["derivatives"] == "not measured"
+    Hessian(made)
+    assert made.about()["derivatives"] == "exact"
+    assert sum(dtype == torch.float64 for dtype in calls[before:]) == 7
