@@ -275,6 +275,26 @@ def test_what_is_random_is_found_and_named():
         top_eigenvalues(convolutional(), RAGGED, loss=loss)
 
 
+class Sampled(nn.Module):
+    """Draws between two modules that are no more random than the noise that they are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 3)
+
+    def forward(self, x):
+        mean = self.encoder(x)[0][:, -1]
+        return self.decoder(mean + torch.randn_like(mean))
+
+
+def test_a_module_that_is_given_noise_is_not_blamed_for_it():
+    data = torch.randn(9, 5, 4), torch.arange(9) % 3
+    with pytest.raises(ValueError, match="the model or its loss is stochastic"):
+        trace(Sampled(), data)
+    with pytest.raises(ValueError, match=r"0 \(Sampled\) is stochastic in eval mode"):
+        trace(nn.Sequential(Sampled()), data)
+
+
 def test_metrics_and_errors_over_the_data_come_with_the_loss():
     model, data = convolutional().eval(), (X, Y)
     function = Objective(

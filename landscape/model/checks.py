@@ -115,7 +115,7 @@ def check_repeats(loss: Callable[[], Tensor], dtype: torch.dtype, reason: Callab
     if not _close(once, again, dtype):
         raise ValueError(
             f"the loss changed when repeated ({float(once):.6g}, then {float(again):.6g}): {reason()}; "
-            "the Hessian of a stochastic loss is not defined"
+            "neither surface nor Hessian of a stochastic loss is defined: seed what draws in every pass"
         )
     return once
 
@@ -311,26 +311,34 @@ def some_rows(batch: Any, rows: int) -> Any:
 
 
 def stochastic_module(model: nn.Module, run: Callable[[], Any]) -> str:
-    """Name the first module, innermost first, whose output changes when a pass is repeated."""
-    outputs: list[dict[str, Tensor]] = []
+    """Name the first module, innermost first, that gives another output for the same input when a pass is repeated."""
+    calls: list[dict[str, tuple[list[Tensor], list[Tensor]]]] = []
+
+    def copies(*values: Any) -> list[Tensor]:
+        return [value.detach().clone() for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+    def are_alike(some: list[Tensor], others: list[Tensor]) -> bool:
+        return len(some) == len(others) and all(map(torch.equal, some, others))
 
     def record(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                outputs[-1].setdefault(name, output.detach().clone())
+        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            calls[-1].setdefault(name, (copies(args, kwargs), copies(output)))
 
         return hook
 
-    hooks = [module.register_forward_hook(record(name)) for name, module in model.named_modules() if name]
+    named = {name: module for name, module in model.named_modules() if name}
+    hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in named.items()]
     try:
         for _ in range(2):
-            outputs.append({})
+            calls.append({})
             run()
     finally:
         for hook in hooks:
             hook.remove()
-    once, again = outputs
-    changed = (name for name in once if name in again and not torch.equal(once[name], again[name]))
-    name = next(changed, None)
-    who = "the model or its loss" if name is None else f"{name} ({type(model.get_submodule(name)).__name__})"
+    who = "the model or its loss"
+    for name, (given, made) in calls[0].items():
+        again = calls[1].get(name)
+        if again and are_alike(given, again[0]) and not are_alike(made, again[1]):
+            who = f"{name} ({type(named[name]).__name__})"
+            break
     return f"{who} is stochastic in eval mode"
