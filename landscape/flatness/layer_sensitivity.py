@@ -29,6 +29,7 @@ _DRAWS, _AGAIN = 1000, 200  # of the bootstrap, and of other data
 _FEWEST = 5  # layers that a bootstrap says something of
 _BLOCK = 4  # products at once: graphs that are not kept are built for all of them
 _SAME = 1e-4  # of a sample's loss: two networks that differ by less compute the same
+_NO_SCORES = "the loss is no cross-entropy of scores, known sample by sample in one order"
 _PROBES = 40  # of the trace, about: what a prediction of the time counts
 
 
@@ -194,13 +195,8 @@ def sensitivity(
         rows = [row | {name: value, f"{name}_stderr": error} for row, (value, error) in zip(rows, found, strict=True)]
     more = "more changes than the weights" if len(shares) else "not known sample by sample what changes"
     unknown = dict.fromkeys(row["format"] for row, move in zip(rows, moves, strict=True) if move is None and made)
-    notes = {
-        "left_out": left_out,
-        "kl": ""
-        if here[1] is not None
-        else "the loss is no cross-entropy of scores, known sample by sample in one order",
-        "no_prediction": f"{more}: {', '.join(unknown)}" if unknown else "",
-    }
+    notes = {"left_out": left_out, "kl": "" if here[1] is not None else _NO_SCORES}
+    notes["no_prediction"] = f"{more}: {', '.join(unknown)}" if unknown else ""
     about = function.about(quantize="grid of least squared error, per tensor" if quantize is None else "a function")
     about |= {key: note for key, note in notes.items() if note}
     about |= {"seed": seed, "seconds_expected": round(expected, 3), "seconds": elapsed()}
@@ -280,9 +276,8 @@ def _measured(
     dealt, own = quantize is None, slice(parallel.rank(), None, parallel.size())
     for k in progress(range(len(choices))[own] if dealt else range(len(choices)), "sensitivity"):
         if quantize is None:
-            there, after = _evaluated(
-                function, {n: d for item in choices[k].items() for n, d in rounding[item].items()}
-            )
+            move = {n: d for item in choices[k].items() for n, d in rounding[item].items()}
+            there, after = _evaluated(function, move)
         else:
             quantized = _quantized(function, quantize, choices[k], seed)
             there, after = _evaluated(quantized)
@@ -341,9 +336,8 @@ def _predicted(name: str, operator: Hessian, moves: Sequence[Point | None], seed
         if name == "trace":
             for move in block:
                 parts = [(*means[key], float(d.double().square().mean()) / 2) for key, d in (move or {}).items()]
-                found.append(
-                    (sum(v * scale for v, _, scale in parts), math.hypot(*(e * scale for _, e, scale in parts)))
-                )
+                error = math.hypot(*(e * scale for _, e, scale in parts))
+                found.append((sum(v * scale for v, _, scale in parts), error))
             continue
         vectors = torch.stack([centre.flatten(zeros | (move or {})).to(operator.device) for move in block], 1)
         forms = (operator.by_fold(vectors).double() * vectors.double()).sum(1).cpu() / 2

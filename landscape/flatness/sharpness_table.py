@@ -246,9 +246,8 @@ def worst_case_sharpness(
     numbers(whole=True, at_least=1, steps=steps)
     numbers(whole=True, at_least=1, optional=True, m=m)
     numbers(at_least=0, rtol=rtol)
-    arguments = {"space": space, "loss": loss, "objective": objective}
     batch_size = None if isinstance(model, Objective) else m
-    function = objective_of(model, data, batch_size=batch_size, **arguments)
+    function = objective_of(model, data, loss=loss, objective=objective, space=space, batch_size=batch_size)
     ball = ball_of(function.coordinates, radii, metric, relative)
     groups = [function] if m is None else _groups(function, m)
     ascents = [largest_increases(group, ball, radii, steps, rtol) for group in progress(groups, "worst-case sharpness")]
@@ -412,27 +411,26 @@ def sharpness(
 
 def _rows(result: Sharpness | RoundingSharpness, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a record per radius, or two per number of bits."""
-    rows = []
+    rows, columns, draws = [], (result.delta_loss, result.stderr, result.stderr_data), 2 * result.samples.shape[1]
     if isinstance(result, RoundingSharpness):
+        rounded = result.rounded, torch.full_like(result.rounded, math.nan), result.rounded_stderr_data
         for index, label in enumerate(map(bits_label, result.bits)):
-            rows.append(_row(f"noise {label}", result.delta_loss, result.stderr, result.stderr_data, index))
-            rows[-1] |= {"gradients": 0, "forwards": 2 * result.samples.shape[1]}
-            unknown = torch.full_like(result.rounded, math.nan)
-            rows.append(_row(f"rounded {label}", result.rounded, unknown, result.rounded_stderr_data, index))
-            rows[-1] |= {"gradients": 0, "forwards": 1}
+            rows.append(_row(f"noise {label}", columns, index, 0, draws))
+            rows.append(_row(f"rounded {label}", rounded, index, 0, 1))
         return rows
-    about = result.about
-    rounds = about.get("rounds", [])
-    name = "r" if settings.get("relative", True) else "ρ"
+    rounds, name = result.about.get("rounds"), "r" if settings.get("relative", True) else "ρ"
     m = f", m = {settings['m']}" if settings.get("m") else ""
     for index, radius in enumerate(result.radii.tolist()):
-        rows.append(_row(f"{name} = {radius:g}{m}", result.delta_loss, result.stderr, result.stderr_data, index))
-        gradients = min(FIRST_ROUND, about["steps"]) * (2 ** rounds[index] - 1) if rounds else 0
-        forwards = rounds[index] + 1 if rounds else 2 * result.samples.shape[1]
-        rows[-1] |= {"gradients": gradients, "forwards": forwards, "converged": bool(result.converged[index])}
+        first = min(FIRST_ROUND, result.about["steps"]) if rounds else 0
+        gradients, forwards = (first * (2 ** rounds[index] - 1), rounds[index] + 1) if rounds else (0, draws)
+        converged = bool(result.converged[index])
+        rows.append(_row(f"{name} = {radius:g}{m}", columns, index, gradients, forwards, converged))
     return rows
 
 
-def _row(setting: str, value: Tensor, stderr: Tensor, stderr_data: Tensor, index: int) -> dict[str, Any]:
-    columns = {"value": value, "stderr": stderr, "stderr_data": stderr_data}
-    return {"setting": setting} | {name: float(part[index]) for name, part in columns.items()} | {"converged": True}
+def _row(
+    setting: str, columns: Sequence[Tensor], index: int, gradients: int, forwards: int, converged: bool = True
+) -> dict[str, Any]:
+    named = zip(("value", "stderr", "stderr_data"), columns, strict=True)
+    row = {"setting": setting} | {name: float(part[index]) for name, part in named}
+    return row | {"converged": converged, "gradients": gradients, "forwards": forwards}

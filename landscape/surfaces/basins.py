@@ -85,17 +85,14 @@ class Basin(Result):
     )
 
     def _cells(self) -> dict[str, list[str]]:
-        cells: dict[str, list[str]] = {"": [], "inside": [], "width, in ways": [], "loss increase, weights alone": []}
-        cells |= {"own loss": [], "own accuracy": []}
+        names, cells = ("", "inside", "width, in ways", "loss increase, weights alone", "own loss", "own accuracy"), []
         for row in self.rows:
             texts = ["–"] * 3
             if row["network"] != MODEL:
                 texts = ["yes" if row["inside"] else "no", width_text(row["width"], row["width_stderr"])]
                 texts.append(with_error(row["increase"], row["increase_stderr"], sign=True))
-            texts = [row["network"], *texts, f"{row['loss']:.4g}", f"{row['accuracy']:.2%}"]
-            for column, text in zip(cells.values(), texts, strict=True):
-                column.append(text)
-        return cells
+            cells.append([row["network"], *texts, f"{row['loss']:.4g}", f"{row['accuracy']:.2%}"])
+        return dict(zip(names, map(list, zip(*cells, strict=True)), strict=True))
 
     def __repr__(self) -> str:
         parts = [
@@ -202,13 +199,13 @@ class _Explorer:
 
     def way(self, way: Point, measured: Line) -> dict[str, Any]:
         """Return where a network lies, and how wide the basin is on the way there."""
-        there = self.at(way)
+        there = self.function.evaluate(way)
         increase, stderr = float(there.loss - self.here.loss), float(there.stderr(self.here))
         outside = (measured.alphas > 0) & ~(measured.loss - self.here.loss.cpu() <= self.margin)
         first = int(outside.nonzero()[0]) if outside.any() else None
-        width = (math.inf, math.nan)
-        if first is not None:
-            width = self._rim(way, float(measured.alphas[first - 1]), float(measured.alphas[first]))
+        width = (
+            (math.inf, math.nan) if first is None else self._rim(way, *measured.alphas[first - 1 : first + 1].tolist())
+        )
         return {
             "distance": float(self.function.coordinates.length(way)),
             "increase": increase,
@@ -241,18 +238,14 @@ class _Explorer:
         found = []
         for (a, start), (b, end) in combinations(places.items(), 2):
             shares = torch.linspace(0, 1, _POINTS_OF_BARRIER, dtype=torch.float64).tolist()
-            seen = [self.at(Along([start, end], [1 - share, share])) for share in shares]
+            seen = [self.function.evaluate(Along([start, end], [1 - share, share])) for share in shares]
             above = [_above(seen[0], seen[-1], part, share) for part, share in zip(seen, shares, strict=True)][1:-1]
             barrier, stderr = max(above, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
             found.append({"pair": f"{a} – {b}", "barrier": barrier, "barrier_stderr": stderr})
         return found
 
-    def at(self, displacement: Mapping[str, Tensor]) -> Evaluation:
-        """Return the function there."""
-        return self.function.evaluate(displacement)
-
     def _exceeds(self, displacement: Mapping[str, Tensor]) -> bool:
-        return not float(self.at(displacement).loss - self.here.loss) <= self.margin  # NaN does
+        return not float(self.function.evaluate(displacement).loss - self.here.loss) <= self.margin  # NaN does
 
     def _rim(self, way: Point, inside: float, outside: float) -> tuple[float, float]:
         """Return where the loss crosses the margin between two shares of a way, and its standard error over the data.
@@ -262,7 +255,7 @@ class _Explorer:
         for _ in range(_HALVINGS):
             middle = (inside + outside) / 2
             inside, outside = (inside, middle) if self._exceeds(Along([way], [middle])) else (middle, outside)
-        low, high = (self.at(Along([way], [share])) for share in (inside, outside))
+        low, high = (self.function.evaluate(Along([way], [share])) for share in (inside, outside))
         slope = float(high.loss - low.loss) / (outside - inside)
         short = self.margin - float(low.loss - self.here.loss)
         share = inside + short / slope if math.isfinite(slope) and slope > 0 else outside

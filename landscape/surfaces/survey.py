@@ -122,8 +122,6 @@ def bf16_error(survey: Survey) -> float:
     computed = (survey.status == COMPUTED).nonzero()[:, 0]
     points = computed[torch.linspace(0, len(computed) - 1, 5).long().unique()]
     displaced = [Along(survey.steps, row) for row in survey.coordinates[points].tolist()]
-    exact = survey.function.variant(precision="fp32")
-    losses = [
-        torch.stack([function.evaluate(step).loss for step in displaced]) for function in (survey.function, exact)
-    ]
-    return float((losses[0] - losses[1]).abs().max())
+    function, exact = survey.function, survey.function.variant(precision="fp32")
+    errors = [function.evaluate(step).loss - exact.evaluate(step).loss for step in displaced]
+    return float(torch.stack(errors).abs().max())
