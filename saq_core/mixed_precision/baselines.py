@@ -104,11 +104,10 @@ def by_hessian(
     if frozen:
         raise ValueError(f"model must have trainable weights for method='hessian', got frozen {frozen}")
     mean = {name: max(estimates[name], 0.0) / sizes[name] for name in errors}
-    owners = {name: leader for leader, group in space.groups.items() for name in group}
+    rows = {name: k for k, group in enumerate(space.groups.values()) for name in group}
     sensitivity = torch.zeros_like(space.table, dtype=torch.float64)
-    rows = {leader: k for k, leader in enumerate(space.groups)}
     for name, error in errors.items():
-        sensitivity[rows[owners[name.rpartition(".")[0]]]] += mean[name] * error
+        sensitivity[rows[name.rpartition(".")[0]]] += mean[name] * error
     return _least(space, sensitivity, budget), {"mean_traces": mean, "rises": _listed(space, sensitivity)}
 
 
@@ -138,9 +137,8 @@ def by_sensitivity(space: Space, sensitivity: Sensitivity, budget: float) -> tup
 def _least(space: Space, costs: Tensor, budget: float) -> Tensor:
     """Return the choice of least cost within the budget, of equals the one that uses most of it."""
     room = budget - space.fixed
-    choice = solve(costs, space.table, room)
     unused = (space.table.amax(1, keepdim=True) - space.table).double()
-    equal = costs == costs.gather(1, choice[:, None])
+    equal = costs == costs.gather(1, solve(costs, space.table, room)[:, None])
     return solve(unused.where(equal, 1 + unused.sum()), space.table, room)
 
 

@@ -140,8 +140,7 @@ class Search:
 
     def epoch(self, epoch: int) -> dict[str, float]:
         """Train the weights for an epoch, and after the warm-up the controller; return the means of both."""
-        means = self.weight_epoch(epoch)
-        return means | (self.controller_epoch() if epoch >= self.settings.warmup else {})
+        return self.weight_epoch(epoch) | (self.controller_epoch() if epoch >= self.settings.warmup else {})
 
     def weight_epoch(self, epoch: int) -> dict[str, float]:
         """Train the weights on their half for an epoch: SAQ, bits drawn anew per batch, the same in both passes."""
