@@ -116,7 +116,8 @@ def train(
             row = run.epoch(epoch)
             history.epochs.append(row)
             if snapshots:
-                history.snapshots.append(_snapshot(run.average))
+                state = run.average.state_dict().items()
+                history.snapshots.append({k: v.detach().cpu().clone() for k, v in state if isinstance(v, Tensor)})
             if on_epoch is not None:
                 result = run.tell(on_epoch, run.average, epoch + 1, len(history.steps), history.steps[-1])
                 row.update(result if isinstance(result, dict) else {} if result is None else {"on_epoch": result})
@@ -130,10 +131,6 @@ def train(
         if recipe.ema is not None:
             model.load_state_dict(run.average.state_dict())
     return history
-
-
-def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
 
 
 def _store(path: str | Path, run: Run) -> None:
