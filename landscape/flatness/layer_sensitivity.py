@@ -96,8 +96,7 @@ class Sensitivity(Result):
     def __repr__(self) -> str:
         found = [record for record in self.correlations if record["format"] == "all"]
         taus = [f"{r['prediction']} {r['tau']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in found]
-        taus = [text.replace(" [nan, nan]", "") for text in taus]
-        told = f"; Kendall's τ with {', '.join(taus[: len(taus) // 2])}" if taus else ""
+        told = f"; Kendall's τ with {', '.join(taus[: len(taus) // 2])}".replace(" [nan, nan]", "") if taus else ""
         most = max(self.rows, key=lambda row: row["increase"] if row["increase"] == row["increase"] else -math.inf)
         largest = f"{with_error(most['increase'], most['stderr'])} of {most['layer']} at {most['format']}"
         return f"Sensitivity({len(self.layers)} layers × {len(self.formats)} formats, largest {largest}{told})"

@@ -51,8 +51,7 @@ class RoundingSharpness(Result):
     def _cells(self) -> dict[str, list[str]]:
         noise = with_errors(self.delta_loss, self.stderr, self.stderr_data)
         rounded = with_errors(self.rounded, self.rounded_stderr_data)
-        labels = list(map(bits_label, self.bits))
-        return {"": labels, "loss increase, noise": noise, "rounded": rounded}
+        return {"": list(map(bits_label, self.bits)), "loss increase, noise": noise, "rounded": rounded}
 
     def __repr__(self) -> str:
         rows = zip(self.bits, self.delta_loss.tolist(), self.stderr.tolist(), self.rounded.tolist(), strict=True)

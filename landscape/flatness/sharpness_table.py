@@ -389,8 +389,7 @@ def sharpness(
     parallel.check_agreement(**locals())
     elapsed = stopwatch()
     chosen = measures if isinstance(measures, Mapping) else {name: {} for name in measures or MEASURES}
-    unknown = [name for name in chosen if name not in MEASURES]
-    if unknown:
+    if set(chosen) - set(MEASURES):
         raise ValueError(f"measures must be a list of names out of {', '.join(MEASURES)}, got {measures!r}")
     function = objective_of(model, data, loss=loss, objective=objective)
     arguments = {"data": data, "loss": loss, "objective": objective}

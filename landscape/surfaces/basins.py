@@ -35,6 +35,8 @@ _AROUND = 0.5  # of a way: what is measured beyond both of its ends
 _COARSE = (0.25, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0)  # of a layer's way: where its rim is looked for
 _HALVINGS = 5
 _POINTS_OF_BARRIER = 11
+_OWN_PLACE = {"network": MODEL, "distance": 0.0, "increase": 0.0, "increase_stderr": 0.0, "width": math.nan}
+_OWN_PLACE |= {"width_stderr": math.nan, "inside": True, "excess_in_stderr": math.nan}
 _FLAT = 1e-3  # of a way's length: ways that differ in direction by less span no plane
 
 
@@ -164,7 +166,7 @@ def basin(
         function = function.variant(batchnorm="recomputed")
     ways = {name: _way(function, name, other) for name, other in networks.items()}
     explorer = _Explorer(function, _margin(function) if margin is None else margin)
-    rows, layers, lines = [{"network": MODEL} | explorer.centre() | explorer.own(function)], list[dict[str, Any]](), {}
+    rows, layers, lines = [_OWN_PLACE | explorer.own(function)], list[dict[str, Any]](), {}
     for name, way in progress(ways.items(), "ways to networks", len(ways)):
         given = line(function, directions=way, span=(-_AROUND, 1 + _AROUND), points=points)
         lines[name] = replace(given, about=given.about | {"axes": [{"kind": "network"}]})
@@ -182,11 +184,6 @@ class _Explorer:
     def __init__(self, function: Objective, margin: float) -> None:
         self.function, self.margin, self.here = function, margin, function.centre
         self.fixed = function.variant(batchnorm="fixed").centre
-
-    def centre(self) -> dict[str, Any]:
-        """Return the model's own place."""
-        place = {"distance": 0.0, "increase": 0.0, "increase_stderr": 0.0}
-        return place | {"width": math.nan, "width_stderr": math.nan, "inside": True, "excess_in_stderr": math.nan}
 
     def own(self, other: Objective) -> dict[str, Any]:
         """Return what a network has by itself."""

@@ -408,8 +408,7 @@ def grid(span: Span, points: int) -> Tensor:
         raise ValueError(f"span must be > 0 and finite, got {span}")
     if not isinstance(points, int) or points < 3 or points % 2 == 0:
         raise ValueError(f"points must be odd and >= 3, so that the middle one is the model itself, got {points}")
-    half = torch.arange(-(points // 2), points // 2 + 1, dtype=torch.float64)
-    return half * (span / (points // 2))
+    return torch.arange(-(points // 2), points // 2 + 1, dtype=torch.float64) * (span / (points // 2))
 
 
 def _axes(span: Any, points: Any) -> tuple[Tensor, Tensor]:
@@ -421,11 +420,8 @@ def _axes(span: Any, points: Any) -> tuple[Tensor, Tensor]:
 
 def _fields(survey: Survey, shape: tuple[int, ...]) -> dict[str, Any]:
     columns = [column.reshape(shape).clone() for column in survey.values.T]
-    names = list(survey.function.criterion.metrics)
-    return dict(zip(COLUMNS, columns, strict=False)) | {
-        "status": survey.status.view(shape).clone(),
-        "metrics": dict(zip(names, columns[len(COLUMNS) :], strict=True)),
-    }
+    metrics = dict(zip(survey.function.criterion.metrics, columns[len(COLUMNS) :], strict=True))
+    return dict(zip(COLUMNS, columns, strict=False)) | {"status": survey.status.view(shape).clone(), "metrics": metrics}
 
 
 def _about(survey: Survey, about: dict[str, Any], seconds: float) -> dict[str, Any]:

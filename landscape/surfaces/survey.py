@@ -113,8 +113,7 @@ def rings(alphas: Tensor, betas: Tensor) -> Iterator[Tensor]:
     """Yield all points of a grid, tile by tile, from the model outwards: what is there early is what matters most."""
     middles = (int(alphas.abs().argmin()), int(betas.abs().argmin()))
     away = [(torch.arange(len(axis)) - middle).abs() for axis, middle in zip((alphas, betas), middles, strict=True)]
-    distance = torch.maximum(away[0][:, None], away[1][None]).flatten()
-    yield from distance.argsort(stable=True).split(TILE)
+    yield from torch.maximum(away[0][:, None], away[1][None]).flatten().argsort(stable=True).split(TILE)
 
 
 def bf16_error(survey: Survey) -> float:
