@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -199,8 +199,8 @@ def sensitivity(
     about = function.about(quantize="grid of least squared error, per tensor" if quantize is None else "a function")
     about |= {key: note for key, note in notes.items() if note}
     about |= {"seed": seed, "seconds_expected": round(expected, 3), "seconds": elapsed()}
-    correlations = _correlations(rows, measured, weights_of, seed)
-    return Sensitivity(about, rows, correlations, _interactions(measured["increase"], single, together, shares))
+    correlations = list(_correlations(rows, measured, weights_of, seed))
+    return Sensitivity(about, rows, correlations, list(_interactions(measured["increase"], single, together, shares)))
 
 
 def _weights(function: Objective, layers: Sequence[str] | None) -> tuple[dict[str, list[str]], list[str]]:
@@ -311,18 +311,16 @@ def _moved(function: Objective, quantized: Objective, losses: Tensor) -> Point |
 
 def _interactions(
     increase: Tensor, single: Sequence[dict[str, str]], together: Sequence[dict[str, str]], shares: Tensor
-) -> list[dict[str, Any]]:
-    """Return a record for each group of layers that were quantized at once."""
+) -> Iterator[dict[str, Any]]:
+    """Yield a record for each group of layers that were quantized at once."""
     rows = {item: row for cell, row in zip(single, increase, strict=False) for item in cell.items()}
-    records = []
     for choice, row in zip(together, increase[len(single) :], strict=True):
         alone = torch.stack([rows[item] for item in choice.items()]).sum(0)
         layers = " + ".join(choice) if len(choice) == 2 else f"all {len(choice)}"
         record: dict[str, Any] = {"layers": layers, "format": next(iter(choice.values()))}
         for name, part in {"together": row, "alone": alone, "interaction": row - alone}.items():
             record |= {name: float(part[0]), f"{name}_stderr": float(stderr_of_mean(part[1:], shares))}
-        records.append(record)
-    return records
+        yield record
 
 
 def _predicted(name: str, operator: Hessian, moves: Sequence[Point | None], seed: int) -> list[tuple[float, float]]:
@@ -346,8 +344,8 @@ def _predicted(name: str, operator: Hessian, moves: Sequence[Point | None], seed
 
 def _correlations(
     rows: Sequence[dict[str, Any]], measured: Mapping[str, Tensor], weights_of: Mapping[str, Tensor], seed: int
-) -> list[dict[str, Any]]:
-    """Return a record for each thing measured and each prediction, overall and within each format.
+) -> Iterator[dict[str, Any]]:
+    """Yield a record for each thing measured and each prediction, overall and within each format.
 
     Other data of this size would give what was measured, but for Σ shares·(values of the samples − mean)·z, z of
     independent standard normal numbers: errors that the cells have in common stay in common.
@@ -359,7 +357,6 @@ def _correlations(
     samples = len(weights_of["increase"])
     normal = torch.randn(samples, _AGAIN, generator=generator, dtype=torch.float64)
     normal *= (samples / (samples - 1)) ** 0.5 if samples > 1 else math.nan
-    records = []
     predictions = [key for key in get_args(Prediction) if key in rows[0]]
     for name, prediction, form in itertools.product(measured, predictions, ["all", *formats]):
         values, predicted = measured[name], torch.tensor([row[prediction] for row in rows], dtype=torch.float64)
@@ -372,8 +369,7 @@ def _correlations(
         low, high = ends.tolist() if len(layers) >= _FEWEST else (math.nan, math.nan)
         repeat = float(torch.cat([_kendall(x, other, once) for other in again.T]).mean())
         record = {"measured": name, "prediction": prediction, "format": form, "tau": float(_kendall(x, y, once))}
-        records.append(record | {"low": low, "high": high, "cells": len(cells), "repeat": repeat})
-    return records
+        yield record | {"low": low, "high": high, "cells": len(cells), "repeat": repeat}
 
 
 def _kendall(x: Tensor, y: Tensor, counts: Tensor) -> Tensor:

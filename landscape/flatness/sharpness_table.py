@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -249,7 +249,7 @@ def worst_case_sharpness(
     batch_size = None if isinstance(model, Objective) else m
     function = objective_of(model, data, loss=loss, objective=objective, space=space, batch_size=batch_size)
     ball = ball_of(function.coordinates, radii, metric, relative)
-    groups = [function] if m is None else _groups(function, m)
+    groups = [function] if m is None else list(_groups(function, m))
     ascents = [largest_increases(group, ball, radii, steps, rtol) for group in progress(groups, "worst-case sharpness")]
     shares = torch.tensor([sum(group.batch_weights) for group in groups], dtype=torch.float64)
     shares /= shares.sum()
@@ -263,22 +263,20 @@ def worst_case_sharpness(
     return Sharpness(about, chosen, largest @ shares, unknown, largest, *by_sample, gains @ shares)
 
 
-def _groups(function: Objective, m: int) -> list[Objective]:
-    """Return the objective on each group of at most m samples."""
-    groups: list[Any] = []
+def _groups(function: Objective, m: int) -> Iterator[Objective]:
+    """Yield the objective on each group of at most m samples."""
     with function.measurement_mode():  # a loader that shuffles draws from the RNG
         batches = list(function.batches())
     for batch in batches:
         rows = samples_of(batch)
         if rows is not None and rows <= m:
-            groups.append(batch)
+            yield function.on(batch)
         elif isinstance(batch, tuple | list) and all(isinstance(part, Tensor) for part in batch):
-            groups += zip(*(part.split(m) for part in batch), strict=True)
+            yield from map(function.on, zip(*(part.split(m) for part in batch), strict=True))
         else:
             raise ValueError(
                 f"m = {m}, but a batch has {rows or 'unknown'} rows and is no (x, y): pass smaller batches"
             )
-    return [function.on(group) for group in groups]
 
 
 @dataclass(frozen=True, eq=False)
@@ -408,23 +406,21 @@ def sharpness(
     return SharpnessTable(about, rows)
 
 
-def _rows(result: Sharpness | RoundingSharpness, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a record per radius, or two per number of bits."""
-    rows, columns, draws = [], (result.delta_loss, result.stderr, result.stderr_data), 2 * result.samples.shape[1]
+def _rows(result: Sharpness | RoundingSharpness, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a record per radius, or two per number of bits."""
+    columns, draws = (result.delta_loss, result.stderr, result.stderr_data), 2 * result.samples.shape[1]
     if isinstance(result, RoundingSharpness):
         rounded = result.rounded, torch.full_like(result.rounded, math.nan), result.rounded_stderr_data
         for index, label in enumerate(map(bits_label, result.bits)):
-            rows.append(_row(f"noise {label}", columns, index, 0, draws))
-            rows.append(_row(f"rounded {label}", rounded, index, 0, 1))
-        return rows
+            yield _row(f"noise {label}", columns, index, 0, draws)
+            yield _row(f"rounded {label}", rounded, index, 0, 1)
+        return
     rounds, name = result.about.get("rounds"), "r" if settings.get("relative", True) else "ρ"
     m = f", m = {settings['m']}" if settings.get("m") else ""
     for index, radius in enumerate(result.radii.tolist()):
         first = min(FIRST_ROUND, result.about["steps"]) if rounds else 0
         gradients, forwards = (first * (2 ** rounds[index] - 1), rounds[index] + 1) if rounds else (0, draws)
-        converged = bool(result.converged[index])
-        rows.append(_row(f"{name} = {radius:g}{m}", columns, index, gradients, forwards, converged))
-    return rows
+        yield _row(f"{name} = {radius:g}{m}", columns, index, gradients, forwards, bool(result.converged[index]))
 
 
 def _row(

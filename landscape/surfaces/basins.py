@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, ClassVar
@@ -172,7 +172,7 @@ def basin(
         lines[name] = replace(given, about=given.about | {"axes": [{"kind": "network"}]})
         rows.append({"network": name} | explorer.way(way, lines[name]) | explorer.own(function.of(networks[name])))
         layers += explorer.layers(name, way)
-    barriers = explorer.barriers({MODEL: {}} | ways)
+    barriers = list(explorer.barriers({MODEL: {}} | ways))
     plane, places = _plane(function, ways, points) if len(ways) == 2 else ({}, [])
     about = function.about(loss=function.criterion.name, places=places, seconds=elapsed())
     return Basin(about, explorer.margin, rows, layers, barriers, lines, plane)
@@ -213,9 +213,8 @@ class _Explorer:
             "excess_in_stderr": (increase - self.margin) / stderr if stderr > 0 else math.nan,
         }
 
-    def layers(self, name: str, way: Point) -> list[dict[str, Any]]:
-        """Return the same of each weight's own way, all others kept."""
-        found = []
+    def layers(self, name: str, way: Point) -> Iterator[dict[str, Any]]:
+        """Yield the same of each weight's own way, all others kept."""
         for layer, step in way.items():
             if step.ndim < 2 or not step.any():
                 continue
@@ -227,19 +226,16 @@ class _Explorer:
                 inside = share
             length, ratio = float(self.function.coordinates.length({layer: step})), 1 / width[0]
             row = {"network": name, "layer": layer, "distance": length, "ratio": ratio}
-            found.append(row | {"ratio_stderr": width[1] * ratio**2})
-        return found
+            yield row | {"ratio_stderr": width[1] * ratio**2}
 
-    def barriers(self, places: Mapping[str, Point]) -> list[dict[str, Any]]:
-        """Return the barrier between each two places."""
-        found = []
+    def barriers(self, places: Mapping[str, Point]) -> Iterator[dict[str, Any]]:
+        """Yield the barrier between each two places."""
         for (a, start), (b, end) in combinations(places.items(), 2):
             shares = torch.linspace(0, 1, _POINTS_OF_BARRIER, dtype=torch.float64).tolist()
             seen = [self.function.evaluate(Along([start, end], [1 - share, share])) for share in shares]
             above = [_above(seen[0], seen[-1], part, share) for part, share in zip(seen, shares, strict=True)][1:-1]
             barrier, stderr = max(above, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
-            found.append({"pair": f"{a} – {b}", "barrier": barrier, "barrier_stderr": stderr})
-        return found
+            yield {"pair": f"{a} – {b}", "barrier": barrier, "barrier_stderr": stderr}
 
     def _exceeds(self, displacement: Mapping[str, Tensor]) -> bool:
         return not float(self.function.evaluate(displacement).loss - self.here.loss) <= self.margin  # NaN does

@@ -88,9 +88,8 @@ class ASGA(Settings):
     slack: float = 0.02
 
     def __post_init__(self) -> None:
-        self._check(epochs=1, batch_size=1, slack="from 0 to below 1")
         floats = ("lr", "lr_alpha", "weight_decay", "lam", "rho", "beta")
-        self._check(**dict.fromkeys(floats, ">= 0"))
+        self._check(epochs=1, batch_size=1, slack="from 0 to below 1", **dict.fromkeys(floats, ">= 0"))
         object.__setattr__(self, "rho_range", checked_range(self.rho, self.rho_range))
 
     @property

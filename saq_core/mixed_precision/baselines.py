@@ -51,11 +51,8 @@ def at_random(space: Space, budget: float, seed: int, *, slack: float = SLACK, t
     inside = ((costs >= low) & (costs <= budget)).nonzero()[:, 0]
     if not len(inside):
         drawn_costs = f"{int(costs.min()) / MILLION:,.1f} … {int(costs.max()) / MILLION:,.1f} M BOPs"
-        window = f"{low / MILLION:,.1f} … {budget / MILLION:,.1f} M"
-        raise ValueError(
-            f"budget must be one that random bits can meet, got {budget}: none of {tries:,} draws cost {window}, they "
-            f"cost {drawn_costs}"
-        )
+        rule = f"budget must be one that random bits can meet, got {budget}: none of {tries:,} draws cost"
+        raise ValueError(f"{rule} {low / MILLION:,.1f} … {budget / MILLION:,.1f} M, they cost {drawn_costs}")
     return choices[inside[0]]
 
 

@@ -155,10 +155,8 @@ def _resume(path: str | Path, run: Run, snapshots: str | None) -> History:
     history = History.from_state(content["history"])
     count, epochs = len(history.snapshots), len(history.epochs)
     if snapshots and count != epochs:
-        raise ValueError(
-            f"checkpoint {path} must hold a snapshot of each of its {epochs} epochs when snapshots={snapshots!r}, "
-            f"got {count}: go on with snapshots=None, or delete it"
-        )
+        rule = f"checkpoint {path} must hold a snapshot of each of its {epochs} epochs when snapshots={snapshots!r}"
+        raise ValueError(f"{rule}, got {count}: go on with snapshots=None, or delete it")
     files.check_same_network(model, content["model"], path)
     if any(parts := content.get("sam", ())):
         content["optimizer"]["sam"] = parts[processes.rank() % len(parts)]
