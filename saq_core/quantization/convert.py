@@ -180,8 +180,7 @@ def _share(model: nn.Module, layers: Mapping[str, nn.Module]) -> float:
     """Return the share of the weights that multiply which some layers hold."""
 
     def size(modules: Iterable[nn.Module]) -> int:
-        weights = {id(p): p for module in modules for p in module.parameters(recurse=False) if is_matrix(p)}
-        return sum(p.numel() for p in weights.values())
+        return sum(p.numel() for p in {p for m in modules for p in m.parameters(recurse=False) if is_matrix(p)})
 
     return size(layers.values()) / max(size(m for m in model.modules() if not isinstance(m, EMBEDDINGS)), 1)
 
