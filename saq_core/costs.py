@@ -170,14 +170,12 @@ def describe(model: nn.Module, example: Any = None, *, first_input_bits: int = I
         rows[0] = replace(rows[0], activation_bits=min(rows[0].activation_bits, first_input_bits))
     steps = {id(p) for m in modules.values() if getattr(m, "is_quantizer", False) for p in m.parameters()}
     parameters = sum(p.numel() for p in model.parameters() if id(p) not in steps)
-    widths: dict[int, set[int]] = {}  # of each tensor, as its layers have it: an embedding may share that of the head
-    counted = {id(modules.get(row.name)): row.weight_bits for row in rows}
+    used = {id(m): (_weight(m), row.weight_bits) for row in rows if (m := modules.get(row.name)) is not None}
+    sizes: dict[tuple[int, int], int] = {}  # by tensor and width: an embedding may share the weight of the head
     for module in modules.values():
-        weight = _weight(module) if id(module) in counted else None
-        for parameter in module.parameters(recurse=False):
-            own = counted[id(module)] if parameter is weight else FLOAT_BITS
-            widths.setdefault(id(parameter), set()).add(own)
-    bits = sum(p.numel() * sum(widths[id(p)]) for p in model.parameters())
+        weight, width = used.get(id(module), (None, FLOAT_BITS))
+        sizes |= {(id(p), width if p is weight else FLOAT_BITS): p.numel() for p in module.parameters(recurse=False)}
+    bits = sum(width * size for (_, width), size in sizes.items())
     return Description(tuple(rows), parameters, bits, find_layers(model)[1])
 
 

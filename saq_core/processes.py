@@ -15,6 +15,7 @@ import torch
 import torch.distributed as distributed
 import torch.distributed.nn.functional  # noqa: F401  (imported later, its defaults would keep the process group alive)
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from landscape.model import quantized_layers
 from landscape.parallel import gather, leave, rank, size, sum_  # noqa: F401  (used as processes.gather, …)
@@ -56,11 +57,7 @@ def average_(tensors: list[Tensor]) -> None:
 
 def moved(value: Any, device: torch.device | str) -> Any:
     """Return a copy of nested dicts, lists and tuples with their tensors on a device."""
-    if isinstance(value, Tensor):
-        return value.detach().to(device, copy=True)
-    if isinstance(value, dict):
-        return {key: moved(item, device) for key, item in value.items()}
-    return type(value)(moved(item, device) for item in value) if isinstance(value, list | tuple) else value
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().to(device, copy=True), value)
 
 
 def agree_(*models: nn.Module) -> None:

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -29,6 +29,7 @@ _DRAWS, _AGAIN = 1000, 200  # of the bootstrap, and of other data
 _FEWEST = 5  # layers that a bootstrap says something of
 _BLOCK = 4  # products at once: graphs that are not kept are built for all of them
 _SAME = 1e-4  # of a sample's loss: two networks that differ by less compute the same
+_NO_SCORES = "the loss is no cross-entropy of scores, known sample by sample in one order"
 _PROBES = 40  # of the trace, about: what a prediction of the time counts
 
 
@@ -95,8 +96,7 @@ class Sensitivity(Result):
     def __repr__(self) -> str:
         found = [record for record in self.correlations if record["format"] == "all"]
         taus = [f"{r['prediction']} {r['tau']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in found]
-        taus = [text.replace(" [nan, nan]", "") for text in taus]
-        told = f"; Kendall's τ with {', '.join(taus[: len(taus) // 2])}" if taus else ""
+        told = f"; Kendall's τ with {', '.join(taus[: len(taus) // 2])}".replace(" [nan, nan]", "") if taus else ""
         most = max(self.rows, key=lambda row: row["increase"] if row["increase"] == row["increase"] else -math.inf)
         largest = f"{with_error(most['increase'], most['stderr'])} of {most['layer']} at {most['format']}"
         return f"Sensitivity({len(self.layers)} layers × {len(self.formats)} formats, largest {largest}{told})"
@@ -194,18 +194,13 @@ def sensitivity(
         rows = [row | {name: value, f"{name}_stderr": error} for row, (value, error) in zip(rows, found, strict=True)]
     more = "more changes than the weights" if len(shares) else "not known sample by sample what changes"
     unknown = dict.fromkeys(row["format"] for row, move in zip(rows, moves, strict=True) if move is None and made)
-    notes = {
-        "left_out": left_out,
-        "kl": ""
-        if here[1] is not None
-        else "the loss is no cross-entropy of scores, known sample by sample in one order",
-        "no_prediction": f"{more}: {', '.join(unknown)}" if unknown else "",
-    }
+    notes = {"left_out": left_out, "kl": "" if here[1] is not None else _NO_SCORES}
+    notes["no_prediction"] = f"{more}: {', '.join(unknown)}" if unknown else ""
     about = function.about(quantize="grid of least squared error, per tensor" if quantize is None else "a function")
     about |= {key: note for key, note in notes.items() if note}
     about |= {"seed": seed, "seconds_expected": round(expected, 3), "seconds": elapsed()}
-    correlations = _correlations(rows, measured, weights_of, seed)
-    return Sensitivity(about, rows, correlations, _interactions(measured["increase"], single, together, shares))
+    correlations = list(_correlations(rows, measured, weights_of, seed))
+    return Sensitivity(about, rows, correlations, list(_interactions(measured["increase"], single, together, shares)))
 
 
 def _weights(function: Objective, layers: Sequence[str] | None) -> tuple[dict[str, list[str]], list[str]]:
@@ -280,9 +275,8 @@ def _measured(
     dealt, own = quantize is None, slice(parallel.rank(), None, parallel.size())
     for k in progress(range(len(choices))[own] if dealt else range(len(choices)), "sensitivity"):
         if quantize is None:
-            there, after = _evaluated(
-                function, {n: d for item in choices[k].items() for n, d in rounding[item].items()}
-            )
+            move = {n: d for item in choices[k].items() for n, d in rounding[item].items()}
+            there, after = _evaluated(function, move)
         else:
             quantized = _quantized(function, quantize, choices[k], seed)
             there, after = _evaluated(quantized)
@@ -317,18 +311,16 @@ def _moved(function: Objective, quantized: Objective, losses: Tensor) -> Point |
 
 def _interactions(
     increase: Tensor, single: Sequence[dict[str, str]], together: Sequence[dict[str, str]], shares: Tensor
-) -> list[dict[str, Any]]:
-    """Return a record for each group of layers that were quantized at once."""
+) -> Iterator[dict[str, Any]]:
+    """Yield a record for each group of layers that were quantized at once."""
     rows = {item: row for cell, row in zip(single, increase, strict=False) for item in cell.items()}
-    records = []
     for choice, row in zip(together, increase[len(single) :], strict=True):
         alone = torch.stack([rows[item] for item in choice.items()]).sum(0)
         layers = " + ".join(choice) if len(choice) == 2 else f"all {len(choice)}"
         record: dict[str, Any] = {"layers": layers, "format": next(iter(choice.values()))}
         for name, part in {"together": row, "alone": alone, "interaction": row - alone}.items():
             record |= {name: float(part[0]), f"{name}_stderr": float(stderr_of_mean(part[1:], shares))}
-        records.append(record)
-    return records
+        yield record
 
 
 def _predicted(name: str, operator: Hessian, moves: Sequence[Point | None], seed: int) -> list[tuple[float, float]]:
@@ -341,9 +333,8 @@ def _predicted(name: str, operator: Hessian, moves: Sequence[Point | None], seed
         if name == "trace":
             for move in block:
                 parts = [(*means[key], float(d.double().square().mean()) / 2) for key, d in (move or {}).items()]
-                found.append(
-                    (sum(v * scale for v, _, scale in parts), math.hypot(*(e * scale for _, e, scale in parts)))
-                )
+                error = math.hypot(*(e * scale for _, e, scale in parts))
+                found.append((sum(v * scale for v, _, scale in parts), error))
             continue
         vectors = torch.stack([centre.flatten(zeros | (move or {})).to(operator.device) for move in block], 1)
         forms = (operator.by_fold(vectors).double() * vectors.double()).sum(1).cpu() / 2
@@ -353,8 +344,8 @@ def _predicted(name: str, operator: Hessian, moves: Sequence[Point | None], seed
 
 def _correlations(
     rows: Sequence[dict[str, Any]], measured: Mapping[str, Tensor], weights_of: Mapping[str, Tensor], seed: int
-) -> list[dict[str, Any]]:
-    """Return a record for each thing measured and each prediction, overall and within each format.
+) -> Iterator[dict[str, Any]]:
+    """Yield a record for each thing measured and each prediction, overall and within each format.
 
     Other data of this size would give what was measured, but for Σ shares·(values of the samples − mean)·z, z of
     independent standard normal numbers: errors that the cells have in common stay in common.
@@ -366,7 +357,6 @@ def _correlations(
     samples = len(weights_of["increase"])
     normal = torch.randn(samples, _AGAIN, generator=generator, dtype=torch.float64)
     normal *= (samples / (samples - 1)) ** 0.5 if samples > 1 else math.nan
-    records = []
     predictions = [key for key in get_args(Prediction) if key in rows[0]]
     for name, prediction, form in itertools.product(measured, predictions, ["all", *formats]):
         values, predicted = measured[name], torch.tensor([row[prediction] for row in rows], dtype=torch.float64)
@@ -379,8 +369,7 @@ def _correlations(
         low, high = ends.tolist() if len(layers) >= _FEWEST else (math.nan, math.nan)
         repeat = float(torch.cat([_kendall(x, other, once) for other in again.T]).mean())
         record = {"measured": name, "prediction": prediction, "format": form, "tau": float(_kendall(x, y, once))}
-        records.append(record | {"low": low, "high": high, "cells": len(cells), "repeat": repeat})
-    return records
+        yield record | {"low": low, "high": high, "cells": len(cells), "repeat": repeat}
 
 
 def _kendall(x: Tensor, y: Tensor, counts: Tensor) -> Tensor:

@@ -11,16 +11,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import check_draws
-from ..model import (
-    BatchObjective,
-    Evaluation,
-    Loss,
-    Objective,
-    Point,
-    gaussian,
-    objective_of,
-    stderr_of_mean,
-)
+from ..model import BatchObjective, Evaluation, Loss, Objective, Point, gaussian, objective_of, stderr_of_mean
 from ..progress import stopwatch
 from ..results import Result, with_errors
 from .balls import mean_increases
@@ -54,21 +45,13 @@ class RoundingSharpness(Result):
     stderr_data: Tensor
     rounded: Tensor
     rounded_stderr_data: Tensor
-    columns: ClassVar[tuple[str, ...]] = (
-        "bits",
-        "delta_loss",
-        "stderr",
-        "stderr_data",
-        "rounded",
-        "rounded_stderr_data",
-    )
+    columns = ("bits", "delta_loss", "stderr", "stderr_data", "rounded", "rounded_stderr_data")
     picture: ClassVar[str] = "radii.increases"
 
     def _cells(self) -> dict[str, list[str]]:
         noise = with_errors(self.delta_loss, self.stderr, self.stderr_data)
         rounded = with_errors(self.rounded, self.rounded_stderr_data)
-        labels = list(map(bits_label, self.bits))
-        return {"": labels, "loss increase, noise": noise, "rounded": rounded}
+        return {"": list(map(bits_label, self.bits)), "loss increase, noise": noise, "rounded": rounded}
 
     def __repr__(self) -> str:
         rows = zip(self.bits, self.delta_loss.tolist(), self.stderr.tolist(), self.rounded.tolist(), strict=True)
@@ -119,22 +102,15 @@ def rounding_sharpness(
     elapsed = stopwatch()
     check_draws(num_samples, seed)
     function = objective_of(model, data, loss=loss, objective=objective)
-    network_steps = {name: weight.step for name, weight in function.rounded.items()}
-    if network_steps and function.coordinates.space != "quantized":
+    if function.rounded and function.coordinates.space != "quantized":
         raise ValueError("rounding_sharpness starts from the rounded weights: pass an objective in space='quantized'")
-    unknown = [name for name, step in network_steps.items() if step.isnan().any()]
-    bits = list(bits if bits is not None else (0,) if network_steps and not unknown else (8, 4, 3, 2))
+    unknown = [name for name, weight in function.rounded.items() if weight.step.isnan().any()]
+    bits = list(bits if bits is not None else (0,) if function.rounded and not unknown else (8, 4, 3, 2))
     if unknown and 0 in bits:
         raise ValueError(f"bits=0: the step of {unknown[0]} is not known; pass bits of 2 to 16")
-    if not bits or not all(2 <= b <= 16 or b == 0 and network_steps for b in bits):
+    if not bits or not all(2 <= b <= 16 or b == 0 and function.rounded for b in bits):
         raise ValueError(f"bits must be 2 to 16, or 0 for the steps of a network that is quantized, got {bits}")
-    centre = {name: w for name, w in function.coordinates.centre.items() if w.ndim > 1}
-    steps = [
-        {n: network_steps[n] for n in centre if n in network_steps}
-        if b == 0
-        else {name: best_step(function.coordinates.whole(name, w), b) for name, w in centre.items()}
-        for b in bits
-    ]
+    centre, steps = _matrices(function), [_steps(function, b) for b in bits]
 
     def displacements(draw: int) -> Iterable[Point]:
         # the error function makes a Gaussian uniform, between −1 and 1
@@ -156,10 +132,20 @@ def rounding_gap(function: Objective, bits: int) -> tuple[float, float]:
 
     Cost: a forward pass, and 50 candidates of the step for each tensor.
     """
-    centre = {name: w for name, w in function.coordinates.centre.items() if w.ndim > 1}
-    steps = {name: best_step(function.coordinates.whole(name, w), bits) for name, w in centre.items()}
-    gap, stderr = _rounded(function, function.centre, bits, steps)
+    gap, stderr = _rounded(function, function.centre, bits, _steps(function, bits))
     return float(gap), float(stderr)
+
+
+def _matrices(function: Objective) -> Point:
+    return {name: w for name, w in function.coordinates.centre.items() if w.ndim > 1}
+
+
+def _steps(function: Objective, bits: int) -> Point:
+    """Return the steps of least squared error, at 0 bits those that the network itself has."""
+    weights = _matrices(function)
+    if not bits:
+        return {name: function.rounded[name].step for name in weights if name in function.rounded}
+    return {name: best_step(function.coordinates.whole(name, w), bits) for name, w in weights.items()}
 
 
 def bits_label(bits: int) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -246,11 +246,10 @@ def worst_case_sharpness(
     numbers(whole=True, at_least=1, steps=steps)
     numbers(whole=True, at_least=1, optional=True, m=m)
     numbers(at_least=0, rtol=rtol)
-    arguments = {"space": space, "loss": loss, "objective": objective}
     batch_size = None if isinstance(model, Objective) else m
-    function = objective_of(model, data, batch_size=batch_size, **arguments)
+    function = objective_of(model, data, loss=loss, objective=objective, space=space, batch_size=batch_size)
     ball = ball_of(function.coordinates, radii, metric, relative)
-    groups = [function] if m is None else _groups(function, m)
+    groups = [function] if m is None else list(_groups(function, m))
     ascents = [largest_increases(group, ball, radii, steps, rtol) for group in progress(groups, "worst-case sharpness")]
     shares = torch.tensor([sum(group.batch_weights) for group in groups], dtype=torch.float64)
     shares /= shares.sum()
@@ -264,22 +263,20 @@ def worst_case_sharpness(
     return Sharpness(about, chosen, largest @ shares, unknown, largest, *by_sample, gains @ shares)
 
 
-def _groups(function: Objective, m: int) -> list[Objective]:
-    """Return the objective on each group of at most m samples."""
-    groups: list[Any] = []
+def _groups(function: Objective, m: int) -> Iterator[Objective]:
+    """Yield the objective on each group of at most m samples."""
     with function.measurement_mode():  # a loader that shuffles draws from the RNG
         batches = list(function.batches())
     for batch in batches:
         rows = samples_of(batch)
         if rows is not None and rows <= m:
-            groups.append(batch)
+            yield function.on(batch)
         elif isinstance(batch, tuple | list) and all(isinstance(part, Tensor) for part in batch):
-            groups += zip(*(part.split(m) for part in batch), strict=True)
+            yield from map(function.on, zip(*(part.split(m) for part in batch), strict=True))
         else:
             raise ValueError(
                 f"m = {m}, but a batch has {rows or 'unknown'} rows and is no (x, y): pass smaller batches"
             )
-    return [function.on(group) for group in groups]
 
 
 @dataclass(frozen=True, eq=False)
@@ -390,8 +387,7 @@ def sharpness(
     parallel.check_agreement(**locals())
     elapsed = stopwatch()
     chosen = measures if isinstance(measures, Mapping) else {name: {} for name in measures or MEASURES}
-    unknown = [name for name in chosen if name not in MEASURES]
-    if unknown:
+    if set(chosen) - set(MEASURES):
         raise ValueError(f"measures must be a list of names out of {', '.join(MEASURES)}, got {measures!r}")
     function = objective_of(model, data, loss=loss, objective=objective)
     arguments = {"data": data, "loss": loss, "objective": objective}
@@ -410,29 +406,26 @@ def sharpness(
     return SharpnessTable(about, rows)
 
 
-def _rows(result: Sharpness | RoundingSharpness, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a record per radius, or two per number of bits."""
-    rows = []
+def _rows(result: Sharpness | RoundingSharpness, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a record per radius, or two per number of bits."""
+    columns, draws = (result.delta_loss, result.stderr, result.stderr_data), 2 * result.samples.shape[1]
     if isinstance(result, RoundingSharpness):
+        rounded = result.rounded, torch.full_like(result.rounded, math.nan), result.rounded_stderr_data
         for index, label in enumerate(map(bits_label, result.bits)):
-            rows.append(_row(f"noise {label}", result.delta_loss, result.stderr, result.stderr_data, index))
-            rows[-1] |= {"gradients": 0, "forwards": 2 * result.samples.shape[1]}
-            unknown = torch.full_like(result.rounded, math.nan)
-            rows.append(_row(f"rounded {label}", result.rounded, unknown, result.rounded_stderr_data, index))
-            rows[-1] |= {"gradients": 0, "forwards": 1}
-        return rows
-    about = result.about
-    rounds = about.get("rounds", [])
-    name = "r" if settings.get("relative", True) else "ρ"
+            yield _row(f"noise {label}", columns, index, 0, draws)
+            yield _row(f"rounded {label}", rounded, index, 0, 1)
+        return
+    rounds, name = result.about.get("rounds"), "r" if settings.get("relative", True) else "ρ"
     m = f", m = {settings['m']}" if settings.get("m") else ""
     for index, radius in enumerate(result.radii.tolist()):
-        rows.append(_row(f"{name} = {radius:g}{m}", result.delta_loss, result.stderr, result.stderr_data, index))
-        gradients = min(FIRST_ROUND, about["steps"]) * (2 ** rounds[index] - 1) if rounds else 0
-        forwards = rounds[index] + 1 if rounds else 2 * result.samples.shape[1]
-        rows[-1] |= {"gradients": gradients, "forwards": forwards, "converged": bool(result.converged[index])}
-    return rows
+        first = min(FIRST_ROUND, result.about["steps"]) if rounds else 0
+        gradients, forwards = (first * (2 ** rounds[index] - 1), rounds[index] + 1) if rounds else (0, draws)
+        yield _row(f"{name} = {radius:g}{m}", columns, index, gradients, forwards, bool(result.converged[index]))
 
 
-def _row(setting: str, value: Tensor, stderr: Tensor, stderr_data: Tensor, index: int) -> dict[str, Any]:
-    columns = {"value": value, "stderr": stderr, "stderr_data": stderr_data}
-    return {"setting": setting} | {name: float(part[index]) for name, part in columns.items()} | {"converged": True}
+def _row(
+    setting: str, columns: Sequence[Tensor], index: int, gradients: int, forwards: int, converged: bool = True
+) -> dict[str, Any]:
+    named = zip(("value", "stderr", "stderr_data"), columns, strict=True)
+    row = {"setting": setting} | {name: float(part[index]) for name, part in named}
+    return row | {"converged": converged, "gradients": gradients, "forwards": forwards}

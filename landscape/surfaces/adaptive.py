@@ -132,8 +132,7 @@ def _beside_failed(status: Tensor) -> Tensor:
 
 def _chosen(spline: Spline, left: Tensor, generator: torch.Generator) -> Tensor:
     """Return which of the points that are left to measure next."""
-    distances = torch.cdist(spline.places[left], spline.places[spline.known])
-    nearest = distances.topk(4, largest=False)
+    nearest = torch.cdist(spline.places[left], spline.places[spline.known]).topk(4, largest=False)
     gap = nearest.values[:, 0]
     score = spline.left_out[nearest.indices].mean(1) * gap
     chosen: list[Tensor] = []

@@ -104,10 +104,8 @@ def _end_points(function: Objective, ends: Sequence[tuple[nn.Module, Point]]) ->
 
 def _left_out(function: Objective, other: nn.Module) -> list[str]:
     """Name what differs between two networks and does not vary: buffers, and steps and clips of quantizers."""
-    network = function.network
-    recomputed = set()
-    if network.batchnorm == "recomputed":
-        recomputed = {id(buffer) for norm in network.norms for buffer in norm.buffers(recurse=False)}
+    norms = function.network.norms if function.network.batchnorm == "recomputed" else ()
+    recomputed = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
     other = getattr(other, "_orig_mod", other)
     theirs = dict(other.named_buffers()) | dict(other.named_parameters())
     varied = {*function.coordinates.tensors, *function.coordinates.tensors.values()}

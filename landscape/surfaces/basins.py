@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, ClassVar
@@ -35,6 +35,8 @@ _AROUND = 0.5  # of a way: what is measured beyond both of its ends
 _COARSE = (0.25, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0)  # of a layer's way: where its rim is looked for
 _HALVINGS = 5
 _POINTS_OF_BARRIER = 11
+_OWN_PLACE = {"network": MODEL, "distance": 0.0, "increase": 0.0, "increase_stderr": 0.0, "width": math.nan}
+_OWN_PLACE |= {"width_stderr": math.nan, "inside": True, "excess_in_stderr": math.nan}
 _FLAT = 1e-3  # of a way's length: ways that differ in direction by less span no plane
 
 
@@ -85,17 +87,14 @@ class Basin(Result):
     )
 
     def _cells(self) -> dict[str, list[str]]:
-        cells: dict[str, list[str]] = {"": [], "inside": [], "width, in ways": [], "loss increase, weights alone": []}
-        cells |= {"own loss": [], "own accuracy": []}
+        names, cells = ("", "inside", "width, in ways", "loss increase, weights alone", "own loss", "own accuracy"), []
         for row in self.rows:
             texts = ["–"] * 3
             if row["network"] != MODEL:
                 texts = ["yes" if row["inside"] else "no", width_text(row["width"], row["width_stderr"])]
                 texts.append(with_error(row["increase"], row["increase_stderr"], sign=True))
-            texts = [row["network"], *texts, f"{row['loss']:.4g}", f"{row['accuracy']:.2%}"]
-            for column, text in zip(cells.values(), texts, strict=True):
-                column.append(text)
-        return cells
+            cells.append([row["network"], *texts, f"{row['loss']:.4g}", f"{row['accuracy']:.2%}"])
+        return dict(zip(names, map(list, zip(*cells, strict=True)), strict=True))
 
     def __repr__(self) -> str:
         parts = [
@@ -167,13 +166,13 @@ def basin(
         function = function.variant(batchnorm="recomputed")
     ways = {name: _way(function, name, other) for name, other in networks.items()}
     explorer = _Explorer(function, _margin(function) if margin is None else margin)
-    rows, layers, lines = [{"network": MODEL} | explorer.centre() | explorer.own(function)], list[dict[str, Any]](), {}
+    rows, layers, lines = [_OWN_PLACE | explorer.own(function)], list[dict[str, Any]](), {}
     for name, way in progress(ways.items(), "ways to networks", len(ways)):
         given = line(function, directions=way, span=(-_AROUND, 1 + _AROUND), points=points)
         lines[name] = replace(given, about=given.about | {"axes": [{"kind": "network"}]})
         rows.append({"network": name} | explorer.way(way, lines[name]) | explorer.own(function.of(networks[name])))
         layers += explorer.layers(name, way)
-    barriers = explorer.barriers({MODEL: {}} | ways)
+    barriers = list(explorer.barriers({MODEL: {}} | ways))
     plane, places = _plane(function, ways, points) if len(ways) == 2 else ({}, [])
     about = function.about(loss=function.criterion.name, places=places, seconds=elapsed())
     return Basin(about, explorer.margin, rows, layers, barriers, lines, plane)
@@ -186,11 +185,6 @@ class _Explorer:
         self.function, self.margin, self.here = function, margin, function.centre
         self.fixed = function.variant(batchnorm="fixed").centre
 
-    def centre(self) -> dict[str, Any]:
-        """Return the model's own place."""
-        place = {"distance": 0.0, "increase": 0.0, "increase_stderr": 0.0}
-        return place | {"width": math.nan, "width_stderr": math.nan, "inside": True, "excess_in_stderr": math.nan}
-
     def own(self, other: Objective) -> dict[str, Any]:
         """Return what a network has by itself."""
         own = other.variant(batchnorm="fixed").centre
@@ -202,13 +196,13 @@ class _Explorer:
 
     def way(self, way: Point, measured: Line) -> dict[str, Any]:
         """Return where a network lies, and how wide the basin is on the way there."""
-        there = self.at(way)
+        there = self.function.evaluate(way)
         increase, stderr = float(there.loss - self.here.loss), float(there.stderr(self.here))
         outside = (measured.alphas > 0) & ~(measured.loss - self.here.loss.cpu() <= self.margin)
         first = int(outside.nonzero()[0]) if outside.any() else None
-        width = (math.inf, math.nan)
-        if first is not None:
-            width = self._rim(way, float(measured.alphas[first - 1]), float(measured.alphas[first]))
+        width = (
+            (math.inf, math.nan) if first is None else self._rim(way, *measured.alphas[first - 1 : first + 1].tolist())
+        )
         return {
             "distance": float(self.function.coordinates.length(way)),
             "increase": increase,
@@ -219,9 +213,8 @@ class _Explorer:
             "excess_in_stderr": (increase - self.margin) / stderr if stderr > 0 else math.nan,
         }
 
-    def layers(self, name: str, way: Point) -> list[dict[str, Any]]:
-        """Return the same of each weight's own way, all others kept."""
-        found = []
+    def layers(self, name: str, way: Point) -> Iterator[dict[str, Any]]:
+        """Yield the same of each weight's own way, all others kept."""
         for layer, step in way.items():
             if step.ndim < 2 or not step.any():
                 continue
@@ -233,26 +226,19 @@ class _Explorer:
                 inside = share
             length, ratio = float(self.function.coordinates.length({layer: step})), 1 / width[0]
             row = {"network": name, "layer": layer, "distance": length, "ratio": ratio}
-            found.append(row | {"ratio_stderr": width[1] * ratio**2})
-        return found
+            yield row | {"ratio_stderr": width[1] * ratio**2}
 
-    def barriers(self, places: Mapping[str, Point]) -> list[dict[str, Any]]:
-        """Return the barrier between each two places."""
-        found = []
+    def barriers(self, places: Mapping[str, Point]) -> Iterator[dict[str, Any]]:
+        """Yield the barrier between each two places."""
         for (a, start), (b, end) in combinations(places.items(), 2):
             shares = torch.linspace(0, 1, _POINTS_OF_BARRIER, dtype=torch.float64).tolist()
-            seen = [self.at(Along([start, end], [1 - share, share])) for share in shares]
+            seen = [self.function.evaluate(Along([start, end], [1 - share, share])) for share in shares]
             above = [_above(seen[0], seen[-1], part, share) for part, share in zip(seen, shares, strict=True)][1:-1]
             barrier, stderr = max(above, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
-            found.append({"pair": f"{a} – {b}", "barrier": barrier, "barrier_stderr": stderr})
-        return found
-
-    def at(self, displacement: Mapping[str, Tensor]) -> Evaluation:
-        """Return the function there."""
-        return self.function.evaluate(displacement)
+            yield {"pair": f"{a} – {b}", "barrier": barrier, "barrier_stderr": stderr}
 
     def _exceeds(self, displacement: Mapping[str, Tensor]) -> bool:
-        return not float(self.at(displacement).loss - self.here.loss) <= self.margin  # NaN does
+        return not float(self.function.evaluate(displacement).loss - self.here.loss) <= self.margin  # NaN does
 
     def _rim(self, way: Point, inside: float, outside: float) -> tuple[float, float]:
         """Return where the loss crosses the margin between two shares of a way, and its standard error over the data.
@@ -262,7 +248,7 @@ class _Explorer:
         for _ in range(_HALVINGS):
             middle = (inside + outside) / 2
             inside, outside = (inside, middle) if self._exceeds(Along([way], [middle])) else (middle, outside)
-        low, high = (self.at(Along([way], [share])) for share in (inside, outside))
+        low, high = (self.function.evaluate(Along([way], [share])) for share in (inside, outside))
         slope = float(high.loss - low.loss) / (outside - inside)
         short = self.margin - float(low.loss - self.here.loss)
         share = inside + short / slope if math.isfinite(slope) and slope > 0 else outside

@@ -129,7 +129,17 @@ class _Sampled(Directed):
         return {"": self}
 
     def _cells(self) -> dict[str, list[str]]:
-        return _extremes(self)  # type: ignore[arg-type]
+        """Return loss and accuracy at the centre, where the loss is lowest and where it is highest."""
+        result: Any = self
+        finite = result.loss.isfinite()
+        rows: dict[str, Any] = {} if result.centre is None else {"centre": result.centre}
+        if finite.any():
+            low, high = (result.loss.where(finite, fill) for fill in (math.inf, -math.inf))
+            ends = {"lowest": low.argmin(), "highest": high.argmax()}
+            rows |= {name: np.unravel_index(int(index), result.loss.shape) for name, index in ends.items()}
+        values = {"loss": result.loss, "accuracy": result.accuracy, **result.metrics}
+        columns = {name: [f"{float(part[index]):.4g}" for index in rows.values()] for name, part in values.items()}
+        return {"": list(rows)} | columns
 
     def _thumbnail(self) -> bytes:
         return thumbnail(self.draw)  # type: ignore[attr-defined]
@@ -162,10 +172,8 @@ class Line(_Sampled):
     status: Tensor | None = None
     metrics: Point = field(default_factory=dict)
     stored: Point = field(default_factory=dict)
-    dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
-        ("alphas", "loss", "accuracy", "stderr", "status"), ("alpha",)
-    )
-    columns: ClassVar[tuple[str, ...]] = ("alphas", "loss", "accuracy", "stderr", "status", "metrics")
+    dims = dict.fromkeys(("alphas", "loss", "accuracy", "stderr", "status"), ("alpha",))
+    columns = ("alphas", "loss", "accuracy", "stderr", "status", "metrics")
     picture: ClassVar[str] = "lines.lines"
     axes_count: ClassVar[int] = 1
 
@@ -208,9 +216,8 @@ class Surface(_Sampled):
     status: Tensor | None = None
     metrics: Point = field(default_factory=dict)
     stored: Point = field(default_factory=dict)
-    dims: ClassVar[dict[str, tuple[str, ...]]] = {"alphas": ("alpha",), "betas": ("beta",)} | dict.fromkeys(
-        ("loss", "accuracy", "stderr", "status"), ("alpha", "beta")
-    )
+    dims = dict.fromkeys(("loss", "accuracy", "stderr", "status"), ("alpha", "beta"))
+    dims |= {"alphas": ("alpha",), "betas": ("beta",)}
     picture: ClassVar[str] = "surfaces.surfaces"
 
     @property
@@ -292,14 +299,8 @@ def line(
     parallel.check_agreement(**locals())
     elapsed = stopwatch()
     alphas = grid(span, points)
-    arguments: dict[str, Any] = {
-        "loss": loss,
-        "objective": objective,
-        "space": space,
-        "batchnorm": batchnorm,
-        "metrics": metrics,
-    }
-    arguments |= {"precision": precision, "batch_size": batch_size}
+    arguments: dict[str, Any] = {"loss": loss, "objective": objective, "metrics": metrics, "space": space}
+    arguments |= {"batchnorm": batchnorm, "precision": precision, "batch_size": batch_size}
     function, steps, stored, about = setup_axes(model, data, directions, 1, normalize, seed, **arguments)
     survey = Survey(function, steps, alphas[:, None], about["plane"])
     plan = partial(rings, alphas, torch.zeros(1))
@@ -372,14 +373,8 @@ def surface(
     elapsed = stopwatch()
     alphas, betas = _axes(span, points)
     numbers(above=0, below=1, note="a share of the range of the log-loss", tolerance=tolerance)
-    arguments: dict[str, Any] = {
-        "loss": loss,
-        "objective": objective,
-        "space": space,
-        "batchnorm": batchnorm,
-        "metrics": metrics,
-    }
-    arguments |= {"precision": precision, "batch_size": batch_size}
+    arguments: dict[str, Any] = {"loss": loss, "objective": objective, "metrics": metrics, "space": space}
+    arguments |= {"batchnorm": batchnorm, "precision": precision, "batch_size": batch_size}
     function, steps, stored, about = setup_axes(model, data, directions, 2, normalize, seed, **arguments)
     survey = Survey(function, steps, torch.cartesian_prod(alphas, betas), about["plane"])
     plan = partial(rings, alphas, betas)
@@ -413,8 +408,7 @@ def grid(span: Span, points: int) -> Tensor:
         raise ValueError(f"span must be > 0 and finite, got {span}")
     if not isinstance(points, int) or points < 3 or points % 2 == 0:
         raise ValueError(f"points must be odd and >= 3, so that the middle one is the model itself, got {points}")
-    half = torch.arange(-(points // 2), points // 2 + 1, dtype=torch.float64)
-    return half * (span / (points // 2))
+    return torch.arange(-(points // 2), points // 2 + 1, dtype=torch.float64) * (span / (points // 2))
 
 
 def _axes(span: Any, points: Any) -> tuple[Tensor, Tensor]:
@@ -426,11 +420,8 @@ def _axes(span: Any, points: Any) -> tuple[Tensor, Tensor]:
 
 def _fields(survey: Survey, shape: tuple[int, ...]) -> dict[str, Any]:
     columns = [column.reshape(shape).clone() for column in survey.values.T]
-    names = list(survey.function.criterion.metrics)
-    return dict(zip(COLUMNS, columns, strict=False)) | {
-        "status": survey.status.view(shape).clone(),
-        "metrics": dict(zip(names, columns[len(COLUMNS) :], strict=True)),
-    }
+    metrics = dict(zip(survey.function.criterion.metrics, columns[len(COLUMNS) :], strict=True))
+    return dict(zip(COLUMNS, columns, strict=False)) | {"status": survey.status.view(shape).clone(), "metrics": metrics}
 
 
 def _about(survey: Survey, about: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -446,19 +437,6 @@ def _about(survey: Survey, about: dict[str, Any], seconds: float) -> dict[str, A
 def _zero(axis: Tensor) -> int | None:
     middle = int(axis.abs().argmin())
     return middle if axis[middle] == 0 else None
-
-
-def _extremes(result: Line | Surface) -> dict[str, list[str]]:
-    """Return loss and accuracy at the centre, where the loss is lowest and where it is highest."""
-    finite = result.loss.isfinite()
-    rows: dict[str, Any] = {} if result.centre is None else {"centre": result.centre}
-    if finite.any():
-        low, high = (result.loss.where(finite, fill) for fill in (math.inf, -math.inf))
-        ends = {"lowest": low.argmin(), "highest": high.argmax()}
-        rows |= {name: np.unravel_index(int(index), result.loss.shape) for name, index in ends.items()}
-    values = {"loss": result.loss, "accuracy": result.accuracy, **result.metrics}
-    columns = {name: [f"{float(part[index]):.4g}" for index in rows.values()] for name, part in values.items()}
-    return {"": list(rows)} | columns
 
 
 def _range(values: Tensor, centre: Any) -> str:

@@ -113,8 +113,7 @@ def rings(alphas: Tensor, betas: Tensor) -> Iterator[Tensor]:
     """Yield all points of a grid, tile by tile, from the model outwards: what is there early is what matters most."""
     middles = (int(alphas.abs().argmin()), int(betas.abs().argmin()))
     away = [(torch.arange(len(axis)) - middle).abs() for axis, middle in zip((alphas, betas), middles, strict=True)]
-    distance = torch.maximum(away[0][:, None], away[1][None]).flatten()
-    yield from distance.argsort(stable=True).split(TILE)
+    yield from torch.maximum(away[0][:, None], away[1][None]).flatten().argsort(stable=True).split(TILE)
 
 
 def bf16_error(survey: Survey) -> float:
@@ -122,8 +121,6 @@ def bf16_error(survey: Survey) -> float:
     computed = (survey.status == COMPUTED).nonzero()[:, 0]
     points = computed[torch.linspace(0, len(computed) - 1, 5).long().unique()]
     displaced = [Along(survey.steps, row) for row in survey.coordinates[points].tolist()]
-    exact = survey.function.variant(precision="fp32")
-    losses = [
-        torch.stack([function.evaluate(step).loss for step in displaced]) for function in (survey.function, exact)
-    ]
-    return float((losses[0] - losses[1]).abs().max())
+    function, exact = survey.function, survey.function.variant(precision="fp32")
+    errors = [function.evaluate(step).loss - exact.evaluate(step).loss for step in displaced]
+    return float(torch.stack(errors).abs().max())

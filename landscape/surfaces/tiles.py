@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
 from .. import parallel
 from ..files import atomic, is_sealed, unsealed
@@ -107,11 +107,10 @@ def open_tiles(
 
 
 def _tensors(batch: Any) -> dict[str, Tensor]:
-    leaves, _ = tree_flatten(batch)
     known = (Tensor, np.ndarray, int, float)
     return {
         str(index): torch.as_tensor(leaf if isinstance(leaf, known) else list(repr(leaf).encode()))
-        for index, leaf in enumerate(leaves)
+        for index, leaf in enumerate(tree_leaves(batch))
     }
 
 

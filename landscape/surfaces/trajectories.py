@@ -64,11 +64,9 @@ class Trajectory(Directed):
     off_plane: Tensor
     explained: Tensor
     stored: Point
-    dims: ClassVar[dict[str, tuple[str, ...]]] = {
-        "coordinates": ("checkpoint", "axis"),
-        "explained": ("component",),
-    } | dict.fromkeys(("loss", "plane_loss", "distance", "off_plane"), ("checkpoint",))
-    columns: ClassVar[tuple[str, ...]] = ("coordinates", "loss", "plane_loss", "distance", "off_plane")
+    dims = dict.fromkeys(("loss", "plane_loss", "distance", "off_plane"), ("checkpoint",))
+    dims |= {"coordinates": ("checkpoint", "axis"), "explained": ("component",)}
+    columns = ("coordinates", "loss", "plane_loss", "distance", "off_plane")
     picture: ClassVar[str] = "trajectories.trajectory"
 
     def span(self, margin: float = 0.15) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -160,14 +158,14 @@ def trajectory(
     elapsed = stopwatch()
     if not checkpoints:
         raise ValueError("checkpoints must hold at least one network or state dict, got none")
-    if surface is not None and not isinstance(model, Objective):
-        batchnorm, space = batchnorm or surface.about.get("batchnorm"), space or _space(surface)
     if not isinstance(model, Objective):
-        batchnorm = batchnorm or "recomputed"
+        there: dict[str, Any] = {} if surface is None else surface.about
+        batchnorm = batchnorm or there.get("batchnorm") or "recomputed"
+        space = space or (None if there.get("space") == "float" else there.get("space"))
     function = objective_of(model, data, loss=loss, objective=objective, space=space, batchnorm=batchnorm)
     if function.coordinates.layouts:
         raise ValueError("checkpoints of a sharded network are not projected: pass whole networks and state dicts")
-    other = copied(function.model)
+    other, centre = copied(function.model), function.coordinates.centre
     differences, losses = [], []
     for checkpoint in progress(checkpoints, "checkpoints"):
         network = _network(other, function.model, checkpoint)
@@ -177,15 +175,16 @@ def trajectory(
         steps, shares = principal_directions(differences)
         explained, axes = shares[:2], describe([{"kind": "principal component", "index": i} for i in (1, 2)])
     else:
-        _check_centre(surface, function)
-        steps = [_on(function, step) for step in surface.directions(function)]
+        if surface.about.get("model") != fingerprint(centre):
+            raise ValueError("surface must be one of this very model: its weights at the centre are others")
+        steps = [{k: part.to(centre[k]) for k, part in step.items()} for step in surface.directions(function)]
         axes = {key: surface.about[key] for key in ("directions", "axes") if key in surface.about}
     coordinates, off_plane, distance = project(function.coordinates, differences, steps)
     if surface is not None:
         explained = 1 - (off_plane.square().sum() / distance.square().sum())[None]
     plane = [function.evaluate(Along(steps, row)).loss for row in coordinates.tolist()]
     kept = stacked(steps, function.coordinates)
-    about = function.about(**axes, plane=fingerprint(kept), model=fingerprint(function.coordinates.centre))
+    about = function.about(**axes, plane=fingerprint(kept), model=fingerprint(centre))
     about["seconds"] = elapsed()
     losses_there, plane_losses = (torch.stack(part).cpu() for part in (losses, plane))
     return Trajectory(about, coordinates, losses_there, plane_losses, distance, off_plane, explained, kept)
@@ -193,24 +192,16 @@ def trajectory(
 
 def project(centre: Coordinates, differences: Sequence[Point], steps: Sequence[Point]) -> tuple[Tensor, Tensor, Tensor]:
     """Return least-squares coordinates (k, axes), the distances that they leave, and the whole distances, float64."""
-    plane = torch.stack([_flat(centre, step) for step in steps], 1)
+    zeros = {name: torch.zeros_like(value) for name, value in centre.centre.items()}
+    plane = torch.stack([centre.flatten(zeros | step) for step in steps], 1).double()
     projections = []
     for difference in differences:
-        whole = _flat(centre, difference)
+        whole = centre.flatten(zeros | difference).double()
         # by QR, not the normal equations: two networks' directions may be nearly parallel
         row = torch.linalg.lstsq(plane, whole[:, None]).solution[:, 0]
         projections.append((row, (whole - plane @ row).norm(), whole.norm()))
     rows, off, distance = (torch.stack(part).cpu() for part in zip(*projections, strict=True))
     return rows, off, distance
-
-
-def _flat(centre: Coordinates, step: Point) -> Tensor:
-    return torch.cat(
-        [
-            step[name].flatten() if name in step else value.new_zeros(value.numel())
-            for name, value in centre.centre.items()
-        ]
-    ).double()
 
 
 def _network(other: nn.Module, model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
@@ -225,17 +216,3 @@ def _network(other: nn.Module, model: nn.Module, checkpoint: Checkpoint) -> nn.M
     except RuntimeError as error:
         raise ValueError(f"checkpoints must fit the model: {' '.join(str(error).split())}") from error
     return other
-
-
-def _space(surface: Surface) -> Space | None:
-    space: Any = surface.about["space"]
-    return None if space == "float" else space
-
-
-def _check_centre(surface: Surface, function: Objective) -> None:
-    if surface.about.get("model") != fingerprint(function.coordinates.centre):
-        raise ValueError("surface must be one of this very model: its weights at the centre are others")
-
-
-def _on(function: Objective, step: Point) -> Point:
-    return {name: part.to(function.coordinates.centre[name]) for name, part in step.items()}

@@ -15,10 +15,8 @@ from torch import Tensor
 
 from landscape.checking import numbers
 
-MOMENTS = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of ImageNet, whatever the set: what torchvision's nets expect
+# of ImageNet, whatever the set: what torchvision's nets expect
+MOMENTS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAMES = ("flowers102", "pets", "imagenet", "folder")
 SPLITS = ("train", "val", "test")
 

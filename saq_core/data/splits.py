@@ -28,10 +28,8 @@ def complete_splits(parts: dict[str, Source], limit: int | None, seed: int, val_
     train, val = draw_two(parts["train"], seed, *sizes)
     trained = len(np.unique(train[1]))
     if trained < classes or classes < 2:
-        raise ValueError(
-            f"train must hold images of every class, and of two at least, got {trained} of {classes} classes: raise "
-            "limit, lower val_fraction, or add images"
-        )
+        rule = f"train must hold images of every class, and of two at least, got {trained} of {classes} classes"
+        raise ValueError(f"{rule}: raise limit, lower val_fraction, or add images")
     return {"val": val, **parts, "train": train}
 
 

@@ -50,10 +50,8 @@ def check_stream(split: Any, name: str) -> None:
     try:
         length = len(split)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(
-            f"{what}, got a {type(split).__name__} without a length: an epoch needs an end; give its sampler or data "
-            "set a len(), or pass a list of batches"
-        ) from None
+        remedy = "an epoch needs an end; give its sampler or data set a len(), or pass a list of batches"
+        raise TypeError(f"{what}, got a {type(split).__name__} without a length: {remedy}") from None
     if not length:
         raise ValueError(f"{name} must hold at least one sample, got none")
 

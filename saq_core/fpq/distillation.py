@@ -37,16 +37,15 @@ def distillation_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     """
     if len(student) != len(teacher) or not student:
         raise ValueError(f"student and teacher must have as many features, got {len(student)} and {len(teacher)}")
-    for z, t in zip(student, teacher, strict=True):
+    pairs = list(zip(student, teacher, strict=True))
+    for z, t in pairs:
         if z.shape != t.shape:
             raise ValueError(
                 f"teacher must have features of shape {tuple(z.shape)}, got {tuple(t.shape)}: other strides"
             )
         if z.ndim < 2 or z[:, 0].numel() < 2:
             raise ValueError(f"features must have more than one value per channel, got shape {tuple(z.shape)}")
-    return torch.stack(
-        [F.mse_loss(_standardised(z), _standardised(t)) for z, t in zip(student, teacher, strict=True)]
-    ).sum()
+    return torch.stack([F.mse_loss(_standardised(z), _standardised(t)) for z, t in pairs]).sum()
 
 
 def _standardised(features: Tensor) -> Tensor:

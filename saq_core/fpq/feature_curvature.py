@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -152,10 +152,9 @@ def _batches(model: nn.Module, data: Any) -> list[tuple[Tensor, Tensor]]:
     if data is None:
         raise ValueError("data must be given for a model without a probe, got None: pass (x, y)")
     whole = isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
-    pairs: Iterable[Any] = [data] if whole else data
     device = device_of(model)
     try:
-        return [(x.to(device), y.to(device)) for x, y in pairs]
+        return [(x.to(device), y.to(device)) for x, y in ([data] if whole else data)]
     except (TypeError, ValueError, AttributeError) as error:
         raise TypeError(f"data must be (x, y) or a list of such batches, got {type(data).__name__}") from error
 
@@ -170,11 +169,8 @@ def _noisy_tensors(model: nn.Module, steps: Mapping[str, float] | None) -> dict[
             numbers(at_least=0, steps=step)
         tensors = {name: (name, "input", float(step)) for name, step in steps.items()}
     else:
-        like = torch.ones((), device=device_of(model))
-        tensors = {
-            name: (f"{name}.input_quantizer", "output", float(quantizer.step_size(like)))
-            for name, quantizer in noisy_inputs(model).items()
-        }
+        like, quantizers = torch.ones((), device=device_of(model)), noisy_inputs(model).items()
+        tensors = {n: (f"{n}.input_quantizer", "output", float(q.step_size(like))) for n, q in quantizers}
     if not tensors:
         raise ValueError("model must have convolutions with quantized inputs, got none: pass steps={module: width}")
     return tensors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -85,12 +85,10 @@ def feature_noise(model: nn.Module, p: float = 0.1) -> Iterator[None]:
     quantizers = noisy_inputs(model) if p else {}
     if p and not quantizers:
         raise ValueError("model must have convolutions with quantized inputs for p > 0, got none: use p=0")
-    handles = [attach(quantizer, "output", partial(_gated, p=p)) for quantizer in quantizers.values()]
-    try:
+    with ExitStack() as stack:
+        for quantizer in quantizers.values():
+            stack.callback(attach(quantizer, "output", partial(_gated, p=p)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def noisy_inputs(model: nn.Module) -> dict[str, Any]:

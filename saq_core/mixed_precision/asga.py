@@ -88,9 +88,8 @@ class ASGA(Settings):
     slack: float = 0.02
 
     def __post_init__(self) -> None:
-        self._check(epochs=1, batch_size=1, slack="from 0 to below 1")
         floats = ("lr", "lr_alpha", "weight_decay", "lam", "rho", "beta")
-        self._check(**dict.fromkeys(floats, ">= 0"))
+        self._check(epochs=1, batch_size=1, slack="from 0 to below 1", **dict.fromkeys(floats, ">= 0"))
         object.__setattr__(self, "rho_range", checked_range(self.rho, self.rho_range))
 
     @property
@@ -172,11 +171,8 @@ def relax(
 def multiplications(space: Space, model: nn.Module, example: Any) -> tuple[Tensor, int]:
     """Return MACs (decisions, 2) with weights and between activations, and those of the first layer that decides."""
     macs = {row.name: row.macs for row in describe(model, example).layers}
-    products = [[n.endswith(".products") for n in group] for group in space.groups.values()]
-    table = [
-        [sum(macs[n] for n, product in zip(group, flags, strict=True) if product is kind) for kind in (False, True)]
-        for group, flags in zip(space.groups.values(), products, strict=True)
-    ]
+    groups, kinds = space.groups.values(), (False, True)
+    table = [[sum(macs[n] for n in group if n.endswith(".products") is kind) for kind in kinds] for group in groups]
     return torch.tensor(table), macs[next(iter(space.groups))]
 
 
@@ -253,15 +249,9 @@ class RecordingPolicy:
         indices = {k for k, p in trained if id(p) in weights}
         g, used = common_grads({k: v for k, v in plain.items() if k in indices}, sam.gradients())
         sharp = used if sam.combine == "perturbed" else list(torch._foreach_sub(torch._foreach_mul(used, 2), g))
-        length, radius = norm(g), sam.radius
-        self.rows.append(
-            {
-                "gap": (losses[1] - losses[0]).detach(),
-                "rho": radius.detach() if isinstance(radius, Tensor) else torch.full_like(loss.detach(), radius),
-                "gradient_norm": length,
-                "cosine": cosine(g, sharp),
-            }
-        )
+        gap = (losses[1] - losses[0]).detach()
+        rho = sam.radius.detach() if isinstance(sam.radius, Tensor) else torch.full_like(gap, sam.radius)
+        self.rows.append({"gap": gap, "rho": rho, "gradient_norm": norm(g), "cosine": cosine(g, sharp)})
         return loss
 
 
@@ -330,7 +320,7 @@ class Alignment:
         return loss
 
     def epoch(self, epoch: int) -> dict[str, float]:
-        """Make an epoch; return the means of its steps' statistics."""
+        """Make an epoch; return the means of its steps' statistics, the mixtures' mean entropy in nats, and C."""
         steps = self.recipe.epochs * steps_per_epoch(self.data, self.recipe.batch_size)
 
         def step(k: int, batch: Any) -> Tensor:
@@ -338,8 +328,10 @@ class Alignment:
                 group["lr"] = start * self.settings.lr_factor(k, steps)
             return self.step(batch)
 
-        row = descend(self.model, self.data, self.recipe, self.seed, epoch, step)
-        return {**row, **self.step_means(), **self.mixture_statistics()}
+        row = descend(self.model, self.data, self.recipe, self.seed, epoch, step) | self.step_means()
+        logs = self.logits.detach().log_softmax(1)
+        entropy, complexity = -(logs.exp() * logs).sum(1).mean(), self.complexity().detach()
+        return row | {"entropy": float(entropy), "complexity": float(complexity)}
 
     def step_means(self) -> dict[str, float]:
         """Return the means over the steps since the last call: ρ, how often at its ends, the gap h, ‖g‖, the cosine.
@@ -356,12 +348,6 @@ class Alignment:
             columns["at_floor"], columns["at_cap"] = columns["rho"] <= lowest, columns["rho"] >= highest
         return {name: float(column.double().mean()) for name, column in columns.items()}
 
-    @torch.no_grad()
-    def mixture_statistics(self) -> dict[str, float]:
-        """Return the mean entropy of the mixtures, in nats, and C."""
-        logs = self.logits.log_softmax(1)
-        return {"entropy": float(-(logs.exp() * logs).sum(1).mean()), "complexity": float(self.complexity())}
-
     def found(self, budget: float, checkpoint: Checkpoint) -> tuple[Tensor, dict[str, Any]]:
         """Make the epochs; return the choice that they lead to within the budget, and the history: see `search`."""
         settings = self.settings
@@ -370,9 +356,7 @@ class Alignment:
         logits = self.logits.detach().cpu()
         probable = logits.argmax(1)
         stored = asdict(settings) | {"rho_range": settings.rho_range and list(settings.rho_range)}  # as JSON has it
-        return derive(logits, self.space, budget, settings.slack), {
-            "epochs": epochs,
-            "chances": dict(zip(self.space.groups, logits.softmax(1).tolist(), strict=True)),
-            "argmax": {"bits": self.space.bits(probable), "bops": int(self.space.bops(probable))},
-            "settings": stored,
-        }
+        chances = dict(zip(self.space.groups, logits.softmax(1).tolist(), strict=True))
+        argmax = {"bits": self.space.bits(probable), "bops": int(self.space.bops(probable))}
+        details = {"epochs": epochs, "chances": chances, "argmax": argmax, "settings": stored}
+        return derive(logits, self.space, budget, settings.slack), details

@@ -51,11 +51,8 @@ def at_random(space: Space, budget: float, seed: int, *, slack: float = SLACK, t
     inside = ((costs >= low) & (costs <= budget)).nonzero()[:, 0]
     if not len(inside):
         drawn_costs = f"{int(costs.min()) / MILLION:,.1f} … {int(costs.max()) / MILLION:,.1f} M BOPs"
-        window = f"{low / MILLION:,.1f} … {budget / MILLION:,.1f} M"
-        raise ValueError(
-            f"budget must be one that random bits can meet, got {budget}: none of {tries:,} draws cost {window}, they "
-            f"cost {drawn_costs}"
-        )
+        rule = f"budget must be one that random bits can meet, got {budget}: none of {tries:,} draws cost"
+        raise ValueError(f"{rule} {low / MILLION:,.1f} … {budget / MILLION:,.1f} M, they cost {drawn_costs}")
     return choices[inside[0]]
 
 
@@ -104,11 +101,10 @@ def by_hessian(
     if frozen:
         raise ValueError(f"model must have trainable weights for method='hessian', got frozen {frozen}")
     mean = {name: max(estimates[name], 0.0) / sizes[name] for name in errors}
-    owners = {name: leader for leader, group in space.groups.items() for name in group}
+    rows = {name: k for k, group in enumerate(space.groups.values()) for name in group}
     sensitivity = torch.zeros_like(space.table, dtype=torch.float64)
-    rows = {leader: k for k, leader in enumerate(space.groups)}
     for name, error in errors.items():
-        sensitivity[rows[owners[name.rpartition(".")[0]]]] += mean[name] * error
+        sensitivity[rows[name.rpartition(".")[0]]] += mean[name] * error
     return _least(space, sensitivity, budget), {"mean_traces": mean, "rises": _listed(space, sensitivity)}
 
 
@@ -138,9 +134,8 @@ def by_sensitivity(space: Space, sensitivity: Sensitivity, budget: float) -> tup
 def _least(space: Space, costs: Tensor, budget: float) -> Tensor:
     """Return the choice of least cost within the budget, of equals the one that uses most of it."""
     room = budget - space.fixed
-    choice = solve(costs, space.table, room)
     unused = (space.table.amax(1, keepdim=True) - space.table).double()
-    equal = costs == costs.gather(1, choice[:, None])
+    equal = costs == costs.gather(1, solve(costs, space.table, room)[:, None])
     return solve(unused.where(equal, 1 + unused.sum()), space.table, room)
 
 

@@ -89,8 +89,7 @@ class SAMQ(Settings):
     def __post_init__(self) -> None:
         floats = ("rho", "lam", "beta", "lr", "weight_decay", "generator_lr")
         self._check(epochs=1, warmup=0, batch_size=1, candidates=1, tries=1, share="between 0 and 1")
-        self._check(memory="from 0 to below 1", slack="from 0 to below 1")
-        self._check(**dict.fromkeys(floats, ">= 0"))
+        self._check(memory="from 0 to below 1", slack="from 0 to below 1", **dict.fromkeys(floats, ">= 0"))
         if self.warmup >= self.epochs:
             raise ValueError(f"warmup must be below epochs = {self.epochs}, else nothing is learned, got {self.warmup}")
 
@@ -140,8 +139,7 @@ class Search:
 
     def epoch(self, epoch: int) -> dict[str, float]:
         """Train the weights for an epoch, and after the warm-up the controller; return the means of both."""
-        means = self.weight_epoch(epoch)
-        return means | (self.controller_epoch() if epoch >= self.settings.warmup else {})
+        return self.weight_epoch(epoch) | (self.controller_epoch() if epoch >= self.settings.warmup else {})
 
     def weight_epoch(self, epoch: int) -> dict[str, float]:
         """Train the weights on their half for an epoch: SAQ, bits drawn anew per batch, the same in both passes."""
@@ -229,10 +227,9 @@ class Search:
         fits = costs <= self.budget
         inside = fits & (costs >= (1 - slack) * self.budget)
         if not fits.any():
-            raise ValueError(
-                f"budget must be one that the controller meets, got {self.budget}: the cheapest of "
-                f"{self.settings.tries:,} draws costs {int(costs.min()) / MILLION:,.1f} M; raise epochs, lam or tries"
-            )
+            least = f"the cheapest of {self.settings.tries:,} draws costs {int(costs.min()) / MILLION:,.1f} M"
+            rule = f"budget must be one that the controller meets, got {self.budget}"
+            raise ValueError(f"{rule}: {least}; raise epochs, lam or tries")
         if int(inside.sum()) >= count:
             return drawn[inside][:count]
         order = costs.argsort(descending=True, stable=True)

@@ -104,11 +104,14 @@ def search(
         ({'W4A4'}, True)
     """
     if candidates is None:
-        measured = [] if sensitivity is None else sensitivity.formats
-        candidates = tuple(map(_candidate, measured)) or (2, 3, 4, 5)
-    arguments = {name: value for name, value in locals().items() if name not in ("checkpoint", "measured")}
+        candidates = tuple(map(_candidate, sensitivity.formats if sensitivity else ())) or (2, 3, 4, 5)
+    arguments = {name: value for name, value in locals().items() if name != "checkpoint"}
     functions: dict[str, Any] = {"loss": loss, "objective": objective, "output": output}
-    _check(model, budget, method, settings, sensitivity, functions)
+    numbers(note="bit operations of one sample", budget=budget)
+    _check(method, settings, sensitivity, functions)
+    check_float(model)
+    if processes.size() > 1:
+        raise ValueError(f"search runs in one process, got {processes.size()}: call it in one and pass policy.bits on")
     device = device_of(model)
     kept = Checkpoint(checkpoint, arguments, device)
     cuda = device.type == "cuda"
@@ -150,15 +153,7 @@ def _candidate(form: str) -> int | str:
     return int(form.removeprefix("W"))
 
 
-def _check(
-    model: nn.Module,
-    budget: float,
-    method: Method,
-    settings: SAMQ | ASGA | None,
-    sensitivity: Sensitivity | None,
-    functions: dict[str, Any],
-) -> None:
-    numbers(note="bit operations of one sample", budget=budget)
+def _check(method: Method, settings: Any, sensitivity: Sensitivity | None, functions: dict[str, Any]) -> None:
     if settings is not None and not isinstance(settings, SETTINGS.get(method, ())):
         known = SETTINGS[method].__name__ if method in SETTINGS else "None"
         raise ValueError(f"settings must be {known} for method={method!r}, got {type(settings).__name__}")
@@ -168,6 +163,3 @@ def _check(
         raise ValueError(f"sensitivity must be {rule} for method={method!r}, got {type(sensitivity).__name__}")
     if given and method in ("uniform", "random", "sensitivity"):
         raise ValueError(f"{given[0]} must be None for method={method!r}, which looks at no loss, got one")
-    check_float(model)
-    if processes.size() > 1:
-        raise ValueError(f"search runs in one process, got {processes.size()}: call it in one and pass policy.bits on")

@@ -96,9 +96,8 @@ class Space:
         """Trace a float network once; what any choice costs is arithmetic from then on. `example`: see `describe`."""
         if isinstance(candidates, str) or not isinstance(candidates, Iterable):
             raise ValueError(f"candidates must be a sequence of bits, say (2, 3, 4), got {candidates!r}")
-        pairs = sorted(
-            {parse_bits(bits, "candidates") for bits in candidates}, key=lambda pair: (pair[0] * pair[1], pair)
-        )
+        parsed = {parse_bits(bits, "candidates") for bits in candidates}
+        pairs = sorted(parsed, key=lambda pair: (pair[0] * pair[1], pair))
         if len(pairs) < 2 or max(max(pair) for pair in pairs) > 31:
             raise ValueError(f"candidates must be two or more of 1 to 31 bits, got {list(candidates)}")
         names = [f"{n}{part}" for n, m in find_layers(model)[0].items() for part in quantized_form(m).parts]
@@ -114,12 +113,10 @@ class Space:
         macs = {row.name: row.macs for row in unit.layers}
         order = [row.name for row in unit.layers if leaders.get(row.name) == row.name]
         groups = {leader: tuple(n for n in free if leaders[n] == leader) for leader in order}
-        table = torch.tensor(
-            [[sum(macs[n] * _width(n, *pair) for n in group) for pair in pairs] for group in groups.values()]
-        )
+        table = [[sum(macs[n] * _width(n, *pair) for n in group) for pair in pairs] for group in groups.values()]
         fixed = unit.bops - sum(macs[name] for name in free)
-        labels = tuple(f"W{w}A{a}" for w, a in pairs)
-        return cls(labels, groups, table, fixed, {n: leaders[at] for n, at in norms.items() if at in leaders})
+        norms = {name: leaders[at] for name, at in norms.items() if at in leaders}
+        return cls(tuple(f"W{w}A{a}" for w, a in pairs), groups, torch.tensor(table), fixed, norms)
 
     def bops(self, choice: Tensor) -> Tensor:
         """Return the bit operations of choices, (…, decisions) -> (…)."""

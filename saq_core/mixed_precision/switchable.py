@@ -69,7 +69,7 @@ class Switchable:
     def __init__(self, model: nn.Module, space: Space, data: Data, *, quantizer: QuantizerName = "lsq") -> None:
         fixed = [space.bits(space.everywhere(k)) for k in range(len(space.candidates))]
         networks = [calibrate(quantize(model, bits, quantizer=quantizer), data) for bits in fixed]
-        self.model, self.space = networks[0], space
+        self.model = networks[0]
         self.switches: dict[str, list[Switch]] = {leader: [] for leader in space.groups}
         owners = {name: leader for leader, group in space.groups.items() for name in group}
         for name in [n for n, m in self.model.named_modules() if isinstance(m, Quantizer)]:

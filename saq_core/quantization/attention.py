@@ -82,9 +82,8 @@ class QMultiheadAttention(nn.MultiheadAttention):
 
     def quantized_parts(self) -> dict[str, tuple[Any, Tensor]]:
         """Return name -> (quantizer, weight) of q, k and v."""
-        names = [f"{name}_weight" for name in PROJECTIONS]
-        thirds = zip(names, self.in_proj_weight.chunk(3), strict=True)
-        return {name: (getattr(self, f"{name}_quantizer"), weight) for name, weight in thirds}
+        thirds = zip(PROJECTIONS, self.in_proj_weight.chunk(3), strict=True)
+        return {f"{name}_weight": (getattr(self, f"{name}_weight_quantizer"), weight) for name, weight in thirds}
 
     def used_weight(self) -> Tensor:
         """Return the packed weight that the forward pass uses."""

@@ -68,8 +68,7 @@ class Quantizer(nn.Module):
         self.bits, self.activation, self.shape = bits, activation, tuple(shape)
         self.sign_from_data = signed is None
         self.records: list[Tensor] | None = None
-        if signed is not None:
-            self._set_signed(signed)
+        self._set_signed(signed)
         self._add_state()
 
     @classmethod
@@ -84,12 +83,12 @@ class Quantizer(nn.Module):
         quantizer.calibrate_(weight, method)
         return quantizer
 
-    def _check_signed(self, signed: bool) -> None:
+    def _check_signed(self, signed: bool | None) -> None:
         if signed and self.bits < self.smallest_signed_bits:
             rule = f"bits must be >= {self.smallest_signed_bits} for signed values with {type(self).__name__}"
             raise ValueError(f'{rule}, got {self.bits}: use quantizer="liq"')
 
-    def _set_signed(self, signed: bool) -> None:
+    def _set_signed(self, signed: bool | None) -> None:
         self._check_signed(signed)
         self.signed = signed
 
@@ -239,10 +238,7 @@ class Quantizer(nn.Module):
         """Load the sign from a state dict; the number of bits has to agree."""
         if state["bits"] != self.bits:
             raise ValueError(f"bits must agree with the stored quantizer's {state['bits']}, got {self.bits}")
-        if state["signed"] is None:
-            self.signed = None
-        else:
-            self._set_signed(state["signed"])
+        self._set_signed(state["signed"])
 
     def extra_repr(self) -> str:
         """Show bits and sign."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from landscape.checking import numbers
 from landscape.model import measurement_mode, quantized_layers
 
 from ..contexts import check_loaded
-from ..data.feeding import Forward, call, feed
+from ..data.feeding import Forward, call, feed, on_one
 from .attention import AttentionProducts
 from .base import Method, Quantizer
 from .convert import leave_float
@@ -77,12 +77,11 @@ def calibrate(
     finally:
         for quantizer in quantizers.values():
             quantizer.finish_(keep=False)  # without effect after a success
-    bypassed, products = _reached(model, first, forward)
+    reached = partial(_reached, model, forward)
+    bypassed, products = on_one(reached, model, first)[0] if forward is None else reached(first)
     for name in bypassed:
-        warnings.warn(
-            f"{name} stays in full precision: the network reads its weight directly, not through the layer",
-            stacklevel=4,
-        )
+        how = "the network reads its weight directly, not through the layer"
+        warnings.warn(f"{name} stays in full precision: {how}", stacklevel=4)
         leave_float(model, name)
         missed = [other for other in missed if not other.startswith(f"{name}.")]
     if missed:
@@ -96,20 +95,16 @@ def calibrate(
     return model
 
 
-def _reached(model: nn.Module, x: Any, forward: Forward | None) -> tuple[list[str], dict[str, str]]:
+def _reached(model: nn.Module, forward: Forward | None, x: Any) -> tuple[list[str], dict[str, str]]:
     """Return the quantized layers whose weight the network reads without calling them, and its products of activations.
 
     Of such a layer delta does not reach the output. Products are module -> function, without those that are quantized.
 
     Args:
         model: quantized and calibrated.
-        x: inputs of a batch; one forward and backward pass of its first sample, where a sample can be told.
         forward: See `calibrate`.
+        x: inputs of a batch, for one forward and backward pass.
     """
-    sizes = {tensor.shape[:1] for tensor in tree_leaves(x) if isinstance(tensor, Tensor)}
-    if forward is None and len(sizes) == 1 and sizes not in ({()}, {(1,)}):
-        with suppress(Exception):  # of a network that takes batches of one size
-            return _reached(model, tree_map_only(Tensor, lambda tensor: tensor[:1], x), forward)
     layers = quantized_layers(model).items()
     pairs = {name: [getattr(layer, layer.weight_name), layer.delta] for name, layer in layers}
     with measurement_mode(model), torch.enable_grad():

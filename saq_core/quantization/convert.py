@@ -145,11 +145,10 @@ def quantize(
         more = [f"and {len(reasons) - NAMED} more"] if len(reasons) > NAMED else []
         shown = "\n  ".join(["these stay in full precision:", *reasons[:NAMED], *more])
         warnings.warn(f"{loud}{shown}", stacklevel=3)
-    parts = {name: [f"{name}{part}" for part in quantized_form(layer).parts] for name, layer in layers.items()}
-    names = [part for several in parts.values() for part in several]
+    names = [f"{name}{part}" for name, layer in layers.items() for part in quantized_form(layer).parts]
     plan = _layer_bits(names, bits, find_ends(model, names, example), first_last_bits, input_bits)
     for name, layer in layers.items():
-        _swap(name, layer, [plan[part] for part in parts[name]], quantizer, per_channel, method)
+        _swap(name, layer, plan, quantizer, per_channel, method)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # the fused path alone can read them
@@ -181,8 +180,7 @@ def _share(model: nn.Module, layers: Mapping[str, nn.Module]) -> float:
     """Return the share of the weights that multiply which some layers hold."""
 
     def size(modules: Iterable[nn.Module]) -> int:
-        weights = {id(p): p for module in modules for p in module.parameters(recurse=False) if is_matrix(p)}
-        return sum(p.numel() for p in weights.values())
+        return sum(p.numel() for p in {p for m in modules for p in m.parameters(recurse=False) if is_matrix(p)})
 
     return size(layers.values()) / max(size(m for m in model.modules() if not isinstance(m, EMBEDDINGS)), 1)
 
@@ -299,11 +297,11 @@ def _layer_bits(
     return plan
 
 
-def _swap(name: str, layer: Any, bits: list[tuple[int, int]], *settings: Any) -> None:
+def _swap(name: str, layer: Any, plan: dict[str, tuple[int, int]], *settings: Any) -> None:
     """Turn a layer into its quantized form in place: hooks, tied modules and attributes stay as they are."""
     layer.float_type = type(layer)
     layer.__class__ = quantized_form(layer)
-    layer.attach_(bits, *settings)
+    layer.attach_([plan[f"{name}{part}"] for part in layer.parts], *settings)
     for part in layer.modules():
         if isinstance(part, Quantizer):
             part.layer = name

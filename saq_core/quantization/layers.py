@@ -106,9 +106,8 @@ class _QuantizedTransposedConvolution(_QuantizedLayer):
         """Return the transposed convolution of the quantized input with the quantized weight."""
         m, n = cast(Any, self), self.weight.ndim - 2
         more = m._output_padding(x, output_size, m.stride, m.padding, m.kernel_size, n, m.dilation)
-        inputs = *self.operands(x), self.bias
         convolve = getattr(nn.functional, f"conv_transpose{n}d")
-        return convolve(*inputs, m.stride, m.padding, more, m.groups, m.dilation)
+        return convolve(*self.operands(x), self.bias, m.stride, m.padding, more, m.groups, m.dilation)
 
 
 class QConvTranspose1d(_QuantizedTransposedConvolution, nn.ConvTranspose1d):

@@ -63,10 +63,8 @@ class SizeReport(Shown):
         return sum(size.integers + size.scales for size in self.weights.values()) + self.other_bytes
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [
-            {"weight": name, **size._asdict(), "shape": "x".join(map(str, size.shape))}
-            for name, size in self.weights.items()
-        ]
+        sizes = self.weights.items()
+        return [{"weight": n, **size._asdict(), "shape": "x".join(map(str, size.shape))} for n, size in sizes]
 
     def __repr__(self) -> str:
         times = f"{self.float_bytes / self.bytes:.2f} times fewer than in float32"
@@ -116,8 +114,8 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
             with torch.no_grad():
                 value, step = quantizer(weight).cpu(), quantizer.step_size(weight).detach().cpu()
             packed[label] = _pack(value, step, quantizer.bits, label)
-            scales = sum(_bytes(packed[label][key]) for key in ("scale", "zero", "levels") if key in packed[label])
-            sizes[label] = PackedSize(tuple(value.shape), quantizer.bits, _bytes(packed[label]["integers"]), scales)
+            scales = sum(packed[label][key].nbytes for key in ("scale", "zero", "levels") if key in packed[label])
+            sizes[label] = PackedSize(tuple(value.shape), quantizer.bits, packed[label]["integers"].nbytes, scales)
             replaced |= {f"{prefix}{layer.weight_name}" for prefix in prefixes}
             steps += tuple(f"{prefix}{part}_quantizer." for prefix in prefixes)
     if not packed:
@@ -135,7 +133,7 @@ def export(model: nn.Module, path: str | Path) -> SizeReport:
     return SizeReport(
         path=Path(path),
         weights=sizes,
-        other_bytes=sum(_bytes(value) for value in _once(rest)),
+        other_bytes=sum(value.nbytes for value in _once(rest)),
         float_bytes=sum(v.numel() * (4 if v.is_floating_point() else v.element_size()) for v in floats),
         file_bytes=Path(path).stat().st_size,
     )
@@ -180,18 +178,13 @@ def _once(state: dict[str, Any]) -> list[Tensor]:
     return list({value.data_ptr(): value for value in state.values() if isinstance(value, Tensor)}.values())
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def _pack(value: Tensor, step: Tensor, bits: int, label: str) -> dict[str, Any]:
     """Return levels as integers without gaps, and what makes floats of them again, checked to be exact."""
     stored = {"bits": bits, "shape": list(value.shape), "step": step}
     rows = value.reshape(step.numel(), -1)
     unit = step.where(step > 0, 1).reshape(-1, 1).double()  # weights that are all zero may have a step of zero
     zero = -(2 * rows.amin(1, keepdim=True) / unit).round() / 2  # levels are multiples of the step, or halfway between
-    codes = (rows / unit + zero).round().long()
-    integers = _packed_bits(codes, bits)
+    integers = _packed_bits((rows / unit + zero).round(), bits)
     scaled = {**stored, "scale": step, "zero": zero.to(step.dtype).reshape(step.shape), "integers": integers}
     if torch.equal(_unpack(scaled), value):
         return scaled

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import processes
 from ..contexts import device_of
-from .targets import PerturbedParameter, Point, Weights, find_targets, gradients_at
+from .targets import PerturbedParameter, Point, Target, Weights, find_targets, gradients_at
 from .vectors import common_grads, copied, cosine, displaced, norm
 
 WINDOW = 50  # steps over which disorder is averaged
@@ -41,14 +41,14 @@ def diagnose(sam: Any, epsilon: Point, dtype: torch.dtype) -> dict[str, Tensor]:
         result["received_cosine"] = _received(sam, epsilon, dtype)
     if any(parameter.users for parameter in sam.parameters):
         result["flip_rate"] = _flip_rate(sam)
-        case1, case3 = _hypothetical(sam, "latent", "quantized"), _hypothetical(sam, "quantized", "quantized")
+        case1, case3 = _hypothetical(sam, "latent"), _hypothetical(sam, "quantized")
         result["cosine_case1_case3"] = cosine(*common_grads(case1, case3))
     return result
 
 
-def _hypothetical(sam: Any, measured_at: Weights, applied_to: Weights) -> Point:
-    """Return the ε of another case from the gradients of this step."""
-    targets = find_targets(sam.parameters, measured_at, applied_to)
+def _hypothetical(sam: Any, measured_at: Weights) -> Point:
+    """Return the ε of another case, added to the quantized weights, from the gradients of this step."""
+    targets = find_targets(sam.parameters, measured_at, "quantized")
     return sam.epsilon(gradients_at(targets), targets)
 
 
@@ -70,18 +70,17 @@ def _received(sam: Any, epsilon: Point, dtype: torch.dtype) -> Tensor:
     matrices = {name: e for name, e in epsilon.items() if targets[name].tensor.ndim >= 2}
     if not matrices:
         return torch.full((), math.nan, device=device_of(sam.model))
-    before = [_used(targets[name].parameter, targets[name].user).to(dtype) for name in matrices]
+    before = [_used(targets[name]).to(dtype) for name in matrices]
     with displaced([targets[name].tensor for name in matrices], list(matrices.values())):
-        after = [_used(targets[name].parameter, targets[name].user).to(dtype) for name in matrices]
+        after = [_used(targets[name]).to(dtype) for name in matrices]
     received = [a.to(e.dtype) - b.to(e.dtype) for a, b, e in zip(after, before, matrices.values(), strict=True)]
     return cosine(list(matrices.values()), received)
 
 
-def _used(parameter: PerturbedParameter, user: int) -> Tensor:
+def _used(target: Target) -> Tensor:
     """Return the tensor that the forward pass computes with."""
-    if not parameter.users:
-        return parameter.tensor.detach().clone()
-    return parameter.quantized(user) + parameter.deltas()[user]
+    parameter, user = target.parameter, target.user
+    return parameter.quantized(user) + parameter.deltas()[user] if parameter.users else parameter.tensor.clone()
 
 
 def _levels(parameters: list[PerturbedParameter]) -> list[tuple[Tensor, Tensor]]:

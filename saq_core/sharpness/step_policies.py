@@ -67,7 +67,10 @@ class Look:
         """Make a step with two passes or one."""
         if sam.steps % self.k:
             loss = sam.backward(closure)
-            self._reuse(sam)
+            gradients, orthogonal = common_grads(sam.gradients(), self.state["orthogonal"])
+            length = norm(orthogonal)
+            factor = torch.where(length > 0, LOOK_ALPHA * norm(gradients) / length, 0.0)
+            torch._foreach_add_(gradients, torch._foreach_mul(orthogonal, factor))
             return loss
         loss, plain = sam.full_step(closure, keep_plain=True)
         sharp = sam.gradients()
@@ -79,12 +82,6 @@ class Look:
         real = (norm(list(rest)) > NOISE * norm(s)).to(along.dtype)
         self.state["orthogonal"] = dict(zip(names, torch._foreach_mul(rest, real), strict=True))
         return loss
-
-    def _reuse(self, sam: Any) -> None:
-        gradients, orthogonal = common_grads(sam.gradients(), self.state["orthogonal"])
-        length = norm(orthogonal)
-        factor = torch.where(length > 0, LOOK_ALPHA * norm(gradients) / length, 0.0)
-        torch._foreach_add_(gradients, torch._foreach_mul(orthogonal, factor))
 
 
 @dataclass

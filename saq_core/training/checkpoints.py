@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -88,15 +89,11 @@ def load(path: str | Path, model: nn.Module | None = None, *, map_location: torc
         if name in dtypes:
             tensor.data = tensor.data.to(dtypes[name])
     network.load_state_dict(content["state"])
-    attributes = cast(Any, network)
-    if content["architecture"] is not None:
-        attributes.architecture = content["architecture"]
-    if content.get("probe") is not None:
-        attributes.probe = processes.moved(content["probe"], "cpu")
-    if content.get("recipe") is not None:
-        attributes.recipe = Recipe.from_dict(content["recipe"])
-    if content.get("history") is not None:
-        attributes.history = History.from_state(content["history"])
+    readers: dict[str, Callable[[Any], Any]] = {"architecture": dict, "probe": partial(processes.moved, device="cpu")}
+    readers |= {"recipe": Recipe.from_dict, "history": History.from_state}
+    for name, read in readers.items():
+        if content.get(name) is not None:
+            setattr(network, name, read(content[name]))
     return network.to(map_location).eval()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -87,25 +88,20 @@ VARIANTS: dict[str, dict[str, Any]] = {  # changes of the recipe
 }
 
 
-def _family(
-    data: DataName, network: str, limit: int | None, start: Recipe, tuned: Recipe, source: str
-) -> list[Experiment]:
-    """Return a float network, the same tuned further, and its W4A4 and W2A2 networks with every variant."""
-    base = f"{data}-{network}"
+def _family(data: DataName, network: str, limit: int | None, start: Recipe, source: str) -> Iterator[Experiment]:
+    """Yield a float network, the same tuned further, and its W4A4 and W2A2 networks with every variant."""
+    base, tuned = f"{data}-{network}", replace(start, lr=0.02)
     shared: dict[str, Any] = {"data": data, "network": network, "limit": limit, "source": source}
-    experiments = [
-        Experiment(base, recipe=start, **shared),
-        Experiment(f"{base}-fp32", recipe=tuned, start=base, **shared),
-    ]
+    yield Experiment(base, recipe=start, **shared)
+    yield Experiment(f"{base}-fp32", recipe=tuned, start=base, **shared)
     for bits in ("W4A4", "W2A2"):
         for label, changes in VARIANTS.items():
             name = f"{base}-{bits.lower()}-{label}"
-            experiments.append(Experiment(name, recipe=replace(tuned, **changes), bits=bits, start=base, **shared))
-    return experiments
+            yield Experiment(name, recipe=replace(tuned, **changes), bits=bits, start=base, **shared)
 
 
-def _fpq_paper() -> list[Experiment]:
-    """Return ResNet-18 on CIFAR-10 in FPQ's own setting: plain LSQ and FPQ, and the float network they start from."""
+def _fpq_paper() -> Iterator[Experiment]:
+    """Yield ResNet-18 on CIFAR-10 in FPQ's own setting: plain LSQ and FPQ, and the float network they start from."""
     source = (
         "FPQ (Pang and Cai, 2025), section 4: asymmetric LSQ per channel, 200 epochs, batch 256, decay 5e-4, lr 0.01; "
         "the float recipe is ours; hours on a GPU, never run here"
@@ -113,27 +109,23 @@ def _fpq_paper() -> list[Experiment]:
     tuned = Recipe(epochs=200, lr=0.01, batch_size=256, weight_decay=5e-4, nesterov=False)
     base = Experiment("fpq-resnet18", "cifar10", "resnet18", replace(tuned, lr=0.1), source=source)
     shared: dict[str, Any] = {"quantizer": "lsq-asymmetric", "per_channel": True, "start": base.name}
-    return [base] + [
-        replace(base, name=f"{base.name}-{bits.lower()}-{label}", recipe=replace(tuned, fpq=fpq), bits=bits, **shared)
-        for bits in ("W4A4", "W2A4", "W2A2")
-        for label, fpq in (("lsq", None), ("fpq", FPQ()))
-    ]
+    yield base
+    for bits in ("W4A4", "W2A4", "W2A2"):
+        for label, fpq in (("lsq", None), ("fpq", FPQ())):
+            name = f"{base.name}-{bits.lower()}-{label}"
+            yield replace(base, name=name, recipe=replace(tuned, fpq=fpq), bits=bits, **shared)
 
-
-_DIGITS = Recipe(epochs=15, lr=0.1, batch_size=64)
-_CIFAR = Recipe(epochs=20, lr=0.1, warmup=1)
 
 # The built-in experiments by name. Quantized networks: LSQ, first and last layer at 8 bits; rho = 0.05 in plain units.
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
-        *_family("digits", "resnet8", None, _DIGITS, replace(_DIGITS, lr=0.02), "ours, a test of the whole in minutes"),
+        *_family("digits", "resnet8", None, Recipe(15, lr=0.1, batch_size=64), "ours, a test of the whole in minutes"),
         *_family(
             "cifar10",
             "resnet20",
             10_000,
-            _CIFAR,
-            replace(_CIFAR, lr=0.02),
+            Recipe(20, lr=0.1, warmup=1),
             "SAQ's scripts: Nesterov 0.9, decay 1e-4, batch 128, from a float network; 10,000 images, 20 epochs, "
             "lr 0.02 to 0 by cosine, 1 epoch of warm-up are ours; rho 0.05 from Foret et al. (2021)",
         ),

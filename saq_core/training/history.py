@@ -73,11 +73,8 @@ class History(Shown):
         y = HEIGHT - 4 - (values - low) / span * (HEIGHT - 8)
         paths = ""
         for index, (name, row) in enumerate(zip(curves, y, strict=True)):
-            drawn, after_gap = "", True
-            for k, value in enumerate(row):
-                if value.isfinite():
-                    drawn += f"{'ML'[not after_gap]}{x[k]:.1f} {value:.1f}"
-                after_gap = not value.isfinite()
+            known = [False, *row.isfinite().tolist()]  # a line goes on from a value, and begins anew after a gap
+            drawn = "".join(f"{'ML'[known[k]]}{x[k]:.1f} {v:.1f}" for k, v in enumerate(row) if known[k + 1])
             paths += f'<path d="{drawn}" fill="none" stroke="{CURVES[name]}"><title>{name}</title></path>'
             where = f'x="{WIDTH - 4}" y="{14 * index + 12}" text-anchor="end" font-size="11"'
             paths += f'<text {where} fill="{CURVES[name]}">{name.replace("val_", "validation ")}</text>'

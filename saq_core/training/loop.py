@@ -116,7 +116,8 @@ def train(
             row = run.epoch(epoch)
             history.epochs.append(row)
             if snapshots:
-                history.snapshots.append(_snapshot(run.average))
+                state = run.average.state_dict().items()
+                history.snapshots.append({k: v.detach().cpu().clone() for k, v in state if isinstance(v, Tensor)})
             if on_epoch is not None:
                 result = run.tell(on_epoch, run.average, epoch + 1, len(history.steps), history.steps[-1])
                 row.update(result if isinstance(result, dict) else {} if result is None else {"on_epoch": result})
@@ -130,10 +131,6 @@ def train(
         if recipe.ema is not None:
             model.load_state_dict(run.average.state_dict())
     return history
-
-
-def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
 
 
 def _store(path: str | Path, run: Run) -> None:
@@ -158,10 +155,8 @@ def _resume(path: str | Path, run: Run, snapshots: str | None) -> History:
     history = History.from_state(content["history"])
     count, epochs = len(history.snapshots), len(history.epochs)
     if snapshots and count != epochs:
-        raise ValueError(
-            f"checkpoint {path} must hold a snapshot of each of its {epochs} epochs when snapshots={snapshots!r}, "
-            f"got {count}: go on with snapshots=None, or delete it"
-        )
+        rule = f"checkpoint {path} must hold a snapshot of each of its {epochs} epochs when snapshots={snapshots!r}"
+        raise ValueError(f"{rule}, got {count}: go on with snapshots=None, or delete it")
     files.check_same_network(model, content["model"], path)
     if any(parts := content.get("sam", ())):
         content["optimizer"]["sam"] = parts[processes.rank() % len(parts)]

@@ -121,11 +121,9 @@ class Recipe(Settings):
 
     def _lr_at(self, step: int, steps_per_epoch: int, start: float) -> float:
         done = step / (self.epochs * steps_per_epoch)
-        shape = {
-            "constant": 1.0,
-            "cosine": 0.5 * (1 + math.cos(math.pi * done)),
-            "steps": 1.0 if done < 0.4 else 0.1 if done < 0.6 else 0.01,
-        }.get(str(self.schedule), 1.0)  # a function sets the rate itself
+        steps = 1.0 if done < 0.4 else 0.1 if done < 0.6 else 0.01
+        shapes = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "steps": steps}
+        shape = shapes.get(str(self.schedule), 1.0)  # a function sets the rate itself
         return start * shape * min(1.0, (step + 1) / max(1, self.warmup * steps_per_epoch))
 
 
@@ -136,10 +134,8 @@ class _Absent:
         self.setting, self.name = setting, name
 
     def __call__(self, *_: Any) -> Any:
-        raise ValueError(
-            f"recipe must have its {self.setting} to train, got the name {self.name!r} from a file: pass the function, "
-            f"dataclasses.replace(recipe, {self.setting}=…)"
-        )
+        rule = f"recipe must have its {self.setting} to train, got the name {self.name!r} from a file"
+        raise ValueError(f"{rule}: pass the function, dataclasses.replace(recipe, {self.setting}=…)")
 
     def __repr__(self) -> str:
         return self.name

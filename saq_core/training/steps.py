@@ -227,8 +227,7 @@ class Run:
                 self.tell(self.on_step, self.model, epoch + 1, made + k + 1, loss)
             if self.stopped:
                 break
-        columns = [torch.stack(column).float() for column in zip(*rows, strict=True)]
-        return torch.stack(columns, 1), lr
+        return torch.stack([torch.stack(column).float() for column in zip(*rows, strict=True)], 1), lr
 
     def takes(self, batch: Any) -> bool:
         """Return whether network and loss take a batch that is laid out channels last; if not, undo that layout."""
