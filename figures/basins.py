@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogFormatter
 from torch import nn
 
 import landscape
@@ -36,7 +37,6 @@ def rounded(model: nn.Module, bits: str, images: Any) -> dict[str, nn.Module]:
 
 def compute(profile: Profile) -> Any:
     """Measure the basin of every seed's float network on the way to its quantized copies."""
-
     probe, calibration = MOST.get(profile.family, (None, None))
 
     def copies(seed: int) -> Copies:
@@ -182,6 +182,9 @@ def draw(data: Any) -> Any:
     losses = np.stack([data.loss.values, data.loss_recomputed.values])
     is_wide = np.nanmax(losses) > 10 * np.nanmin(losses)
     own.set(title="Each network's own loss", yscale="log" if is_wide else "linear")
+    if is_wide:  # 0.6, not 6 × 10⁻¹
+        own.yaxis.set_major_formatter(LogFormatter())
+        own.yaxis.set_minor_formatter(LogFormatter())
     increase.legend(fontsize=7)
     count, rim = len(data.seed), f"Orange: loss = FP32's + {data.margin:g}, the rim"
     seeds = f"{count} seeds ± 1 stderr" if count > 1 else "one seed, ± 1 stderr over them"

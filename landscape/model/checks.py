@@ -54,8 +54,8 @@ def call_by_name(model: nn.Module, batch: Mapping[str, Any], with_targets: bool 
     except TypeError as error:
         names = ", ".join(map(repr, batch))
         raise ValueError(
-            f"a batch is a mapping, whose entries must be arguments of the model, got {names}: {error}; name them so, or "
-            "hand over pairs (input, target)"
+            f"a batch is a mapping, whose entries must be arguments of the model, got {names}: {error}; name them so, "
+            "or hand over pairs (input, target)"
         ) from error
     return model(**given)
 
