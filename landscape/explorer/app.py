@@ -358,8 +358,11 @@ class Explorer(Worker):
         if self._timer is not None:
             self._timer.cancel()
         if self._loop is not None and self._still is not None and self._job is None:
-            renew = self._guarded(lambda: self._still.update(self._still_bundle(), raw=True))
-            self._timer = self._loop.call_later(_QUIET, renew)
+
+            def renew() -> None:
+                self._still.update(self._still_bundle(), raw=True)
+
+            self._timer = self._loop.call_later(_QUIET, self._guarded, renew)
 
     def _pictures(self) -> list[bytes]:
         """Draw what is seen as PNG, one for each kind of picture."""

@@ -321,12 +321,8 @@ class _Packed:
 
     def grid(self, surface: Surface) -> int:
         """Return the index of a grid: its steps, and what its axes are called."""
-        names = [short(surface, number) for number in (1, 2)]
-        made = {
-            "x": surface.alphas.tolist(),
-            "y": surface.betas.tolist(),
-            "axes": [name[:1].upper() + name[1:] for name in names],
-        }
+        axes = [short(surface, number) for number in (1, 2)]
+        made = {"x": surface.alphas.tolist(), "y": surface.betas.tolist(), "axes": axes}
         self.grids += [made] * (made not in self.grids)
         return self.grids.index(made)
 

@@ -161,11 +161,8 @@ def code(
     elif "data" not in given:
         lines += ["", f"data = {source}"]
     directions = f'[{models[view.names[1]]}, "random"]' if view._between else repr(view.directions)
-    settings: dict[str, Any] = {
-        "span": (SPAN_BETWEEN, view.span) if view._between else view.span,
-        "points": view.points,
-    }
-    settings |= {"space": view.space, "batchnorm": view.batchnorm, "seed": view.seed}
+    settings = {name: getattr(view, name) for name in ("span", "points", "space", "batchnorm", "seed")}
+    settings |= {"span": (SPAN_BETWEEN, view.span)} if view._between else {}
     lines += [f"settings = {settings!r}", "surfaces = {"]
     more = "".join(f", {name}={name}" for name in given if name != "data")
     for panel, name in zip(view.panels(), view.names, strict=False):
