@@ -123,17 +123,8 @@ def plot(given: Plane | Chart, title: str | None = None) -> go.Figure:
     names, *places = zip(*given.networks, strict=True)
     marker = {"size": 10, "color": "white", "line": {"color": "black", "width": 2}}
     font = {"color": "black", "size": 13, "shadow": "0 0 3px white, 0 0 3px white, 0 0 3px white"}
-    figure.add_scatter(
-        x=places[0],
-        y=places[1],
-        text=names,
-        mode="markers+text",
-        textposition="top center",
-        textfont=font,
-        marker=marker,
-        hovertemplate="%{text}<extra></extra>",
-        showlegend=False,
-    )
+    words = {"text": names, "textposition": "top center", "textfont": font, "hovertemplate": "%{text}<extra></extra>"}
+    figure.add_scatter(x=places[0], y=places[1], mode="markers+text", marker=marker, showlegend=False, **words)
     return figure
 
 

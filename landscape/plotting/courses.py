@@ -14,16 +14,16 @@ from .values import Scale, is_log
 
 _FEW = 25  # points that are marked
 _OTHERS = {"critical_sharpness": "critical sharpness", "threshold": "stability threshold"}
+_SHARPNESS = {"Sharpness": {"lambda1": "λ₁"} | _OTHERS}
+_PRECONDITIONED = {
+    "Sharpness, preconditioned": {"preconditioned_lambda1": "λ₁"} | _OTHERS,
+    "λ₁, as it is": {"lambda1": ""},
+}
 _PANELS = {
-    "Sharpness": {"lambda1": "λ₁"} | _OTHERS,
     "Loss": {"probe_loss": "as it is", "rounded_loss": "rounded to 4 bits"},
     "Trace of the Hessian": {"trace": ""},
     "Cosine of successive gradients": {"gradient_cosine": ""},
     "Norm of the weights": {"weight_norm": ""},
-}
-_PRECONDITIONED = {
-    "Sharpness, preconditioned": {"preconditioned_lambda1": "λ₁"} | _OTHERS,
-    "λ₁, as it is": {"lambda1": ""},
 }
 
 
@@ -40,11 +40,9 @@ def describe_course(course: Any, *, scale: Scale = "auto") -> list[Chart]:
     }
     if "rounding_gap" in columns:
         columns["rounded_loss"] = columns["probe_loss"] + columns["rounding_gap"]
-    preconditioned = "preconditioned_lambda1" in columns
-    first, *others = _PANELS.items()
-    groups = dict([*_PRECONDITIONED.items(), *others] if preconditioned else [first, *others])
+    sharpness = _PRECONDITIONED if "preconditioned_lambda1" in columns else _SHARPNESS
     charts: list[Chart] = []
-    for title, curves in groups.items():
+    for title, curves in (sharpness | _PANELS).items():
         parts: list[Any] = []
         for index, (key, name) in enumerate(curves.items()):
             known = np.isfinite(values := columns.get(key, np.empty(0)))

@@ -86,9 +86,7 @@ def draw(given: Path, ax: Axes | None = None, title: str | None = None) -> Figur
     path, surface, log = given
     losses = path.loss.numpy()
     values = drawable(surface, "loss", log)
-    levels = shared_levels(
-        [values, np.where(np.isfinite(losses) & ((losses > 0) | (not log)), losses, np.nan)], "loss", log
-    )
+    levels = shared_levels([values, losses[(losses > 0) | (not log)]], "loss", log)
     with paper.style():
         ax = ax or paper.new_axes(3.0)
         draw_map(ax, surface, values, levels)
