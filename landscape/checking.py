@@ -338,13 +338,9 @@ def check_draws(num_samples: int, seed: int) -> None:
 
 
 def _options(options: Any) -> tuple[Any, ...]:
-    if options is type(None):
-        return (None,)
-    if get_origin(options) is Literal:
-        return get_args(options)
-    if get_origin(options) is not None:  # a union
+    if get_origin(options) in _UNIONS:
         return tuple(option for part in get_args(options) for option in _options(part))
-    return tuple(options)
+    return (None,) if options is type(None) else tuple(get_args(options) or options)
 
 
 def _range(above: float | None, at_least: float | None, below: float | None, at_most: float | None) -> str:

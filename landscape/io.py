@@ -21,8 +21,7 @@ from .results import Result, from_json
 from .surfaces import COMPUTED, FAILED, PENDING, Line, Surface
 
 # field → its name in files of version 0.1
-_FORMER = {"delta_loss": "rise", "data_delta_loss": "data_rises", "rounding_ratio": "misstep"}
-_FORMER |= {"stored": "directions"}
+_FORMER = {"delta_loss": "rise", "data_delta_loss": "data_rises", "rounding_ratio": "misstep", "stored": "directions"}
 _PATIENCE = 20.0  # seconds for a file without a checksum
 _LARGEST = 1000  # times the file's size: what a compressed array may be
 _PENDING = -1.0  # what the scripts fill their arrays with before a point is measured
@@ -70,7 +69,6 @@ def load(path: str | Path) -> Any:
         >>> landscape.load(path).alphas.tolist()
         [-1.0, 0.0, 1.0]
     """
-    import h5py
     import xarray
 
     path = Path(path)
@@ -145,8 +143,7 @@ def _check_contents(file: h5py.File, size: int) -> None:
 
 
 def _read(tree: Any) -> Any:
-    kinds = {kind.__name__: kind for kind in _subclasses(Result)}
-    kind = kinds[tree.attrs["result"]]
+    kind = {kind.__name__: kind for kind in _subclasses(Result)}[tree.attrs["result"]]
     plain = from_json(json.loads(tree.attrs["fields"]))
     arrays: dict[str, Any] = {}
     for variable_name, variable in tree.data_vars.items():
