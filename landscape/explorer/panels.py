@@ -17,9 +17,8 @@ import plotly.graph_objects as go
 import traitlets as t
 from plotly.io.json import to_json_plotly
 
-from ..plotting import Kind, Scale
+from ..plotting import Kind, Scale, plot_together
 from ..plotting.captions import axis, caption
-from ..plotting.lines import plot_lines
 from ..plotting.style import laid_out, numbered
 from ..plotting.surfaces import describe_surfaces, plot
 from ..plotting.values import columns_of, drawable
@@ -81,7 +80,7 @@ def slice_figure(cuts: Cuts, along: int, value: str, scale: Scale) -> str:
     name = axis(next(iter(lines.values())))[0].replace("the direction", f"direction {along + 1}")
     steps = sorted({f"{where:.3g}".replace("-", "−") for _, where in cuts.values()})
     title = f"Slice along {name}, at {' and '.join(steps)} of direction {2 - along}"
-    figure = plot_lines(lines, value=value, scale=scale, title=title)
+    figure = plot_together(lines, value=value, scale=scale, title=title)
     figure.layout.margin = {"l": 60, "r": 10, "t": 26 if len(lines) > 1 else 6, "b": 38}
     figure.layout.legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "tracegroupgap": 0}
     return _described(figure)

@@ -11,14 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from . import interactive, paper
+from . import interactive, paper, surfaces
 from .captions import caption
 from .charts import Axis, Chart, Curve, Level
 from .contours import level_lines
 from .lines import describe_lines
-from .pairing import pictures
 from .style import DOUBTFUL, HIGHLIGHT, colour_of
-from .surfaces import draw_surfaces, plot_surfaces
 from .values import Scale, check_option, is_log
 
 View = Literal["auto", "plane", "lines", "layers"]
@@ -34,6 +32,11 @@ class Plane(NamedTuple):
     def surface(self) -> Any:
         """The surface over the plane."""
         return self.basin.surfaces[""]
+
+    @property
+    def map(self) -> surfaces.Surfaces:
+        """The plane as a map."""
+        return surfaces.describe_surfaces({"": self.surface}, scale="log" if self.log else "linear", kind="contour")
 
     @property
     def rim(self) -> np.ndarray:
@@ -115,7 +118,7 @@ def plot(given: Plane | Chart, title: str | None = None) -> go.Figure:
     if isinstance(given, Chart):
         return interactive.plot(given, title)
     title = title or "The basin, and where the networks lie" + " (log scale)" * given.log
-    figure = plot_surfaces({"": given.surface}, scale="log" if given.log else "linear", kind="contour", title=title)
+    figure = surfaces.plot(given.map, title)
     x, y = given.rim
     line = {"color": HIGHLIGHT, "width": 3}
     figure.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", name=given.told, showlegend=True)
@@ -134,7 +137,7 @@ def draw(given: Plane | Chart, ax: Axes | None = None, title: str | None = None)
         return paper.draw(given, ax, title)
     with paper.style():
         ax = ax or paper.new_axes(3.0, box_aspect=1)
-        draw_surfaces({"": given.surface}, ax, scale="log" if given.log else "linear", title=title)
+        surfaces.draw(given.map, ax, title)
         ax.plot(*given.rim, color=HIGHLIGHT, linewidth=1.6, zorder=3, label=given.told)
         ax.legend(loc="upper left", framealpha=0.7, edgecolor="none", fontsize=6, borderpad=0.2)
         for index, (name, x, y) in enumerate(given.networks):
@@ -143,6 +146,3 @@ def draw(given: Plane | Chart, ax: Axes | None = None, title: str | None = None)
             halo = [withStroke(linewidth=2, foreground="white")]
             ax.annotate(name, (x, y), (0, 5), textcoords="offset points", ha="center", path_effects=halo, zorder=5)
     return paper.figure_of(ax)
-
-
-plot_basin, draw_basin = pictures(describe_basin, plot, draw)

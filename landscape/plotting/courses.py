@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from . import panels
 from .charts import Axis, Band, Chart, Curve
-from .pairing import pictures
+from .panels import draw, plot  # noqa: F401  (a chart would be one panel)
 from .style import colour_of
 from .values import Scale, is_log
 
@@ -64,6 +63,3 @@ def describe_course(course: Any, *, scale: Scale = "auto") -> list[Chart]:
             empty = "" if parts else "sharpness"
             charts.append(Chart(parts, Axis("Step", whole=bool(parts)), axis, legend=len(curves) > 1, empty=empty))
     return charts
-
-
-plot_course, draw_course = pictures(describe_course, panels.plot, panels.draw)

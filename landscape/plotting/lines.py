@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import interactive, paper
 from .captions import BAND, axis_label, caption, hover, label, notes
 from .charts import Axis, Band, Chart, Curve
-from .pairing import pictures
 from .style import colour_of
 from .values import LineLike, Scale, band, columns_of, is_empty
 
@@ -41,6 +39,3 @@ def describe_lines(lines: Mapping[str, LineLike], *, value: str = "loss", scale:
         empty=value if is_empty(values.values()) else "",
         compared=True,
     )
-
-
-plot_lines, draw_lines = pictures(describe_lines, interactive.plot, paper.draw)

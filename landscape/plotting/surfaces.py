@@ -18,10 +18,11 @@ from . import interactive, paper
 from .captions import axis_label, caption, hover, label, notes, short
 from .contours import Panel, add_map, draw_map, level_lines
 from .levels import Levels, check_levels, shared_levels
-from .pairing import pictures
 from .reliefs import draw_relief
 from .style import HIGHLIGHT, ONE_COLUMN, TWO_COLUMNS, at, laid_out, numbered
 from .values import Kind, Scale, SurfaceLike, check_option, columns_of, is_empty, limits, missing
+
+DRAWN = {"kind": "contour"}  # in print, where nothing turns
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,6 @@ def draw(given: Surfaces, ax: Axes | None = None, title: str | None = None) -> F
         if deep:
             _place_tick_labels(figure)
     return figure
-
-
-plot_surfaces, draw_surfaces = pictures(describe_surfaces, plot, draw, kind="contour")
 
 
 def _panel(given: Surfaces, name: str, colours: str) -> Panel:
