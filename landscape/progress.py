@@ -129,8 +129,7 @@ def resumable(
 
         returns = str(signature.return_annotation).removeprefix("Generator[None, None, ").removesuffix("]")
         run.__annotations__ = function.__annotations__ | {"return": returns}
-        attributes: dict[str, Any] = {"steps": function, "__signature__": signature.replace(return_annotation=returns)}
-        vars(run).update(attributes)
+        vars(run).update(steps=function, __signature__=signature.replace(return_annotation=returns))
         return cast(Resumable[P, T], run)
 
     return decorate

@@ -73,7 +73,6 @@ def explore(
         >>> list(explorer.surfaces)
         ['model']
     """
-    single = isinstance(models, nn.Module)
     given: Mapping[Any, Any] = {"model": models} if isinstance(models, nn.Module) else models
     keys = unique_names(given, parts)
     grid(span, 3)
@@ -83,7 +82,7 @@ def explore(
     study = Study({name: given[key] for name, key in keys.items()}, data, loss=loss, objective=objective)
     on_cpu = all(tensor.device.type == "cpu" for model in study.models.values() for tensor in model.parameters())
     start = View((), span=float(span), points=points, samples=samples or (_FEW if on_cpu else None), seed=seed)
-    explorer = Explorer(study, {} if single else keys, parts or (), start, Path(path))
+    explorer = Explorer(study, keys if given is models else {}, parts or (), start, Path(path))
     explorer.start()
     return explorer
 
