@@ -78,8 +78,7 @@ def audit(
     network = copied(model.module if isinstance(model, _WRAPPERS) else model)
     monitor = Monitor(network, data, loss=loss, objective=objective, output=output)
     monitor.budget = math.inf
-    last = [re.findall(r"\d+", name)[-1:] for name in files]  # the number that a name holds
-    steps = [int(number) for found in last for number in found]
+    steps = [int(number) for name in files for number in re.findall(r"\d+", name)[-1:]]  # that a name holds
     steps = steps if len(steps) == len(files) and sorted({*steps}) == steps else list(range(1, len(files) + 1))
     done = _finished(keep, monitor, network, files)
     for name, step in progress(list(zip(files, steps, strict=True))[len(done) :], "audit"):

@@ -57,9 +57,8 @@ def check_public(package: Any, agree: Callable[..., None]) -> None:
         for owner in inspect.getmro(item) if inspect.isclass(item) else ():
             if owner.__module__.partition(".")[0] != package.__name__:
                 continue
-            methods = dataclasses.is_dataclass(item)
             for key, method in list(vars(owner).items()):
-                public = key == "__init__" or (methods and not key.startswith("_"))
+                public = key == "__init__" or (dataclasses.is_dataclass(item) and not key.startswith("_"))
                 if public and inspect.isfunction(method) and not hasattr(method, "__wrapped__"):
                     setattr(owner, key, checked(method, owner, agree))
 

@@ -385,8 +385,7 @@ def _mean(seeds: list[Measured]) -> tuple[float, float, float]:
     """Return the mean, its standard error and degrees of freedom: over seeds, or those of a single network."""
     if len(seeds) == 1:
         return seeds[0].value, seeds[0].stderr, min((df for _, df in _scatter(seeds[0])), default=math.inf)
-    values = torch.tensor([seed.value for seed in seeds], dtype=torch.float64)
-    return *mean_and_stderr(values), len(seeds) - 1
+    return *mean_and_stderr(torch.tensor([seed.value for seed in seeds], dtype=torch.float64)), len(seeds) - 1
 
 
 def _difference(mine: list[Measured], theirs: list[Measured]) -> tuple[float, float, float]:
@@ -442,8 +441,7 @@ def merge_about(abouts: list[dict[str, Any]]) -> dict[str, Any]:
     about = {key: value for key, value in abouts[0].items() if key != "weight_norm"}
     space = next((a["space"] for a in abouts if a["space"] != "float"), "float")
     labels = ("straight-through", "unverified", "not measured", "exact")
-    doubtful = min((a["derivatives"] for a in abouts), key=labels.index)
-    return about | {"space": space, "derivatives": doubtful}
+    return about | {"space": space, "derivatives": min((a["derivatives"] for a in abouts), key=labels.index)}
 
 
 def quantity_label(quantity: str) -> str:

@@ -43,8 +43,7 @@ def loss_landscape(path: str | Path) -> Line | Surface:
     if len(axes) == 1:
         return Line(about, axes[0], *_values(loss.ravel(), accuracy.ravel()))
     shape = (len(axes[1]), len(axes[0]))
-    values = _values(loss.ravel().reshape(shape).T, accuracy.ravel().reshape(shape).T)
-    return Surface(about, axes[0], axes[1], *values)
+    return Surface(about, axes[0], axes[1], *_values(loss.ravel().reshape(shape).T, accuracy.ravel().reshape(shape).T))
 
 
 def _values(loss: np.ndarray, accuracy: np.ndarray) -> tuple[Tensor, Tensor, None, Tensor]:
@@ -160,8 +159,7 @@ def _read(tree: Any) -> Any:
         if name in arrays:
             values[field.name] = arrays[name]
         elif name in tree.children:
-            keys = plain[name]["keys"]
-            values[field.name] = {key: _read(tree[name][str(i)]) for i, key in enumerate(keys)}
+            values[field.name] = {key: _read(tree[name][str(i)]) for i, key in enumerate(plain[name]["keys"])}
         elif name in plain or {field.default, field.default_factory} == {dataclasses.MISSING}:  # else an older file
             values[field.name] = plain[name]
     values["about"] = _migrated(values["about"])
@@ -186,6 +184,5 @@ def _axis(words: str) -> dict[str, str | int] | None:
     return {"kind": kinds[words]} if words in kinds else None
 
 
-def _subclasses(kind: type) -> list[type]:
-    children: list[type] = kind.__subclasses__()
-    return [kind, *(deeper for child in children for deeper in _subclasses(child))]
+def _subclasses(kind: type[Any]) -> list[type]:
+    return [kind, *(deeper for child in kind.__subclasses__() for deeper in _subclasses(child))]

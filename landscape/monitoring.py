@@ -74,12 +74,11 @@ class TrainingCurvature(Result):
         return cells
 
     def __repr__(self) -> str:
-        parts = []
+        parts = [f"{len(self.rows)} rows"]
         for name in ("probe_loss", "lambda1", "preconditioned_lambda1", "threshold", "trace", "rounding_gap"):
             values = [row[name] for row in self.rows if math.isfinite(row.get(name, math.nan))]
             parts += [f"{name} {values[0]:.3g} → {values[-1]:.3g}"] if values else []
-        count = f"{len(self.rows)} rows"
-        return f"TrainingCurvature({', '.join([count, *parts])}; {self._kind() or 'raw units'})"
+        return f"TrainingCurvature({', '.join(parts)}; {self._kind() or 'raw units'})"
 
 
 class Monitor:

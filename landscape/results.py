@@ -192,8 +192,7 @@ class Result:
             else:
                 plain[field.name] = value
         fields = json.dumps(as_json(plain), default=lambda number: number.item())
-        attributes = {"result": type(self).__name__, "fields": fields}
-        return {"/": xarray.Dataset(variables, attrs=attributes)} | groups
+        return {"/": xarray.Dataset(variables, attrs={"result": type(self).__name__, "fields": fields})} | groups
 
     def _variable(self, name: str, value: Tensor | np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
         if isinstance(value, Tensor):

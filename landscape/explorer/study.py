@@ -50,8 +50,7 @@ class Plane:
 
     def measure(self, key: Any, point: tuple[float, float]) -> None:
         """Measure one point. Cost: a forward pass over the data (two with recomputed statistics)."""
-        where = torch.tensor([point], dtype=torch.float64)
-        values, failure = evaluate_points(self.replay, where)
+        values, failure = evaluate_points(self.replay, torch.tensor([point], dtype=torch.float64))
         self.rows[key] = values[0].tolist()
         if failure:
             self.about.setdefault("first_failure", failure)
@@ -251,8 +250,7 @@ class Study:
             settings = self.settings | {"space": view.space, "batchnorm": view.batchnorm}
             function = Objective(self.models[name], self._data(view.samples), **settings)
             self._known[key] = function, function.centre
-        found: tuple[Objective, Evaluation] = self._known[key]
-        return found
+        return self._known[key]  # type: ignore[no-any-return]
 
     def _forget(self, key: Any) -> None:
         """Drop what was measured of a network that has changed since."""

@@ -113,8 +113,7 @@ def arranged(controls: Mapping[str, Any], outputs: Mapping[str, Any], picture: A
     top = [outputs["fold"], controls["kind"]]
     top += [outputs[name] for name in ("reset view", "stop", "go on", "progress", "said")]
     cut = [controls["slice"], controls["axis"], controls["linked"]]
-    names = ("save figure", "save data", "save page", "show code")
-    take = [controls["path"], *(outputs[name] for name in names)]
+    take = [controls["path"], *(outputs[name] for name in ("save figure", "save data", "save page", "show code"))]
     traitlets.link((controls["linked"], "value"), (picture, "linked"))
     table = _box(w.VBox, "scroll", [outputs["table"]])
     for name in ("table", "said"):

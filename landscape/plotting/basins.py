@@ -84,8 +84,7 @@ def _lines(basin: Any, scale: Scale) -> Chart:
     log = is_log(scale, [own, *(line.loss.numpy() for line in basin.lines.values())])
     chart = describe_lines(basin.lines, scale="log" if log else "linear")
     line = next(iter(basin.lines.values()))
-    level = float(line.loss[line.centre]) + basin.margin
-    rim = Level(level, f"the model's + {basin.margin:.3g}", "dash", DOUBTFUL)
+    rim = Level(float(line.loss[line.centre]) + basin.margin, f"the model's + {basin.margin:.3g}", "dash", DOUBTFUL)
     places = np.array([0.0] + [1.0] * len(basin.lines))
     ends = Curve(places, own, "each network's own loss", "#000000", 1, joined=False, hollow=True)
     x, y = Axis("Share of the way to the network", zero=True), replace(chart.y, values=[*chart.y.values, own])

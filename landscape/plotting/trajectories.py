@@ -48,8 +48,7 @@ def plot(given: Path, title: str | None = None) -> go.Figure:
     path, surface, log = given
     losses, plane = path.loss.numpy(), path.plane_loss.numpy()
     title = title or "Optimization on the loss surface" + " (log scale)" * log
-    sheet = surfaces.describe_surfaces({"": surface}, scale="log" if log else "linear")
-    figure = surfaces.plot(sheet, title)
+    figure = surfaces.plot(surfaces.describe_surfaces({"": surface}, scale="log" if log else "linear"), title)
     figure.update_traces(line_color="black", selector={"type": "scatter3d"})  # the plumb line is no part of the path
     heights, shadow = (np.log10(losses), np.log10(plane)) if log else (losses, plane)
     along = {"x": path.coordinates[:, 0].numpy(), "y": path.coordinates[:, 1].numpy()}
