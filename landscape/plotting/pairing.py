@@ -9,13 +9,6 @@ from importlib import import_module
 from typing import Any, Literal
 
 
-def plotted(described: Any, title: str | None, plot: Callable[..., Any], draw: Callable[..., Any]) -> Any:
-    """Draw what is described with plotly; where no front end draws that, the picture by matplotlib stands there."""
-    figure = plot(described, title)
-    figure._print = functools.partial(draw, described, None, title)
-    return figure
-
-
 @functools.cache
 def drawing_function(picture: str, how: Literal["plot", "draw"]) -> Callable[..., Any]:
     """Return what draws a picture, "module.name", by `how`; it takes the options of ``describe_name`` and ``title=``.
@@ -33,7 +26,10 @@ def drawing_function(picture: str, how: Literal["plot", "draw"]) -> Callable[...
 
     @functools.wraps(describe)
     def plot_x(result: Any, *, title: str | None = None, **options: Any) -> Any:
-        return plotted(describe(result, **options), title, plot, draw)
+        described = describe(result, **options)
+        figure = plot(described, title)
+        figure._print = functools.partial(draw, described, None, title)  # stands where no front end draws plotly's
+        return figure
 
     @functools.wraps(describe)
     def draw_x(result: Any, ax: Any = None, *, title: str | None = None, **options: Any) -> Any:
