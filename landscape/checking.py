@@ -149,9 +149,8 @@ def argument(name: str, value: Any, hint: Any, *, nan: bool = False) -> Any:
             one_of(name, value, hint)
         shown = " ".join(reprlib.repr(value).split())
         listed = any(get_origin(part) is Sequence for part in _parts(hint)) and isinstance(value, str)
-        raise ArgumentError(
-            f"{name} must be {_described(hint)}, got {shown}" + f": write [{value!r}]" * listed
-        ) from None
+        advice = f": write [{value!r}]" * listed
+        raise ArgumentError(f"{name} must be {_described(hint)}, got {shown}{advice}") from None
 
 
 def _fitted(value: Any, hint: Any) -> Any:

@@ -145,14 +145,13 @@ class Page(os.PathLike[str]):
 
     def _repr_html_(self) -> str:
         """Return the frame, over a picture that is seen where a viewer takes frames away."""
-        frame = (
-            f'<iframe sandbox="allow-scripts" style="{_FRAME}" srcdoc="{html.escape(self.path.read_text("utf-8"))}">'
-        )
+        text = html.escape(self.path.read_text("utf-8"))
+        frame = f'<iframe sandbox="allow-scripts" style="{_FRAME}" srcdoc="{text}"></iframe>'
         picture = ""
         if self.surfaces:
             alt = html.escape(f"Loss surfaces of {', '.join(self.surfaces)}")
             picture = f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(self._picture()).decode()}">'
-        return f'<div style="position: relative; min-height: 860px">{picture}{frame}</iframe></div>'
+        return f'<div style="position: relative; min-height: 860px">{picture}{frame}</div>'
 
     def _picture(self) -> bytes:
         from ..plotting.paper import png

@@ -33,10 +33,8 @@ def describe_course(course: Any, *, scale: Scale = "auto") -> list[Chart]:
         course: what to draw.
         scale: of sharpness, losses and traces, ``"auto"``, ``"linear"`` or ``"log"``, see `values.is_log`.
     """
-    names = dict.fromkeys(name for row in course.rows for name in row)
-    columns = {
-        name: np.array([row.get(name, np.nan) for row in course.rows], float) for name in names.keys() - {"checkpoint"}
-    }
+    names = {name for row in course.rows for name in row} - {"checkpoint"}
+    columns = {name: np.array([row.get(name, np.nan) for row in course.rows], float) for name in names}
     if "rounding_gap" in columns:
         columns["rounded_loss"] = columns["probe_loss"] + columns["rounding_gap"]
     sharpness = _PRECONDITIONED if "preconditioned_lambda1" in columns else _SHARPNESS
