@@ -7,7 +7,7 @@ import base64
 import html
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,8 +259,7 @@ class Explorer(Worker):
             chosen |= matches
         if not chosen:
             raise ValueError("choose at least one network")
-        names = ("directions", "space", "batchnorm", "span", "points", "samples", "seed", "numbers")
-        settings = {name: value[name] for name in names}
+        settings = {field.name: value[field.name] for field in fields(View)[1:]}
         return View(tuple(name for name in self.study.models if name in chosen), **settings)
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .charts import Axis, Band, Chart, Curve
-from .panels import draw, plot  # noqa: F401  (a chart would be one panel)
+from .panels import draw, plot  # noqa: F401  (found there: a panel for each chart)
 from .style import colour_of
 from .values import Scale, is_log
 
