@@ -64,13 +64,12 @@ def audit(
         >>> landscape.audit(snapshots, model, data).frame["checkpoint"].tolist()
         ['1', '2', '3']
     """
-    files: dict[str, Any] = {}
-    if isinstance(folder, str | Path):
+    if not isinstance(folder, str | Path):
+        files: dict[str, Any] = {str(index): state for index, state in enumerate(folder, start=1)}
+    else:
         found = sorted(Path(folder).glob(pattern), key=lambda path: _natural(path.relative_to(folder).as_posix()))
         keep = Path(folder) / "landscape.audit" if keep is None else keep
         files = {path.relative_to(folder).as_posix(): path for path in found if path.resolve() != Path(keep).resolve()}
-    else:
-        files = {str(index): state for index, state in enumerate(folder, start=1)}
     if not files:
         where = f"{folder} with names like {pattern!r}" if isinstance(folder, str | Path) else "an empty list"
         raise ValueError(f"folder must hold checkpoints, got none in {where}")

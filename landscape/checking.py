@@ -318,15 +318,10 @@ def seed_of(seed: Any) -> int:
 
 def is_logger(log: Any) -> bool:
     """Return whether something has a method log(row); that of a tensor is a logarithm, others take more than a row."""
-    method = getattr(log, "log", None)
-    if not callable(method) or isinstance(log, Tensor | np.ndarray):
+    try:
+        return not isinstance(log, Tensor | np.ndarray) and _takes(getattr(log, "log", None), [{}])
+    except TypeError:
         return False
-    with contextlib.suppress(ValueError):  # one without a signature
-        try:
-            inspect.signature(method).bind({})
-        except TypeError:
-            return False
-    return True
 
 
 def check_draws(num_samples: int, seed: int) -> None:
