@@ -152,9 +152,8 @@ def code(
         own_scales: whether each network has a scale of its own.
     """
     models = {name: f"models[{keys[name]!r}]" if keys else "model" for name in view.names}
-    first = models[view.names[0]]
     lines = ["import landscape"]
-    source = "data" if "data" in given else f"{first}.probe"
+    source = "data" if "data" in given else f"{models[view.names[0]]}.probe"
     if view.samples is not None:
         rows = f"torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:{view.samples}]"
         lines += ["import torch", "", f"x, y = {source}", f"rows = {rows}", "data = x[rows], y[rows]"]
