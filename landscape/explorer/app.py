@@ -360,7 +360,7 @@ class Explorer(Worker):
             def renew() -> None:
                 self._still.update(self._still_bundle(), raw=True)
 
-            self._timer = self._loop.call_later(_QUIET, self._guarded, renew)
+            self._timer = self._loop.call_later(_QUIET, lambda: self._guarded(renew))
 
     def _pictures(self) -> list[bytes]:
         """Draw what is seen as PNG, one for each kind of picture."""
