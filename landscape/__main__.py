@@ -105,9 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, (function, options) in COMMANDS.items():
         described = (getattr(landscape, function).__doc__ or "").partition("\n")[0]
         command = commands.add_parser(name, help=described, description=described)
-        command.add_argument(
-            "--model", nargs="+", required=True, metavar=("MODULE:FUNCTION", "WORD"), help="what returns the network"
-        )
+        words = ("MODULE:FUNCTION", "WORD")
+        command.add_argument("--model", nargs="+", required=True, metavar=words, help="what returns the network")
         command.add_argument("--out", required=True, help="file to write: .nc (all of it) or .csv (a table)")
         command.add_argument("--shard", action="store_true", help="each process holds its share of every weight")
         command.add_argument("--seed", type=int, help="of directions and probes")

@@ -64,13 +64,12 @@ def audit(
         >>> landscape.audit(snapshots, model, data).frame["checkpoint"].tolist()
         ['1', '2', '3']
     """
-    files: dict[str, Any] = {}
-    if isinstance(folder, str | Path):
+    if not isinstance(folder, str | Path):
+        files: dict[str, Any] = {str(index): state for index, state in enumerate(folder, start=1)}
+    else:
         found = sorted(Path(folder).glob(pattern), key=lambda path: _natural(path.relative_to(folder).as_posix()))
         keep = Path(folder) / "landscape.audit" if keep is None else keep
         files = {path.relative_to(folder).as_posix(): path for path in found if path.resolve() != Path(keep).resolve()}
-    else:
-        files = {str(index): state for index, state in enumerate(folder, start=1)}
     if not files:
         where = f"{folder} with names like {pattern!r}" if isinstance(folder, str | Path) else "an empty list"
         raise ValueError(f"folder must hold checkpoints, got none in {where}")
@@ -78,8 +77,7 @@ def audit(
     network = copied(model.module if isinstance(model, _WRAPPERS) else model)
     monitor = Monitor(network, data, loss=loss, objective=objective, output=output)
     monitor.budget = math.inf
-    last = [re.findall(r"\d+", name)[-1:] for name in files]  # the number that a name holds
-    steps = [int(number) for found in last for number in found]
+    steps = [int(number) for name in files for number in re.findall(r"\d+", name)[-1:]]  # that a name holds
     steps = steps if len(steps) == len(files) and sorted({*steps}) == steps else list(range(1, len(files) + 1))
     done = _finished(keep, monitor, network, files)
     for name, step in progress(list(zip(files, steps, strict=True))[len(done) :], "audit"):

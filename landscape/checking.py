@@ -57,9 +57,8 @@ def check_public(package: Any, agree: Callable[..., None]) -> None:
         for owner in inspect.getmro(item) if inspect.isclass(item) else ():
             if owner.__module__.partition(".")[0] != package.__name__:
                 continue
-            methods = dataclasses.is_dataclass(item)
             for key, method in list(vars(owner).items()):
-                public = key == "__init__" or (methods and not key.startswith("_"))
+                public = key == "__init__" or (dataclasses.is_dataclass(item) and not key.startswith("_"))
                 if public and inspect.isfunction(method) and not hasattr(method, "__wrapped__"):
                     setattr(owner, key, checked(method, owner, agree))
 
@@ -150,9 +149,8 @@ def argument(name: str, value: Any, hint: Any, *, nan: bool = False) -> Any:
             one_of(name, value, hint)
         shown = " ".join(reprlib.repr(value).split())
         listed = any(get_origin(part) is Sequence for part in _parts(hint)) and isinstance(value, str)
-        raise ArgumentError(
-            f"{name} must be {_described(hint)}, got {shown}" + f": write [{value!r}]" * listed
-        ) from None
+        advice = f": write [{value!r}]" * listed
+        raise ArgumentError(f"{name} must be {_described(hint)}, got {shown}{advice}") from None
 
 
 def _fitted(value: Any, hint: Any) -> Any:
@@ -320,15 +318,10 @@ def seed_of(seed: Any) -> int:
 
 def is_logger(log: Any) -> bool:
     """Return whether something has a method log(row); that of a tensor is a logarithm, others take more than a row."""
-    method = getattr(log, "log", None)
-    if not callable(method) or isinstance(log, Tensor | np.ndarray):
+    try:
+        return not isinstance(log, Tensor | np.ndarray) and _takes(getattr(log, "log", None), [{}])
+    except TypeError:
         return False
-    with contextlib.suppress(ValueError):  # one without a signature
-        try:
-            inspect.signature(method).bind({})
-        except TypeError:
-            return False
-    return True
 
 
 def check_draws(num_samples: int, seed: int) -> None:
@@ -338,13 +331,9 @@ def check_draws(num_samples: int, seed: int) -> None:
 
 
 def _options(options: Any) -> tuple[Any, ...]:
-    if options is type(None):
-        return (None,)
-    if get_origin(options) is Literal:
-        return get_args(options)
-    if get_origin(options) is not None:  # a union
+    if get_origin(options) in _UNIONS:
         return tuple(option for part in get_args(options) for option in _options(part))
-    return tuple(options)
+    return (None,) if options is type(None) else tuple(get_args(options) or options)
 
 
 def _range(above: float | None, at_least: float | None, below: float | None, at_most: float | None) -> str:

@@ -168,11 +168,9 @@ class Comparison(Result):
             KeyError: no such network.
         """
         seeds = {network: self._group(network) for network in networks}
-        pictures: dict[str, Any] = {
-            field: {network: drawn[network] for network in networks if network in drawn}
-            for field, drawn in (("lines", self.lines), ("surfaces", self.surfaces))
-        }
-        return replace(self, seeds=seeds, **pictures)
+        lines = {network: self.lines[network] for network in networks if network in self.lines}
+        surfaces = {network: self.surfaces[network] for network in networks if network in self.surfaces}
+        return replace(self, seeds=seeds, lines=lines, surfaces=surfaces)
 
     def _group(self, network: Hashable) -> list[dict[str, dict[str, Any]]]:
         if network not in self.seeds:
@@ -297,10 +295,8 @@ def compare(
     functions = {name: [_looked_at(name, m, data, arguments) for m in group] for name, group in groups.items()}
     chosen = {kind: own if radii is None else radii for kind, own in (("worst", WORST_RADII), ("average", RADII))}
     measured: dict[str, list[dict[str, dict[str, Any]]]] = {name: [] for name in groups}
-    abouts: list[dict[str, Any]] = []
     for name, function in progress([(n, part) for n, group in functions.items() for part in group], "networks"):
-        quantities, about = _measure(function, chosen, rtol, seed)
-        abouts.append(about)
+        quantities = _measure(function, chosen, rtol, seed)
         if len(groups[name]) > 1:  # differences are then paired by seed: parts would only fill the file
             quantities = {name: replace(part, parts=None, folds=None) for name, part in quantities.items()}
         measured[name].append({quantity: asdict(part) for quantity, part in quantities.items()})
@@ -309,8 +305,8 @@ def compare(
     light = partial(replace, stored={})  # directions fill a file: the seed draws them again
     lines = {name: light(line(first, points=2 * points + 1, **picture)) for name, first in firsts.items()}
     surfaces = {name: light(surface(first, points=points, **picture)) for name, first in firsts.items()}
-    about = merge_about(abouts) | {"seed": seed, "seconds": elapsed()}
-    return Comparison(about, measured, lines, surfaces)
+    about = merge_about([function.about() for group in functions.values() for function in group])
+    return Comparison(about | {"seed": seed, "seconds": elapsed()}, measured, lines, surfaces)
 
 
 def _looked_at(name: Any, model: nn.Module | Objective, data: Any, arguments: Mapping[str, Any]) -> Objective:
@@ -323,9 +319,7 @@ def _looked_at(name: Any, model: nn.Module | Objective, data: Any, arguments: Ma
         raise type(error)(f"network {name!r}: {error}") from error
 
 
-def _measure(
-    function: Objective, radii: Mapping[str, Sequence[float]], rtol: float, seed: int
-) -> tuple[dict[str, Measured], dict[str, Any]]:
+def _measure(function: Objective, radii: Mapping[str, Sequence[float]], rtol: float, seed: int) -> dict[str, Measured]:
     hessian = Hessian(function)
     quantities = fit(function.centre)
     if not hessian.coordinates.norm() > 0:  # nothing has filters: no direction, no unit
@@ -336,7 +330,7 @@ def _measure(
         quantities |= trace_and_top(hessian.filter_relative(), "filter", rtol, seed)
         quantities |= _increases(function, radii, seed)
     quantities |= trace_and_top(hessian, "raw", rtol, seed)
-    return quantities | {"weight_norm": Measured(hessian.coordinates.norm())}, function.about()
+    return quantities | {"weight_norm": Measured(hessian.coordinates.norm())}
 
 
 def _increases(function: Objective, radii: Mapping[str, Sequence[float]], seed: int) -> dict[str, Measured]:
@@ -391,8 +385,7 @@ def _mean(seeds: list[Measured]) -> tuple[float, float, float]:
     """Return the mean, its standard error and degrees of freedom: over seeds, or those of a single network."""
     if len(seeds) == 1:
         return seeds[0].value, seeds[0].stderr, min((df for _, df in _scatter(seeds[0])), default=math.inf)
-    values = torch.tensor([seed.value for seed in seeds], dtype=torch.float64)
-    return *mean_and_stderr(values), len(seeds) - 1
+    return *mean_and_stderr(torch.tensor([seed.value for seed in seeds], dtype=torch.float64)), len(seeds) - 1
 
 
 def _difference(mine: list[Measured], theirs: list[Measured]) -> tuple[float, float, float]:
@@ -448,8 +441,7 @@ def merge_about(abouts: list[dict[str, Any]]) -> dict[str, Any]:
     about = {key: value for key, value in abouts[0].items() if key != "weight_norm"}
     space = next((a["space"] for a in abouts if a["space"] != "float"), "float")
     labels = ("straight-through", "unverified", "not measured", "exact")
-    doubtful = min((a["derivatives"] for a in abouts), key=labels.index)
-    return about | {"space": space, "derivatives": doubtful}
+    return about | {"space": space, "derivatives": min((a["derivatives"] for a in abouts), key=labels.index)}
 
 
 def quantity_label(quantity: str) -> str:

@@ -48,8 +48,7 @@ def atomic(path: str | Path, *, sealed: bool = False) -> Iterator[Path]:
         yield scratch
         with scratch.open("rb+") as file:
             if sealed:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                file.write(_MARK + digest.encode())
+                file.write(_MARK + hashlib.file_digest(file, "sha256").hexdigest().encode())
             with contextlib.suppress(OSError):  # some network drives cannot
                 file.flush()
                 os.fsync(file.fileno())

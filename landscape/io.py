@@ -21,8 +21,7 @@ from .results import Result, from_json
 from .surfaces import COMPUTED, FAILED, PENDING, Line, Surface
 
 # field → its name in files of version 0.1
-_FORMER = {"delta_loss": "rise", "data_delta_loss": "data_rises", "rounding_ratio": "misstep"}
-_FORMER |= {"stored": "directions"}
+_FORMER = {"delta_loss": "rise", "data_delta_loss": "data_rises", "rounding_ratio": "misstep", "stored": "directions"}
 _PATIENCE = 20.0  # seconds for a file without a checksum
 _LARGEST = 1000  # times the file's size: what a compressed array may be
 _PENDING = -1.0  # what the scripts fill their arrays with before a point is measured
@@ -44,8 +43,7 @@ def loss_landscape(path: str | Path) -> Line | Surface:
     if len(axes) == 1:
         return Line(about, axes[0], *_values(loss.ravel(), accuracy.ravel()))
     shape = (len(axes[1]), len(axes[0]))
-    values = _values(loss.ravel().reshape(shape).T, accuracy.ravel().reshape(shape).T)
-    return Surface(about, axes[0], axes[1], *values)
+    return Surface(about, axes[0], axes[1], *_values(loss.ravel().reshape(shape).T, accuracy.ravel().reshape(shape).T))
 
 
 def _values(loss: np.ndarray, accuracy: np.ndarray) -> tuple[Tensor, Tensor, None, Tensor]:
@@ -70,7 +68,6 @@ def load(path: str | Path) -> Any:
         >>> landscape.load(path).alphas.tolist()
         [-1.0, 0.0, 1.0]
     """
-    import h5py
     import xarray
 
     path = Path(path)
@@ -145,8 +142,7 @@ def _check_contents(file: h5py.File, size: int) -> None:
 
 
 def _read(tree: Any) -> Any:
-    kinds = {kind.__name__: kind for kind in _subclasses(Result)}
-    kind = kinds[tree.attrs["result"]]
+    kind = {kind.__name__: kind for kind in _subclasses(Result)}[tree.attrs["result"]]
     plain = from_json(json.loads(tree.attrs["fields"]))
     arrays: dict[str, Any] = {}
     for variable_name, variable in tree.data_vars.items():
@@ -163,8 +159,7 @@ def _read(tree: Any) -> Any:
         if name in arrays:
             values[field.name] = arrays[name]
         elif name in tree.children:
-            keys = plain[name]["keys"]
-            values[field.name] = {key: _read(tree[name][str(i)]) for i, key in enumerate(keys)}
+            values[field.name] = {key: _read(tree[name][str(i)]) for i, key in enumerate(plain[name]["keys"])}
         elif name in plain or {field.default, field.default_factory} == {dataclasses.MISSING}:  # else an older file
             values[field.name] = plain[name]
     values["about"] = _migrated(values["about"])
@@ -189,6 +184,5 @@ def _axis(words: str) -> dict[str, str | int] | None:
     return {"kind": kinds[words]} if words in kinds else None
 
 
-def _subclasses(kind: type) -> list[type]:
-    children: list[type] = kind.__subclasses__()
-    return [kind, *(deeper for child in children for deeper in _subclasses(child))]
+def _subclasses(kind: type[Any]) -> list[type]:
+    return [kind, *(deeper for child in kind.__subclasses__() for deeper in _subclasses(child))]

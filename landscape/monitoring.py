@@ -67,20 +67,18 @@ class TrainingCurvature(Result):
     )
 
     def _cells(self) -> dict[str, list[str]]:
-        names = [name for name in self.frame if not name.endswith(_ERRORS)]
         cells = {}
-        for name in names:
+        for name in [name for name in self.frame if not name.endswith(_ERRORS)]:
             values = [(row.get(name, math.nan), row.get(f"{name}_stderr", math.nan)) for row in self.rows]
             cells[name] = [v if isinstance(v, str) else with_error(v, e) if v == v else "–" for v, e in values]
         return cells
 
     def __repr__(self) -> str:
-        parts = []
+        parts = [f"{len(self.rows)} rows"]
         for name in ("probe_loss", "lambda1", "preconditioned_lambda1", "threshold", "trace", "rounding_gap"):
             values = [row[name] for row in self.rows if math.isfinite(row.get(name, math.nan))]
             parts += [f"{name} {values[0]:.3g} → {values[-1]:.3g}"] if values else []
-        count = f"{len(self.rows)} rows"
-        return f"TrainingCurvature({', '.join([count, *parts])}; {self._kind() or 'raw units'})"
+        return f"TrainingCurvature({', '.join(parts)}; {self._kind() or 'raw units'})"
 
 
 class Monitor:
@@ -293,9 +291,8 @@ class Monitor:
         try:
             if not (is_due and self._affords("loss")):
                 return {}
-            return self._measured(
-                stability_threshold(self.optimizer, self._function), self.calls if number is None else number
-            )
+            settings = stability_threshold(self.optimizer, self._function)
+            return self._measured(settings, self.calls if number is None else number)
         finally:
             self._left = time.perf_counter()
             self.used["setup"] += self._left - now - (sum(self.used.values()) - before)
@@ -311,7 +308,7 @@ class Monitor:
             for quantity in order:
                 if present.has(quantity) and self._affords(quantity):
                     with self._counted(quantity):
-                        present.measure(quantity)
+                        present.found |= getattr(present, f"_{quantity}")()
         seconds = {"seconds": self.trained} if self.calls else {}
         self.rows.append({"step": step} | seconds | settings | name | present.found)
         if self._log is not None:
@@ -385,10 +382,6 @@ class _Present:
         is_finite = quantity == "loss" or math.isfinite(self.found["probe_loss"])
         needs = {"trace": self.pair, "preconditioned": self.root}
         return is_finite and needs.get(quantity, self) is not None
-
-    def measure(self, quantity: str) -> None:
-        """Add the columns of a quantity to what was found."""
-        self.found |= getattr(self, f"_{quantity}")()
 
     @cached_property
     def hessian(self) -> Hessian:

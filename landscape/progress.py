@@ -129,8 +129,7 @@ def resumable(
 
         returns = str(signature.return_annotation).removeprefix("Generator[None, None, ").removesuffix("]")
         run.__annotations__ = function.__annotations__ | {"return": returns}
-        attributes: dict[str, Any] = {"steps": function, "__signature__": signature.replace(return_annotation=returns)}
-        vars(run).update(attributes)
+        vars(run).update(steps=function, __signature__=signature.replace(return_annotation=returns))
         return cast(Resumable[P, T], run)
 
     return decorate
@@ -147,11 +146,10 @@ def announce(products: int, seconds: float, bytes: float, vectors: float, proces
     if seconds > 30 and "TQDM_DISABLE" not in os.environ:
         graphs, others = (f"{b / 1e9:.1f} GB" if b >= 1e9 else f"{b / 1e6:.0f} MB" for b in (bytes, vectors))
         forwards = f"{passes} passes over the data and " if passes else ""
-        cost = (
-            f"{forwards}{products} matrix-vector products, {duration(seconds)}; graphs hold {graphs}, vectors {others}"
-        )
+        cost = f"{forwards}{products} matrix-vector products, {duration(seconds)}"
         where = f" in each of {processes} processes" if processes > 1 else ""
-        print(f"ahead: about {cost}{where}", file=sys.stdout if in_notebook() else sys.stderr)
+        held = f"graphs hold {graphs}, vectors {others}"
+        print(f"ahead: about {cost}; {held}{where}", file=sys.stdout if in_notebook() else sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -183,7 +183,7 @@ class Result:
             value = getattr(self, field.name)
             if isinstance(value, Tensor | np.ndarray):
                 variables[field.name] = self._variable(field.name, value)
-            elif _is_point(value):
+            elif isinstance(value, dict) and value and all(isinstance(part, Tensor) for part in value.values()):
                 variables |= {f"{field.name}:{key}": self._variable("", part) for key, part in value.items()}
             elif isinstance(value, dict) and value and all(isinstance(part, Result) for part in value.values()):
                 for index, part in enumerate(value.values()):
@@ -192,8 +192,7 @@ class Result:
             else:
                 plain[field.name] = value
         fields = json.dumps(as_json(plain), default=lambda number: number.item())
-        attributes = {"result": type(self).__name__, "fields": fields}
-        return {"/": xarray.Dataset(variables, attrs=attributes)} | groups
+        return {"/": xarray.Dataset(variables, attrs={"result": type(self).__name__, "fields": fields})} | groups
 
     def _variable(self, name: str, value: Tensor | np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
         if isinstance(value, Tensor):
@@ -226,10 +225,6 @@ def from_json(value: Any) -> Any:
     return [from_json(part) for part in value] if isinstance(value, list) else value
 
 
-def _is_point(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
-
-
 def plotted(measure: Callable[P, Result]) -> Callable[P, go.Figure]:
     """Return ``plot_x`` of a function ``x`` that measures: ``plot_x(…)`` is ``x(…).plot()``, with its signature."""
 
@@ -241,8 +236,7 @@ def plotted(measure: Callable[P, Result]) -> Callable[P, go.Figure]:
     plot.__name__ = plot.__qualname__ = f"plot_{name}"
     plot.__doc__ = f"Return ``{name}(…).plot()``, an interactive plotly figure, of what `{name}` does:\n\n{document}"
     plot.__annotations__ = measure.__annotations__ | {"return": "go.Figure"}
-    signature = inspect.signature(measure)
-    plot.__signature__ = signature.replace(return_annotation="go.Figure")  # type: ignore[attr-defined]
+    vars(plot)["__signature__"] = inspect.signature(measure).replace(return_annotation="go.Figure")
     return plot
 
 

@@ -82,8 +82,7 @@ def preconditioner(optimizer: Any, function: Objective) -> Point | None:
         root = ((moment if moment.dtype.itemsize > 2 else moment.float()) / (1 - second**step)).sqrt()
         divisor = (1 - first**step) * (root + group.get("eps", 0.0))
         roots[name] = function.coordinates.cut(name, divisor.rsqrt().to(centre[name].dtype))
-    is_finite = torch.stack([part.isfinite().all() for part in roots.values()]).all()
-    return roots if is_finite else None
+    return roots if torch.stack([part.isfinite().all() for part in roots.values()]).all() else None
 
 
 def _varying(function: Objective) -> dict[str, torch.Tensor]:

@@ -11,12 +11,10 @@ import torch
 from matplotlib.colors import to_hex
 
 from landscape import load
-from landscape.plotting import paper
+from landscape.plotting import drawing_function, paper
 from landscape.plotting.captions import BAND, wrapped
 from landscape.plotting.levels import asinh_ticks, linear_levels, log_levels
-from landscape.plotting.lines import draw_lines, plot_lines
 from landscape.plotting.style import COLOURS
-from landscape.plotting.surfaces import draw_surfaces, plot_surfaces
 from landscape.plotting.values import gaps, is_log
 from landscape.surfaces.axes import describe
 from landscape.surfaces.grids import Line, Surface
@@ -25,6 +23,8 @@ from landscape.surfaces.survey import FAILED, INTERPOLATED, PENDING
 RANDOM = {"kind": "random", "normalize": "filter"}
 ABOUT = {"space": "float", "batchnorm": "fixed", "samples": 1024, "axes": [RANDOM, RANDOM]}
 NAN, INF = float("nan"), float("inf")
+plot_lines, draw_lines = (drawing_function("lines.lines", how) for how in ("plot", "draw"))
+plot_surfaces, draw_surfaces = (drawing_function("surfaces.surfaces", how) for how in ("plot", "draw"))
 
 
 @pytest.fixture(autouse=True)

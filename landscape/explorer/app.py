@@ -7,7 +7,7 @@ import base64
 import html
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,6 @@ def explore(
         >>> list(explorer.surfaces)
         ['model']
     """
-    single = isinstance(models, nn.Module)
     given: Mapping[Any, Any] = {"model": models} if isinstance(models, nn.Module) else models
     keys = unique_names(given, parts)
     grid(span, 3)
@@ -83,7 +82,7 @@ def explore(
     study = Study({name: given[key] for name, key in keys.items()}, data, loss=loss, objective=objective)
     on_cpu = all(tensor.device.type == "cpu" for model in study.models.values() for tensor in model.parameters())
     start = View((), span=float(span), points=points, samples=samples or (_FEW if on_cpu else None), seed=seed)
-    explorer = Explorer(study, {} if single else keys, parts or (), start, Path(path))
+    explorer = Explorer(study, keys if given is models else {}, parts or (), start, Path(path))
     explorer.start()
     return explorer
 
@@ -260,8 +259,7 @@ class Explorer(Worker):
             chosen |= matches
         if not chosen:
             raise ValueError("choose at least one network")
-        names = ("directions", "space", "batchnorm", "span", "points", "samples", "seed", "numbers")
-        settings = {name: value[name] for name in names}
+        settings = {field.name: value[field.name] for field in fields(View)[1:]}
         return View(tuple(name for name in self.study.models if name in chosen), **settings)
 
     @property
@@ -358,8 +356,11 @@ class Explorer(Worker):
         if self._timer is not None:
             self._timer.cancel()
         if self._loop is not None and self._still is not None and self._job is None:
-            renew = self._guarded(lambda: self._still.update(self._still_bundle(), raw=True))
-            self._timer = self._loop.call_later(_QUIET, renew)
+
+            def renew() -> None:
+                self._still.update(self._still_bundle(), raw=True)
+
+            self._timer = self._loop.call_later(_QUIET, lambda: self._guarded(renew))
 
     def _pictures(self) -> list[bytes]:
         """Draw what is seen as PNG, one for each kind of picture."""

@@ -145,14 +145,13 @@ class Page(os.PathLike[str]):
 
     def _repr_html_(self) -> str:
         """Return the frame, over a picture that is seen where a viewer takes frames away."""
-        frame = (
-            f'<iframe sandbox="allow-scripts" style="{_FRAME}" srcdoc="{html.escape(self.path.read_text("utf-8"))}">'
-        )
+        text = html.escape(self.path.read_text("utf-8"))
+        frame = f'<iframe sandbox="allow-scripts" style="{_FRAME}" srcdoc="{text}"></iframe>'
         picture = ""
         if self.surfaces:
             alt = html.escape(f"Loss surfaces of {', '.join(self.surfaces)}")
             picture = f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(self._picture()).decode()}">'
-        return f'<div style="position: relative; min-height: 860px">{picture}{frame}</iframe></div>'
+        return f'<div style="position: relative; min-height: 860px">{picture}{frame}</div>'
 
     def _picture(self) -> bytes:
         from ..plotting.paper import png
@@ -321,12 +320,8 @@ class _Packed:
 
     def grid(self, surface: Surface) -> int:
         """Return the index of a grid: its steps, and what its axes are called."""
-        names = [short(surface, number) for number in (1, 2)]
-        made = {
-            "x": surface.alphas.tolist(),
-            "y": surface.betas.tolist(),
-            "axes": [name[:1].upper() + name[1:] for name in names],
-        }
+        axes = [short(surface, number) for number in (1, 2)]
+        made = {"x": surface.alphas.tolist(), "y": surface.betas.tolist(), "axes": axes}
         self.grids += [made] * (made not in self.grids)
         return self.grids.index(made)
 

@@ -17,10 +17,9 @@ import plotly.graph_objects as go
 import traitlets as t
 from plotly.io.json import to_json_plotly
 
-from ..plotting import Kind, Scale
+from ..plotting import Kind, Scale, plot_together
 from ..plotting.captions import axis, caption
-from ..plotting.lines import plot_lines
-from ..plotting.style import columns, numbered
+from ..plotting.style import laid_out, numbered
 from ..plotting.surfaces import describe_surfaces, plot
 from ..plotting.values import columns_of, drawable
 from ..surfaces import Line, Surface
@@ -65,9 +64,9 @@ def surfaces_figure(
 ) -> str:
     """Describe surfaces, on one scale or each on its own; ``note`` goes before the caption."""
     described = describe_surfaces(surfaces, value=value, scale=scale, kind=kind)
-    figure, wide = plot(replace(described, apart=own_scales)), columns(len(surfaces))
+    rows, wide = laid_out(len(surfaces))
     text = " · ".join(filter(None, [note, caption(surfaces, value)]))
-    return _described(figure, caption=text, columns=wide, rows=-(-len(surfaces) // wide))
+    return _described(plot(replace(described, apart=own_scales)), caption=text, columns=wide, rows=rows)
 
 
 def resolved(surfaces: Mapping[str, Surface], value: str, scale: Scale) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def slice_figure(cuts: Cuts, along: int, value: str, scale: Scale) -> str:
     name = axis(next(iter(lines.values())))[0].replace("the direction", f"direction {along + 1}")
     steps = sorted({f"{where:.3g}".replace("-", "−") for _, where in cuts.values()})
     title = f"Slice along {name}, at {' and '.join(steps)} of direction {2 - along}"
-    figure = plot_lines(lines, value=value, scale=scale, title=title)
+    figure = plot_together(lines, value=value, scale=scale, title=title)
     figure.layout.margin = {"l": 60, "r": 10, "t": 26 if len(lines) > 1 else 6, "b": 38}
     figure.layout.legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "tracegroupgap": 0}
     return _described(figure)
@@ -96,12 +95,8 @@ def cut_traces(cuts: Cuts, kind: Kind, along: int, value: str, scale: Scale) -> 
         if kind == "3d":
             own = {"type": "scatter3d", "z": z, "line": {"width": 6}, "scene": numbered("scene", index)}
         else:
-            own = {
-                "type": "scatter",
-                "line": {"width": 2.5},
-                "xaxis": numbered("x", index),
-                "yaxis": numbered("y", index),
-            }
+            axes = {f"{letter}axis": numbered(letter, index) for letter in "xy"}
+            own = {"type": "scatter", "line": {"width": 2.5}, **axes}
         traces.append(common | own)
     return str(to_json_plotly(traces))
 

@@ -6,6 +6,7 @@ All work is done in steps of a forward pass or a product each; between two steps
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ..comparison import Comparison, Measured, check_models, common_probe, fit, merge_about, trace_and_top
 from ..curvature import Hessian, eigenvalues_of
-from ..linalg import Eigenvalues, lanczos
+from ..linalg import lanczos
 from ..model import (
     BatchObjective,
     Evaluation,
@@ -49,8 +50,7 @@ class Plane:
 
     def measure(self, key: Any, point: tuple[float, float]) -> None:
         """Measure one point. Cost: a forward pass over the data (two with recomputed statistics)."""
-        where = torch.tensor([point], dtype=torch.float64)
-        values, failure = evaluate_points(self.replay, where)
+        values, failure = evaluate_points(self.replay, torch.tensor([point], dtype=torch.float64))
         self.rows[key] = values[0].tolist()
         if failure:
             self.about.setdefault("first_failure", failure)
@@ -61,20 +61,17 @@ class Plane:
 
     def finest(self, stages: Stages) -> Surface | None:
         """Return the finest of the grids that is whole, as a surface."""
-        whole = None
-        for grid in stages:
-            if self.missing(grid):
-                break
-            whole = grid
-        if whole is None:
+        whole = list(itertools.takewhile(lambda grid: not self.missing(grid), stages))
+        if not whole:
             return None
-        if self._last is None or self._last[0] is not whole:
-            table = torch.tensor([self.rows[key] for key in whole.points()], dtype=torch.float64)
-            table = table.view(len(whole.alphas), len(whole.betas), len(COLUMNS))
+        grid = whole[-1]
+        if self._last is None or self._last[0] is not grid:
+            table = torch.tensor([self.rows[key] for key in grid.points()], dtype=torch.float64)
+            table = table.view(len(grid.alphas), len(grid.betas), len(COLUMNS))
             status = torch.where(table[..., 0].isfinite(), COMPUTED, FAILED).to(torch.int8)
             columns: dict[str, Any] = dict(zip(COLUMNS, table.unbind(-1), strict=True))
             about = self.about | {"evaluated": status.numel()}
-            self._last = whole, Surface(about, whole.alphas, whole.betas, status=status, **columns)
+            self._last = grid, Surface(about, grid.alphas, grid.betas, status=status, **columns)
         return self._last[1]
 
 
@@ -112,10 +109,7 @@ class Study:
         self.rounded = {name: self._is_rounded(model) for name, model in models.items()}
         self.errors: dict[str, str] = {}
         self.version, self.doing = 0, ""
-        self._functions: dict[Any, tuple[Objective, Evaluation]] = {}
-        self._eigen: dict[Any, Eigenvalues] = {}
-        self._planes: dict[Any, Plane] = {}
-        self._numbers: dict[Any, dict[str, Measured]] = {}
+        self._known: dict[Any, Any] = {}  # functions, planes, eigenvectors and numbers; see `_key`
         self._underway: dict[Any, Generator[None, None, Any]] = {}
         self.look()
 
@@ -137,9 +131,8 @@ class Study:
         """Return the finest whole grid of each panel that is measured; computes nothing."""
         surfaces = {}
         for panel, name in zip(view.panels(), view.names, strict=False):
-            plane = self._planes.get(self._key(name, view, "plane"))
-            surface = plane.finest(view.stages()) if plane else None
-            if surface is not None:
+            plane = self._known.get(self._key(name, view, "plane"))
+            if plane and (surface := plane.finest(view.stages())) is not None:
                 surfaces[panel] = surface
         return surfaces
 
@@ -159,9 +152,8 @@ class Study:
         """Return name → quantity → number, as far as they are known; computes nothing."""
         numbers: dict[str, dict[str, Measured]] = {}
         for name in view.names:
-            known = self._functions.get(self._key(name, view, "function"))
-            if known:
-                numbers[name] = fit(known[1]) | self._numbers.get(self._key(name, view, "numbers"), {})
+            if known := self._known.get(self._key(name, view, "function")):
+                numbers[name] = fit(known[1]) | self._known.get(self._key(name, view, "numbers"), {})
         return numbers
 
     def comparison(self, view: View, lines: Mapping[str, Line] | None = None) -> Comparison:
@@ -181,11 +173,11 @@ class Study:
         """Count the steps that are left, in forward passes, about."""
         per_point, left = 2 if view.batchnorm == "recomputed" else 1, 0
         for name in view.names[: len(view.panels())]:
-            plane = self._planes.get(self._key(name, view, "plane"))
+            plane = self._known.get(self._key(name, view, "plane"))
             left += per_point * sum(plane.missing(grid) if plane else len(grid.new) for grid in view.stages())
         if view.directions == "eigenvectors":
-            left += 15 * _PRODUCT * sum(self._key(name, view, "eigen") not in self._eigen for name in view.names)
-        waiting = [name for name in view.names if self._key(name, view, "numbers") not in self._numbers]
+            left += 15 * _PRODUCT * sum(self._key(name, view, "eigen") not in self._known for name in view.names)
+        waiting = [name for name in view.names if self._key(name, view, "numbers") not in self._known]
         return left + _PRODUCT * _PRODUCTS * len(waiting) * view.numbers
 
     def steps(self, view: View) -> Iterator[int]:
@@ -216,9 +208,9 @@ class Study:
 
     def _points(self, name: str, view: View, grid: Grid) -> Iterator[int]:
         key, cost = self._key(name, view, "plane"), 2 if view.batchnorm == "recomputed" else 1
-        if key not in self._planes:
+        if key not in self._known:
             yield from self._new_plane(name, view)
-        plane, self.doing = self._planes[key], f"{len(grid.alphas)} × {len(grid.betas)} points"
+        plane, self.doing = self._known[key], f"{len(grid.alphas)} × {len(grid.betas)} points"
         for point in grid.new:
             if point not in plane.rows:
                 plane.measure(point, grid.new[point])
@@ -242,30 +234,29 @@ class Study:
         if view.directions == "eigenvectors":
             self.doing = "top eigenvectors"
             yield from self._eigenvectors(name, view)
-            given, eigen = ["eigenvectors"] * 2, self._eigen[self._key(name, view, "eigen")]
+            given, eigen = ["eigenvectors"] * 2, self._known[self._key(name, view, "eigen")]
         steps, axes = resolve_directions(function, given, "filter", view.seed, eigen)
         about = function.about(**describe(axes), seed=view.seed)
         finest = view.stages()[-1]
-        plane = Plane(Replay(function, steps, torch.cartesian_prod(finest.alphas, finest.betas)), about)
+        replay = Replay(function, steps, torch.cartesian_prod(finest.alphas, finest.betas))
         # the model itself is known, and is the same point in every plane
-        values = torch.stack([centre.loss, centre.accuracy, centre.stderr(centre)])
-        plane.rows[0.0, 0.0] = values.tolist()
-        self._planes[self._key(name, view, "plane")] = plane
+        here = torch.stack([centre.loss, centre.accuracy, centre.stderr(centre)])
+        self._known[self._key(name, view, "plane")] = Plane(replay, about, {(0.0, 0.0): here.tolist()})
 
     def _function(self, name: str, view: View) -> tuple[Objective, Evaluation]:
         key = self._key(name, view, "function")
-        if key not in self._functions:
-            self._forget(name, key)
+        if key not in self._known:
+            self._forget(key)
             settings = self.settings | {"space": view.space, "batchnorm": view.batchnorm}
             function = Objective(self.models[name], self._data(view.samples), **settings)
-            self._functions[key] = function, function.centre
-        return self._functions[key]
+            self._known[key] = function, function.centre
+        return self._known[key]  # type: ignore[no-any-return]
 
-    def _forget(self, name: str, key: Any) -> None:
+    def _forget(self, key: Any) -> None:
         """Drop what was measured of a network that has changed since."""
-        for store in (self._functions, self._eigen, self._planes, self._numbers, self._underway):
+        for store in (self._known, self._underway):
             for old in [old for old in store if old[:1] == key[:1] and old[1] != key[1]]:
-                del store[old]  # type: ignore[attr-defined]
+                del store[old]
 
     def _hessian(self, name: str, view: View) -> Hessian:
         settings: dict[str, Any] = self.settings | {"space": view.space}
@@ -277,17 +268,17 @@ class Study:
 
     def _eigenvectors(self, name: str, view: View) -> Iterator[int]:
         key = self._key(name, view, "eigen")
-        if key not in self._eigen:
+        if key not in self._known:
             hessian = self._hessian(name, view)
             pairs = yield from self._resumed(key, lambda: lanczos.steps(hessian, 2, seed=view.seed))
             top = eigenvalues_of(hessian, pairs, 1e-3)
-            self._eigen[key] = replace(top, about=hessian.about() | top.about)
+            self._known[key] = replace(top, about=hessian.about() | top.about)
 
     def _curvature(self, name: str, view: View) -> Iterator[int]:
         self._function(name, view)
         key, self.doing = self._key(name, view, "numbers"), f"curvature of {name}"
-        if key not in self._numbers:
-            self._numbers[key] = yield from self._resumed(
+        if key not in self._known:
+            self._known[key] = yield from self._resumed(
                 key, lambda: trace_and_top.steps(self._hessian(name, view).filter_relative(), "filter", 0.05, view.seed)
             )
         self.version += 1

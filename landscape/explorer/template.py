@@ -51,8 +51,6 @@ def filled(fields: Mapping[str, str]) -> bytes:
     own = {"SCRIPT": asset("page.js"), "STYLE": asset("page.css")}
     hashes = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in own.items()}
     images = "img-src data:; " if fields["OTHERS"] else ""
-    policy = (
-        f"default-src 'none'; {images}script-src 'sha256-{hashes['SCRIPT']}'; style-src 'sha256-{hashes['STYLE']}'; "
-    )
-    fields = {**fields, **own, "POLICY": policy + "base-uri 'none'; form-action 'none'"}
+    sources = f"{images}script-src 'sha256-{hashes['SCRIPT']}'; style-src 'sha256-{hashes['STYLE']}'"
+    fields = {**fields, **own, "POLICY": f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'"}
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda found: fields[found[1]], asset("page.html")).encode()

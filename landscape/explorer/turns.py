@@ -52,30 +52,26 @@ class Worker:
         try:
             for name, action in asked.items():
                 if not _COVERS.get(name, set()) & asked.keys():
-                    self._guarded(action)()
+                    self._guarded(action)
             if not asked and self._job is not None:
-                self._guarded(self._work)()
+                self._guarded(self._work)
             if asked or self._job is None:
-                self._guarded(self._changed)()
+                self._guarded(self._changed)
         finally:
             self._inside = False
         return bool(self._asked) or self._job is not None
 
-    def _guarded(self, action: Callable[[], Any]) -> Callable[[], None]:
+    def _guarded(self, action: Callable[[], Any]) -> None:
         """Show what goes wrong: an error in the background is seen nowhere else."""
-
-        def call() -> None:
-            try:
-                action()
-            except KeyboardInterrupt:
-                self._end_job()
-                self._worked(True)
-            except Exception as error:
-                self._say(f"{type(error).__name__}: {error}")
-                if not self.live:
-                    raise
-
-        return call
+        try:
+            action()
+        except KeyboardInterrupt:
+            self._end_job()
+            self._worked(True)
+        except Exception as error:
+            self._say(f"{type(error).__name__}: {error}")
+            if not self.live:
+                raise
 
     def _work(self) -> None:
         """Take steps for a moment."""

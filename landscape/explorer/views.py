@@ -152,20 +152,16 @@ def code(
         own_scales: whether each network has a scale of its own.
     """
     models = {name: f"models[{keys[name]!r}]" if keys else "model" for name in view.names}
-    first = models[view.names[0]]
     lines = ["import landscape"]
-    source = "data" if "data" in given else f"{first}.probe"
+    source = "data" if "data" in given else f"{models[view.names[0]]}.probe"
     if view.samples is not None:
         rows = f"torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:{view.samples}]"
         lines += ["import torch", "", f"x, y = {source}", f"rows = {rows}", "data = x[rows], y[rows]"]
     elif "data" not in given:
         lines += ["", f"data = {source}"]
     directions = f'[{models[view.names[1]]}, "random"]' if view._between else repr(view.directions)
-    settings: dict[str, Any] = {
-        "span": (SPAN_BETWEEN, view.span) if view._between else view.span,
-        "points": view.points,
-    }
-    settings |= {"space": view.space, "batchnorm": view.batchnorm, "seed": view.seed}
+    settings = {name: getattr(view, name) for name in ("span", "points", "space", "batchnorm", "seed")}
+    settings |= {"span": (SPAN_BETWEEN, view.span)} if view._between else {}
     lines += [f"settings = {settings!r}", "surfaces = {"]
     more = "".join(f", {name}={name}" for name in given if name != "data")
     for panel, name in zip(view.panels(), view.names, strict=False):

@@ -70,11 +70,10 @@ def controls(
             control.style = {"description_width": "84px"}
         control.layout = w.Layout(width="250px")
     controls["kind"] = w.ToggleButtons(options=list(KINDS))
-    controls["linked"] = w.Checkbox(value=True, description="linked", indent=False)
+    controls["linked"] = w.Checkbox(value=True, description="linked", indent=False, layout=w.Layout(width="auto"))
     controls["axis"] = w.ToggleButtons(options=[("along 1", 0), ("along 2", 1)])
     controls["slice"] = w.FloatSlider(min=-1, max=1, step=0.01, readout_format=".3g", description="slice at")
     controls["slice"].layout, controls["slice"].style = w.Layout(width="230px"), {"description_width": "48px"}
-    controls["linked"].layout = w.Layout(width="auto")
     return controls
 
 
@@ -114,8 +113,7 @@ def arranged(controls: Mapping[str, Any], outputs: Mapping[str, Any], picture: A
     top = [outputs["fold"], controls["kind"]]
     top += [outputs[name] for name in ("reset view", "stop", "go on", "progress", "said")]
     cut = [controls["slice"], controls["axis"], controls["linked"]]
-    names = ("save figure", "save data", "save page", "show code")
-    take = [controls["path"], *(outputs[name] for name in names)]
+    take = [controls["path"], *(outputs[name] for name in ("save figure", "save data", "save page", "show code"))]
     traitlets.link((controls["linked"], "value"), (picture, "linked"))
     table = _box(w.VBox, "scroll", [outputs["table"]])
     for name in ("table", "said"):

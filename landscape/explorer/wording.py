@@ -36,7 +36,8 @@ def title_of(names: Sequence[str]) -> str:
     """Name a page by its networks."""
     if len(names) > _NAMES:
         return f"{len(names)} loss landscapes"
-    return f"The loss landscape{'s' * (len(names) > 1)} of {_listed(names)}"
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"The loss landscape{'s' * (len(names) > 1)} of {listed}"
 
 
 def lead(surfaces: Mapping[str, Surface], comparisons: Sequence[Comparison]) -> str:
@@ -158,10 +159,6 @@ def bibtex(text: str, surfaces: Mapping[str, Surface], comparisons: Sequence[Com
 def shown(key: Any) -> str:
     """Write a name; the parts of a tuple side by side."""
     return " · ".join(map(str, key)) if isinstance(key, tuple) else str(key)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _grouped(texts: Mapping[str, str]) -> str:

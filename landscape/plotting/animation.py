@@ -20,7 +20,7 @@ from .captions import label
 from .interactive import height_ticks
 from .levels import shared_levels
 from .reliefs import draw_relief
-from .style import columns
+from .style import laid_out
 from .values import Scale, SurfaceLike, columns_of, limits
 
 States = Mapping[str, Mapping[str, SurfaceLike]]
@@ -38,8 +38,8 @@ def animate(
     """Do what `save_animation` says; `times` are frames, seconds and swing."""
     states = _states(content)
     names = list(next(iter(states.values())))
-    wide = columns(len(names))
-    size = size or (max(480, 320 * wide), 50 + 330 * -(-len(names) // wide))
+    rows, wide = laid_out(len(names))
+    size = size or (max(480, 320 * wide), 50 + 330 * rows)
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"path must end in {', '.join(_SUFFIXES)}, got {path}")
     if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
@@ -104,8 +104,7 @@ class _Film:
         self.sheets = [fine[index :: len(names)] for index in range(len(names))]  # panel, state
         self.figure = Figure(figsize=(pixels[0] / _DPI, pixels[1] / _DPI), dpi=_DPI, facecolor=_PAPER)
         self.canvas = FigureCanvasAgg(self.figure)
-        wide = columns(len(names))
-        tall, self.axes = -(-len(names) // wide), list[Any]()
+        (tall, wide), self.axes = laid_out(len(names)), list[Any]()
         for index, name in enumerate(names):
             left, bottom = index % wide / wide, 1 - (index // wide + 1) / tall
             where = (left - 0.06 / wide, bottom + 0.02 / tall, 1.12 / wide, 0.915 / tall)

@@ -11,14 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from . import interactive, paper
+from . import interactive, paper, surfaces
 from .captions import caption
 from .charts import Axis, Chart, Curve, Level
 from .contours import level_lines
 from .lines import describe_lines
-from .pairing import pictures
 from .style import DOUBTFUL, HIGHLIGHT, colour_of
-from .surfaces import draw_surfaces, plot_surfaces
 from .values import Scale, check_option, is_log
 
 View = Literal["auto", "plane", "lines", "layers"]
@@ -34,6 +32,11 @@ class Plane(NamedTuple):
     def surface(self) -> Any:
         """The surface over the plane."""
         return self.basin.surfaces[""]
+
+    @property
+    def map(self) -> surfaces.Surfaces:
+        """The plane as a map."""
+        return surfaces.describe_surfaces({"": self.surface}, scale="log" if self.log else "linear", kind="contour")
 
     @property
     def rim(self) -> np.ndarray:
@@ -81,8 +84,7 @@ def _lines(basin: Any, scale: Scale) -> Chart:
     log = is_log(scale, [own, *(line.loss.numpy() for line in basin.lines.values())])
     chart = describe_lines(basin.lines, scale="log" if log else "linear")
     line = next(iter(basin.lines.values()))
-    level = float(line.loss[line.centre]) + basin.margin
-    rim = Level(level, f"the model's + {basin.margin:.3g}", "dash", DOUBTFUL)
+    rim = Level(float(line.loss[line.centre]) + basin.margin, f"the model's + {basin.margin:.3g}", "dash", DOUBTFUL)
     places = np.array([0.0] + [1.0] * len(basin.lines))
     ends = Curve(places, own, "each network's own loss", "#000000", 1, joined=False, hollow=True)
     x, y = Axis("Share of the way to the network", zero=True), replace(chart.y, values=[*chart.y.values, own])
@@ -115,7 +117,7 @@ def plot(given: Plane | Chart, title: str | None = None) -> go.Figure:
     if isinstance(given, Chart):
         return interactive.plot(given, title)
     title = title or "The basin, and where the networks lie" + " (log scale)" * given.log
-    figure = plot_surfaces({"": given.surface}, scale="log" if given.log else "linear", kind="contour", title=title)
+    figure = surfaces.plot(given.map, title)
     x, y = given.rim
     line = {"color": HIGHLIGHT, "width": 3}
     figure.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", name=given.told, showlegend=True)
@@ -123,17 +125,8 @@ def plot(given: Plane | Chart, title: str | None = None) -> go.Figure:
     names, *places = zip(*given.networks, strict=True)
     marker = {"size": 10, "color": "white", "line": {"color": "black", "width": 2}}
     font = {"color": "black", "size": 13, "shadow": "0 0 3px white, 0 0 3px white, 0 0 3px white"}
-    figure.add_scatter(
-        x=places[0],
-        y=places[1],
-        text=names,
-        mode="markers+text",
-        textposition="top center",
-        textfont=font,
-        marker=marker,
-        hovertemplate="%{text}<extra></extra>",
-        showlegend=False,
-    )
+    words = {"text": names, "textposition": "top center", "textfont": font, "hovertemplate": "%{text}<extra></extra>"}
+    figure.add_scatter(x=places[0], y=places[1], mode="markers+text", marker=marker, showlegend=False, **words)
     return figure
 
 
@@ -143,7 +136,7 @@ def draw(given: Plane | Chart, ax: Axes | None = None, title: str | None = None)
         return paper.draw(given, ax, title)
     with paper.style():
         ax = ax or paper.new_axes(3.0, box_aspect=1)
-        draw_surfaces({"": given.surface}, ax, scale="log" if given.log else "linear", title=title)
+        surfaces.draw(given.map, ax, title)
         ax.plot(*given.rim, color=HIGHLIGHT, linewidth=1.6, zorder=3, label=given.told)
         ax.legend(loc="upper left", framealpha=0.7, edgecolor="none", fontsize=6, borderpad=0.2)
         for index, (name, x, y) in enumerate(given.networks):
@@ -152,6 +145,3 @@ def draw(given: Plane | Chart, ax: Axes | None = None, title: str | None = None)
             halo = [withStroke(linewidth=2, foreground="white")]
             ax.annotate(name, (x, y), (0, 5), textcoords="offset points", ha="center", path_effects=halo, zorder=5)
     return paper.figure_of(ax)
-
-
-plot_basin, draw_basin = pictures(describe_basin, plot, draw)

@@ -21,8 +21,7 @@ def label(value: str) -> str:
 
 def notes(results: Mapping[str, Any], values: Mapping[str, np.ndarray], log: bool = False) -> list[str]:
     """Say what the gaps are, a note for each result that has any."""
-    texts = missing(results, values, log)
-    return [f"{name}: {text}" if name else text for name, text in texts.items() if text]
+    return [f"{name}: {text}" if name else text for name, text in missing(results, values, log).items() if text]
 
 
 def axis(result: LineLike | SurfaceLike, number: int = 0) -> tuple[str, str]:

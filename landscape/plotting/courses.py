@@ -6,24 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from . import panels
 from .charts import Axis, Band, Chart, Curve
-from .pairing import pictures
+from .panels import draw, plot  # noqa: F401  (found there: a panel for each chart)
 from .style import colour_of
 from .values import Scale, is_log
 
 _FEW = 25  # points that are marked
 _OTHERS = {"critical_sharpness": "critical sharpness", "threshold": "stability threshold"}
+_SHARPNESS = {"Sharpness": {"lambda1": "λ₁"} | _OTHERS}
+_PRECONDITIONED = {
+    "Sharpness, preconditioned": {"preconditioned_lambda1": "λ₁"} | _OTHERS,
+    "λ₁, as it is": {"lambda1": ""},
+}
 _PANELS = {
-    "Sharpness": {"lambda1": "λ₁"} | _OTHERS,
     "Loss": {"probe_loss": "as it is", "rounded_loss": "rounded to 4 bits"},
     "Trace of the Hessian": {"trace": ""},
     "Cosine of successive gradients": {"gradient_cosine": ""},
     "Norm of the weights": {"weight_norm": ""},
-}
-_PRECONDITIONED = {
-    "Sharpness, preconditioned": {"preconditioned_lambda1": "λ₁"} | _OTHERS,
-    "λ₁, as it is": {"lambda1": ""},
 }
 
 
@@ -34,17 +33,13 @@ def describe_course(course: Any, *, scale: Scale = "auto") -> list[Chart]:
         course: what to draw.
         scale: of sharpness, losses and traces, ``"auto"``, ``"linear"`` or ``"log"``, see `values.is_log`.
     """
-    names = dict.fromkeys(name for row in course.rows for name in row)
-    columns = {
-        name: np.array([row.get(name, np.nan) for row in course.rows], float) for name in names.keys() - {"checkpoint"}
-    }
+    names = {name for row in course.rows for name in row} - {"checkpoint"}
+    columns = {name: np.array([row.get(name, np.nan) for row in course.rows], float) for name in names}
     if "rounding_gap" in columns:
         columns["rounded_loss"] = columns["probe_loss"] + columns["rounding_gap"]
-    preconditioned = "preconditioned_lambda1" in columns
-    first, *others = _PANELS.items()
-    groups = dict([*_PRECONDITIONED.items(), *others] if preconditioned else [first, *others])
+    sharpness = _PRECONDITIONED if "preconditioned_lambda1" in columns else _SHARPNESS
     charts: list[Chart] = []
-    for title, curves in groups.items():
+    for title, curves in (sharpness | _PANELS).items():
         parts: list[Any] = []
         for index, (key, name) in enumerate(curves.items()):
             known = np.isfinite(values := columns.get(key, np.empty(0)))
@@ -66,6 +61,3 @@ def describe_course(course: Any, *, scale: Scale = "auto") -> list[Chart]:
             empty = "" if parts else "sharpness"
             charts.append(Chart(parts, Axis("Step", whole=bool(parts)), axis, legend=len(curves) > 1, empty=empty))
     return charts
-
-
-plot_course, draw_course = pictures(describe_course, panels.plot, panels.draw)

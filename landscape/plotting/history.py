@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANELS = ("loss", "accuracy")
-_COLUMNS = {
-    before + panel: (panel, kind) for panel in _PANELS for before, kind in (("", "training"), ("val_", "validation"))
-}
+_KINDS = {"": "training", "val_": "validation"}
+_COLUMNS = {before + panel: (panel, kind) for panel in _PANELS for before, kind in _KINDS.items()}
 
 
 def plot_history(history: Any, *, scale: Scale = "auto", title: str | None = None) -> go.Figure:

@@ -130,9 +130,8 @@ def add_chart(figure: go.Figure, chart: Chart, **where: int) -> None:
     for part in chart.parts:
         if isinstance(part, Level):
             line = {"color": part.colour, "width": 2 if part.dash == "dash" else 1, "dash": part.dash}
-            (figure.add_vline if chart.rows else figure.add_hline)(
-                part.y, line=line, name=part.name, showlegend=True, **where
-            )
+            add_line = figure.add_vline if chart.rows else figure.add_hline
+            add_line(part.y, line=line, name=part.name, showlegend=True, **where)
             continue
         for trace in _TRACES[type(part)](part, _placed(part.x, chart.x), chart.rows):
             listed = {other.name for other in figure.data if other.showlegend}

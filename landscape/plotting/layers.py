@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .charts import Axis, Bars, Chart
-from .pairing import plotted
+from .pairing import drawing_function
 from .style import COLOURS
 from .values import Scale, is_log
 
@@ -71,10 +71,8 @@ def plot_layers(
         >>> [bar.name for bar in figure.data]
         ['4 bits', 'not chosen']
     """
-    from . import interactive, paper
-
-    described = describe_layers(values, bits=bits, quantity=quantity, scale=scale)
-    return plotted(described, title, interactive.plot, paper.draw)  # type: ignore[no-any-return]
+    options = {"bits": bits, "quantity": quantity, "scale": scale, "title": title}
+    return drawing_function("layers.layers", "plot")(values, **options)  # type: ignore[no-any-return]
 
 
 def draw_layers(
@@ -106,9 +104,8 @@ def draw_layers(
         >>> figure.axes[0].get_ylabel()
         'Trace, filter-relative'
     """
-    from . import paper
-
-    return paper.draw(describe_layers(values, bits=bits, quantity=quantity, scale=scale), ax, title)
+    options = {"bits": bits, "quantity": quantity, "scale": scale, "title": title}
+    return drawing_function("layers.layers", "draw")(values, ax, **options)  # type: ignore[no-any-return]
 
 
 def describe_layers(

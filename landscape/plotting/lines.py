@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import interactive, paper
 from .captions import BAND, axis_label, caption, hover, label, notes
 from .charts import Axis, Band, Chart, Curve
-from .pairing import pictures
 from .style import colour_of
 from .values import LineLike, Scale, band, columns_of, is_empty
 
@@ -30,18 +28,14 @@ def describe_lines(lines: Mapping[str, LineLike], *, value: str = "loss", scale:
         parts.append(Curve(alphas, values[name], name, colour, index, centre=centre, hover=template, data=data))
         if name in bands:
             parts.append(Band(alphas, *bands[name], opacity=0.18, colour=colour, curve=name))
-    below = [*notes(lines, values, log), *[BAND] * bool(bands)]
     ends = (-0.02, 1.02) if value == "accuracy" else (None, None)
     return Chart(
         parts,
         Axis(axis_label(lines.values()), zero=True),
         Axis(label(value), log, ends=ends, values=list(values.values())),
         title=f"{label(value)} along a direction",
-        notes=[caption(lines, value), *below],
+        notes=[caption(lines, value), *notes(lines, values, log), *[BAND] * bool(bands)],
         legend=len(lines) > 1,
         empty=value if is_empty(values.values()) else "",
         compared=True,
     )
-
-
-plot_lines, draw_lines = pictures(describe_lines, interactive.plot, paper.draw)

@@ -5,33 +5,31 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-T = TypeVar("T")
-
-
-def plotted(described: T, title: str | None, plot: Callable[..., Any], draw: Callable[..., Any]) -> Any:
-    """Draw what is described with plotly; where no front end draws that, the picture by matplotlib stands there."""
-    figure = plot(described, title)
-    figure._print = functools.partial(draw, described, None, title)
-    return figure
+from importlib import import_module
+from typing import Any, Literal
 
 
-def pictures(
-    describe: Callable[..., T], plot: Callable[..., Any], draw: Callable[..., Any], **defaults: Any
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return ``plot_x`` and ``draw_x``, which draw what a function describes, and take its options and ``title=``.
+@functools.cache
+def drawing_function(picture: str, how: Literal["plot", "draw"]) -> Callable[..., Any]:
+    """Return what draws a picture, "module.name", by `how`; it takes the options of ``describe_name`` and ``title=``.
 
-    Args:
-        describe: (result, options) → what is to be drawn.
-        plot: (described, title) → plotly's figure.
-        draw: (described, axes or None, title) → matplotlib's.
-        defaults: options that ``draw_x`` has another default for.
+    What is described is drawn by the module's own ``plot`` (described, title) and ``draw`` (described, axes or None,
+    title), or as a chart. Its ``DRAWN`` has the options that ``draw`` has another default for.
     """
+    from . import interactive, paper
+
+    module, _, name = picture.partition(".")
+    own = import_module(f".{module}", __package__)
+    describe: Callable[..., Any] = getattr(own, f"describe_{name}")
+    plot, draw = getattr(own, "plot", interactive.plot), getattr(own, "draw", paper.draw)
+    defaults = getattr(own, "DRAWN", {})
 
     @functools.wraps(describe)
     def plot_x(result: Any, *, title: str | None = None, **options: Any) -> Any:
-        return plotted(describe(result, **options), title, plot, draw)
+        described = describe(result, **options)
+        figure = plot(described, title)
+        figure._print = functools.partial(draw, described, None, title)  # stands where no front end draws plotly's
+        return figure
 
     @functools.wraps(describe)
     def draw_x(result: Any, ax: Any = None, *, title: str | None = None, **options: Any) -> Any:
@@ -43,4 +41,4 @@ def pictures(
     others = [option.replace(default=defaults.get(option.name, option.default)) for option in options]
     vars(plot_x)["__signature__"] = inspect.Signature([result, *options])
     vars(draw_x)["__signature__"] = inspect.Signature([result, ax, *others])
-    return plot_x, draw_x
+    return plot_x if how == "plot" else draw_x

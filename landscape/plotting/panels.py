@@ -13,12 +13,12 @@ from plotly.subplots import make_subplots
 
 from . import interactive, paper
 from .charts import Chart
-from .style import ONE_COLUMN, TWO_COLUMNS, at, columns
+from .style import ONE_COLUMN, TWO_COLUMNS, at, laid_out
 
 
 def plot(charts: Sequence[Chart], title: str | None = None) -> go.Figure:
     """Draw charts side by side with plotly, up to three in a row."""
-    wide, high = columns(len(charts)), -(-len(charts) // columns(len(charts)))
+    high, wide = laid_out(len(charts))
     between = {"horizontal_spacing": 0.1, "vertical_spacing": 0.2}
     figure = make_subplots(high, wide, figure=interactive.empty_figure(), **between)
     for index, chart in enumerate(charts):
@@ -30,14 +30,13 @@ def plot(charts: Sequence[Chart], title: str | None = None) -> go.Figure:
 
 def draw(charts: Sequence[Chart], axes: Any = None, title: str | None = None) -> Figure:
     """Draw charts side by side with matplotlib, up to three in a row; into axes the first ones, as many as they are."""
-    wide, high = columns(len(charts)), -(-len(charts) // columns(len(charts)))
+    high, wide = laid_out(len(charts))
     with paper.style():
         is_whole = axes is None or len(np.ravel(axes)) == len(charts)
         if axes is None:
             size = (TWO_COLUMNS if wide > 1 else ONE_COLUMN, 2.3 + 1.9 * (high - 1))
-            grid = plt.figure(figsize=size, layout="constrained").subplots(high, wide)
-            axes = list(np.ravel(grid))
-            for ax in axes[len(charts) :]:
+            axes = plt.figure(figsize=size, layout="constrained").subplots(high, wide)
+            for ax in np.ravel(axes)[len(charts) :]:
                 ax.remove()
         axes = list(np.ravel(axes))
         for ax, chart in zip(axes, charts, strict=False):

@@ -22,16 +22,9 @@ from .style import COLOURS, ONE_COLUMN, TWO_COLUMNS
 
 _RC: dict[Any, Any] = {
     "figure.dpi": 120,  # in notebooks, where type is then as large as the text around
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "figure.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "figure.labelsize"), 8),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
     "grid.color": "0.85",
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.2,
@@ -231,10 +224,10 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
     return written
 
 
-def png(figure: Figure) -> bytes:
-    """Return a figure as PNG, cut to what is drawn, and close it."""
+def png(figure: Figure, cut: bool = True) -> bytes:
+    """Return a figure as PNG, cut to what is drawn if asked, and close it."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(content, format="png", bbox_inches="tight" if cut else None, metadata={"Software": None})
     plt.close(figure)
     return content.getvalue()
 
@@ -250,6 +243,4 @@ def thumbnail(draw: Callable[[Axes], Any]) -> bytes:
         text.remove()
     if (legend := ax.get_legend()) is not None:
         legend.remove()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()
+    return png(figure, cut=False)

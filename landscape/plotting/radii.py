@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from . import interactive, paper
 from .captions import caption, quantity
 from .charts import Axis, Chart, Curve, Level
-from .pairing import pictures
 from .style import DOUBTFUL, HIGHLIGHT, colour_of
 from .values import WIDE, Scale, check_option, finite_of, is_log
 
@@ -116,7 +114,3 @@ def _joined(*errors: Any) -> np.ndarray:
     parts = np.stack([np.asarray(error, dtype=float) for error in errors])
     known = np.isfinite(parts)
     return np.where(known.any(0), np.linalg.norm(np.where(known, parts, 0), axis=0), np.nan)
-
-
-plot_increases, draw_increases = pictures(describe_increases, interactive.plot, paper.draw)
-plot_curvature, draw_curvature = pictures(describe_curvature, interactive.plot, paper.draw)

@@ -40,10 +40,9 @@ def draw_relief(
     u, v = np.meshgrid(x, y, indexing="ij")
     crossed = [line for line in lines if shown.min() < line < shown.max()]
     style: dict[str, Any] = {"levels": crossed, "linestyles": "solid"}
+    coloured = {"cmap": cmap, "vmin": low, "vmax": high, "linewidths": 0.9}
     if crossed:  # matplotlib warns of levels that nothing reaches
-        ax.contour(
-            u, v, shown, zdir="z", offset=floor, cmap=cmap, vmin=low, vmax=high, linewidths=0.9, zorder=1, **style
-        )
+        ax.contour(u, v, shown, zdir="z", offset=floor, zorder=1, **coloured, **style)
     sheet: dict[str, Any] = {"rcount": 999, "ccount": 999, "linewidth": 0, "antialiased": False, "shade": False}
     ax.plot_surface(u, v, heights, facecolors=_shaded(x, y, (heights - low) / (high - low), cmap), zorder=2, **sheet)
     if crossed:
@@ -57,7 +56,6 @@ def _shaded(x: np.ndarray, y: np.ndarray, shares: np.ndarray, cmap: Colormap) ->
     normals = np.stack([-slopes[0], -slopes[1], np.ones_like(shares)], -1)
     light = normals @ _LIGHT / np.linalg.norm(normals, axis=-1)
     colours = cmap(np.nan_to_num(np.clip(shares, 0, 1)))
-    colours[..., :3] = np.clip(
-        colours[..., :3] * (0.66 + 0.42 * np.clip(np.nan_to_num(light, nan=0.8), 0, 1))[..., None], 0, 1
-    )
+    brightness = 0.66 + 0.42 * np.clip(np.nan_to_num(light, nan=0.8), 0, 1)
+    colours[..., :3] = np.clip(colours[..., :3] * brightness[..., None], 0, 1)
     return colours

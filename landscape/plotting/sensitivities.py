@@ -6,10 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import interactive, paper
 from .captions import caption
 from .charts import Axis, Chart, Curve
-from .pairing import pictures
 from .style import colour_of
 from .values import WIDE, Scale, check_option, finite_of
 
@@ -57,6 +55,3 @@ def describe_sensitivity(
     empty = "" if finite_of(part.y for part in parts).size else _TITLES[value]
     layers = Axis("", names=sensitivity.layers)
     return Chart(parts, layers, y_axis, "Sensitivity", notes=notes, legend="format", rows=True, empty=empty)
-
-
-plot_sensitivity, draw_sensitivity = pictures(describe_sensitivity, interactive.plot, paper.draw)

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from . import interactive, paper
 from .captions import caption, quantity
 from .charts import Axis, Band, Chart, Curve, Level
 from .layers import describe_layers
-from .pairing import pictures
 from .style import DOUBTFUL, HIGHLIGHT
 from .values import Scale, check_option, is_log
 
@@ -115,8 +113,3 @@ def describe_density(density: Any, *, scale: Scale = "auto") -> Chart:
         title="Density of eigenvalues",
         notes=[note, caption({"": density})],
     )
-
-
-plot_trace, draw_trace = pictures(describe_trace, interactive.plot, paper.draw)
-plot_eigenvalues, draw_eigenvalues = pictures(describe_eigenvalues, interactive.plot, paper.draw)
-plot_density, draw_density = pictures(describe_density, interactive.plot, paper.draw)

@@ -14,9 +14,10 @@ def colour_of(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def columns(panels: int) -> int:
-    """Return how many panels stand in a row: up to three, and four as two by two."""
-    return 2 if panels == 4 else min(panels, 3)
+def laid_out(panels: int) -> tuple[int, int]:
+    """Return how many rows of panels there are, and how many stand in a row: up to three, and four as two by two."""
+    wide = 2 if panels == 4 else min(panels, 3)
+    return -(-panels // wide), wide
 
 
 def numbered(axis: str, index: int) -> str:
@@ -26,5 +27,5 @@ def numbered(axis: str, index: int) -> str:
 
 def at(index: int, panels: int) -> dict[str, int]:
     """Return the row and column of a panel, as plotly counts them."""
-    wide = columns(panels)
+    _, wide = laid_out(panels)
     return {"row": index // wide + 1, "col": index % wide + 1}

@@ -18,10 +18,11 @@ from . import interactive, paper
 from .captions import axis_label, caption, hover, label, notes, short
 from .contours import Panel, add_map, draw_map, level_lines
 from .levels import Levels, check_levels, shared_levels
-from .pairing import pictures
 from .reliefs import draw_relief
-from .style import HIGHLIGHT, ONE_COLUMN, TWO_COLUMNS, at, columns, numbered
+from .style import HIGHLIGHT, ONE_COLUMN, TWO_COLUMNS, at, laid_out, numbered
 from .values import Kind, Scale, SurfaceLike, check_option, columns_of, is_empty, limits, missing
+
+DRAWN = {"kind": "contour"}  # in print, where nothing turns
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Surfaces:
         surfaces = list(self.surfaces.values())
         if alone:  # else the caption says the units
             return [[axis_label(surfaces, number) for number in (1, 2)]]
-        wide, names = columns(len(surfaces)), [[short(surface, number) for number in (1, 2)] for surface in surfaces]
+        _, wide = laid_out(len(surfaces))
+        names = [[short(surface, number) for number in (1, 2)] for surface in surfaces]
         differ = [self.kind == "3d" or len({*both}) > 1 for both in zip(*names, strict=True)]
         titles = []
         for index, (x, y) in enumerate(names):
@@ -161,9 +163,6 @@ def draw(given: Surfaces, ax: Axes | None = None, title: str | None = None) -> F
     return figure
 
 
-plot_surfaces, draw_surfaces = pictures(describe_surfaces, plot, draw, kind="contour")
-
-
 def _panel(given: Surfaces, name: str, colours: str) -> Panel:
     """Return a surface in the range of heights that all share, or in its own."""
     heights, lines = given.heights, None
@@ -176,8 +175,7 @@ def _panel(given: Surfaces, name: str, colours: str) -> Panel:
 
 def _empty_panels(gaps: Mapping[str, str], kind: Kind) -> go.Figure:
     """Return scenes or axes side by side, titled with the networks' names as they are, and what is missing."""
-    wide = columns(len(gaps))
-    rows, deep = -(-len(gaps) // wide), kind == "3d"
+    (rows, wide), deep = laid_out(len(gaps)), kind == "3d"
     cells = [{"type": "scene" if deep else "xy"} if index < len(gaps) else None for index in range(rows * wide)]
     names = {name: f"<b>{html.escape(name, quote=False)}</b>" for name in gaps}
     figure = make_subplots(
@@ -219,7 +217,7 @@ def _scene(given: Surfaces, panel: Panel, titles: Sequence[str], ticks: Mapping[
     heights = {"range": (panel.floor, panel.high + 0.02 * panel.height), **ticks}
     named = {"title_text": label(given.value) * alone, "showticklabels": alone or given.apart}  # or by the colour bar
     plain = {"title_font_size": 11, "tickfont_size": 11, "showbackground": False, "gridcolor": interactive.GRID_3D}
-    away = (1.0, 1.05, 1.1)[columns(len(surfaces)) - 1]  # narrow panels need room for the labels
+    away = (1.0, 1.05, 1.1)[laid_out(len(surfaces))[1] - 1]  # narrow panels need room for the labels
     scene: dict[str, Any] = {
         "zaxis": plain | heights | named,
         "aspectmode": "manual",
@@ -235,8 +233,7 @@ def _scene(given: Surfaces, panel: Panel, titles: Sequence[str], ticks: Mapping[
 
 def _panels(names: Sequence[str], kind: Kind) -> list[Axes]:
     """Return the axes of a new figure, titled, with labels at the outer ones' ticks, in 3-D at all."""
-    wide = columns(len(names))
-    rows = -(-len(names) // wide)
+    rows, wide = laid_out(len(names))
     width = ONE_COLUMN if len(names) == 1 else TWO_COLUMNS
     figure = plt.figure(figsize=(width, 0.4 + rows * ((width - 1.4) / wide + 0.25)), layout="constrained")
     axes: list[Axes] = []
@@ -271,8 +268,7 @@ def _relief(ax: Any, surface: SurfaceLike, values: np.ndarray, levels: Levels, a
 
 def _colour_bar(axes: Sequence[Axes], levels: Levels, value: str, kind: Kind) -> None:
     ticks = levels.values[:: -(-len(levels.values) // 12)]
-    thin = 24 * -(-len(axes) // columns(len(axes)))
-    colours = levels.smooth() if kind == "3d" else levels.steps()
+    colours, thin = levels.smooth() if kind == "3d" else levels.steps(), 24 * laid_out(len(axes))[0]
     bar = axes[0].figure.colorbar(colours, ax=axes, label=label(value), ticks=ticks, format="%g", aspect=thin)
     bar.minorticks_off()
 

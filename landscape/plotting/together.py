@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from .pairing import drawing_function
 from .values import Results, Scale
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def plot_together(
         >>> landscape.plot_together(lines, scale="log").layout.yaxis.type
         'log'
     """
-    figure: go.Figure = _pictures(results)[0](results, value=value, scale=scale, title=title, **options)
+    figure: go.Figure = _drawing(results, "plot")(results, value=value, scale=scale, title=title, **options)
     return figure
 
 
@@ -78,7 +79,7 @@ def draw_together(
         >>> landscape.draw_together({"linear": surface}).axes[0].get_title()
         'linear'
     """
-    figure: Figure = _pictures(results)[1](results, ax, value=value, scale=scale, title=title, **options)
+    figure: Figure = _drawing(results, "draw")(results, ax, value=value, scale=scale, title=title, **options)
     return figure
 
 
@@ -175,13 +176,10 @@ def thumbnail(draw: Callable[[Axes], Any]) -> bytes:
     return paper.thumbnail(draw)
 
 
-def _pictures(results: Mapping[str, Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return the functions that plot and that draw such results."""
+def _drawing(results: Mapping[str, Any], how: Literal["plot", "draw"]) -> Any:
+    """Return the function that draws such results."""
     planes = {hasattr(result, "betas") for result in results.values()}
     if len(planes) > 1 or not all(hasattr(result, "alphas") for result in results.values()):
         kinds = sorted({type(result).__name__ for result in results.values()})
         raise TypeError(f"results must be all lines or all surfaces, got {', '.join(kinds)}")
-    from . import lines, surfaces
-
-    flat = planes == {False}
-    return (lines.plot_lines, lines.draw_lines) if flat else (surfaces.plot_surfaces, surfaces.draw_surfaces)
+    return drawing_function("lines.lines" if planes == {False} else "surfaces.surfaces", how)

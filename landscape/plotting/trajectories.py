@@ -10,13 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from . import paper
+from . import paper, surfaces
 from .captions import axis_label, caption, notes
 from .contours import draw_map
 from .levels import shared_levels
-from .pairing import pictures
 from .style import HIGHLIGHT
-from .surfaces import plot_surfaces
 from .values import Scale, SurfaceLike, drawable, is_empty, is_log
 
 
@@ -50,7 +48,7 @@ def plot(given: Path, title: str | None = None) -> go.Figure:
     path, surface, log = given
     losses, plane = path.loss.numpy(), path.plane_loss.numpy()
     title = title or "Optimization on the loss surface" + " (log scale)" * log
-    figure = plot_surfaces({"": surface}, scale="log" if log else "linear", title=title)
+    figure = surfaces.plot(surfaces.describe_surfaces({"": surface}, scale="log" if log else "linear"), title)
     figure.update_traces(line_color="black", selector={"type": "scatter3d"})  # the plumb line is no part of the path
     heights, shadow = (np.log10(losses), np.log10(plane)) if log else (losses, plane)
     along = {"x": path.coordinates[:, 0].numpy(), "y": path.coordinates[:, 1].numpy()}
@@ -86,9 +84,7 @@ def draw(given: Path, ax: Axes | None = None, title: str | None = None) -> Figur
     path, surface, log = given
     losses = path.loss.numpy()
     values = drawable(surface, "loss", log)
-    levels = shared_levels(
-        [values, np.where(np.isfinite(losses) & ((losses > 0) | (not log)), losses, np.nan)], "loss", log
-    )
+    levels = shared_levels([values, losses[(losses > 0) | (not log)]], "loss", log)
     with paper.style():
         ax = ax or paper.new_axes(3.0)
         draw_map(ax, surface, values, levels)
@@ -108,6 +104,3 @@ def draw(given: Path, ax: Axes | None = None, title: str | None = None) -> Figur
         if is_empty([values]):
             paper.say_empty(ax, "loss")
     return paper.figure_of(ax)
-
-
-plot_trajectory, draw_trajectory = pictures(describe_trajectory, plot, draw)

@@ -119,20 +119,18 @@ def band(line: LineLike, values: np.ndarray, value: str, log: bool = False) -> t
     return np.maximum(values - errors, floor), values + errors
 
 
-def gaps(values: np.ndarray, log: bool = False, status: np.ndarray | None = None) -> str:
+def gaps(values: np.ndarray, log: bool = False, status: Any = None) -> str:
     """Say how many of the values are gaps and why, in words; empty without any."""
     missing = np.isnan(values)
-    status = np.ones(values.shape, int) if status is None else status
-    reasons = [*_GAPS]
-    reasons[1] = f"not drawn ({'NaN, infinite or ≤ 0' if log else 'NaN or infinite'})"
-    counts = [(int((missing & (status == kind)).sum()), reason) for kind, reason in enumerate(reasons)]
+    status = np.ones(values.shape, int) if status is None else np.asarray(status)
+    undrawn = f"not drawn ({'NaN, infinite or ≤ 0' if log else 'NaN or infinite'})"
+    counts = [(int((missing & (status == kind)).sum()), reason or undrawn) for kind, reason in enumerate(_GAPS)]
     return ", ".join(f"{count} of {values.size} points {reason}" for count, reason in counts if count)
 
 
 def missing(results: Mapping[str, Any], values: Mapping[str, np.ndarray], log: bool = False) -> dict[str, str]:
     """Say of each result what its gaps are, name → words; see `gaps`."""
-    statuses = {name: None if result.status is None else result.status.numpy() for name, result in results.items()}
-    return {name: gaps(array, log, statuses[name]) for name, array in values.items()}
+    return {name: gaps(array, log, results[name].status) for name, array in values.items()}
 
 
 def finite_of(arrays: Iterable[np.ndarray]) -> np.ndarray:
