@@ -33,15 +33,15 @@ def _of_one(data: Any) -> str:
     outside = [f"{bits[:2]} {name}" for bits, name in cells if not own.inside.sel(bits=bits, network=name)]
     few = own.isel(bits=-1)
     shown = (
-        f"{name} {float(few.loss.sel(network=name)):.3g} ({float(few.loss_recomputed.sel(network=name)):.3g}, "
-        f"accuracy {100 * float(few.accuracy.sel(network=name)):.1f} %)"
+        f"{name} {float(few.loss.sel(network=name)):.3g} and {100 * float(few.accuracy.sel(network=name)):.1f} % "
+        f"(recomputed {float(few.loss_recomputed.sel(network=name)):.3g})"
         for name in WAYS
     )
     return paragraph(
         f"""ResNet-20 on CIFAR-10, one seed, {data.attrs["samples"]} training images: the increase of the loss less the
         margin of {data.margin:g}, in its standard errors over the images: {"; ".join(parts)}. Outside:
-        {joined(outside) if outside else "none"}. Own loss at {str(data.bits.values[-1])[:2]} with the statistics as
-        they are (recomputed in brackets): {joined(shown)}; the float network's, recomputed, is {data.centre:.3g}."""
+        {joined(outside) if outside else "none"}. Own loss and accuracy at {str(data.bits.values[-1])[:2]} with the
+        statistics as they are: {"; ".join(shown)}; the float network's loss, recomputed, is {data.centre:.3g}."""
     )
 
 
