@@ -5,22 +5,14 @@ from __future__ import annotations
 import contextlib
 import linecache
 import re
+import traceback
 from collections.abc import Iterator
-from types import TracebackType
+from types import FrameType
 
 import torch
 from torch import nn
 
-_KINDS = (
-    RuntimeError,
-    NotImplementedError,
-    TypeError,
-    ValueError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    AssertionError,
-)
+_KINDS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 # what PyTorch says → why, and what to do
 _REASONS = (
     (
@@ -101,8 +93,8 @@ def translated(what: str, model: nn.Module) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except _KINDS as error:
-        frames = _frames(error.__traceback__)
-        if not frames or _is_on_purpose(frames[-1]):
+        frames = list(traceback.walk_tb(error.__traceback__))
+        if not frames or _is_on_purpose(*frames[-1]):
             raise
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         matches = ((re.search(pattern, message), advice) for pattern, advice in _REASONS)
@@ -111,26 +103,18 @@ def translated(what: str, model: nn.Module) -> Iterator[None]:
         raise ValueError(f"{what} failed{_where(frames, model)}: {why} (PyTorch said: {message})") from error
 
 
-def _frames(trace: TracebackType | None) -> list[TracebackType]:
-    frames = []
-    while trace is not None:
-        frames.append(trace)
-        trace = trace.tb_next
-    return frames
-
-
-def _is_on_purpose(frame: TracebackType) -> bool:
+def _is_on_purpose(frame: FrameType, line_number: int) -> bool:
     """Return whether code that is not PyTorch's raised the error by a statement of its own."""
-    path = frame.tb_frame.f_code.co_filename.replace("\\", "/")
-    line = linecache.getline(path, frame.tb_lineno).strip()
+    path = frame.f_code.co_filename.replace("\\", "/")
+    line = linecache.getline(path, line_number).strip()
     return "/torch/" not in path and line.startswith("raise")
 
 
-def _where(frames: list[TracebackType], model: nn.Module) -> str:
+def _where(frames: list[tuple[FrameType, int]], model: nn.Module) -> str:
     """Return the innermost module at work, by its name in the model."""
     names = {id(module): name for name, module in model.named_modules()}
-    for frame in reversed(frames):
-        module = frame.tb_frame.f_locals.get("self")
+    for frame, _ in reversed(frames):
+        module = frame.f_locals.get("self")
         if isinstance(module, nn.Module) and names.get(id(module)):
             return f" in {names[id(module)]} ({type(module).__name__})"
     return ""
