@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..parallel import Layout
-from .measuring import CONTAINERS, ENTRIES, UNINTERRUPTIBLE, check_interruption, named_tensors
+from .measuring import CONTAINERS, ENTRIES, UNINTERRUPTIBLE, check_interruption, contents, named_tensors
 from .sharding import GatheredOnReading, Notes
 from .walking import Late, MadeOnReading
 
@@ -40,7 +40,7 @@ class TensorSwap:
             for module in ([] if layouts else model.modules())  # FSDP keeps its own account
             for kind, container in module.__dict__.items()
             if type(container) in CONTAINERS and kind not in ENTRIES
-            for key, tensor in _items(container)
+            for key, tensor in contents(container).items()
             if id(tensor) in names
         ]
         self._outputs = [
@@ -86,10 +86,6 @@ class TensorSwap:
 
 def _returned(tensor: Tensor, output: tuple[Any, ...] | None, *_: Any, **__: Any) -> Any:
     return tensor if output is None else (tensor, *output[1:])
-
-
-def _items(contents: Any) -> list[tuple[Any, Any]]:
-    return list(enumerate(contents)) if isinstance(contents, list) else list(contents.items())
 
 
 UNINTERRUPTIBLE.add(TensorSwap.__call__.__code__)
