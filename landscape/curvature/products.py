@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from .. import parallel
 from ..model import Coordinates, Objective, Point, samples_of
 from ..model.batches import bytes_of, target_of
+from ..model.derivatives import pulled_back
 from ..model.folding import linear_in_slopes
 from .gradient_differences import GradientDifferences, Tensors
 
@@ -37,7 +38,7 @@ class HessianGraph:
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · H_batch · v, in the shapes of the leaves."""
         self.network.swap_in(self.tensors)  # a checkpointed network runs again
-        return _derivative(self.gradient, self.leaves, vectors)
+        return pulled_back(self.gradient, self.leaves, vectors)
 
 
 class GaussNewtonGraph:
@@ -64,18 +65,9 @@ class GaussNewtonGraph:
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · G_batch · v, in the shapes of the leaves."""
         self.network.swap_in(self.tensors)
-        (pushed,) = _derivative(self.pulled, [self.dual], vectors)
-        (bent,) = _derivative([self.slope], [self.point], [pushed])
+        (pushed,) = pulled_back(self.pulled, [self.dual], vectors)
+        (bent,) = pulled_back([self.slope], [self.point], [pushed])
         return torch.autograd.grad(self.output, self.leaves, bent, retain_graph=True, materialize_grads=True)
-
-
-def _derivative(of: Tensors, by: Tensors, vectors: Tensors) -> tuple[Tensor, ...]:
-    """Return d(Σ of·vectors)/d(by); what has no graph (a loss linear in a weight) gives zero."""
-    curved = [(g, v) for g, v in zip(of, vectors, strict=True) if g.requires_grad]
-    if not curved:
-        return tuple(torch.zeros_like(leaf) for leaf in by)
-    outputs, directions = zip(*curved, strict=True)
-    return torch.autograd.grad(outputs, by, directions, retain_graph=True, materialize_grads=True)
 
 
 @dataclass(frozen=True)
