@@ -58,11 +58,8 @@ def embedding_bag(
         bags, bag = len(input), torch.arange(len(input), device=input.device).repeat_interleave(input.shape[1])
     else:
         assert offsets is not None
-        starts = offsets[:-1] if include_last_offset else offsets
-        bags, ends = (
-            len(starts),
-            offsets if include_last_offset else torch.cat([offsets, offsets.new_tensor([len(input)])]),
-        )
+        ends = offsets if include_last_offset else torch.cat([offsets, offsets.new_tensor([len(input)])])
+        bags = len(ends) - 1
         bag = torch.arange(bags, device=input.device).repeat_interleave(ends.diff())
     index = input.reshape(-1)
     rows = F.embedding(index, weight, padding_idx, max_norm, norm_type)
@@ -88,27 +85,26 @@ _TABLE: dict[Any, Function] = {
 }
 
 
-class Seen(TorchFunctionMode):
-    """Notes whether a network calls one of the functions that are to be substituted."""
+class Substitution(TorchFunctionMode):
+    """Calls the functions written out in the place of PyTorch's own, or only notes whether a network calls these.
 
-    def __init__(self) -> None:
+    Args:
+        is_on: whether to call them.
+
+    Attributes:
+        seen: whether one was called.
+    """
+
+    def __init__(self, is_on: bool) -> None:
         super().__init__()
-        self.any = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Pass everything on."""
-        kwargs = kwargs or {}
-        self.any = self.any or _is_affected(func, args, kwargs)
-        return func(*args, **kwargs)
-
-
-class Substituted(TorchFunctionMode):
-    """Calls the functions written out in the place of PyTorch's own."""
+        self.is_on, self.seen = is_on, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Substitute, or pass on."""
         kwargs = kwargs or {}
-        return (_TABLE[func] if _is_affected(func, args, kwargs) else func)(*args, **kwargs)
+        is_affected = _is_affected(func, args, kwargs)
+        self.seen |= is_affected
+        return (_TABLE[func] if self.is_on and is_affected else func)(*args, **kwargs)
 
 
 def _is_affected(func: Any, args: Any, kwargs: Any) -> bool:
