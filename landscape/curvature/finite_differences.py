@@ -272,9 +272,7 @@ class _Vectors:
         return {n: v / length * (self._scale[n] if self._scale else 1) for n, v in vector.items()}
 
 
-def _differences(
-    function: Objective, here: Evaluation, direction: Point, radii: Sequence[float]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _differences(function: Objective, here: Evaluation, direction: Point, radii: Sequence[float]) -> list[Tensor]:
     """Return second differences (radii,), those of the samples' losses (radii, n), 1/ε² and the ratios."""
     length = function.coordinates.norm() / function.coordinates.length(direction)
     rows = []
@@ -285,8 +283,7 @@ def _differences(
         value = (there.loss - 2 * here.loss + back.loss) * inverse
         by_sample = (there.losses - 2 * here.losses + back.losses) * inverse
         rows.append((value, by_sample, inverse, _rounding_ratio(function, step)))
-    values, samples, inverses, ratios = (torch.stack(parts) for parts in zip(*rows, strict=True))
-    return values, samples, inverses, ratios
+    return [torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 
 def _loss_noise(function: Objective, here: Evaluation, seed: int) -> Tensor:

@@ -75,6 +75,12 @@ class Hessian(_Symmetric):
         offload: keep vectors, and with them the bases of Lanczos and of deflation, in the memory of the host, not of
             the accelerator: more fit, and their algebra is the CPU's.
 
+    Attributes:
+        shape: (n, n).
+        dtype: the model's.
+        device: where vectors lie: on the model's device, or on the host.
+        shards: how vectors lie over processes where the network is sharded: each has this process's shards.
+
     Raises:
         ValueError: bad data; a product that is not symmetric (a hand-written backward), with the reason.
 
@@ -118,7 +124,6 @@ class Hessian(_Symmetric):
         if at is not None and products != "exact":
             raise ValueError('products="difference" moves weights: leave at= out, or use products="exact"')
         self.radius: float | None = None  # of differences, relative to ‖w‖
-        self.offload = offload
         arguments = {"space": space, "layers": layers, "loss": loss, "objective": objective}
         self.objective = objective_of(model, data, **arguments)
         network = self.objective.network
@@ -127,6 +132,7 @@ class Hessian(_Symmetric):
                 "products need an objective with batchnorm='fixed' and precision='fp32', got "
                 f"{network.batchnorm!r} and {network.precision!r}"
             )
+        self.dtype, self.device = self.objective.dtype, torch.device("cpu") if offload else self.objective.device
         # the least of all processes: they must take the same steps
         numbers(at_least=0, finite=False, optional=True, memory=memory)
         free = free_memory(self.objective.device) / 2 if memory is None else memory
@@ -135,6 +141,7 @@ class Hessian(_Symmetric):
         self.products = 0
         self._inputs = None if at is None else LayerInputs(self.objective, at)
         self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
+        self.shape, self.shards = (self.coordinates.numel, self.coordinates.numel), self.coordinates.shards
         self._kept: dict[int, Graph] = {}
         self._weights = self.objective.batch_weights
         # of a sharded network the processes share the rows of every batch
@@ -158,26 +165,6 @@ class Hessian(_Symmetric):
         where = f"{self.coordinates.space} space, {self.objective.samples or 'unknown'} samples, {self.dtype}"
         return f"{type(self).__name__}({self.shape[0]:,} × {self.shape[0]:,}; raw units, {where}, {self.device})"
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n, n)."""
-        return self.coordinates.numel, self.coordinates.numel
-
-    @property
-    def shards(self) -> Any:
-        """How vectors lie over processes where the network is sharded: each has this process's shards."""
-        return self.coordinates.shards
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The model's dtype."""
-        return self.objective.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where vectors lie: on the model's device, or on the host."""
-        return torch.device("cpu") if self.offload else self.objective.device
-
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         columns = self._columns(vectors)
         total = torch.zeros(len(columns), local_size(self), dtype=torch.float64, device=self.device)
@@ -192,7 +179,7 @@ class Hessian(_Symmetric):
 
         In float32 where the network is in half precision.
         """
-        weights = self._fold_totals
+        weights = (self.fold_weights * sum(self._weights)).to(self._sum_dtype)
         columns = self._columns(vectors)
         images = torch.zeros(len(weights), len(columns), local_size(self), dtype=weights.dtype, device=self.device)
         here = images if images.device == self.objective.device else None  # on the host, fold by fold
@@ -220,10 +207,6 @@ class Hessian(_Symmetric):
         sums = torch.zeros(max(self._folds()) + 1, dtype=torch.float64)
         sums.index_add_(0, torch.tensor(self._folds()), torch.tensor(self._weights, dtype=torch.float64))
         return (sums / sums.sum()).to(self.device)
-
-    @cached_property
-    def _fold_totals(self) -> Tensor:
-        return (self.fold_weights * sum(self._weights)).to(self._sum_dtype)
 
     @property
     def _sum_dtype(self) -> torch.dtype:
@@ -344,10 +327,9 @@ class Hessian(_Symmetric):
         if self._inputs:
             with self._inputs.hooked(index) as leaf:
                 return self.graph_type(self.objective, self.objective.tensors(), [leaf], batch)
-        leaves = list(self._leaves.values())
         if self.radius is not None:
-            return GradientDifferences(self.objective, self._leaves, leaves, batch, self.radius)
-        return self.graph_type(self.objective, self._leaves, leaves, batch)
+            return GradientDifferences(self.objective, self._leaves, batch, self.radius)
+        return self.graph_type(self.objective, self._leaves, list(self._leaves.values()), batch)
 
     def _chosen_radius(self, batch: Any) -> float:
         if self.objective.derivatives == "straight-through":
@@ -355,8 +337,7 @@ class Hessian(_Symmetric):
                 "products='difference' needs gradients that are derivatives: where activations are rounded, "
                 "differences of straight-through gradients are off by as much as they are long"
             )
-        leaves = list(self._leaves.values())
-        build = partial(GradientDifferences, self.objective, self._leaves, leaves, batch)
+        build = partial(GradientDifferences, self.objective, self._leaves, batch)
         return parallel.gather(best_radius(build, self.objective))[0]
 
     @cached_property
