@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import traceback
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -53,10 +54,7 @@ class measurement_mode:  # noqa: N801 - a context, written as one
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        generators: Sequence[torch.Generator] = (),
-        copies: Mapping[str, Tensor] | None = None,
+        self, model: nn.Module, generators: Sequence[torch.Generator] = (), copies: Mapping[str, Tensor] | None = None
     ) -> None:
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # of a compiled one
         self.generators, self.copies, self.device = generators, copies or {}, torch.device("cpu")
@@ -162,8 +160,7 @@ class measurement_mode:  # noqa: N801 - a context, written as one
         if threading.current_thread() is not threading.main_thread():
             return
         numbers = [getattr(signal, name) for name in _HELD if hasattr(signal, name)]
-        self._handlers = {number: signal.getsignal(number) for number in numbers}
-        self._handlers = {number: handler for number, handler in self._handlers.items() if callable(handler)}
+        self._handlers = {number: was for number in numbers if callable(was := signal.getsignal(number))}
         for number in self._handlers:
             signal.signal(number, self._on_signal)
 
@@ -172,12 +169,9 @@ class measurement_mode:  # noqa: N801 - a context, written as one
 
         That this code is at work is read from the frames: with a flag, the first instruction would be unprotected.
         """
-        below = frame
-        while below is not None:
-            if below.f_code in UNINTERRUPTIBLE:
-                self._pending.append(number)
-                return
-            below = below.f_back
+        if any(below.f_code in UNINTERRUPTIBLE for below, _ in traceback.walk_stack(frame)):
+            self._pending.append(number)
+            return
         try:
             self._handlers[number](number, frame)
         except BaseException as error:
@@ -199,17 +193,14 @@ class _Record:
         for module in model.modules():
             inside = [value for value in module.__dict__.values() if type(value) in CONTAINERS]
             inside += [entries for entries in (module._parameters, module._buffers) if type(entries) not in CONTAINERS]
-            for container in (module.__dict__, *inside):
-                self.containers.append((container, contents(container)))
+            self.containers += [(container, contents(container)) for container in (module.__dict__, *inside)]
         equal = {id(tensor): copies[name] for name, tensor in named_tensors(model) if name in copies}
         held = {id(v): v for _, before in self.containers for v in before.values() if isinstance(v, Tensor)}
-        leaves = [tensor for tensor in held.values() if tensor.is_leaf]
-        self.leaves = [(tensor, tensor.grad, tensor.requires_grad) for tensor in leaves]
+        self.leaves = [(tensor, tensor.grad, tensor.requires_grad) for tensor in held.values() if tensor.is_leaf]
         comparable = [tensor for tensor in held.values() if has_bits(tensor)]
-        candidates = [(tensor, equal[id(tensor)]) for tensor in comparable if id(tensor) in equal]
-        stale = {id(tensor) for tensor, _ in _differing(candidates)}
-        kept = {id(tensor): copy for tensor, copy in candidates if id(tensor) not in stale}
-        self.bits = [(t, kept[id(t)] if id(t) in kept else t.detach().clone()) for t in comparable]
+        for tensor, _ in _differing([(tensor, equal[id(tensor)]) for tensor in comparable if id(tensor) in equal]):
+            del equal[id(tensor)]
+        self.bits = [(t, equal[id(t)] if id(t) in equal else t.detach().clone()) for t in comparable]
         self.copies = {id(tensor): copy for tensor, copy in self.bits}
         _sums.update({copy: _bits(copy).sum() for _, copy in self.bits if copy not in _sums})
 
@@ -370,15 +361,6 @@ _active: dict[int, measurement_mode] = {}  # the models that are being measured
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)
-UNINTERRUPTIBLE = {  # and what other files add
-    function.__code__
-    for function in (
-        measurement_mode.__enter__,
-        measurement_mode.__exit__,
-        measurement_mode._on_signal,
-        measurement_mode._put_back,
-        measurement_mode.renew,
-        measurement_mode._settle,
-        taken_back,
-    )
-}
+_mode = measurement_mode
+_at_work = (_mode.__enter__, _mode.__exit__, _mode._on_signal, _mode._put_back, _mode.renew, _mode._settle, taken_back)
+UNINTERRUPTIBLE = {function.__code__ for function in _at_work}  # and what other files add
