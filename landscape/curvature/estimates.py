@@ -77,15 +77,16 @@ def trace(
     parallel.check_agreement(**locals())
     elapsed = stopwatch()
     seed = seed_of(seed)
+    arguments: Any = {"space": space, "loss": loss, "objective": objective}
     settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "num_probes": num_probes, "seed": seed}
     if engine == "pyhessian":
         from .pyhessian import pyhessian_trace
 
-        function = _network(model, data, space, loss, objective)
+        function = _network(model, data, **arguments)
         result = linalg.trace_of_samples(pyhessian_trace(function, units, num_probes, seed), rtol=rtol, atol=atol)
         about = function.about(units=units, engine=engine, products=len(result.samples))
         return replace(result, about=about | {"seed": seed, "seconds": elapsed()})
-    operator, about = operator_of(model, data, units, space, loss, objective, _DEFLATED + 10, _DEFLATED)
+    operator, about = operator_of(model, data, units, _DEFLATED + 10, _DEFLATED, **arguments)
     known: dict[str, Any] = {}
     products = 0
     if per_layer:
@@ -155,16 +156,17 @@ def top_eigenvalues(
     numbers(whole=True, at_least=1, k=k, max_products=max_products)
     numbers(at_least=0, tol=tol)
     seed = seed_of(seed)
+    arguments: Any = {"space": space, "loss": loss, "objective": objective}
     if engine == "pyhessian":
         from .pyhessian import pyhessian_eigenvalues
 
         if which not in ("magnitude", "LM"):
             raise ValueError(f"which must be 'magnitude' with engine='pyhessian', the only end it finds, got {which!r}")
-        function = _network(model, data, space, loss, objective)
+        function = _network(model, data, **arguments)
         fields, products = pyhessian_eigenvalues(function, units, k, tol, max_products, seed)
         about = function.about(units=units, engine=engine, products=products, seed=seed, seconds=elapsed())
         return Eigenvalues(about, *fields)
-    operator, about = operator_of(model, data, units, space, loss, objective, 4 * k, 4 * k)
+    operator, about = operator_of(model, data, units, 4 * k, 4 * k, **arguments)
     room = _room(operator, k)
     pairs = linalg.lanczos(operator, k, which=which, tol=tol, max_products=max_products, max_basis=room, seed=seed)
     result = eigenvalues_of(operator, pairs, tol)
@@ -219,7 +221,8 @@ def density(
     numbers(whole=True, at_least=1, num_probes=num_probes, steps=steps)
     seed = seed_of(seed)
     products, kept = 3 * k + num_probes * steps, 2 * k + steps
-    operator, about = operator_of(model, data, units, space, loss, objective, products, kept)
+    arguments: Any = {"space": space, "loss": loss, "objective": objective}
+    operator, about = operator_of(model, data, units, products, kept, **arguments)
     k = min(k, operator.shape[0])
     pairs = linalg.lanczos(operator, k, max_basis=_room(operator, k), seed=seed) if k else None
     result = linalg.slq(operator, pairs=pairs, num_probes=num_probes, steps=steps, points=points, seed=seed)
@@ -256,26 +259,19 @@ def _measured(operator: Operator, pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
 
 
 def operator_of(
-    model: nn.Module | Objective | Tensor | Operator,
-    data: Any,
-    units: str,
-    space: Space | None,
-    loss: Loss | None,
-    objective: BatchObjective | None,
-    products: int,
-    vectors: int,
+    model: nn.Module | Objective | Tensor | Operator, data: Any, units: str, products: int, kept: int, **arguments: Any
 ) -> tuple[Operator, dict[str, Any]]:
     """Build the operator that is asked for, and the description of its results; announce what takes long."""
     if isinstance(model, nn.Module | Objective):
-        model = Hessian(model, data, space=space, loss=loss, objective=objective)
+        model = Hessian(model, data, **arguments)
     elif not isinstance(model, Operator | Tensor | np.ndarray):
         kinds = "a network, a square symmetric matrix or an Operator"
         raise TypeError(f"model must be {kinds}, got {type(model).__name__}")
-    elif not all(given is None for given in (data, space, loss, objective)):
+    elif not all(given is None for given in (data, *arguments.values())):
         raise ValueError("data, space, loss and objective belong to a network: an operator has its own")
     if isinstance(model, Hessian | Scaled):
         about = model.about(**{} if isinstance(model, Scaled) else {"units": units})
-        cost = model.estimate(products, vectors)
+        cost = model.estimate(products, kept)
         if parallel.rank() == 0:
             announce(products, **cost, processes=parallel.size())  # type: ignore[arg-type]
         return (model.filter_relative() if units == "filter" and isinstance(model, Hessian) else model), about
@@ -326,11 +322,11 @@ def _room(operator: Operator, k: int) -> int:
     return min(n, max(k + 2, min(parallel.gather(room))))  # all processes must restart together
 
 
-def _network(model: Any, data: Any, space: Any, loss: Loss | None, objective: BatchObjective | None) -> Objective:
+def _network(model: Any, data: Any, **arguments: Any) -> Objective:
     if not isinstance(model, nn.Module | Objective):
         raise ValueError("engine='pyhessian' measures networks: pass a torch.nn.Module, or use the default engine")
     # a second opinion has its own way through BatchNorm and convolutions
-    return objective_of(model, data, space=space, loss=loss, objective=objective).variant(folded=False)
+    return objective_of(model, data, **arguments).variant(folded=False)
 
 
 def _check_symmetric(matrix: Tensor) -> None:

@@ -77,6 +77,7 @@ class ScaleCurvature(Result):
     samples: Tensor
     derivatives: Tensor
     dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(_COLUMNS, ("radius",)) | {"samples": ("radius", "draw")}
+    columns: ClassVar[tuple[str, ...]] = ("radii", "curvature", "error", *_COLUMNS[2:], "trusted")
     picture: ClassVar[str] = "radii.curvature"
 
     @property
@@ -126,11 +127,7 @@ class ScaleCurvature(Result):
     @property
     def frame(self) -> pd.DataFrame:
         """The numbers as a pandas DataFrame, a row per radius."""
-        import pandas
-
-        names = ("radii", "curvature", "error", "stderr_data", "stderr_draws", "rounding", "rounding_ratio", "trusted")
-        columns = {name: getattr(self, name).numpy() for name in names}
-        return pandas.DataFrame(columns | {"derivative": self.derivative})
+        return super().frame.assign(derivative=self.derivative)
 
     def _cells(self) -> dict[str, list[str]]:
         radii = [f"{radius:g}" for radius in self.radii.tolist()]
@@ -233,9 +230,8 @@ def _measured(function: Objective, vectors: _Vectors, radii: Sequence[float], se
     over_data = torch.stack([stderr_of_mean(row, here.weights) for row in by_sample.mean(0)])
     over_draws = samples.std(0) / draws**0.5 if draws > 1 else torch.full_like(over_data, math.nan)
     rounding = noise * inverse.mean(0) * (4 + 2 / draws) ** 0.5  # the centre's share is common to all draws
-    return [
-        part.cpu() for part in (samples.mean(0), over_data, over_draws, rounding, rounding_ratio.amax(0), samples.T)
-    ]
+    columns = (samples.mean(0), over_data, over_draws, rounding, rounding_ratio.amax(0), samples.T)
+    return [column.cpu() for column in columns]
 
 
 class _Vectors:

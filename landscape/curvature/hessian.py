@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,7 +17,7 @@ from ..linalg import basis_dtype, local_size
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Point, Space, objective_of, translated
 from .gradient_differences import GradientDifferences, best_radius, measured_error
 from .layer_inputs import LayerInputs
-from .products import GaussNewtonGraph, Graph, HessianGraph, Probe, free_memory, probe
+from .products import GaussNewtonGraph, Graph, HessianGraph, free_memory, probe
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -42,9 +43,8 @@ class _Symmetric:
         def product(x: Any) -> Any:
             return (self @ torch.as_tensor(x, dtype=self.dtype)).cpu().numpy()
 
-        return scipy.sparse.linalg.LinearOperator(
-            self.shape, product, rmatvec=product, matmat=product, dtype=torch.empty(0, dtype=self.dtype).numpy().dtype
-        )
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        return scipy.sparse.linalg.LinearOperator(self.shape, product, rmatvec=product, matmat=product, dtype=dtype)
 
 
 class Hessian(_Symmetric):
@@ -155,7 +155,6 @@ class Hessian(_Symmetric):
             is_verified = self._inputs is None and self.objective.derivatives == "exact"
             if products == "difference":
                 self.radius, is_verified = self._chosen_radius(first), True
-            self.probe: Probe
             build = partial(self._build, 0)
             self.probe, graph = probe(build, first, self.objective, self.coordinates, is_verified)
         if 0 in self._room() and self.objective.same_order:
@@ -289,20 +288,16 @@ class Hessian(_Symmetric):
         They are added up in ``images``, zeros of shape (folds, k, n), where these are given.
         """
         self.products += len(columns)
-        folds, here = self._folds(), -1
-        shape = len(columns), local_size(self)
+        folds, shape = self._folds(), (len(columns), local_size(self))
         sums = torch.zeros(shape, dtype=self._sum_dtype, device=self.objective.device) if images is None else images[0]
         with self.objective.measurement_mode(), torch.enable_grad():
-            for index, graph in self._graphs():
-                if folds[index] != here:
-                    if here >= 0:
-                        yield here, sums
-                    here = folds[index]
-                    sums = sums.zero_() if images is None else images[here]
-                for column, row in zip(columns, sums, strict=True):
-                    # in place, part by part: laying all out as one vector first takes longer than adding
-                    torch._foreach_add_(self._parts(index, row), graph.product(self._parts(index, column)))
-            yield here, sums
+            for fold, graphs in itertools.groupby(self._graphs(), lambda pair: folds[pair[0]]):
+                sums = sums.zero_() if images is None else images[fold]
+                for index, graph in graphs:
+                    for column, row in zip(columns, sums, strict=True):
+                        # in place, part by part: laying all out as one vector first takes longer than adding
+                        torch._foreach_add_(self._parts(index, row), graph.product(self._parts(index, column)))
+                yield fold, sums
 
     def _parts(self, index: int, vector: Tensor) -> list[Tensor]:
         """Cut a vector into views in the shapes of what a batch's graph differentiates by."""
@@ -348,10 +343,8 @@ class Hessian(_Symmetric):
     def _room(self) -> Sequence[int]:
         """Return the batches of this process whose graphs fit in memory; all or none where their order may change."""
         rows = self.objective.batch_rows
-        used, room = 0.0, 0
-        for index in self._mine:
-            used += rows[index] * self.probe.graph_bytes
-            room += used <= self.memory
+        used = itertools.accumulate(rows[index] * self.probe.graph_bytes for index in self._mine)
+        room = sum(held <= self.memory for held in used)
         return self._mine[:room] if room == len(self._mine) or self.objective.same_order else ()
 
     def _share_kept(self) -> float:

@@ -83,11 +83,7 @@ Graph = HessianGraph | GaussNewtonGraph | GradientDifferences
 
 
 def probe(
-    build: Callable[[Any], Graph],
-    batch: Any,
-    objective: Objective,
-    coordinates: Coordinates,
-    is_verified: bool = False,
+    build: Callable[[Any], Graph], batch: Any, objective: Objective, coordinates: Coordinates, is_verified: bool
 ) -> tuple[Probe, Graph]:
     """Build one batch's graph, count what it holds, time a product, and refuse one that is not symmetric.
 
