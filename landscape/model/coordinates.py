@@ -204,9 +204,8 @@ def coordinates(
         weight = rounded.get(name) if actual == "quantized" else None
         varies = (parameter.requires_grad or frozen) and parameter.is_floating_point()
         varies |= weight is not None and weight.moves == name  # integers
-        if id(parameter) in left_out or not varies or not parameter.numel():
-            continue
-        if layers is not None and not any(_inside(name, layer) for layer in layers):
+        is_asked_for = layers is None or any(_inside(name, layer) for layer in layers)
+        if id(parameter) in left_out or not varies or not parameter.numel() or not is_asked_for:
             continue
         if weight is not None:
             if _is_shared(model, name, parameter):

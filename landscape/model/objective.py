@@ -308,8 +308,7 @@ class Objective:
         """Return the same function with another precision or batchnorm, or ``folded=False``; tensors are shared."""
         other = copy.copy(self)
         other.network = copy.copy(self.network)
-        for name, value in settings.items():
-            setattr(other.network, name, value)
+        vars(other.network).update(settings)
         other.network.folded &= other.network.batchnorm == "fixed"
         other._evaluate_centre()
         return other
