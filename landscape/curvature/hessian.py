@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import checked, numbers, one_of
-from ..linalg import basis_dtype, local_size
+from ..linalg import Operator, basis_dtype, local_size
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Point, Space, objective_of, translated
 from .gradient_differences import GradientDifferences, best_radius, measured_error
 from .layer_inputs import LayerInputs
@@ -29,14 +29,7 @@ _FOLD_BYTES = 5e8  # what images of all folds may take: beyond, fewer folds
 class _Symmetric:
     """What the operators here offer beside ``@``."""
 
-    shape: Any
-    dtype: Any
-    device: Any
-
-    def __matmul__(self, vectors: Tensor, /) -> Tensor:
-        raise NotImplementedError
-
-    def to_scipy(self) -> LinearOperator:
+    def to_scipy(self: Operator) -> LinearOperator:
         """Return the operator for SciPy's solvers, which work on the CPU in NumPy's float32 or float64."""
         import scipy.sparse.linalg
 
@@ -203,8 +196,7 @@ class Hessian(_Symmetric):
     @cached_property
     def fold_weights(self) -> Tensor:
         """The folds' shares of the data, (folds,) float64: groups of batches, one if their order may change."""
-        sums = torch.zeros(max(self._folds()) + 1, dtype=torch.float64)
-        sums.index_add_(0, torch.tensor(self._folds()), torch.tensor(self._weights, dtype=torch.float64))
+        sums = torch.bincount(torch.tensor(self._folds()), torch.tensor(self._weights, dtype=torch.float64))
         return (sums / sums.sum()).to(self.device)
 
     @property
@@ -414,17 +406,11 @@ class Scaled(_Symmetric):
             raise ValueError(f"d must have shape ({local_size(operator)},) and be finite, got {got}")
         self.operator, self.d, self.units = operator, d.to(operator.device), units
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
-        self.coordinates, self.estimate = operator.coordinates, operator.estimate
-        self.vector_memory = operator.vector_memory
-        self.shards = operator.shards
+        self.coordinates, self.shards, self.estimate = operator.coordinates, operator.shards, operator.estimate
+        self.vector_memory, self.fold_weights = operator.vector_memory, operator.fold_weights
 
     def __repr__(self) -> str:
         return f"{self.operator!r}".replace("raw units", f"{self.units} units")
-
-    @property
-    def fold_weights(self) -> Tensor:
-        """See `Hessian.fold_weights`."""
-        return self.operator.fold_weights
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         d = self.d if vectors.ndim == 1 else self.d[:, None]
