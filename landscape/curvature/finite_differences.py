@@ -139,7 +139,8 @@ class ScaleCurvature(Result):
         return self.radii.tolist().index(self.radius)
 
     def __repr__(self) -> str:
-        doubt = "" if self.trusted[self._index] else f" ({self._doubt()})"
+        reason = "a staircase" if self.rounding_ratio[self._index] >= 1 else "not distinguishable from zero"
+        doubt = "" if self.trusted[self._index] else f" ({reason})"
         parts = [f"{self.value:.4g} ± {self.stderr:.1g} at {self.radius:g}·‖w‖{doubt}"]
         if self.is_random:
             parts.append("trace {:.4g} ± {:.1g}".format(*self.trace))
@@ -147,9 +148,6 @@ class ScaleCurvature(Result):
             parts.append(f"{self.about['derivative']} {self.derivative:.4g}")
         parts.append("no radius is trustworthy" if math.isnan(self.finest) else f"trustworthy from {self.finest:g}")
         return f"ScaleCurvature({', '.join(parts)}; {self.about['directions']}; {self._kind()})"
-
-    def _doubt(self) -> str:
-        return "a staircase" if self.rounding_ratio[self._index] >= 1 else "not distinguishable from zero"
 
 
 def curvature_at_scale(

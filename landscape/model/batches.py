@@ -225,11 +225,11 @@ def taken(batch: Any, rows: Tensor | slice, samples: int) -> Any:
     """Return rows of everything in a batch; None where something has another length."""
     fits: list[bool] = []
 
-    def cut_out(tensor: Tensor) -> Tensor:
-        fits.append(tensor.ndim > 0 and len(tensor) == samples)
-        return tensor[rows] if fits[-1] else tensor
+    def cut_out(part: Any) -> Any:
+        fits.append(isinstance(part, Tensor) and part.ndim > 0 and len(part) == samples)
+        return part[rows] if fits[-1] else part
 
-    made = mapped(batch, cut_out, lambda _: fits.append(False))
+    made = mapped(batch, cut_out, cut_out)
     return made if all(fits) else None
 
 

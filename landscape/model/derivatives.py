@@ -121,7 +121,8 @@ def _judged(function: _Function, watch: Watch, loss: Tensor, leaves: Point, grad
         product = function.product(gradient, leaves, random)
     except (RuntimeError, NotImplementedError):
         return Verdict("exact", "of the first order; a second derivative is missing")
-    second = _second(function, gradient, product, random, steps)
+    central = partial(function.gradient_difference, random)
+    second = _compared(_STEPS[2][:steps], central, product, function.norm(gradient), function.norm)
     if rounded:
         if second.outcome in ("ok", "weak"):
             return Verdict("exact", f"rounds on the way ({_counted(rounded)})")
@@ -263,11 +264,6 @@ class _Wide(TorchFunctionMode):
 def _first(function: _Function, loss: float, gradient: Point, direction: Point, steps: int) -> _Test:
     claimed = [torch.tensor(function.dot(gradient, direction), dtype=torch.float64)]
     return _compared(_STEPS[1][:steps], lambda step: function.difference(direction, step), claimed, abs(loss), _size)
-
-
-def _second(function: _Function, gradient: Point, product: Point, direction: Point, steps: int) -> _Test:
-    central = partial(function.gradient_difference, direction)
-    return _compared(_STEPS[2][:steps], central, product, function.norm(gradient), function.norm)
 
 
 def _compared(

@@ -5,15 +5,12 @@ What a network calls is seen in its first forward pass; one that calls none of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-
-Function = Callable[..., Any]
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
@@ -76,7 +73,7 @@ def embedding_bag(
     return total / size.clamp_min(1)[:, None] if mode == "mean" else total
 
 
-_TABLE: dict[Any, Function] = {
+_TABLE: dict[Any, Any] = {
     F.hardsigmoid: hardsigmoid,
     torch._C._nn.hardsigmoid: hardsigmoid,
     torch._weight_norm: weight_norm,
