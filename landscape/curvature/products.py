@@ -47,8 +47,7 @@ class GaussNewtonGraph:
     def __init__(self, objective: Objective, tensors: Point, leaves: Tensors, batch: Any) -> None:
         self.leaves, self.tensors, self.network = list(leaves), tensors, objective.network
         batch, share = objective.own_rows(batch)
-        output = objective.network.output(tensors, batch)
-        output = objective.criterion.part_of(output, objective.dtype)
+        output = objective.criterion.part_of(objective.network.output(tensors, batch), objective.dtype)
         if not isinstance(output, Tensor):
             what = type(output).__name__
             raise TypeError(f"the Gauss-Newton matrix needs one tensor of outputs, got {what}: say which with output=")
@@ -58,9 +57,8 @@ class GaussNewtonGraph:
         loss = objective.scaled(objective.criterion.of_part(self.point, target_of(batch)))
         (self.slope,) = torch.autograd.grad(loss.total * share, self.point, create_graph=True)
         self.dual = torch.zeros_like(output, requires_grad=True)
-        settings: dict[str, Any] = {"create_graph": True, "materialize_grads": True}
         with objective.network.noting(), linear_in_slopes():
-            self.pulled = torch.autograd.grad(output, self.leaves, self.dual, **settings)
+            self.pulled = torch.autograd.grad(output, self.leaves, self.dual, create_graph=True, materialize_grads=True)
 
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · G_batch · v, in the shapes of the leaves."""

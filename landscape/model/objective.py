@@ -282,10 +282,9 @@ class Objective:
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
         space = None if self.coordinates.space == "float" else self.coordinates.space
-        loss: Any = self.criterion.arguments
         where: Any = {"space": space, "batchnorm": network.batchnorm, "precision": network.precision}
         data: Any = next(iter(self._uncut)) if self.is_pair else self._batches
-        return Objective(model, data, batch_size=self.batch_size, validate=False, **loss, **where)
+        return Objective(model, data, batch_size=self.batch_size, validate=False, **self.criterion.arguments, **where)
 
     @property
     def _is_adapted(self) -> bool:
