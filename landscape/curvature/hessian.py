@@ -131,7 +131,7 @@ class Hessian(_Symmetric):
         free = free_memory(self.objective.device) / 2 if memory is None else memory
         self.memory = min(parallel.gather(free))
         self.vector_memory = min(parallel.gather(free_memory(self.device) / 2)) if offload else self.memory
-        self.products = 0
+        self.products, self.offload = 0, offload
         self._inputs = None if at is None else LayerInputs(self.objective, at)
         self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
         self.shape, self.shards = (self.coordinates.numel, self.coordinates.numel), self.coordinates.shards
