@@ -10,27 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import parallel
+from .. import linalg, parallel
 from ..checking import numbers, seed_of
-from ..linalg import (
-    LOOSE,
-    Density,
-    Eigenpairs,
-    Eigenvalues,
-    Operator,
-    Trace,
-    Which,
-    basis_dtype,
-    fold_products,
-    fold_shares,
-    hutchinson,
-    inner,
-    lanczos,
-    length,
-    local_size,
-    slq,
-    trace_of_samples,
-)
+from ..linalg import Density, Eigenpairs, Eigenvalues, Operator, Trace, Which
 from ..model import BatchObjective, Loss, Objective, Space, objective_of
 from ..progress import announce, stopwatch
 from .hessian import Hessian, Scaled
@@ -95,27 +77,32 @@ def trace(
     parallel.check_agreement(**locals())
     elapsed = stopwatch()
     seed = seed_of(seed)
+    arguments: Any = {"space": space, "loss": loss, "objective": objective}
     settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "num_probes": num_probes, "seed": seed}
     if engine == "pyhessian":
         from .pyhessian import pyhessian_trace
 
-        function = _network(model, data, space, loss, objective)
-        result = trace_of_samples(pyhessian_trace(function, units, num_probes, seed), rtol=rtol, atol=atol)
+        function = _network(model, data, **arguments)
+        result = linalg.trace_of_samples(pyhessian_trace(function, units, num_probes, seed), rtol=rtol, atol=atol)
         about = function.about(units=units, engine=engine, products=len(result.samples))
         return replace(result, about=about | {"seed": seed, "seconds": elapsed()})
-    operator, about = operator_of(model, data, units, space, loss, objective, _DEFLATED + 10, _DEFLATED)
-    settings["blocks"] = _blocks(operator) if per_layer else None
+    operator, about = operator_of(model, data, units, _DEFLATED + 10, _DEFLATED, **arguments)
+    known: dict[str, Any] = {}
+    products = 0
+    if per_layer:
+        settings["blocks"] = _blocks(operator)
     if eigenvalues is not None:
         if method != "lanczos":
             raise ValueError(f"eigenvalues= are for method='lanczos', which deflates with them, got method={method!r}")
-        result = hutchinson(operator, **_known(operator, eigenvalues), **settings)
-    elif method == "hutchinson":
-        result = hutchinson(operator, **settings)
-    else:
+        known = _known(operator, eigenvalues)
+    elif method == "lanczos":
         steps = min(_DEFLATED, _room(operator, 0))
-        krylov = lanczos(operator, steps, tol=LOOSE, max_products=steps, seed=seed)
-        result = deflated_trace(operator, krylov, **settings)
-    return replace(result, about=about | result.about | {"seed": seed, "seconds": elapsed()})
+        krylov = linalg.lanczos(operator, steps, tol=linalg.LOOSE, max_products=steps, seed=seed)
+        known = {"basis": krylov.basis, "basis_trace": krylov.basis_trace, "fold_traces": krylov.fold_traces}
+        known["images"], products = krylov.images if per_layer else None, krylov.products
+    result = linalg.hutchinson(operator, **known, **settings)
+    products += len(result.samples)
+    return replace(result, about=about | {"products": products, "seed": seed, "seconds": elapsed()})
 
 
 def top_eigenvalues(
@@ -169,18 +156,19 @@ def top_eigenvalues(
     numbers(whole=True, at_least=1, k=k, max_products=max_products)
     numbers(at_least=0, tol=tol)
     seed = seed_of(seed)
+    arguments: Any = {"space": space, "loss": loss, "objective": objective}
     if engine == "pyhessian":
         from .pyhessian import pyhessian_eigenvalues
 
         if which not in ("magnitude", "LM"):
             raise ValueError(f"which must be 'magnitude' with engine='pyhessian', the only end it finds, got {which!r}")
-        function = _network(model, data, space, loss, objective)
+        function = _network(model, data, **arguments)
         fields, products = pyhessian_eigenvalues(function, units, k, tol, max_products, seed)
         about = function.about(units=units, engine=engine, products=products, seed=seed, seconds=elapsed())
         return Eigenvalues(about, *fields)
-    operator, about = operator_of(model, data, units, space, loss, objective, 4 * k, 4 * k)
+    operator, about = operator_of(model, data, units, 4 * k, 4 * k, **arguments)
     room = _room(operator, k)
-    pairs = lanczos(operator, k, which=which, tol=tol, max_products=max_products, max_basis=room, seed=seed)
+    pairs = linalg.lanczos(operator, k, which=which, tol=tol, max_products=max_products, max_basis=room, seed=seed)
     result = eigenvalues_of(operator, pairs, tol)
     return replace(result, about=about | result.about | {"seed": seed, "seconds": elapsed()})
 
@@ -233,71 +221,57 @@ def density(
     numbers(whole=True, at_least=1, num_probes=num_probes, steps=steps)
     seed = seed_of(seed)
     products, kept = 3 * k + num_probes * steps, 2 * k + steps
-    operator, about = operator_of(model, data, units, space, loss, objective, products, kept)
+    arguments: Any = {"space": space, "loss": loss, "objective": objective}
+    operator, about = operator_of(model, data, units, products, kept, **arguments)
     k = min(k, operator.shape[0])
-    pairs = lanczos(operator, k, max_basis=_room(operator, k), seed=seed) if k else None
-    result = slq(operator, pairs=pairs, num_probes=num_probes, steps=steps, points=points, seed=seed)
+    pairs = linalg.lanczos(operator, k, max_basis=_room(operator, k), seed=seed) if k else None
+    result = linalg.slq(operator, pairs=pairs, num_probes=num_probes, steps=steps, points=points, seed=seed)
     products = result.about["products"] + (pairs.products if pairs else 0)
     return replace(result, about=about | result.about | {"products": products, "seed": seed, "seconds": elapsed()})
-
-
-def deflated_trace(operator: Operator, krylov: Eigenpairs, **settings: Any) -> Trace:
-    """Run Hutchinson's probes on the complement of a Lanczos basis that is at hand."""
-    known: dict[str, Any] = {"basis_trace": krylov.basis_trace, "fold_traces": krylov.fold_traces}
-    known["images"] = krylov.images if settings.get("blocks") else None
-    result = hutchinson(operator, basis=krylov.basis, **known, **settings)
-    return replace(result, about={"products": krylov.products + len(result.samples)})
 
 
 def eigenvalues_of(operator: Operator, pairs: Eigenpairs, tol: float) -> Eigenvalues:
     """Turn what Lanczos found into a result: vectors cut by weight, residuals measured where the tolerance is tight."""
     residuals, fold_values, products = pairs.residuals, pairs.fold_values, pairs.products
-    if tol < LOOSE:
+    if tol < linalg.LOOSE:
         residuals, fold_values = _measured(operator, pairs)
         products += len(residuals)
-    stacks, coordinates = {"": pairs.vectors.T}, getattr(operator, "coordinates", None)
-    if coordinates is not None:
-        sizes = [value.numel() for value in coordinates.centre.values()]
-        parts = zip(coordinates.centre.items(), stacks[""].split(sizes, dim=1), strict=True)
-        stacks = {name: part.reshape(len(part), *value.shape).to(value.dtype) for (name, value), part in parts}
+    coordinates, rows = getattr(operator, "coordinates", None), pairs.vectors.T
+    if coordinates is None:
+        kept = {"": rows.cpu()}
+    else:
+        stacks = {name: part.to(coordinates.centre[name].dtype) for name, part in coordinates.unflatten(rows).items()}
+        kept = coordinates.results(stacks, 1)
     # in float32 the measured residual stops at a floor, whatever the recurrence says
-    kept = {"": stacks[""].cpu()} if coordinates is None else coordinates.results(stacks, 1)
     about, done = {"products": products}, pairs.converged & (residuals <= tol)
-    return Eigenvalues(about, pairs.values, residuals, done, kept, fold_values, fold_shares(operator))
+    return Eigenvalues(about, pairs.values, residuals, done, kept, fold_values, linalg.fold_shares(operator))
 
 
 def _measured(operator: Operator, pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
     """Return the residuals ‖A v − θ v‖/|θ₁| and vᵀA_f v of every fold, (folds, k), by a product for each pair."""
-    weights, residuals, forms = fold_shares(operator), [], []
+    weights, residuals, forms = linalg.fold_shares(operator), [], []
     for value, vector in zip(pairs.values.tolist(), pairs.vectors.T.double(), strict=True):
-        images = fold_products(operator, vector).double()
-        residuals.append(length(operator, weights.to(images) @ images - value * vector))
-        forms.append(inner(operator, images, vector))
+        images = linalg.fold_products(operator, vector).double()
+        residuals.append(linalg.length(operator, weights.to(images) @ images - value * vector))
+        forms.append(linalg.inner(operator, images, vector))
     largest = pairs.values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return torch.stack(residuals).cpu() / largest, torch.stack(forms, dim=1).cpu()
 
 
 def operator_of(
-    model: nn.Module | Objective | Tensor | Operator,
-    data: Any,
-    units: str,
-    space: Space | None,
-    loss: Loss | None,
-    objective: BatchObjective | None,
-    products: int,
-    vectors: int,
+    model: nn.Module | Objective | Tensor | Operator, data: Any, units: str, products: int, kept: int, **arguments: Any
 ) -> tuple[Operator, dict[str, Any]]:
     """Build the operator that is asked for, and the description of its results; announce what takes long."""
     if isinstance(model, nn.Module | Objective):
-        model = Hessian(model, data, space=space, loss=loss, objective=objective)
+        model = Hessian(model, data, **arguments)
     elif not isinstance(model, Operator | Tensor | np.ndarray):
         kinds = "a network, a square symmetric matrix or an Operator"
         raise TypeError(f"model must be {kinds}, got {type(model).__name__}")
-    elif not all(given is None for given in (data, space, loss, objective)):
+    elif not all(given is None for given in (data, *arguments.values())):
         raise ValueError("data, space, loss and objective belong to a network: an operator has its own")
     if isinstance(model, Hessian | Scaled):
         about = model.about(**{} if isinstance(model, Scaled) else {"units": units})
-        cost = model.estimate(products, vectors)
+        cost = model.estimate(products, kept)
         if parallel.rank() == 0:
             announce(products, **cost, processes=parallel.size())  # type: ignore[arg-type]
         return (model.filter_relative() if units == "filter" and isinstance(model, Hessian) else model), about
@@ -320,13 +294,14 @@ def _known(operator: Operator, eigenvalues: Eigenvalues) -> dict[str, Any]:
     if not eigenvalues.converged.all():
         raise ValueError("eigenvalues= must all have converged: raise max_products, or ask for fewer")
     rows = torch.cat([parallel.local(stack).flatten(1) for stack in eigenvalues.vectors.values()], dim=1).double()
-    if rows.shape[1] != local_size(operator):
-        raise ValueError(f"eigenvalues= are those of an operator of size {rows.shape[1]}, not {local_size(operator)}")
+    if rows.shape[1] != (size := linalg.local_size(operator)):
+        raise ValueError(f"eigenvalues= are those of an operator of size {rows.shape[1]}, not {size}")
     rows = rows.to(operator.device)
-    lower = torch.linalg.cholesky(inner(operator, rows, rows.T))
+    lower = torch.linalg.cholesky(linalg.inner(operator, rows, rows.T))
     basis = torch.linalg.solve_triangular(lower, rows, upper=False).T  # orthonormal again after a rounding to float32
     form = lower.T @ torch.diag(eigenvalues.values.to(basis)) @ lower
-    alike = torch.equal(eigenvalues.fold_weights, fold_shares(operator))  # else there is no error over data to tell
+    # of other folds there is no error over data to tell
+    alike = torch.equal(eigenvalues.fold_weights, linalg.fold_shares(operator))
     folds = eigenvalues.fold_values.sum(1) if alike else None
     known = {"basis": basis, "basis_trace": float(eigenvalues.values.sum()), "images": basis @ form}
     return known | {"fold_traces": folds}
@@ -342,16 +317,16 @@ def _room(operator: Operator, k: int) -> int:
     """Count the Lanczos vectors that memory has room for, within reason."""
     n = operator.shape[0]
     memory = getattr(operator, "vector_memory", math.inf)
-    size = max(1, local_size(operator)) * basis_dtype(operator).itemsize
+    size = max(1, linalg.local_size(operator)) * linalg.basis_dtype(operator).itemsize
     room = int(min(max(2 * k + 20, 80), memory / 2 / size))
     return min(n, max(k + 2, min(parallel.gather(room))))  # all processes must restart together
 
 
-def _network(model: Any, data: Any, space: Any, loss: Loss | None, objective: BatchObjective | None) -> Objective:
+def _network(model: Any, data: Any, **arguments: Any) -> Objective:
     if not isinstance(model, nn.Module | Objective):
         raise ValueError("engine='pyhessian' measures networks: pass a torch.nn.Module, or use the default engine")
     # a second opinion has its own way through BatchNorm and convolutions
-    return objective_of(model, data, space=space, loss=loss, objective=objective).variant(folded=False)
+    return objective_of(model, data, **arguments).variant(folded=False)
 
 
 def _check_symmetric(matrix: Tensor) -> None:

@@ -77,6 +77,7 @@ class ScaleCurvature(Result):
     samples: Tensor
     derivatives: Tensor
     dims: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(_COLUMNS, ("radius",)) | {"samples": ("radius", "draw")}
+    columns: ClassVar[tuple[str, ...]] = ("radii", "curvature", "error", *_COLUMNS[2:], "trusted")
     picture: ClassVar[str] = "radii.curvature"
 
     @property
@@ -126,11 +127,7 @@ class ScaleCurvature(Result):
     @property
     def frame(self) -> pd.DataFrame:
         """The numbers as a pandas DataFrame, a row per radius."""
-        import pandas
-
-        names = ("radii", "curvature", "error", "stderr_data", "stderr_draws", "rounding", "rounding_ratio", "trusted")
-        columns = {name: getattr(self, name).numpy() for name in names}
-        return pandas.DataFrame(columns | {"derivative": self.derivative})
+        return super().frame.assign(derivative=self.derivative)
 
     def _cells(self) -> dict[str, list[str]]:
         radii = [f"{radius:g}" for radius in self.radii.tolist()]
@@ -142,7 +139,8 @@ class ScaleCurvature(Result):
         return self.radii.tolist().index(self.radius)
 
     def __repr__(self) -> str:
-        doubt = "" if self.trusted[self._index] else f" ({self._doubt()})"
+        reason = "a staircase" if self.rounding_ratio[self._index] >= 1 else "not distinguishable from zero"
+        doubt = "" if self.trusted[self._index] else f" ({reason})"
         parts = [f"{self.value:.4g} ± {self.stderr:.1g} at {self.radius:g}·‖w‖{doubt}"]
         if self.is_random:
             parts.append("trace {:.4g} ± {:.1g}".format(*self.trace))
@@ -150,9 +148,6 @@ class ScaleCurvature(Result):
             parts.append(f"{self.about['derivative']} {self.derivative:.4g}")
         parts.append("no radius is trustworthy" if math.isnan(self.finest) else f"trustworthy from {self.finest:g}")
         return f"ScaleCurvature({', '.join(parts)}; {self.about['directions']}; {self._kind()})"
-
-    def _doubt(self) -> str:
-        return "a staircase" if self.rounding_ratio[self._index] >= 1 else "not distinguishable from zero"
 
 
 def curvature_at_scale(
@@ -233,9 +228,8 @@ def _measured(function: Objective, vectors: _Vectors, radii: Sequence[float], se
     over_data = torch.stack([stderr_of_mean(row, here.weights) for row in by_sample.mean(0)])
     over_draws = samples.std(0) / draws**0.5 if draws > 1 else torch.full_like(over_data, math.nan)
     rounding = noise * inverse.mean(0) * (4 + 2 / draws) ** 0.5  # the centre's share is common to all draws
-    return [
-        part.cpu() for part in (samples.mean(0), over_data, over_draws, rounding, rounding_ratio.amax(0), samples.T)
-    ]
+    columns = (samples.mean(0), over_data, over_draws, rounding, rounding_ratio.amax(0), samples.T)
+    return [column.cpu() for column in columns]
 
 
 class _Vectors:
@@ -272,9 +266,7 @@ class _Vectors:
         return {n: v / length * (self._scale[n] if self._scale else 1) for n, v in vector.items()}
 
 
-def _differences(
-    function: Objective, here: Evaluation, direction: Point, radii: Sequence[float]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _differences(function: Objective, here: Evaluation, direction: Point, radii: Sequence[float]) -> list[Tensor]:
     """Return second differences (radii,), those of the samples' losses (radii, n), 1/ε² and the ratios."""
     length = function.coordinates.norm() / function.coordinates.length(direction)
     rows = []
@@ -285,8 +277,7 @@ def _differences(
         value = (there.loss - 2 * here.loss + back.loss) * inverse
         by_sample = (there.losses - 2 * here.losses + back.losses) * inverse
         rows.append((value, by_sample, inverse, _rounding_ratio(function, step)))
-    values, samples, inverses, ratios = (torch.stack(parts) for parts in zip(*rows, strict=True))
-    return values, samples, inverses, ratios
+    return [torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 
 def _loss_noise(function: Objective, here: Evaluation, seed: int) -> Tensor:

@@ -33,8 +33,8 @@ class GradientDifferences:
     difference can be as large as the product (`measured_error` says so).
     """
 
-    def __init__(self, objective: Objective, tensors: Point, leaves: Tensors, batch: Any, radius: float) -> None:
-        self.objective, self.names, self.leaves, self.batch = objective, list(tensors), list(leaves), batch
+    def __init__(self, objective: Objective, tensors: Point, batch: Any, radius: float) -> None:
+        self.objective, self.names, self.leaves, self.batch = objective, list(tensors), list(tensors.values()), batch
         self.radius, self.norm = radius, weight_norm(self.leaves, objective)
 
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:

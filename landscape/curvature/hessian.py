@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import checked, numbers, one_of
-from ..linalg import basis_dtype, local_size
+from ..linalg import Operator, basis_dtype, local_size
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Point, Space, objective_of, translated
 from .gradient_differences import GradientDifferences, best_radius, measured_error
 from .layer_inputs import LayerInputs
-from .products import GaussNewtonGraph, Graph, HessianGraph, Probe, free_memory, probe
+from .products import GaussNewtonGraph, Graph, HessianGraph, free_memory, probe
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -28,23 +29,15 @@ _FOLD_BYTES = 5e8  # what images of all folds may take: beyond, fewer folds
 class _Symmetric:
     """What the operators here offer beside ``@``."""
 
-    shape: Any
-    dtype: Any
-    device: Any
-
-    def __matmul__(self, vectors: Tensor, /) -> Tensor:
-        raise NotImplementedError
-
-    def to_scipy(self) -> LinearOperator:
+    def to_scipy(self: Operator) -> LinearOperator:
         """Return the operator for SciPy's solvers, which work on the CPU in NumPy's float32 or float64."""
         import scipy.sparse.linalg
 
         def product(x: Any) -> Any:
             return (self @ torch.as_tensor(x, dtype=self.dtype)).cpu().numpy()
 
-        return scipy.sparse.linalg.LinearOperator(
-            self.shape, product, rmatvec=product, matmat=product, dtype=torch.empty(0, dtype=self.dtype).numpy().dtype
-        )
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        return scipy.sparse.linalg.LinearOperator(self.shape, product, rmatvec=product, matmat=product, dtype=dtype)
 
 
 class Hessian(_Symmetric):
@@ -74,6 +67,12 @@ class Hessian(_Symmetric):
             how far off a product is.
         offload: keep vectors, and with them the bases of Lanczos and of deflation, in the memory of the host, not of
             the accelerator: more fit, and their algebra is the CPU's.
+
+    Attributes:
+        shape: (n, n).
+        dtype: the model's.
+        device: where vectors lie: on the model's device, or on the host.
+        shards: how vectors lie over processes where the network is sharded: each has this process's shards.
 
     Raises:
         ValueError: bad data; a product that is not symmetric (a hand-written backward), with the reason.
@@ -118,7 +117,6 @@ class Hessian(_Symmetric):
         if at is not None and products != "exact":
             raise ValueError('products="difference" moves weights: leave at= out, or use products="exact"')
         self.radius: float | None = None  # of differences, relative to ‖w‖
-        self.offload = offload
         arguments = {"space": space, "layers": layers, "loss": loss, "objective": objective}
         self.objective = objective_of(model, data, **arguments)
         network = self.objective.network
@@ -127,14 +125,16 @@ class Hessian(_Symmetric):
                 "products need an objective with batchnorm='fixed' and precision='fp32', got "
                 f"{network.batchnorm!r} and {network.precision!r}"
             )
+        self.dtype, self.device = self.objective.dtype, torch.device("cpu") if offload else self.objective.device
         # the least of all processes: they must take the same steps
         numbers(at_least=0, finite=False, optional=True, memory=memory)
         free = free_memory(self.objective.device) / 2 if memory is None else memory
         self.memory = min(parallel.gather(free))
         self.vector_memory = min(parallel.gather(free_memory(self.device) / 2)) if offload else self.memory
-        self.products = 0
+        self.products, self.offload = 0, offload
         self._inputs = None if at is None else LayerInputs(self.objective, at)
         self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
+        self.shape, self.shards = (self.coordinates.numel, self.coordinates.numel), self.coordinates.shards
         self._kept: dict[int, Graph] = {}
         self._weights = self.objective.batch_weights
         # of a sharded network the processes share the rows of every batch
@@ -148,7 +148,6 @@ class Hessian(_Symmetric):
             is_verified = self._inputs is None and self.objective.derivatives == "exact"
             if products == "difference":
                 self.radius, is_verified = self._chosen_radius(first), True
-            self.probe: Probe
             build = partial(self._build, 0)
             self.probe, graph = probe(build, first, self.objective, self.coordinates, is_verified)
         if 0 in self._room() and self.objective.same_order:
@@ -157,26 +156,6 @@ class Hessian(_Symmetric):
     def __repr__(self) -> str:
         where = f"{self.coordinates.space} space, {self.objective.samples or 'unknown'} samples, {self.dtype}"
         return f"{type(self).__name__}({self.shape[0]:,} × {self.shape[0]:,}; raw units, {where}, {self.device})"
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n, n)."""
-        return self.coordinates.numel, self.coordinates.numel
-
-    @property
-    def shards(self) -> Any:
-        """How vectors lie over processes where the network is sharded: each has this process's shards."""
-        return self.coordinates.shards
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The model's dtype."""
-        return self.objective.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where vectors lie: on the model's device, or on the host."""
-        return torch.device("cpu") if self.offload else self.objective.device
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         columns = self._columns(vectors)
@@ -192,7 +171,7 @@ class Hessian(_Symmetric):
 
         In float32 where the network is in half precision.
         """
-        weights = self._fold_totals
+        weights = (self.fold_weights * sum(self._weights)).to(self._sum_dtype)
         columns = self._columns(vectors)
         images = torch.zeros(len(weights), len(columns), local_size(self), dtype=weights.dtype, device=self.device)
         here = images if images.device == self.objective.device else None  # on the host, fold by fold
@@ -217,13 +196,8 @@ class Hessian(_Symmetric):
     @cached_property
     def fold_weights(self) -> Tensor:
         """The folds' shares of the data, (folds,) float64: groups of batches, one if their order may change."""
-        sums = torch.zeros(max(self._folds()) + 1, dtype=torch.float64)
-        sums.index_add_(0, torch.tensor(self._folds()), torch.tensor(self._weights, dtype=torch.float64))
+        sums = torch.bincount(torch.tensor(self._folds()), torch.tensor(self._weights, dtype=torch.float64))
         return (sums / sums.sum()).to(self.device)
-
-    @cached_property
-    def _fold_totals(self) -> Tensor:
-        return (self.fold_weights * sum(self._weights)).to(self._sum_dtype)
 
     @property
     def _sum_dtype(self) -> torch.dtype:
@@ -306,20 +280,16 @@ class Hessian(_Symmetric):
         They are added up in ``images``, zeros of shape (folds, k, n), where these are given.
         """
         self.products += len(columns)
-        folds, here = self._folds(), -1
-        shape = len(columns), local_size(self)
+        folds, shape = self._folds(), (len(columns), local_size(self))
         sums = torch.zeros(shape, dtype=self._sum_dtype, device=self.objective.device) if images is None else images[0]
         with self.objective.measurement_mode(), torch.enable_grad():
-            for index, graph in self._graphs():
-                if folds[index] != here:
-                    if here >= 0:
-                        yield here, sums
-                    here = folds[index]
-                    sums = sums.zero_() if images is None else images[here]
-                for column, row in zip(columns, sums, strict=True):
-                    # in place, part by part: laying all out as one vector first takes longer than adding
-                    torch._foreach_add_(self._parts(index, row), graph.product(self._parts(index, column)))
-            yield here, sums
+            for fold, graphs in itertools.groupby(self._graphs(), lambda pair: folds[pair[0]]):
+                sums = sums.zero_() if images is None else images[fold]
+                for index, graph in graphs:
+                    for column, row in zip(columns, sums, strict=True):
+                        # in place, part by part: laying all out as one vector first takes longer than adding
+                        torch._foreach_add_(self._parts(index, row), graph.product(self._parts(index, column)))
+                yield fold, sums
 
     def _parts(self, index: int, vector: Tensor) -> list[Tensor]:
         """Cut a vector into views in the shapes of what a batch's graph differentiates by."""
@@ -344,10 +314,9 @@ class Hessian(_Symmetric):
         if self._inputs:
             with self._inputs.hooked(index) as leaf:
                 return self.graph_type(self.objective, self.objective.tensors(), [leaf], batch)
-        leaves = list(self._leaves.values())
         if self.radius is not None:
-            return GradientDifferences(self.objective, self._leaves, leaves, batch, self.radius)
-        return self.graph_type(self.objective, self._leaves, leaves, batch)
+            return GradientDifferences(self.objective, self._leaves, batch, self.radius)
+        return self.graph_type(self.objective, self._leaves, list(self._leaves.values()), batch)
 
     def _chosen_radius(self, batch: Any) -> float:
         if self.objective.derivatives == "straight-through":
@@ -355,8 +324,7 @@ class Hessian(_Symmetric):
                 "products='difference' needs gradients that are derivatives: where activations are rounded, "
                 "differences of straight-through gradients are off by as much as they are long"
             )
-        leaves = list(self._leaves.values())
-        build = partial(GradientDifferences, self.objective, self._leaves, leaves, batch)
+        build = partial(GradientDifferences, self.objective, self._leaves, batch)
         return parallel.gather(best_radius(build, self.objective))[0]
 
     @cached_property
@@ -367,10 +335,8 @@ class Hessian(_Symmetric):
     def _room(self) -> Sequence[int]:
         """Return the batches of this process whose graphs fit in memory; all or none where their order may change."""
         rows = self.objective.batch_rows
-        used, room = 0.0, 0
-        for index in self._mine:
-            used += rows[index] * self.probe.graph_bytes
-            room += used <= self.memory
+        used = itertools.accumulate(rows[index] * self.probe.graph_bytes for index in self._mine)
+        room = sum(held <= self.memory for held in used)
         return self._mine[:room] if room == len(self._mine) or self.objective.same_order else ()
 
     def _share_kept(self) -> float:
@@ -440,17 +406,11 @@ class Scaled(_Symmetric):
             raise ValueError(f"d must have shape ({local_size(operator)},) and be finite, got {got}")
         self.operator, self.d, self.units = operator, d.to(operator.device), units
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
-        self.coordinates, self.estimate = operator.coordinates, operator.estimate
-        self.vector_memory = operator.vector_memory
-        self.shards = operator.shards
+        self.coordinates, self.shards, self.estimate = operator.coordinates, operator.shards, operator.estimate
+        self.vector_memory, self.fold_weights = operator.vector_memory, operator.fold_weights
 
     def __repr__(self) -> str:
         return f"{self.operator!r}".replace("raw units", f"{self.units} units")
-
-    @property
-    def fold_weights(self) -> Tensor:
-        """See `Hessian.fold_weights`."""
-        return self.operator.fold_weights
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         d = self.d if vectors.ndim == 1 else self.d[:, None]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from ..model import Coordinates, Objective
 
@@ -54,13 +55,7 @@ class LayerInputs:
         self._parts.append(value.detach().clone())
         return value
 
-    @contextlib.contextmanager
-    def _hook(self, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def _hook(self, function: Callable[[Tensor], Tensor]) -> RemovableHandle:
         if self.leaf == "input":
-            handle = self.module.register_forward_pre_hook(lambda _, inputs: (function(inputs[0]), *inputs[1:]))
-        else:
-            handle = self.module.register_forward_hook(lambda _, inputs, output: function(output))
-        try:
-            yield
-        finally:
-            handle.remove()
+            return self.module.register_forward_pre_hook(lambda _, inputs: (function(inputs[0]), *inputs[1:]))
+        return self.module.register_forward_hook(lambda _, inputs, output: function(output))

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from .. import parallel
 from ..model import Coordinates, Objective, Point, samples_of
 from ..model.batches import bytes_of, target_of
+from ..model.derivatives import pulled_back
 from ..model.folding import linear_in_slopes
 from .gradient_differences import GradientDifferences, Tensors
 
@@ -37,7 +38,7 @@ class HessianGraph:
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · H_batch · v, in the shapes of the leaves."""
         self.network.swap_in(self.tensors)  # a checkpointed network runs again
-        return _derivative(self.gradient, self.leaves, vectors)
+        return pulled_back(self.gradient, self.leaves, vectors)
 
 
 class GaussNewtonGraph:
@@ -46,8 +47,7 @@ class GaussNewtonGraph:
     def __init__(self, objective: Objective, tensors: Point, leaves: Tensors, batch: Any) -> None:
         self.leaves, self.tensors, self.network = list(leaves), tensors, objective.network
         batch, share = objective.own_rows(batch)
-        output = objective.network.output(tensors, batch)
-        output = objective.criterion.part_of(output, objective.dtype)
+        output = objective.criterion.part_of(objective.network.output(tensors, batch), objective.dtype)
         if not isinstance(output, Tensor):
             what = type(output).__name__
             raise TypeError(f"the Gauss-Newton matrix needs one tensor of outputs, got {what}: say which with output=")
@@ -57,25 +57,15 @@ class GaussNewtonGraph:
         loss = objective.scaled(objective.criterion.of_part(self.point, target_of(batch)))
         (self.slope,) = torch.autograd.grad(loss.total * share, self.point, create_graph=True)
         self.dual = torch.zeros_like(output, requires_grad=True)
-        settings: dict[str, Any] = {"create_graph": True, "materialize_grads": True}
         with objective.network.noting(), linear_in_slopes():
-            self.pulled = torch.autograd.grad(output, self.leaves, self.dual, **settings)
+            self.pulled = torch.autograd.grad(output, self.leaves, self.dual, create_graph=True, materialize_grads=True)
 
     def product(self, vectors: Tensors) -> tuple[Tensor, ...]:
         """Return weight · G_batch · v, in the shapes of the leaves."""
         self.network.swap_in(self.tensors)
-        (pushed,) = _derivative(self.pulled, [self.dual], vectors)
-        (bent,) = _derivative([self.slope], [self.point], [pushed])
+        (pushed,) = pulled_back(self.pulled, [self.dual], vectors)
+        (bent,) = pulled_back([self.slope], [self.point], [pushed])
         return torch.autograd.grad(self.output, self.leaves, bent, retain_graph=True, materialize_grads=True)
-
-
-def _derivative(of: Tensors, by: Tensors, vectors: Tensors) -> tuple[Tensor, ...]:
-    """Return d(Σ of·vectors)/d(by); what has no graph (a loss linear in a weight) gives zero."""
-    curved = [(g, v) for g, v in zip(of, vectors, strict=True) if g.requires_grad]
-    if not curved:
-        return tuple(torch.zeros_like(leaf) for leaf in by)
-    outputs, directions = zip(*curved, strict=True)
-    return torch.autograd.grad(outputs, by, directions, retain_graph=True, materialize_grads=True)
 
 
 @dataclass(frozen=True)
@@ -91,11 +81,7 @@ Graph = HessianGraph | GaussNewtonGraph | GradientDifferences
 
 
 def probe(
-    build: Callable[[Any], Graph],
-    batch: Any,
-    objective: Objective,
-    coordinates: Coordinates,
-    is_verified: bool = False,
+    build: Callable[[Any], Graph], batch: Any, objective: Objective, coordinates: Coordinates, is_verified: bool
 ) -> tuple[Probe, Graph]:
     """Build one batch's graph, count what it holds, time a product, and refuse one that is not symmetric.
 

@@ -40,15 +40,12 @@ def pyhessian_eigenvalues(
         pairs = zip(*computation.eigenvalues(maxIter=iterations, tol=tol, top_n=k), strict=True)
         values, vectors = zip(*sorted(pairs, key=lambda pair: -abs(pair[0])), strict=True)
         used = len(products)
-        images = [
-            torch.autograd.grad(computation.gradsH, computation.params, v, retain_graph=True, materialize_grads=True)
-            for v in vectors
-        ]
+        settings, errors = {"retain_graph": True, "materialize_grads": True}, []
+        for value, vector in zip(values, vectors, strict=True):
+            image = torch.autograd.grad(computation.gradsH, computation.params, vector, **settings)
+            parts = [(part - value * v).reshape(-1) for part, v in zip(image, vector, strict=True)]
+            errors.append(torch.cat(parts).norm())
     eigenvalues = torch.tensor(values, dtype=torch.float64)
-    errors = [
-        torch.cat([(part - value * v).reshape(-1) for part, v in zip(image, vector, strict=True)]).norm()
-        for image, value, vector in zip(images, values, vectors, strict=True)
-    ]
     residuals = torch.stack(errors).double().cpu() / eigenvalues.abs().max()
     names = function.coordinates.names
     stacks = {name: torch.stack([v[i].detach().cpu() for v in vectors]) for i, name in enumerate(names)}
@@ -63,13 +60,11 @@ class _Displaced(nn.Module):
         self.objective = objective
         centre = objective.coordinates
         self.names = centre.names
-        self.scale = (
-            centre.filter_scale() if units == "filter" else {n: torch.ones_like(w) for n, w in centre.centre.items()}
-        )
+        self.scale = centre.filter_scale() if units == "filter" else {}
         self.displacement = nn.ParameterList([torch.zeros_like(w) for w in centre.centre.values()])
 
     def forward(self, _: Tensor) -> Tensor:
-        moves = {name: move * self.scale[name] for name, move in zip(self.names, self.displacement, strict=True)}
+        moves = {name: move * self.scale.get(name, 1) for name, move in zip(self.names, self.displacement, strict=True)}
         tensors = self.objective.tensors(moves)
         parts = [self.objective.loss(tensors, batch) for batch in self.objective.batches()]
         mean = sum(part.mean * part.weight for part in parts) / sum(part.weight for part in parts)

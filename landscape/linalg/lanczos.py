@@ -116,7 +116,7 @@ def lanczos(
     numbers(whole=True, at_least=min(n, k + 2), optional=True, note="for k pairs and two more", max_basis=max_basis)
     end, room = _SCIPY.get(which, which), min(n, max(2 * k + 20, 80) if max_basis is None else max_basis)
     generator = torch.Generator().manual_seed(seed_of(seed))
-    krylov = Krylov(operator, room, dtype=basis_dtype(operator, tol))
+    krylov = Krylov(operator, room, basis_dtype(operator, tol))
     steps, keep = max(max_products, k), min((k + room) // 2, room - 2)
     scale = torch.finfo(torch.float64).tiny  # the largest |eigenvalue| seen
     start = 0  # where in the basis its latest random vector stands
@@ -161,20 +161,14 @@ class Krylov:
     Args:
         operator: A, symmetric, shape (n, n).
         room: vectors at most; memory is taken for all of them, which a CPU's pages are when they are written to.
+        dtype: of the basis.
         known: (j, n) orthonormal vectors that stand first in the basis; their rows and columns of H among themselves
             are zero, for they are not multiplied.
         folds: keep H of every fold of the data, not only that of A.
-        dtype: of the basis.
     """
 
     def __init__(
-        self,
-        operator: Operator,
-        room: int,
-        known: Tensor | None = None,
-        *,
-        folds: bool = True,
-        dtype: torch.dtype = torch.float64,
+        self, operator: Operator, room: int, dtype: torch.dtype, known: Tensor | None = None, *, folds: bool = True
     ) -> None:
         self.operator, self.folds = operator, folds
         self.rows = torch.empty(room, local_size(operator), dtype=dtype, device=operator.device)

@@ -56,8 +56,7 @@ class Shards(Protocol):
 
 
 def _shards(operator: Any) -> Shards | None:
-    shards: Shards | None = getattr(operator, "shards", None)
-    return shards
+    return getattr(operator, "shards", None)
 
 
 def local_size(operator: Any) -> int:
@@ -85,11 +84,11 @@ def length(operator: Any, vector: Tensor) -> Tensor:
 
 
 def block_sums(operator: Any, values: Tensor, sizes: list[int]) -> Tensor:
-    """Sum blocks of so many consecutive rows, (n,) → (blocks,) and (n, k) → (blocks, k)."""
-    shards = _shards(operator)
+    """Sum blocks of so many consecutive rows in float64, (n,) → (blocks,) and (n, k) → (blocks, k), on the CPU."""
+    values, shards = values.double(), _shards(operator)
     if shards is not None:
-        return shards.block_sums(values, sizes)
-    return torch.stack([part.sum(0) for part in values.split(sizes)])
+        return shards.block_sums(values, sizes).cpu()
+    return torch.stack([part.sum(0) for part in values.split(sizes)]).cpu()
 
 
 def drawn(operator: Any, sample: Callable[[int], Tensor], dtype: torch.dtype) -> Tensor:

@@ -190,7 +190,7 @@ def _smoothed(about: dict[str, Any], n: int, nodes: Tensor, weights: Tensor, ato
 
 def _quadrature(operator: Operator, vector: Tensor, known: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return nodes and weights of the Gauss quadrature for a unit vector's measure, outside of known eigenvectors."""
-    krylov = Krylov(operator, len(known) + steps, known, folds=False, dtype=known.dtype)
+    krylov = Krylov(operator, len(known) + steps, known.dtype, known, folds=False)
     for _ in range(steps):
         if krylov.append(vector) or krylov.size == len(known) + steps:
             break

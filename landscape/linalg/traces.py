@@ -84,12 +84,9 @@ class Trace(Result):
 
     def _cells(self) -> dict[str, list[str]]:
         data = with_error(self.value, self.stderr_data) if self.stderr_data >= 0 else "–"
-        columns = {"trace of": ["all"], "± over probes": [with_error(self.value, self.stderr)], "± over data": [data]}
-        for name, (value, stderr) in self.layers.items():
-            row = (name, with_error(value, stderr), "–")
-            for column, cell in zip(columns.values(), row, strict=True):
-                column.append(cell)
-        return columns
+        layers = self.layers
+        probes = [with_error(*estimate) for estimate in ((self.value, self.stderr), *layers.values())]
+        return {"trace of": ["all", *layers], "± over probes": probes, "± over data": [data] + ["–"] * len(layers)}
 
     def __repr__(self) -> str:
         low, high = self.interval()
@@ -161,21 +158,26 @@ def hutchinson(
     if blocks and basis is not None and images is None:
         raise ValueError("blocks with a basis need images=, the products of the operator with the basis")
     generator, shares = torch.Generator().manual_seed(seed_of(seed)), fold_shares(operator)
+
+    def signs(count: int) -> Tensor:
+        return torch.randint(0, 2, (count,), generator=generator, dtype=torch.float64).mul_(2).sub_(1)
+
     inside: Tensor | float = 0.0
     if blocks and basis is not None and images is not None:
-        inside = _sum_blocks(operator, basis * images, blocks).sum(1)
+        inside = block_sums(operator, basis * images, list(blocks.values())).sum(1)
     samples: list[Tensor] = []
     parts: list[Tensor] = []
     dtype = basis_dtype(operator)
     basis = None if basis is None else basis.to(dtype)
     for _ in range(num_probes):
-        vector = _signs(operator, generator, dtype)
+        vector = drawn(operator, signs, dtype)
         vector = vector if basis is None else vector - basis @ inner(operator, basis.T, vector)
         products = fold_products(operator, vector)
         samples.append(wide_inner(operator, products, vector).cpu())
         if blocks:
             products, vector = products.double(), vector.double()
-            parts.append(inside + _sum_blocks(operator, vector * (shares.to(products) @ products), blocks))
+            image = shares.to(products) @ products
+            parts.append(inside + block_sums(operator, vector * image, list(blocks.values())))
         del products, vector  # before the next are there
         estimates = torch.stack(samples) @ shares + basis_trace
         yield
@@ -226,17 +228,6 @@ def t_interval(value: float, stderr: float, df: float, level: float = 0.95) -> t
     return value - reach, value + reach
 
 
-def _sum_blocks(operator: Operator, values: Tensor, blocks: dict[str, int]) -> Tensor:
-    return block_sums(operator, values.double(), list(blocks.values())).cpu()
-
-
 def _has_converged(samples: Tensor, rtol: float, atol: float) -> bool:
     value, error = mean_and_stderr(samples)
     return error <= max(rtol * abs(value), atol)
-
-
-def _signs(operator: Operator, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    def sample(count: int) -> Tensor:
-        return torch.randint(0, 2, (count,), generator=generator, dtype=torch.float64).mul_(2).sub_(1)
-
-    return drawn(operator, sample, dtype)

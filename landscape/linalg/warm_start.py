@@ -72,7 +72,7 @@ def top_pair(
     """
     dtype = basis_dtype(operator)
     most = getattr(operator, "memory", math.inf) / (4 * max(1, local_size(operator)) * dtype.itemsize)  # images too
-    krylov = Krylov(operator, min(max_products, operator.shape[0], max(4, int(min(most, 1e9)))), dtype=dtype)
+    krylov = Krylov(operator, min(max_products, operator.shape[0], max(4, int(min(most, 1e9)))), dtype)
     images, residual = torch.empty_like(krylov.rows), math.inf
     noise = random_unit(operator, torch.Generator().manual_seed(0), krylov.basis)
     pending = [start.to(krylov.rows) for start in starts] or [krylov.start(noise)]

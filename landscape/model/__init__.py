@@ -11,7 +11,6 @@ from .directions import (
     NORMALIZATIONS,
     checked_direction,
     describe,
-    direction_to,
     eigenvector,
     fingerprint,
     plane_of,

@@ -14,6 +14,7 @@ Everything else that rounds is seen by the check of derivatives (`landscape.mode
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -59,12 +60,12 @@ def rounded_weights(model: nn.Module) -> dict[str, RoundedWeight]:
     weights = {}
     for prefix, layer in quantized_layers(model).items():
         for leaf, (value, delta, step) in layer.quantized_weights().items():
-            here = _joined(prefix, leaf)
+            here = f"{prefix}.{leaf}".removeprefix(".")
             weights[here] = RoundedWeight((value + delta).detach(), step, delta.detach().clone(), _name(model, delta))
     for name, parameter in model.named_parameters():
         if type(parameter).dequantize is not Tensor.dequantize:
             value = parameter.dequantize().detach()
-            weights[name] = RoundedWeight(value, _unknown(value), value, name)
+            weights[name] = RoundedWeight(value, value.new_full((), torch.nan), value, name)
     return weights
 
 
@@ -103,17 +104,13 @@ def rounded_in_use(model: nn.Module, run: Callable[[], Any], varying: Collection
         name = handed.pop() if len(handed) == 1 else ""
         calls.setdefault(path, []).append((name, watch.rounded.total() - before.pop(), output if name else None))
 
-    handles = []
-    for path, module in model.named_modules():
-        if path and not (known and path.startswith(known)) and not isinstance(module, torch.jit.ScriptModule):
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(partial(leave, path), with_kwargs=True))
-    try:
-        with watch:
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as stack:
+        for path, module in model.named_modules():
+            if path and not path.startswith(known) and not isinstance(module, torch.jit.ScriptModule):
+                stack.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
+                stack.enter_context(module.register_forward_hook(partial(leave, path), with_kwargs=True))
+        stack.enter_context(watch)
+        run()
     return dict(_outermost(model, calls, parameters))
 
 
@@ -158,7 +155,7 @@ def _step_of(value: Tensor, quantizer: nn.Module, output: Any) -> Tensor:
             levels = value / step
             if (levels.abs() < 2**16).all() and torch.allclose(levels, levels.round(), rtol=0, atol=1e-3):
                 return step
-    return _unknown(value)
+    return value.new_full((), torch.nan)
 
 
 def _broadcast(tensor: Tensor, shape: torch.Size) -> Iterator[Tensor]:
@@ -170,14 +167,6 @@ def _broadcast(tensor: Tensor, shape: torch.Size) -> Iterator[Tensor]:
             yield tensor.reshape([size if d == dim else 1 for d in range(len(shape))])
     if tensor.ndim == len(shape) == 2 and len(tensor) == shape[0] and shape[1] % tensor.shape[1] == 0:
         yield tensor.repeat_interleave(shape[1] // tensor.shape[1], 1)
-
-
-def _unknown(value: Tensor) -> Tensor:
-    return value.new_full((), torch.nan)
-
-
-def _joined(prefix: str, leaf: str) -> str:
-    return f"{prefix}.{leaf}" if prefix else leaf
 
 
 def _name(model: nn.Module, buffer: Tensor) -> str:

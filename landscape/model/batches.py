@@ -108,10 +108,13 @@ def cut(x: Tensor, y: Tensor, batch_size: int | None, has_folds: bool = True) ->
     return list(zip(x.tensor_split(parts), y.tensor_split(parts), strict=True))
 
 
-def spread(x: Tensor, y: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Return so many rows of a pair, from all over it."""
-    index = torch.linspace(0, len(y) - 1, min(rows, len(y)), device=y.device).long()
-    return x[index], y[index]
+def some_rows(batch: Any, rows: int) -> Any:
+    """Return a batch of at most so many samples, from all over it; None where it cannot be indexed."""
+    target = target_of(batch)
+    if not isinstance(target, Tensor) or target.ndim == 0:
+        return None
+    index = torch.linspace(0, len(target) - 1, min(rows, len(target)), device=target.device).long()
+    return taken(batch, index, len(target))
 
 
 def keeps_order(batches: Any) -> bool:
@@ -128,7 +131,10 @@ def read_rows(batches: Iterable[Any]) -> list[int | None]:
     Raises:
         ValueError: batches that never end.
     """
-    known = _length_of(batches)
+    try:
+        known = len(batches)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):  # a loader of an iterable data set does not know
+        known = None
     rows: list[int | None] = []
     for batch in batches:
         rows.append(samples_of(batch))
@@ -139,14 +145,6 @@ def read_rows(batches: Iterable[Any]) -> list[int | None]:
                 "whose len() is right"
             )
     return rows
-
-
-def _length_of(batches: Any) -> int | None:
-    """Return how many batches there are said to be; a loader of an iterable data set does not know."""
-    try:
-        return len(batches)
-    except (TypeError, NotImplementedError):
-        return None
 
 
 def target_of(batch: Any) -> Any:
@@ -225,16 +223,14 @@ def mapped(batch: Any, change: Callable[[Tensor], Tensor], other: Callable[[Any]
 
 def taken(batch: Any, rows: Tensor | slice, samples: int) -> Any:
     """Return rows of everything in a batch; None where something has another length."""
-    if isinstance(batch, Tensor):
-        return batch[rows] if batch.ndim and len(batch) == samples else None
-    if isinstance(batch, Mapping):
-        parts = {key: taken(value, rows, samples) for key, value in batch.items()}
-        return None if any(part is None for part in parts.values()) else with_values(batch, parts)
-    if isinstance(batch, list | tuple) and not isinstance(batch, PackedSequence):
-        items = [taken(value, rows, samples) for value in batch]
-        made = type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-        return None if any(item is None for item in items) else made
-    return None
+    fits: list[bool] = []
+
+    def cut_out(part: Any) -> Any:
+        fits.append(isinstance(part, Tensor) and part.ndim > 0 and len(part) == samples)
+        return part[rows] if fits[-1] else part
+
+    made = mapped(batch, cut_out, cut_out)
+    return made if all(fits) else None
 
 
 def rows_of_process(batch: Any, is_shared: bool) -> tuple[Any, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -69,16 +71,12 @@ def call_of(model: nn.Module, batch: Any) -> Any:
     """
     if isinstance(batch, Mapping):
         return call_by_name(model, batch)
-    if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
-        if len(batch) != 2:
-            raise TypeError(
-                f"a batch must be (inputs, targets), got {len(batch)} parts: pass objective=, which may take any batch"
-            )
+    has_parts = isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence)
+    if has_parts and len(batch) == 2:
         return model(batch[0])
-    if isinstance(batch, Tensor) or target_of(batch) is None:
-        raise TypeError(
-            f"a batch must be (inputs, targets), got {type(batch).__name__}: pass objective=, which may take any batch"
-        )
+    if has_parts or isinstance(batch, Tensor) or target_of(batch) is None:
+        got = f"{len(batch)} parts" if has_parts else type(batch).__name__
+        raise TypeError(f"a batch must be (inputs, targets), got {got}: pass objective=, which may take any batch")
     return model(batch)
 
 
@@ -193,14 +191,16 @@ def check_objective(objective: Any) -> None:
             "the data change from pass to pass (augmentation? shuffle with drop_last?): pass a loader that gives the "
             "same samples in every pass, or a list of its batches"
         )
-        # at the model's own statistics: those recomputed depend on which samples a shuffle puts into one batch
-        losses = partial(map, partial(objective.loss, objective.tensors()))
+
+        def whole() -> Tensor:
+            # at the model's own statistics: those recomputed depend on which samples a shuffle puts into one batch
+            tensors = objective.tensors()
+            return merged([objective.loss(tensors, batch) for batch in objective.batches()], False).loss
+
         with torch.set_grad_enabled(objective.needs_grad):
-            check_repeats(
-                lambda: merged(list(losses(objective.batches())), False).loss, objective.dtype, lambda: reason
-            )
+            check_repeats(whole, objective.dtype, lambda: reason)
     loss = float(objective.centre.loss)
-    if loss != loss or loss in (float("inf"), float("-inf")):
+    if not math.isfinite(loss):
         raise ValueError(f"the loss of the model itself is {loss}: look at its weights and data before measuring")
     if parallel.size() > 1:  # what a loader makes, and what functions compute: neither can be told from outside
         values = [f"{float(value):.5g}" for value in (objective.centre.loss, *objective.centre.metrics)]
@@ -302,15 +302,6 @@ def _pieces(batch: Any) -> tuple[Any, Any, Any] | None:
     return None if any(piece is None for piece in pieces) else tuple(pieces)  # type: ignore[return-value]
 
 
-def some_rows(batch: Any, rows: int) -> Any:
-    """Return a batch of at most so many samples, from all over it; None where it cannot be indexed."""
-    target = target_of(batch)
-    if not isinstance(target, Tensor) or target.ndim == 0:
-        return None
-    index = torch.linspace(0, len(target) - 1, min(rows, len(target)), device=target.device).long()
-    return taken(batch, index, len(target))
-
-
 def stochastic_module(model: nn.Module, run: Callable[[], Any]) -> str:
     """Name the first module, innermost first, that gives another output for the same input when a pass is repeated."""
     calls: list[dict[str, tuple[list[Tensor], list[Tensor]]]] = []
@@ -321,21 +312,16 @@ def stochastic_module(model: nn.Module, run: Callable[[], Any]) -> str:
     def are_alike(some: list[Tensor], others: list[Tensor]) -> bool:
         return len(some) == len(others) and all(map(torch.equal, some, others))
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            calls[-1].setdefault(name, (copies(args, kwargs), copies(output)))
-
-        return hook
+    def record(name: str, _module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls[-1].setdefault(name, (copies(args, kwargs), copies(output)))
 
     named = {name: module for name, module in model.named_modules() if name}
-    hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in named.items()]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, module in named.items():
+            hooks.enter_context(module.register_forward_hook(partial(record, name), with_kwargs=True))
         for _ in range(2):
             calls.append({})
             run()
-    finally:
-        for hook in hooks:
-            hook.remove()
     who = "the model or its loss"
     for name, (given, made) in calls[0].items():
         again = calls[1].get(name)

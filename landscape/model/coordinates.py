@@ -28,7 +28,7 @@ from ..checking import seed_of
 from ..parallel import Layout
 from ..pieces import drawn_into, inner
 from .adapters import RoundedWeight, rounded_weights
-from .measuring import copy_of
+from .measuring import copy_of, named_tensors
 from .sharding import Shards, layouts_of, reshard
 
 Point = dict[str, Tensor]
@@ -85,10 +85,11 @@ class Coordinates:
         """Lay a point out as one vector of shape (n,), or what this process holds of it."""
         return torch.cat([point[name].reshape(-1) for name in self.centre])
 
-    def unflatten(self, vector: Tensor) -> Point:
-        """Cut a vector of shape (n,) into a point."""
-        parts = vector.split([value.numel() for value in self.centre.values()])
-        return {name: part.view_as(value) for (name, value), part in zip(self.centre.items(), parts, strict=True)}
+    def unflatten(self, vectors: Tensor) -> Point:
+        """Cut a vector of shape (n,) into a point, or rows of shape (k, n) into stacks."""
+        parts = vectors.split([value.numel() for value in self.centre.values()], dim=-1)
+        pairs = zip(self.centre.items(), parts, strict=True)
+        return {name: part.view(vectors.shape[:-1] + value.shape) for (name, value), part in pairs}
 
     def displaced(self, displacement: Mapping[str, Tensor]) -> Point:
         """Return the tensors at centre + displacement, by their names in the model."""
@@ -203,9 +204,8 @@ def coordinates(
         weight = rounded.get(name) if actual == "quantized" else None
         varies = (parameter.requires_grad or frozen) and parameter.is_floating_point()
         varies |= weight is not None and weight.moves == name  # integers
-        if id(parameter) in left_out or not varies or not parameter.numel():
-            continue
-        if layers is not None and not any(_inside(name, layer) for layer in layers):
+        is_asked_for = layers is None or any(_inside(name, layer) for layer in layers)
+        if id(parameter) in left_out or not varies or not parameter.numel() or not is_asked_for:
             continue
         if weight is not None:
             if _is_shared(model, name, parameter):
@@ -300,11 +300,10 @@ def _check_whole(
     model: nn.Module, rounded: Mapping[str, RoundedWeight], space: str, layers: Sequence[str] | None
 ) -> None:
     """Raise if weights are integers that cannot vary, while others would."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     packed = [name for name, module in model.named_modules() if hasattr(module, "_packed_params")]  # torch.ao
     packed += [
         name
-        for name, tensor in tensors.items()
+        for name, tensor in named_tensors(model)
         if "weight" in name and tensor.ndim > 1 and not tensor.is_floating_point() and not tensor.is_complex()
     ]
     if space != "quantized":

@@ -11,21 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checking import numbers
+from . import losses
 from .batches import target_of
-from .losses import (
-    BatchLoss,
-    CrossEntropy,
-    Loss,
-    Output,
-    alignment_of,
-    batch_loss_carried,
-    check_default_fits,
-    loss_carried_by,
-    name_of,
-    part_of,
-    value_of,
-    with_hits,
-)
+from .losses import BatchLoss, CrossEntropy, Loss, Output
 
 BatchObjective = Callable[[nn.Module, Any], tuple[Tensor, Any]]
 _TAKEN = ("loss", "accuracy", "stderr", "status", "epoch", "lr", "seconds", "val_loss", "val_accuracy")
@@ -82,7 +70,8 @@ class Criterion:
         self.has_output = objective is None
         self.is_default = loss is None and objective is None and output is None
         self.is_sum = bool(self._cross_entropy and self._cross_entropy.is_sum)
-        self.name = name_of(objective or loss or torch.nn.functional.cross_entropy)
+        named_by: Any = objective or loss or torch.nn.functional.cross_entropy
+        self.name = str(getattr(named_by, "__qualname__", type(named_by).__name__))
         self.alignment: str | None = None
         self.with_hits, self.checks_default = True, False
         self.watch: Callable[[Any], Any] | None = None
@@ -103,16 +92,16 @@ class Criterion:
         if self.watch is not None:
             self.watch(output)
         target = target_of(batch)
-        carried = loss_carried_by(output) if self._loss is None and self._output is None else None
+        carried = losses.loss_carried_by(output) if self._loss is None and self._output is None else None
         if carried is None:
             return self.of_part(self.part_of(output, dtype), target)
-        self.alignment = self.alignment or alignment_of(*carried, target)
+        self.alignment = self.alignment or losses.alignment_of(*carried, target)
         self.name = f"{type(output).__name__}.loss"
-        return batch_loss_carried(*carried, target, self.alignment)
+        return losses.batch_loss_carried(*carried, target, self.alignment)
 
     def part_of(self, output: Any, dtype: torch.dtype | None = None) -> Any:
         """Return the part of the network's output that the loss is given, floating tensors in a dtype."""
-        part = part_of(output, self._output, self._loss is None)
+        part = losses.part_of(output, self._output, self._loss is None)
         return part.to(dtype) if dtype and isinstance(part, Tensor) and part.is_floating_point() else part
 
     def log_probabilities(self, output: Any) -> Tensor | None:
@@ -129,15 +118,15 @@ class Criterion:
     def of_part(self, part: Any, target: Any) -> BatchLoss:
         """Return the loss from the part of the output that it is given."""
         if self.alignment is not None:  # the logits alone, of the Gauss-Newton matrix
-            return batch_loss_carried(None, part, target, self.alignment)
+            return losses.batch_loss_carried(None, part, target, self.alignment)
         if self.checks_default and self._loss is None:
-            check_default_fits(part, target)
+            losses.check_default_fits(part, target)
         metrics = self.metrics_of(part, target)
         if self._cross_entropy is not None:
             return self._cross_entropy(part, target, with_hits=self.with_hits)._replace(metrics=metrics)
         rows = (len(target) if target.ndim else 1) if isinstance(target, Tensor) else None
-        result = value_of(self._loss(part, target), rows)  # type: ignore[misc]
-        return (with_hits(result, part, target) if self.with_hits else result)._replace(metrics=metrics)
+        result = losses.value_of(self._loss(part, target), rows)  # type: ignore[misc]
+        return (losses.with_hits(result, part, target) if self.with_hits else result)._replace(metrics=metrics)
 
     def metrics_of(self, part: Any, target: Any) -> tuple[Tensor, ...]:
         """Return the mean of each metric; a number, counts and what is true or false are values too."""
@@ -146,7 +135,7 @@ class Criterion:
             result: Any = metric(part, target)
             result = torch.as_tensor(result) if isinstance(result, Number) else result
             counts = isinstance(result, Tensor) and not result.is_floating_point()
-            return value_of(result.double() if counts else result, None, name).mean.double()
+            return losses.value_of(result.double() if counts else result, None, name).mean.double()
 
         return tuple(value(name, metric) for name, metric in self.metrics.items())
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from .checks import some_rows
+from .batches import some_rows
 from .coordinates import Coordinates
 from .watching import Watch
 
@@ -86,32 +86,27 @@ def verify(objective: Any) -> Verdict:
 
 
 def _verified(objective: Any, batch: Any) -> Verdict:
-    reasons = []
-    for wide in (True, False):
-        function = _Function(objective, batch, wide)
-        try:
-            watch, loss, leaves, gradient = function.watched()
-        except Exception as error:
-            if not wide:
-                raise
-            reasons.append(f"not in float64: {error}")
-            continue
-        verdict = _judged(function, watch, loss, leaves, gradient, reasons)
-        if verdict.wrong:  # the network itself may stand on a kink: units at exactly zero
-            function.step_aside()
-            verdict = _judged(function, *function.watched(), reasons)
-        return verdict
-    raise AssertionError
+    function, reason = _Function(objective, batch, True), ""
+    try:
+        watched = function.watched()
+    except Exception as error:
+        reason = f"not in float64: {error}"
+    if reason:
+        function = _Function(objective, batch, False)
+        watched = function.watched()
+    verdict = _judged(function, *watched, reason)
+    if verdict.wrong:  # the network itself may stand on a kink: units at exactly zero
+        function.step_aside()
+        verdict = _judged(function, *function.watched(), reason)
+    return verdict
 
 
-def _judged(
-    function: _Function, watch: Watch, loss: Tensor, leaves: Point, gradient: Point, reasons: list[str]
-) -> Verdict:
+def _judged(function: _Function, watch: Watch, loss: Tensor, leaves: Point, gradient: Point, reason: str) -> Verdict:
     """Turn the differences into a label."""
     rounded = dict(watch.rounded)
     through = f"rounds what varies ({_counted(rounded)}): derivatives are those of the straight-through estimator"
     if not function.is_wide:  # differences in float32 tell too little: roundings can be seen all the same
-        return Verdict("straight-through", through) if rounded else Verdict("unverified", "; ".join(reasons))
+        return Verdict("straight-through", through) if rounded else Verdict("unverified", reason)
     random, along = function.directions(gradient)
     steps = 1 if rounded else len(_STEPS[1])  # a staircase is not worth more
     first = _worst([_first(function, float(loss), gradient, d, steps) for d in (random, along) if d is not None])
@@ -126,7 +121,8 @@ def _judged(
         product = function.product(gradient, leaves, random)
     except (RuntimeError, NotImplementedError):
         return Verdict("exact", "of the first order; a second derivative is missing")
-    second = _second(function, gradient, product, random, steps)
+    central = partial(function.gradient_difference, random)
+    second = _compared(_STEPS[2][:steps], central, product, function.norm(gradient), function.norm)
     if rounded:
         if second.outcome in ("ok", "weak"):
             return Verdict("exact", f"rounds on the way ({_counted(rounded)})")
@@ -158,8 +154,7 @@ class _Function:
     def __call__(self, point: Sequence[Tensor]) -> Tensor:
         tensors = self.rest | dict(zip(self.names, point, strict=True))
         with self._width():
-            loss: Tensor = self.objective.loss(tensors, self.batch).mean
-            return loss
+            return self.objective.loss(tensors, self.batch).mean
 
     def step_aside(self) -> None:
         """Move the point a little, at random: the check is of the code, not of a place."""
@@ -176,30 +171,24 @@ class _Function:
 
     def difference(self, direction: Point, step: float) -> Point:
         """Return (f(step) - f(-step)) / 2 step along a direction."""
-        ends = []
-        for sign in (1, -1):
-            with torch.set_grad_enabled(self.objective.needs_grad):
-                ends.append(self(self._moved(direction, sign * step)).detach().double())
-        return [(ends[0] - ends[1]) / (2 * step)]
+        with torch.set_grad_enabled(self.objective.needs_grad):
+            ahead, behind = (self(self._moved(direction, way)).detach().double() for way in (step, -step))
+        return [(ahead - behind) / (2 * step)]
 
     def gradient_difference(self, direction: Point, step: float) -> Point:
         """Return the same of the gradient."""
         ends = []
-        for sign in (1, -1):
-            leaves = [tensor.detach().requires_grad_() for tensor in self._moved(direction, sign * step)]
+        for way in (step, -step):
+            leaves = [tensor.detach().requires_grad_() for tensor in self._moved(direction, way)]
             with torch.enable_grad():
                 ends.append(self._derivative(self(leaves), leaves, graph=False))
         return [(a - b) / (2 * step) for a, b in zip(*ends, strict=True)]
 
     def product(self, gradient: Point, leaves: Point, direction: Point) -> Point:
         """Return the Hessian times a direction."""
-        curved = [(g, d) for g, d in zip(gradient, direction, strict=True) if g.requires_grad]
-        if not curved:
-            return [torch.zeros_like(leaf) for leaf in leaves]
         self.network.swap_in(self.rest | dict(zip(self.names, leaves, strict=True)))
-        outputs, vectors = zip(*curved, strict=True)
         with self._width():
-            return list(torch.autograd.grad(outputs, leaves, vectors, materialize_grads=True))
+            return list(pulled_back(gradient, leaves, direction, retain_graph=False))
 
     def directions(self, gradient: Point) -> tuple[Point, Point | None]:
         """Return a random direction, of each tensor's own size, and one along the gradient, of the same length."""
@@ -234,8 +223,18 @@ class _Function:
         return _Wide() if self.is_wide else contextlib.nullcontext()
 
     def _cast(self, value: Any) -> Any:
-        is_narrow = self.is_wide and isinstance(value, Tensor) and value.dtype in _NARROW
-        return value.double() if is_narrow else value
+        return _widened(value) if self.is_wide else value
+
+
+def pulled_back(
+    of: Sequence[Tensor], by: Sequence[Tensor], vectors: Sequence[Tensor], retain_graph: bool = True
+) -> tuple[Tensor, ...]:
+    """Return d(Σ of·vectors)/d(by); what has no graph (a loss linear in a weight) gives zero."""
+    curved = [(g, v) for g, v in zip(of, vectors, strict=True) if g.requires_grad]
+    if not curved:
+        return tuple(torch.zeros_like(leaf) for leaf in by)
+    outputs, directions = zip(*curved, strict=True)
+    return torch.autograd.grad(outputs, by, directions, retain_graph=retain_graph, materialize_grads=True)
 
 
 def _of_each_kind(model: nn.Module, centre: Coordinates) -> list[str]:
@@ -265,11 +264,6 @@ class _Wide(TorchFunctionMode):
 def _first(function: _Function, loss: float, gradient: Point, direction: Point, steps: int) -> _Test:
     claimed = [torch.tensor(function.dot(gradient, direction), dtype=torch.float64)]
     return _compared(_STEPS[1][:steps], lambda step: function.difference(direction, step), claimed, abs(loss), _size)
-
-
-def _second(function: _Function, gradient: Point, product: Point, direction: Point, steps: int) -> _Test:
-    central = partial(function.gradient_difference, direction)
-    return _compared(_STEPS[2][:steps], central, product, function.norm(gradient), function.norm)
 
 
 def _compared(

@@ -147,8 +147,7 @@ def eigenvector(centre: Coordinates, eigenvalues: Any, index: int) -> Point:
     Raises:
         ValueError: fewer vectors than that, or vectors of another network or space.
     """
-    if index >= len(eigenvalues.values):
-        count = len(eigenvalues.values)
+    if index >= (count := len(eigenvalues.values)):
         raise ValueError(f"directions need eigenvector {index + 1}, but the result has {count}: raise k")
     space = eigenvalues.about.get("space", centre.space)
     if space != centre.space:

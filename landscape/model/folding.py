@@ -157,11 +157,8 @@ def convolution(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s
 def _slopes(slope: Tensor, x: Tensor, weight: Tensor, settings: tuple, mask: list[bool]) -> tuple[Any, Any]:
     """Return the derivatives by input and weight, those asked for."""
     stride, padding, dilation, groups = settings
-    zeros, mask = [0] * len(stride), [*mask, False]
-    gradients = torch.ops.aten.convolution_backward(
-        slope, x, weight, None, stride, padding, dilation, False, zeros, groups, mask
-    )
-    return gradients[0], gradients[1]
+    geometry = (stride, padding, dilation, False, [0] * len(stride), groups)
+    return torch.ops.aten.convolution_backward(slope, x, weight, None, *geometry, [*mask, False])[:2]
 
 
 _linear = False  # whether backward passes are recorded as functions of the slopes alone

@@ -138,20 +138,12 @@ def alignment_of(loss: Tensor, logits: Any, labels: Any) -> str:
     whole = isinstance(labels, Tensor) and not labels.is_floating_point() and isinstance(logits, Tensor)
     if not whole or logits.ndim != labels.ndim + 1 or logits.shape[:-1] != labels.shape:
         return "unknown"
-    for name in ("aligned", "shifted"):
-        if name == "shifted" and labels.ndim < 2:
-            continue
+    rtol = 1e-7 if loss.dtype == torch.float64 else 1e-3
+    for name in ("aligned", "shifted") if labels.ndim > 1 else ("aligned",):
         computed = CrossEntropy.by_token(logits.detach(), labels, name == "shifted").mean
-        if torch.allclose(
-            computed.double(), loss.detach().double(), rtol=1e-3 if loss.dtype != torch.float64 else 1e-7
-        ):
+        if torch.allclose(computed.double(), loss.detach().double(), rtol=rtol):
             return name
     return "unknown"
-
-
-def name_of(loss: Any) -> str:
-    """Return what a loss is called."""
-    return str(getattr(loss, "__qualname__", type(loss).__name__))
 
 
 def value_of(value: Any, samples: int | None, name: str = "loss") -> BatchLoss:
@@ -215,12 +207,17 @@ def check_default_fits(output: Any, target: Any) -> None:
         raise ValueError(f"the default loss, cross-entropy, does not fit {shapes}: {advice}")
 
 
-def check_labels(target: Tensor, classes: int, ignored: int = -100) -> None:
-    """Raise if a label is outside [0, classes) and not to be ignored."""
-    labels = target[target != ignored]
+def check_labels(target: Tensor, classes: int) -> None:
+    """Raise if a label is outside [0, classes) and not to be ignored, -100."""
+    labels = target[target != -100]
     low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
     if low < 0 or high >= classes:
         raise ValueError(f"labels must lie in 0…{classes - 1} for {classes} outputs, got {low}…{high}")
+
+
+def _are_probabilities(rows: Tensor, atol: float) -> bool:
+    sums = rows.sum(1)
+    return bool((rows >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=atol)
 
 
 def _fitting_loss(output: Tensor, target: Tensor) -> str:
@@ -232,10 +229,8 @@ def _fitting_loss(output: Tensor, target: Tensor) -> str:
     classes = output.shape[1] if output.ndim > 1 else 1
     several = "pass loss=torch.nn.BCEWithLogitsLoss() for labels of several classes"
     if target.is_floating_point():
-        if classes > 1 and output.shape == target.shape:
-            sums = target.sum(1)
-            if bool((target >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-                return ""
+        if classes > 1 and output.shape == target.shape and _are_probabilities(target, 1e-3):
+            return ""
         binary = bool(((target == 0) | (target == 1)).all())
         rows = " (their rows are no probabilities)" if classes > 1 else ""
         return f"{several}{rows}" if binary else f"pass loss=torch.nn.MSELoss() for a regression{rows}"
@@ -245,8 +240,7 @@ def _fitting_loss(output: Tensor, target: Tensor) -> str:
         return "it is zero for one class; pass loss=torch.nn.BCEWithLogitsLoss() with float targets of the same shape"
     if target.shape == output.shape[:1] + output.shape[2:]:
         check_labels(target, classes)
-        sums = output.sum(1)
-        if bool((output >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-5):
+        if _are_probabilities(output, 1e-5):
             return (
                 "these outputs are probabilities already; pass loss=lambda output, target: "
                 "torch.nn.functional.nll_loss(output.log(), target)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import traceback
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -53,10 +54,7 @@ class measurement_mode:  # noqa: N801 - a context, written as one
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        generators: Sequence[torch.Generator] = (),
-        copies: Mapping[str, Tensor] | None = None,
+        self, model: nn.Module, generators: Sequence[torch.Generator] = (), copies: Mapping[str, Tensor] | None = None
     ) -> None:
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # of a compiled one
         self.generators, self.copies, self.device = generators, copies or {}, torch.device("cpu")
@@ -162,8 +160,7 @@ class measurement_mode:  # noqa: N801 - a context, written as one
         if threading.current_thread() is not threading.main_thread():
             return
         numbers = [getattr(signal, name) for name in _HELD if hasattr(signal, name)]
-        self._handlers = {number: signal.getsignal(number) for number in numbers}
-        self._handlers = {number: handler for number, handler in self._handlers.items() if callable(handler)}
+        self._handlers = {number: was for number in numbers if callable(was := signal.getsignal(number))}
         for number in self._handlers:
             signal.signal(number, self._on_signal)
 
@@ -172,12 +169,9 @@ class measurement_mode:  # noqa: N801 - a context, written as one
 
         That this code is at work is read from the frames: with a flag, the first instruction would be unprotected.
         """
-        below = frame
-        while below is not None:
-            if below.f_code in UNINTERRUPTIBLE:
-                self._pending.append(number)
-                return
-            below = below.f_back
+        if any(below.f_code in UNINTERRUPTIBLE for below, _ in traceback.walk_stack(frame)):
+            self._pending.append(number)
+            return
         try:
             self._handlers[number](number, frame)
         except BaseException as error:
@@ -194,32 +188,28 @@ class _Record:
     """The attributes and entries of every module, and the bits of the tensors among them."""
 
     def __init__(self, model: nn.Module, copies: Mapping[str, Tensor]) -> None:
-        self.containers: list[tuple[Any, Any]] = []
+        self.containers: list[tuple[Any, dict[Any, Any]]] = []
         self.modes = [(module, module.training) for module in model.modules()]  # TorchScript keeps it elsewhere
         for module in model.modules():
             inside = [value for value in module.__dict__.values() if type(value) in CONTAINERS]
             inside += [entries for entries in (module._parameters, module._buffers) if type(entries) not in CONTAINERS]
-            for container in (module.__dict__, *inside):
-                self.containers.append((container, _contents(container)))
+            self.containers += [(container, contents(container)) for container in (module.__dict__, *inside)]
         equal = {id(tensor): copies[name] for name, tensor in named_tensors(model) if name in copies}
-        held = {id(v): v for _, contents in self.containers for v in _values(contents) if isinstance(v, Tensor)}
-        leaves = [tensor for tensor in held.values() if tensor.is_leaf]
-        self.leaves = [(tensor, tensor.grad, tensor.requires_grad) for tensor in leaves]
+        held = {id(v): v for _, before in self.containers for v in before.values() if isinstance(v, Tensor)}
+        self.leaves = [(tensor, tensor.grad, tensor.requires_grad) for tensor in held.values() if tensor.is_leaf]
         comparable = [tensor for tensor in held.values() if has_bits(tensor)]
-        candidates = [(tensor, equal[id(tensor)]) for tensor in comparable if id(tensor) in equal]
-        stale = {id(tensor) for tensor, _ in _differing(candidates)}
-        kept = {id(tensor): copy for tensor, copy in candidates if id(tensor) not in stale}
-        self.bits = [(t, kept[id(t)] if id(t) in kept else t.detach().clone()) for t in comparable]
+        for tensor, _ in _differing([(tensor, equal[id(tensor)]) for tensor in comparable if id(tensor) in equal]):
+            del equal[id(tensor)]
+        self.bits = [(t, equal[id(t)] if id(t) in equal else t.detach().clone()) for t in comparable]
         self.copies = {id(tensor): copy for tensor, copy in self.bits}
         _sums.update({copy: _bits(copy).sum() for _, copy in self.bits if copy not in _sums})
 
     def tensors_changed(self) -> bool:
         """Return whether any tensor or module was exchanged, added, taken away, or any tensor written to."""
         for container, before in self.containers:
-            now = _contents(container)
-            keys = now.keys() | before.keys() if isinstance(before, dict) else range(max(len(now), len(before)))
-            for key in keys:
-                pair = _at(now, key), _at(before, key)
+            now = contents(container)
+            for key in now.keys() | before.keys():
+                pair = now.get(key), before.get(key)
                 if pair[0] is not pair[1] and any(isinstance(value, Tensor | nn.Module) for value in pair):
                     return True
         return bool(_differing(self.bits))
@@ -261,11 +251,11 @@ def left_behind(model: nn.Module) -> list[tuple[Any, Any, Any]]:
     attributes = {id(module.__dict__) for module in model.modules()}
     entries = {id(module.__dict__.get(kind)) for module in model.modules() for kind in ENTRIES}
     for container, before in record.containers:
-        now = _contents(container)
+        now = contents(container)
         if id(container) in attributes:
             keys = [k for k, v in now.items() if k not in ENTRIES and v is not before.get(k, NOTHING)]
             found += [(container, k, before.get(k, NOTHING)) for k in keys if isinstance(now[k], Tensor | list | dict)]
-        elif id(container) not in entries and not _are_same(now, before):
+        elif id(container) not in entries and [*map(id, now.values())] != [*map(id, before.values())]:
             found.append((container, None, before))
     return found
 
@@ -279,11 +269,6 @@ def taken_back(left: Sequence[tuple[Any, Any, Any]]) -> None:
             container.pop(key, None)
         else:
             container[key] = before
-
-
-def _are_same(a: Any, b: Any) -> bool:
-    pairs = zip(_values(a), _values(b), strict=False)
-    return len(a) == len(b) and all(one is other for one, other in pairs)
 
 
 def copy_of(model: nn.Module, tensor: Tensor) -> Tensor:
@@ -317,25 +302,16 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _contents(container: Any) -> Any:
-    return list(container) if isinstance(container, list) else dict(container.items())
+def contents(container: Any) -> dict[Any, Any]:
+    """Return what a dict or list holds, by key or index."""
+    return dict(enumerate(container) if isinstance(container, list) else container.items())
 
 
-def _values(contents: Any) -> Sequence[Any]:
-    return contents if isinstance(contents, list) else list(contents.values())
-
-
-def _at(contents: Any, key: Any) -> Any:
-    if isinstance(contents, list):
-        return contents[key] if key < len(contents) else None
-    return contents.get(key)
-
-
-def _refill(container: Any, before: Any) -> None:
+def _refill(container: Any, before: dict[Any, Any]) -> None:
     """Give a container its contents back, without a moment in which one is missing where the keys are the same."""
-    if isinstance(before, list):
-        if len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
-            container[:] = before
+    if isinstance(container, list):
+        if [*map(id, container)] != [*map(id, before.values())]:
+            container[:] = before.values()
         return
     for key in [key for key in container.keys() if key not in before]:  # noqa: SIM118 - TorchScript's are no dicts
         del container[key]
@@ -355,15 +331,16 @@ def has_bits(tensor: Tensor) -> bool:
 
 def _differing(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
     """Return the pairs whose bits differ; an accelerator is waited for once."""
-    differing = [pair for pair in pairs if (pair[0].shape, pair[0].dtype) != (pair[1].shape, pair[1].dtype)]
-    alike = [pair for pair in pairs if (pair[0].shape, pair[0].dtype) == (pair[1].shape, pair[1].dtype)]
-    there = [pair for pair in alike if pair[0].device.type != "cpu"]
+    differing, there = [], []
+    for tensor, before in pairs:
+        alike = (tensor.shape, tensor.dtype) == (before.shape, before.dtype)
+        if alike and tensor.device.type != "cpu":
+            there.append((tensor, before))
+        elif not alike or (tensor is not before and not torch.equal(_bits(tensor), _bits(before))):
+            differing.append((tensor, before))
     flags = [(_bits(tensor) != _bits(before)).any().reshape(1) for tensor, before in there]
     changed = torch.cat([flag.to(flags[0].device) for flag in flags]).tolist() if flags else []
-    differing += [pair for pair, flag in zip(there, changed, strict=True) if flag]
-    return differing + [
-        (a, b) for a, b in alike if a.device.type == "cpu" and a is not b and not torch.equal(_bits(a), _bits(b))
-    ]
+    return differing + [pair for pair, flag in zip(there, changed, strict=True) if flag]
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -384,15 +361,6 @@ _active: dict[int, measurement_mode] = {}  # the models that are being measured
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)
-UNINTERRUPTIBLE = {  # and what other files add
-    function.__code__
-    for function in (
-        measurement_mode.__enter__,
-        measurement_mode.__exit__,
-        measurement_mode._on_signal,
-        measurement_mode._put_back,
-        measurement_mode.renew,
-        measurement_mode._settle,
-        taken_back,
-    )
-}
+_mode = measurement_mode
+_at_work = (_mode.__enter__, _mode.__exit__, _mode._on_signal, _mode._put_back, _mode.renew, _mode._settle, taken_back)
+UNINTERRUPTIBLE = {function.__code__ for function in _at_work}  # and what other files add

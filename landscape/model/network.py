@@ -22,8 +22,8 @@ from .. import parallel
 from .adapters import RoundedWeight
 from .coordinates import Coordinates, Point, Space, coordinates
 from .folding import Folding
-from .measuring import copy_of, has_bits, is_measured, left_behind, measurement_mode, taken_back
-from .substitutes import Seen, Substituted
+from .measuring import copy_of, has_bits, is_measured, left_behind, measurement_mode, named_tensors, taken_back
+from .substitutes import Substitution
 from .swapping import TensorSwap
 from .walking import LARGE, Along, Late
 
@@ -72,8 +72,8 @@ class Network:
         outputs = {weight.moves: weight.output for weight in (rounded or {}).values() if weight.output is not None}
         self.call, self._swap = call, TensorSwap(self.model, outputs, layouts)
         self.notes = self._swap.notes
-        tensors = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
-        self.frozen: Point = {name: copy_of(self.model, parallel.local(tensor)) for name, tensor in tensors}
+        own = named_tensors(self.model)
+        self.frozen: Point = {name: copy_of(self.model, parallel.local(tensor)) for name, tensor in own}
         self.substitutes = False  # whether functions are written out that have no second derivative
         self._changing = set(self.frozen)  # tensors that the network may write to while it runs
         self._folded_weights = WeakIdKeyDictionary()
@@ -123,7 +123,7 @@ class Network:
             tensors = dict(tensors) | {name: tensors[name].detach().requires_grad_() for name in moving}
         self.swap_in(tensors)
         low = self.precision == "bf16"
-        written_out = Substituted() if self.substitutes else contextlib.nullcontext()
+        written_out = Substitution(True) if self.substitutes else contextlib.nullcontext()
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
         with autocast, written_out, self.noting():
             if not self.folded:
@@ -163,13 +163,13 @@ class Network:
         tensors = dict(self._beside_the_centre())  # where an observer of weights sees others than it has seen
         self.frozen = {name: tensor.clone() for name, tensor in frozen.items() if name not in tensors}
         try:
-            with Seen() as seen:
+            with Substitution(False) as substitution:
                 needs_grad = _needs_gradients(lambda: loss(tensors))
             self._left = [] if self.coordinates.layouts else left_behind(self.model)
             after = self.frozen | tensors
         finally:
             self.frozen = frozen
-        self.substitutes = seen.any
+        self.substitutes = substitution.seen
         rest = ((name, tensor) for name, tensor in frozen.items() if name not in tensors)
         before = itertools.chain(rest, self._beside_the_centre())
         # some kernels write without a word

@@ -28,19 +28,11 @@ from .batches import (
     read_rows,
     rows_of_process,
     samples_of,
+    some_rows,
     source,
-    spread,
 )
 from .batchnorm import recomputed_statistics
-from .checks import (
-    CallOnCopies,
-    Reduction,
-    call_of,
-    check_integers,
-    check_objective,
-    check_reached,
-    reduction_seen,
-)
+from .checks import CallOnCopies, Reduction, call_of, check_integers, check_objective, check_reached, reduction_seen
 from .coordinates import Point, Space
 from .criterion import BatchObjective, Criterion
 from .derivatives import Verdict, verify
@@ -290,10 +282,9 @@ class Objective:
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
         space = None if self.coordinates.space == "float" else self.coordinates.space
-        loss: Any = self.criterion.arguments
         where: Any = {"space": space, "batchnorm": network.batchnorm, "precision": network.precision}
         data: Any = next(iter(self._uncut)) if self.is_pair else self._batches
-        return Objective(model, data, batch_size=self.batch_size, validate=False, **loss, **where)
+        return Objective(model, data, batch_size=self.batch_size, validate=False, **self.criterion.arguments, **where)
 
     @property
     def _is_adapted(self) -> bool:
@@ -316,8 +307,7 @@ class Objective:
         """Return the same function with another precision or batchnorm, or ``folded=False``; tensors are shared."""
         other = copy.copy(self)
         other.network = copy.copy(self.network)
-        for name, value in settings.items():
-            setattr(other.network, name, value)
+        vars(other.network).update(settings)
         other.network.folded &= other.network.batchnorm == "fixed"
         other._evaluate_centre()
         return other
@@ -359,8 +349,9 @@ class Objective:
             raise ValueError(f"data is empty, or one of its batches is: pass at least one sample in each, got {rows}")
         x, y = next(iter(self._batches)) if self.is_pair else (torch.empty(0), torch.empty(()))
         parts = cut(x, y, self.batch_size) if y.ndim and len(x) == len(y) else []
-        first = next(self.batches()) if len(parts) < 2 else moved(spread(x, y, max(8, len(parts[0][1]))), *self._where)
-        return rows, parts, first
+        if len(parts) < 2:
+            return rows, parts, next(self.batches())
+        return rows, parts, moved(some_rows((x, y), max(8, len(parts[0][1]))), *self._where)
 
     def _keep_batches(self) -> None:
         """Read a loader once and for all: it makes its batches anew in every pass, and may shuffle them.
@@ -380,10 +371,9 @@ class Objective:
         try:
             self.needs_grad = self.network.settle(lambda tensors: self.loss(tensors, first).mean)
         except Exception as error:
-            x, y = first if self.is_pair else (torch.empty(0), torch.empty(()))
-            if not y.ndim or len(x) == len(y):
+            if not self.is_pair or not first[1].ndim or len(first[0]) == len(first[1]):
                 raise
-            raise ValueError(f"{NEEDS_TARGETS}, got {len(x)} and {len(y)}") from error
+            raise ValueError(f"{NEEDS_TARGETS}, got {len(first[0])} and {len(first[1])}") from error
         self._call.settle()
         check_reached(self.network, lambda tensors: self.loss(tensors, first).mean)
         kind = None

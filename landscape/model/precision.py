@@ -28,9 +28,8 @@ def switches_of(device: torch.device) -> Iterator[Switch]:
         yield read, write, kernel == "math"
     yield backends.mha.get_fastpath_enabled, backends.mha.set_fastpath_enabled, False
     for kind in sorted({"cpu", device.type}):
-        if not torch.amp.is_autocast_available(kind):
-            continue
-        yield partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind), False
+        if torch.amp.is_autocast_available(kind):
+            yield partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind), False
 
 
 def _set_precision(flag: Any, value: str) -> None:

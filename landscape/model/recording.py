@@ -8,8 +8,9 @@ comparison.
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -100,10 +101,7 @@ class Recording(TorchDispatchMode):
 
     def depends(self, tensors: Sequence[Tensor]) -> int:
         """Return what any of the tensors depends on."""
-        found = 0
-        for tensor in tensors:
-            found |= self.node(tensor).meta["depends"]
-        return found
+        return _union(map(self.node, tensors))
 
     def node(self, tensor: Tensor) -> Node:
         """Return where a tensor comes from; one that was there before is a constant."""
@@ -130,9 +128,7 @@ class Recording(TorchDispatchMode):
         call.meta["writes"] = True
         base = self.node(tensor).meta["base"]
         group = {node for node in self._graph.nodes if node.meta["base"] is base} | {call}
-        depends = 0
-        for node in group:
-            depends |= node.meta["depends"]
+        depends = _union(group)
         for node in group if depends else ():
             node.meta["depends"] = depends
             node.meta.pop("value", None)
@@ -196,6 +192,11 @@ class _Reads(TorchFunctionMode):
             read = [part for part in tree_leaves(lists) if isinstance(part, Tensor)]
             self._recording.read(self._recording.depends(read))
         return func(*args, **(kwargs or {}))
+
+
+def _union(nodes: Iterable[Node]) -> int:
+    """Return what any of the nodes depends on."""
+    return functools.reduce(operator.or_, (node.meta["depends"] for node in nodes), 0)
 
 
 def _has_shape_of_values(func: Any, args: Any) -> bool:

@@ -112,8 +112,8 @@ class _Recorded:
         for batch in objective.value_batches():
             leaves: list[Tensor] = []
             mapped(batch, lambda leaf: leaves.append(leaf) or leaf)  # type: ignore[func-returns-value] # noqa: B023
-            places = [next(i for i, other in enumerate(leaves) if other is leaf) for leaf in leaves]
-            kind = (*((t.shape, t.stride(), t.dtype, i) for t, i in zip(leaves, places, strict=True)),)
+            ids = [*map(id, leaves)]  # two that are one tensor stay so
+            kind = tuple((leaf.shape, leaf.stride(), leaf.dtype, ids.index(id(leaf))) for leaf in leaves)
             if (recording := kinds.get(kind)) is None:
                 network.forget_folded()
                 loss = partial(objective.loss, self._weights.tensors, batch)

@@ -127,8 +127,7 @@ def layouts_of(model: nn.Module) -> dict[str, Layout]:
 def gather(local: Tensor, layout: Layout) -> Tensor:
     """Return a whole tensor from its shards; twice differentiable."""
     if has_torch_function_unary(local):  # for modes that follow what is computed from a weight
-        whole: Tensor = handle_torch_function(gather, (local,), local, layout)
-        return whole
+        return handle_torch_function(gather, (local,), local, layout)
     return _Exchange.apply(local, layout, True)
 
 

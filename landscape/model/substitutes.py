@@ -5,15 +5,12 @@ What a network calls is seen in its first forward pass; one that calls none of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-
-Function = Callable[..., Any]
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
@@ -58,11 +55,8 @@ def embedding_bag(
         bags, bag = len(input), torch.arange(len(input), device=input.device).repeat_interleave(input.shape[1])
     else:
         assert offsets is not None
-        starts = offsets[:-1] if include_last_offset else offsets
-        bags, ends = (
-            len(starts),
-            offsets if include_last_offset else torch.cat([offsets, offsets.new_tensor([len(input)])]),
-        )
+        ends = offsets if include_last_offset else torch.cat([offsets, offsets.new_tensor([len(input)])])
+        bags = len(ends) - 1
         bag = torch.arange(bags, device=input.device).repeat_interleave(ends.diff())
     index = input.reshape(-1)
     rows = F.embedding(index, weight, padding_idx, max_norm, norm_type)
@@ -79,7 +73,7 @@ def embedding_bag(
     return total / size.clamp_min(1)[:, None] if mode == "mean" else total
 
 
-_TABLE: dict[Any, Function] = {
+_TABLE: dict[Any, Any] = {
     F.hardsigmoid: hardsigmoid,
     torch._C._nn.hardsigmoid: hardsigmoid,
     torch._weight_norm: weight_norm,
@@ -88,27 +82,26 @@ _TABLE: dict[Any, Function] = {
 }
 
 
-class Seen(TorchFunctionMode):
-    """Notes whether a network calls one of the functions that are to be substituted."""
+class Substitution(TorchFunctionMode):
+    """Calls the functions written out in the place of PyTorch's own, or only notes whether a network calls these.
 
-    def __init__(self) -> None:
+    Args:
+        is_on: whether to call them.
+
+    Attributes:
+        seen: whether one was called.
+    """
+
+    def __init__(self, is_on: bool) -> None:
         super().__init__()
-        self.any = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Pass everything on."""
-        kwargs = kwargs or {}
-        self.any = self.any or _is_affected(func, args, kwargs)
-        return func(*args, **kwargs)
-
-
-class Substituted(TorchFunctionMode):
-    """Calls the functions written out in the place of PyTorch's own."""
+        self.is_on, self.seen = is_on, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Substitute, or pass on."""
         kwargs = kwargs or {}
-        return (_TABLE[func] if _is_affected(func, args, kwargs) else func)(*args, **kwargs)
+        is_affected = _is_affected(func, args, kwargs)
+        self.seen |= is_affected
+        return (_TABLE[func] if self.is_on and is_affected else func)(*args, **kwargs)
 
 
 def _is_affected(func: Any, args: Any, kwargs: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..parallel import Layout
-from .measuring import CONTAINERS, ENTRIES, UNINTERRUPTIBLE, check_interruption, named_tensors
+from .measuring import CONTAINERS, ENTRIES, UNINTERRUPTIBLE, check_interruption, contents, named_tensors
 from .sharding import GatheredOnReading, Notes
 from .walking import Late, MadeOnReading
 
@@ -28,19 +28,17 @@ class TensorSwap:
     def __init__(self, model: nn.Module, outputs: Mapping[str, Any], layouts: Mapping[str, Layout]) -> None:
         self._model, tensors = model, dict(named_tensors(model))
         names = {id(tensor): name for name, tensor in reversed(tensors.items())}  # the first name of a tied tensor
+
+        def held(module: nn.Module) -> list[Any]:
+            others = [c for kind, c in module.__dict__.items() if type(c) in CONTAINERS and kind not in ENTRIES]
+            # tied by hand, in a list, say; FSDP keeps its own account
+            return [module._parameters, module._buffers] + ([] if layouts else others)
+
         self._entries = [
-            (entries, key, names[id(tensor)])
-            for module in model.modules()
-            for entries in (module._parameters, module._buffers)
-            for key, tensor in entries.items()
-            if tensor is not None
-        ]
-        self._entries += [  # tied by hand, in a list, say
             (container, key, names[id(tensor)])
-            for module in ([] if layouts else model.modules())  # FSDP keeps its own account
-            for kind, container in module.__dict__.items()
-            if type(container) in CONTAINERS and kind not in ENTRIES
-            for key, tensor in _items(container)
+            for module in model.modules()
+            for container in held(module)
+            for key, tensor in contents(container).items()
             if id(tensor) in names
         ]
         self._outputs = [
@@ -74,7 +72,7 @@ class TensorSwap:
         check_interruption(self._model)
         for entries, key, name in self._entries:
             if name in tensors:
-                entries[key] = tensors[name]  # type: ignore[assignment]
+                entries[key] = tensors[name]
         are_late = any(type(tensor) is Late for tensor in tensors.values())
         for attributes, kind, entries, layouts in self._owners:
             made = MadeOnReading(entries) if are_late else entries
@@ -86,10 +84,6 @@ class TensorSwap:
 
 def _returned(tensor: Tensor, output: tuple[Any, ...] | None, *_: Any, **__: Any) -> Any:
     return tensor if output is None else (tensor, *output[1:])
-
-
-def _items(contents: Any) -> list[tuple[Any, Any]]:
-    return list(enumerate(contents)) if isinstance(contents, list) else list(contents.items())
 
 
 UNINTERRUPTIBLE.add(TensorSwap.__call__.__code__)
