@@ -1,8 +1,10 @@
 """What a user sees of the packages: their names, options, examples, and results as a line, a table and a picture."""
 
 import doctest
+import importlib
 import inspect
 import pathlib
+import pkgutil
 import sys
 import warnings
 from dataclasses import asdict
@@ -51,6 +53,22 @@ def test_the_example_of_every_public_object_runs(package, name, tmp_path, monkey
     failed, _ = doctest.DocTestRunner().run(examples, out=report.append)
     plt.close("all")
     assert not failed, "".join(report)
+
+
+def test_the_examples_of_what_a_wing_keeps_for_itself_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report, ran = [], set()
+    for package in (landscape, saq_core):
+        for entry in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if entry.name.endswith("__main__"):
+                continue
+            module = importlib.import_module(entry.name)
+            for examples in doctest.DocTestFinder(exclude_empty=True).find(module):
+                name = examples.name.removeprefix(f"{entry.name}.").partition(".")[0]
+                if examples.examples and name not in package.__all__:
+                    doctest.DocTestRunner().run(examples, out=report.append)
+                    ran.add(name)
+    assert not report and {"top_pair", "lanczos"} <= ran, "".join(report)
 
 
 @pytest.mark.parametrize("package", [landscape, saq_core])

@@ -68,7 +68,7 @@ def top_pair(
         >>> cold = top_pair(matrix, tol=1e-4)
         >>> warm = top_pair(1.01 * matrix, cold.vectors, tol=1e-3)
         >>> round(warm.value, 2), warm.products
-        (49.49, 2)
+        (49.49, 3)
     """
     dtype = basis_dtype(operator)
     most = getattr(operator, "memory", math.inf) / (4 * max(1, local_size(operator)) * dtype.itemsize)  # images too

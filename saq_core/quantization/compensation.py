@@ -89,7 +89,8 @@ def gptq(
 
     Example:
         >>> import torch, saq_core
-        >>> x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)).cumsum(1)
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.randn(64, 8).cumsum(1)
         >>> model = saq_core.gptq(torch.nn.Sequential(torch.nn.Linear(8, 4)), x, "W3A32", first_last_bits=None)
         >>> model.gptq["0.weight"].kept
         'compensated'
