@@ -25,7 +25,7 @@ TRAINED = ("sgd", *CASES, "saq3-momentum")
 RADII = (0.001, 0.002, 0.005, 0.01)  # beyond, the loss is that of guessing
 ASCENTS = 128  # images at most
 ROUNDS = 15
-CHOSEN = "SAQ's ρ of the least validation loss"
+CHOSEN = "ρ by validation"
 
 
 def compute_surfaces(profile: Profile) -> landscape.Comparison:
@@ -136,7 +136,7 @@ def draw_flips(data: xarray.Dataset):
     ax.set(ylabel="Weights that change level, ‰", ylim=(0, None))
     label_ends(ax)
     whole_epochs(ax)
-    note(figure, told(data, "first step of each epoch", CHOSEN, images=0))
+    note(figure, told(data, f"first step of each epoch\n{CHOSEN}", images=0))
     return figure
 
 

@@ -142,14 +142,15 @@ def test_networks_of_a_profile_are_trained_once_and_alike(tmp_path, monkeypatch)
     monkeypatch.setattr("figures.profiles.RUNS", tmp_path)
     profile = Profile("quick", "digits-resnet8", (0,), 16, 3, (("epochs", 1),))
     model = profile.network("saq3", "W2A2")
-    assert model.recipe.sam.rho == 0.05 and model.recipe.epochs == 1
+    assert model.recipe.sam.rho == 0.1 and model.recipe.epochs == 1  # what the validation split chose at W2A2
     names = {file.name for file in profile.runs.glob("*.pt") if "training" not in file.name}
-    assert names == {"digits-resnet8-0.pt", "digits-resnet8-w2a2-saq3-0.pt"}
+    assert names == {"digits-resnet8-0.pt", "digits-resnet8-w2a2-saq3-rho0.1-0.pt"}
     again = profile.network("saq3", "W2A2")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     x, y = profile.measured(model)
     assert len(x) == len(y) == 16
     assert profile.experiment("sgd", "W2A4").bits == "W2A4" and profile.experiment("fp32").bits is None
+    assert profile.network("saq3", "W3A3").recipe.sam.rho == 0.05  # where none was chosen
 
 
 class Met(dict):
