@@ -555,7 +555,8 @@ def compare(ask, truth):
     models = {"a": ask.model, "b": ask.another}
     models = models if ask.plain else {name: ask.objective(model) for name, model in models.items()}
     more = {"data": ask.case.data, **ask.case.settings} if ask.plain else {}
-    found = landscape.compare(models, points=0, radii=(0.1,), rtol=0.5, **more)
+    # of seed 0 all ten probes of "codebook" miss the one direction that its basis leaves: one in 4,000 does
+    found = landscape.compare(models, points=0, radii=(0.1,), rtol=0.5, seed=1, **more)
     yield
     there = Truth(ask.case, shaken)
     truth.close([found.value(n, "loss")[0] for n in "ab"], [truth.loss(), there.loss()], 10)
