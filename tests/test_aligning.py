@@ -23,7 +23,7 @@ from saq_core.mixed_precision.asga import (
     multiplications,
     relax,
 )
-from saq_core.mixed_precision.checkpoint import Checkpoint
+from saq_core.mixed_precision.resuming import Checkpoint
 from saq_core.mixed_precision.space import Space
 from saq_core.models import make
 from saq_core.sharpness.radius import AdaptiveRho

@@ -17,8 +17,8 @@ from saq_core import ASGA, SAMQ, Data, Policy, build_model, calibrate, cost, loa
 from saq_core.data.image_files import ImageFiles
 from saq_core.mixed_precision import baselines
 from saq_core.mixed_precision.baselines import _tilted, at_random, by_hessian, solve
-from saq_core.mixed_precision.checkpoint import Checkpoint
 from saq_core.mixed_precision.controller import Controller, Reinforce
+from saq_core.mixed_precision.resuming import Checkpoint
 from saq_core.mixed_precision.samq import Search, distinct, halves
 from saq_core.mixed_precision.space import Space
 from saq_core.models import make

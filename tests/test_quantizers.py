@@ -536,3 +536,10 @@ def test_quantizers_announce_themselves():
     for module in (LSQ(4), LSQPlus(4), PACT(4), DoReFa(4), LIQ(4), MinMax(4)):
         assert isinstance(module, nn.Module) and module.is_quantizer
     assert not Unquantized().is_quantizer  # it rounds nothing
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_levels_of_an_asymmetric_step_reach_both_ends(bits):
+    for w in (torch.linspace(-0.31, 1, 101), torch.linspace(0.2, 1, 101), torch.linspace(-1, -0.4, 101)):
+        quantizer = AsymmetricLSQ.for_weight(bits, w)
+        assert float(((quantizer(w).detach() - w).abs() / quantizer.step_size(w)).max()) < 0.5 + 1e-3

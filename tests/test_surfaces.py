@@ -37,7 +37,7 @@ from landscape.model.coordinates import Coordinates, coordinates
 from landscape.model.directions import random_direction, stacked
 from landscape.model.objective import Objective
 from landscape.plotting.captions import caption
-from landscape.surfaces.batchnorm_statistics import batchnorm_check
+from landscape.surfaces.batchnorm_comparison import batchnorm_check
 from landscape.surfaces.survey import COMPUTED, FAILED, INTERPOLATED, PENDING
 from landscape.surfaces.tiles import Tiles
 from saq_core import calibrate, quantize

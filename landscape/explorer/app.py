@@ -19,8 +19,8 @@ from ..model import BatchObjective, Loss
 from ..plotting import Kind, save_figure
 from ..progress import duration, progress
 from ..surfaces import Line, Surface, grid
+from .event_loop import Worker
 from .study import Study
-from .turns import Worker
 from .views import KINDS, POINTS, View, code, cut, unique_names
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from ..results import Settings
 from ..sharpness import SAM, SAQ, Case, checked_range, common_grads, cosine, norm
 from ..training import Recipe, base_optimizer, batch_loss
 from .baselines import solve
-from .checkpoint import Checkpoint
 from .descent import descend
+from .resuming import Checkpoint
 from .space import Space
 from .switchable import QuantizerSwitch, Switchable
 

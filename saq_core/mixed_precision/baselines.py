@@ -14,7 +14,7 @@ from landscape.checking import seed_of
 from landscape.model import quantized_layers
 
 from ..quantization import QuantizerName, parse_bits, quantize
-from .checkpoint import Checkpoint
+from .resuming import Checkpoint
 from .space import MILLION, Space
 
 SLACK = 0.02  # a random policy costs at most this share less than the budget

@@ -21,9 +21,9 @@ from ..quantization import QuantizerName
 from ..results import Settings
 from ..sharpness import SAQ, Metric
 from ..training import Evaluation, Recipe, base_optimizer, batch_loss, brought_to, evaluated
-from .checkpoint import Checkpoint
 from .controller import Controller, Reinforce
 from .descent import descend
+from .resuming import Checkpoint
 from .space import MILLION, Space
 from .switchable import Switchable
 

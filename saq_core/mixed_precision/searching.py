@@ -22,7 +22,7 @@ from ..quantization import QuantizerName
 from ..quantization.convert import check_float
 from .asga import ASGA, Alignment
 from .baselines import at_random, by_hessian, by_sensitivity, uniform
-from .checkpoint import Checkpoint
+from .resuming import Checkpoint
 from .samq import SAMQ, Search
 from .space import Policy, Space
 

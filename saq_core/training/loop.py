@@ -13,11 +13,12 @@ from landscape.checking import is_logger
 from landscape.model import BatchObjective, Criterion, Loss, Output
 from landscape.parallel import check_agreement
 
-from .. import files, processes
+from .. import processes
 from ..contexts import check_loaded, device_of, seeded
 from ..data import data_of, is_pair
 from .history import History
 from .recipes import Recipe
+from .resuming import resume, store
 from .steps import Run, TrainingState
 
 Snapshots = Literal[None, "epoch"]
@@ -110,7 +111,7 @@ def train(
         run = Run(model, data, recipe, criterion, teacher, on_step, stack)
         history = run.history
         if checkpoint is not None and checkpoint.exists():
-            history = run.history = _resume(checkpoint, run, snapshots)
+            history = run.history = resume(checkpoint, run, snapshots)
         cast(Any, model).probe, cast(Any, model).recipe, cast(Any, model).history = probe, recipe, history
         for epoch in processes.bar(range(len(history.epochs), recipe.epochs), "training"):
             row = run.epoch(epoch)
@@ -122,7 +123,7 @@ def train(
                 result = run.tell(on_epoch, run.average, epoch + 1, len(history.steps), history.steps[-1])
                 row.update(result if isinstance(result, dict) else {} if result is None else {"on_epoch": result})
             if checkpoint is not None:
-                _store(checkpoint, run)
+                store(checkpoint, run)
             if log is not None and processes.rank() == 0:
                 history.write_lines(log) if isinstance(log, str | Path) else log.log(dict(row))
             processes.wait()
@@ -130,41 +131,4 @@ def train(
                 break
         if recipe.ema is not None:
             model.load_state_dict(run.average.state_dict())
-    return history
-
-
-def _store(path: str | Path, run: Run) -> None:
-    optimizer = run.optimizer.state_dict()
-    own = processes.gather(optimizer.pop("sam", None))  # what each process remembers of its ε
-    content: dict[str, Any] = {"recipe": run.recipe.stored(), **run.minimised, "history": run.history.state()}
-    content |= {"model": run.model.state_dict(), "optimizer": optimizer, "sam": own}
-    content["average"] = run.average.state_dict()  # the model's tensors, and no bytes more, where the recipe has none
-    if run.scheduler is not None:
-        content["scheduler"] = files.storable(run.scheduler.state_dict())
-    if run.teacher is not None:
-        content["teacher"] = run.teacher.network.state_dict()
-    if processes.rank() == 0:
-        files.write(path, "training", content)
-
-
-def _resume(path: str | Path, run: Run, snapshots: str | None) -> History:
-    model, recipe = run.model, run.recipe
-    content = files.read(path, "training", run.device)
-    stored = Recipe.from_dict(content["recipe"]).stored() | {name: content.get(name) for name in run.minimised}
-    files.check_same_settings(path, stored, recipe.stored() | run.minimised, "recipe and loss")
-    history = History.from_state(content["history"])
-    count, epochs = len(history.snapshots), len(history.epochs)
-    if snapshots and count != epochs:
-        rule = f"checkpoint {path} must hold a snapshot of each of its {epochs} epochs when snapshots={snapshots!r}"
-        raise ValueError(f"{rule}, got {count}: go on with snapshots=None, or delete it")
-    files.check_same_network(model, content["model"], path)
-    if any(parts := content.get("sam", ())):
-        content["optimizer"]["sam"] = parts[processes.rank() % len(parts)]
-    run.optimizer.load_state_dict(content["optimizer"])  # first, because it may refuse
-    model.load_state_dict(content["model"])
-    run.average.load_state_dict(content.get("average", content["model"]))
-    if run.scheduler is not None:
-        run.scheduler.load_state_dict(content["scheduler"])
-    if run.teacher is not None:  # of the model as it came then, not as it comes now
-        run.teacher.network.load_state_dict(content["teacher"])
     return history
