@@ -14,6 +14,7 @@ import landscape
 import saq_core
 
 from .catalogue import Figure
+from .dose import chosen_radius, rows_of
 from .drawing import MARKERS, METHODS, curve, dots, intervals, label_ends, legend, note, panels, told, whole_epochs
 from .profiles import Profile
 from .study import Judged, judge, mean_and_error
@@ -125,14 +126,19 @@ def compute_flips(profile: Profile) -> xarray.Dataset:
     return profile.dataset(values, **where)
 
 
+def radius_of(data: xarray.Dataset, bits: str, variant: str) -> float:
+    """Return the ρ that a network of the data was trained with."""
+    return chosen_radius(rows_of(data.attrs["family"]), bits, int(variant[3])) or saq_core.SAQ().rho
+
+
 def draw_flips(data: xarray.Dataset):
     """Draw how many weights change level: a colour for the bits, a dash for the case; what else was logged is flat."""
     figure, (ax,) = panels(1, 2.5)
     for bits, colour in zip(BITS, ("#0072B2", "#D55E00"), strict=True):
         for variant in data["variant"].values:
             own = 1e3 * data.flip_rate.sel(bits=bits, variant=variant)
-            label = METHODS[variant][0].removeprefix("SAQ, ")
-            curve(ax, data.epoch, own, variant, color=colour, label=f"{bits}, {label}")
+            label = f"{bits}, {METHODS[variant][0].removeprefix('SAQ, ')}, ρ = {radius_of(data, bits, variant):g}"
+            curve(ax, data.epoch, own, variant, color=colour, label=label)
     ax.set(ylabel="Weights that change level, ‰", ylim=(0, None))
     label_ends(ax)
     whole_epochs(ax)

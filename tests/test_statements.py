@@ -127,13 +127,14 @@ def test_the_float_networks_were_tuned_as_long_as_their_quantized_copies():
 def test_worst_cases_are_tested_where_every_ascent_converged(monkeypatch):
     """Case 1 is at half of SGD's; the largest radius did not converge for one seed of SGD."""
     data = digits.data_of("saq_radii")
-    halved = xarray.where(data["variant"] == "saq1", 0.5, 1.0) * data.rise.sel(variant="sgd") + 1e-4 * data.rise
+    scatter = 1 + 1e-3 * np.random.default_rng(0).standard_normal(data.rise.shape)
+    halved = xarray.where(data["variant"] == "saq1", 0.5, 1.0) * data.rise.sel(variant="sgd")
     done = xarray.ones_like(data.rise, bool)
     done.loc[{"variant": "sgd", "seed": 0, "radius": data.radius.values[-1]}] = False
     monkeypatch.setattr(
-        digits, "data_of", lambda name: data.assign(rise=halved.transpose(*data.rise.dims), converged=done)
+        digits, "data_of", lambda name: data.assign(rise=halved.transpose(*data.rise.dims) * scatter, converged=done)
     )
-    found = digits.saq_radii("none")
+    found = " ".join(digits.saq_radii("none").split())
     cases, radii = data.sizes["variant"] - 1, data.sizes["radius"]
     assert f"Corrected over {2 * cases * (radii - 1)} tests." in found and f"For {2 * cases} of the points" in found
     assert "yes for Case 1 at 0.1 %, Case 1 at 0.2 % and Case 1 at 0.5 %" in found

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import xarray
 
+import saq_core
+
 from ..catalogue import folder, read
 from ..drawing import METHODS
 from ..fpq import mean_shift
-from ..saq import converged, fluctuations
+from ..saq import converged, fluctuations, radius_of
 from ..study import Judged, judge, mean_shown
 from ..surfaces import per_seed, profile
 from .words import claimed, conclude, joined, listed, upper
@@ -112,18 +114,21 @@ def saq_flips(claim: str) -> str:
     """How many weights change level under ε, and how much the ε of two cases agree."""
     data = data_of("saq_flips")
     means = data.mean(("variant", "seed", "epoch"))
-    spread = data.flip_rate.mean(("seed", "epoch"))
-    rates = joined(f"{1e3 * float(means.flip_rate.sel(bits=b)):.1f} ({b})" for b in data.bits.values)
+    rate = data.flip_rate.mean(("seed", "epoch"))
+    bits, variants = map(str, data.bits.values), [*map(str, data["variant"].values)]
+    radii = np.array([[radius_of(data, b, v) for v in variants] for b in bits])
+    rate = rate.transpose("bits", "variant") * saq_core.SAQ().rho / radii
+    rates = joined(f"{1e3 * float(rate.sel(bits=b).mean()):.1f} ({b})" for b in data.bits.values)
     cosines = joined(f"{float(means.cosine_case1_case3.sel(bits=b)):.2f} ({b})" for b in data.bits.values)
-    apart = float((spread.max("variant") / spread.min("variant") - 1).max())
+    apart = float((rate.max("variant") / rate.min("variant") - 1).max())
     few, unlike = float(means.flip_rate.max()) < 0.05, float(means.cosine_case1_case3.min()) < 0.95
     verdict = f"few weights change level: {'yes' if few else 'no'}; the ε differ: {'yes' if unlike else 'hardly'}"
     return claimed(
         claim,
         verdict,
-        f"""{rates} in a thousand weights change level, the cases within {100 * apart:.0f} % of each other; each moves
-        by a whole step. ‖ε‖ is {100 * float(means.relative_norm.mean()):.2g} % of ‖w‖. Cosine of the two ε:
-        {cosines}.""",
+        f"""{rates} in a thousand weights change level for every {saq_core.SAQ().rho:g} of ρ, the cases within
+        {100 * apart:.0f} % of each other; each moves by a whole step. ‖ε‖ is
+        {100 * float(means.relative_norm.mean()):.2g} % of ‖w‖. Cosine of the two ε: {cosines}.""",
     )
 
 
