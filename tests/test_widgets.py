@@ -18,7 +18,7 @@ from torch import nn
 
 import landscape
 from landscape import explore, load, surface
-from landscape.explorer import app, turns
+from landscape.explorer import app, event_loop
 from landscape.explorer.study import Study
 from landscape.explorer.views import View
 from landscape.model.objective import Objective
@@ -142,7 +142,7 @@ def test_grids_grow_as_whole_rectangles_that_hold_each_other():
 @pytest.fixture
 def background(monkeypatch):
     """Make explorers work in steps, as they do in a kernel, but at the test's pace."""
-    monkeypatch.setattr(turns._TURNS, "join", lambda *_: None)
+    monkeypatch.setattr(event_loop._TURNS, "join", lambda *_: None)
 
     def background(explorer):
         explorer._loop = types.SimpleNamespace(call_later=lambda *_: types.SimpleNamespace(cancel=lambda: None))
@@ -152,7 +152,7 @@ def background(monkeypatch):
 
 
 def test_stop_keeps_what_is_there_and_go_on_does_the_rest(monkeypatch, forwards, background):
-    monkeypatch.setattr(turns, "_SLICE", 0.0)  # one step at a time
+    monkeypatch.setattr(event_loop, "_SLICE", 0.0)  # one step at a time
     model = copy.deepcopy(NETWORKS["float"])
     explorer = background(quick(model))
     before = state(model)
@@ -399,7 +399,7 @@ def test_captions_and_dimming_say_what_is_seen(monkeypatch, background):
     assert explorer.picture.busy == ""
     before = explorer.picture.figures
     explorer.controls["directions"].value = "eigenvectors"
-    monkeypatch.setattr(turns, "_SLICE", 0.0)
+    monkeypatch.setattr(event_loop, "_SLICE", 0.0)
     for _ in range(4):
         explorer.advance()
     assert explorer.picture.busy == "computing top eigenvectors …" and explorer.picture.figures == before
@@ -480,7 +480,7 @@ def test_loss_and_objective_are_used(tmp_path, monkeypatch):
 
 def test_in_the_background_messages_come_through_between_steps(monkeypatch):
     """What a kernel does: an event loop that has other things to do, of which one is to press Stop."""
-    monkeypatch.setattr(turns, "_SLICE", 0.0)
+    monkeypatch.setattr(event_loop, "_SLICE", 0.0)
 
     async def run():
         monkeypatch.setattr(app, "_front_end_loop", asyncio.get_running_loop)
@@ -489,11 +489,11 @@ def test_in_the_background_messages_come_through_between_steps(monkeypatch):
         while "model" not in explorer.surfaces:
             await asyncio.sleep(0.01)
         explorer.outputs["stop"].click()
-        while turns._TURNS._waiting:
+        while event_loop._TURNS._waiting:
             await asyncio.sleep(0.01)
         there = len(explorer.surfaces["model"].alphas)
         await asyncio.sleep(0.1)
-        assert len(explorer.surfaces["model"].alphas) == there < 65 and turns._TURNS._task.done()
+        assert len(explorer.surfaces["model"].alphas) == there < 65 and event_loop._TURNS._task.done()
 
     asyncio.run(run())
 
