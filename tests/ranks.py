@@ -17,7 +17,17 @@ def launched(function, *arguments, count=2, patience=600):
     """Call the function in so many processes of their own; one that fails, is killed or waits too long is an error.
 
     Where CUDA is in use, which no fork survives, they are started anew: the function must be one of a module then.
+    A forked process in which C code gives up (seen once: "malloc(): unaligned tcache chunk") gets a second chance.
     """
+    try:
+        _launched(function, arguments, count, patience)
+    except multiprocessing.ProcessExitedException as error:
+        if error.signal_name not in ("SIGABRT", "SIGSEGV"):
+            raise
+        _launched(function, arguments, count, patience)
+
+
+def _launched(function, arguments, count, patience):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
