@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -10,9 +11,18 @@ import torch
 
 from saq_core import Recipe, build_model, load_data, train
 
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_what_was_compiled():
+    """Compilations of one class count towards one limit: those of other files are none of a file's business."""
+    yield
+    if (compiler := sys.modules.get("torch._dynamo")) is not None:
+        compiler.reset()
+
+
 gc.set_threshold(50_000, 20, 20)  # a seventh of the time went into looking for garbage: there is memory enough
 # files of few tests, and long ones
-EARLY = [f"test_{name}" for name in ("processes", "parallel", "perturbation", "family", "widgets", "switchable")]
+EARLY = [f"test_{name}" for name in ("processes", "parallel", "fpq", "family", "widgets", "switchable")]
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
