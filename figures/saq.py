@@ -14,7 +14,6 @@ import landscape
 import saq_core
 
 from .catalogue import Figure
-from .dose import chosen_radius, rows_of
 from .drawing import MARKERS, METHODS, curve, dots, intervals, label_ends, legend, note, panels, told, whole_epochs
 from .profiles import Profile
 from .study import Judged, judge, mean_and_error
@@ -116,19 +115,16 @@ def draw_radii(data: xarray.Dataset):
 def compute_flips(profile: Profile) -> xarray.Dataset:
     """Read what was logged of ε on the first step of each epoch."""
     columns = ("flip_rate", "cosine_case1_case3", "relative_norm")
-    logs = [[[profile.network(v, bits, s).history.epochs for s in profile.seeds] for v in CASES] for bits in BITS]
-    values = {
+    networks = [[[profile.network(v, bits, s) for s in profile.seeds] for v in CASES] for bits in BITS]
+    logs = [[[model.history.epochs for model in case] for case in row] for row in networks]
+    values: dict[str, Any] = {
         column: [[[[row[column] for row in seed] for seed in case] for case in bits] for bits in logs]
         for column in columns
     }
+    values["rho"] = [[case[0].recipe.sam.rho for case in row] for row in networks]
     epochs = [row["epoch"] for row in logs[0][0][0]]
     where = {"bits": BITS, "variant": CASES, "seed": profile.seeds, "epoch": epochs}
     return profile.dataset(values, **where)
-
-
-def radius_of(data: xarray.Dataset, bits: str, variant: str) -> float:
-    """Return the ρ that a network of the data was trained with."""
-    return chosen_radius(rows_of(data.attrs["family"]), bits, int(variant[3])) or saq_core.SAQ().rho
 
 
 def draw_flips(data: xarray.Dataset):
@@ -137,8 +133,8 @@ def draw_flips(data: xarray.Dataset):
     for bits, colour in zip(BITS, ("#0072B2", "#D55E00"), strict=True):
         for variant in data["variant"].values:
             own = 1e3 * data.flip_rate.sel(bits=bits, variant=variant)
-            label = f"{bits}, {METHODS[variant][0].removeprefix('SAQ, ')}, ρ = {radius_of(data, bits, variant):g}"
-            curve(ax, data.epoch, own, variant, color=colour, label=label)
+            case, rho = METHODS[variant][0].removeprefix("SAQ, "), float(data.rho.sel(bits=bits, variant=variant))
+            curve(ax, data.epoch, own, variant, color=colour, label=f"{bits}, {case}, ρ = {rho:g}")
     ax.set(ylabel="Weights that change level, ‰", ylim=(0, None))
     label_ends(ax)
     whole_epochs(ax)

@@ -10,7 +10,7 @@ import saq_core
 from ..catalogue import folder, read
 from ..drawing import METHODS
 from ..fpq import mean_shift
-from ..saq import converged, fluctuations, radius_of
+from ..saq import converged, fluctuations
 from ..study import Judged, judge, mean_shown
 from ..surfaces import per_seed, profile
 from .words import claimed, conclude, joined, listed, upper
@@ -114,10 +114,7 @@ def saq_flips(claim: str) -> str:
     """How many weights change level under ε, and how much the ε of two cases agree."""
     data = data_of("saq_flips")
     means = data.mean(("variant", "seed", "epoch"))
-    rate = data.flip_rate.mean(("seed", "epoch"))
-    bits, variants = map(str, data.bits.values), [*map(str, data["variant"].values)]
-    radii = np.array([[radius_of(data, b, v) for v in variants] for b in bits])
-    rate = rate.transpose("bits", "variant") * saq_core.SAQ().rho / radii
+    rate = data.flip_rate.mean(("seed", "epoch")) * saq_core.SAQ().rho / data.rho
     rates = joined(f"{1e3 * float(rate.sel(bits=b).mean()):.1f} ({b})" for b in data.bits.values)
     cosines = joined(f"{float(means.cosine_case1_case3.sel(bits=b)):.2f} ({b})" for b in data.bits.values)
     apart = float((rate.max("variant") / rate.min("variant") - 1).max())
