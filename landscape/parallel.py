@@ -11,10 +11,11 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,41 @@ def size() -> int:
     return distributed.get_world_size() if _together() else 1
 
 
-def share(items: int) -> range:
+def share(items: int, what: str = "batches") -> range:
     """Return which of so many items are this process's own; every process has at least one.
 
     Raises:
         ValueError: fewer items than processes.
     """
     if items < size():
-        raise ValueError(f"{size()} processes have only {items} batches to share: use fewer processes or batch_size=")
+        raise ValueError(f"{size()} processes have only {items} {what} to share: use fewer processes")
     return range(rank(), items, size())
+
+
+def share_rows(batches: Sequence[int]) -> dict[int, range]:
+    """Return which rows of batches of so many are this process's own: batch → rows, a stretch of all.
+
+    Whole batches where no process then has over 1.25 times its share: sums are those of one process to the last digit.
+    Elsewhere rows are shared evenly, but for few before or after the end of a batch, which take as long as many.
+
+    Raises:
+        ValueError: fewer rows than processes.
+
+    Example:
+        >>> share_rows([3, 3])
+        {0: range(0, 3), 1: range(0, 3)}
+    """
+    ends = list(itertools.accumulate(batches, initial=0))
+    share(total := ends[-1], "rows")
+    even = [total * process // size() for process in range(size() + 1)]
+    edges = [min(ends, key=lambda end: abs(end - cut)) for cut in even]  # noqa: B023
+    shares = [b - a for a, b in itertools.pairwise(edges)]
+    if 0 in shares or max(shares) * size() > 1.25 * total:
+        near = total // size() // 8
+        edges = [edge if abs(edge - cut) <= near else cut for edge, cut in zip(edges, even, strict=True)]
+    start, stop = edges[rank()], edges[rank() + 1]
+    own = (range(max(start - a, 0), min(stop, b) - a) for a, b in itertools.pairwise(ends))
+    return {index: rows for index, rows in enumerate(own) if rows}
 
 
 def rows(samples: int) -> range:

@@ -1,5 +1,6 @@
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -298,6 +299,20 @@ def test_graphs_are_kept_only_where_they_fit_in_memory():
         operator @ torch.ones(operator.shape[0], dtype=operator.dtype)
     assert len(roomy._kept) == len(RAGGED) and not tight._kept
     assert "graphs kept" in roomy.about()["products_by"] and "graphs rebuilt" in tight.about()["products_by"]
+
+
+@pytest.mark.parametrize("units", ["raw", "filter"])
+@pytest.mark.parametrize(("memory", "once"), [(1e9, True), (0, False)])
+def test_the_network_is_held_once_for_all_products_of_kept_graphs(memory, once, units, monkeypatch):
+    """Where graphs are rebuilt each product must find the random numbers, and a loader's, as the first did."""
+    hessian = Hessian(convolutional(), RAGGED, memory=memory)
+    records, make = [], landscape.model.measuring._Record
+    monkeypatch.setattr(landscape.model.measuring, "_Record", lambda *a: records.append(a) or make(*a))
+    for measure in (landscape.trace, landscape.top_eigenvalues, partial(landscape.density, steps=5)):
+        records.clear()
+        found = measure(hessian, units=units)
+        assert found.about["products"] > 15
+        assert len(records) <= 2 if once else len(records) >= found.about["products"]
 
 
 def test_where_memory_holds_some_graphs_the_rest_is_rebuilt():

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from networks import RAGGED, convolutional
+from networks import RAGGED, X, Y, convolutional
 from ranks import launched, torchrun
 
 import landscape
@@ -81,6 +81,71 @@ def test_a_network_is_sharded_on_request(tmp_path):
         torch.testing.assert_close(theirs.vector(0)[name].abs(), part.abs(), rtol=1e-6, atol=1e-8)
     with pytest.raises(ValueError, match="this is the only one: start them by torchrun --nproc-per-node=N"):
         run(*words, "--shard", out=one)
+
+
+def shared_products(out):
+    """Products of two batches that no two, three or nine processes can share whole; and what each of these reads."""
+    parallel.start()
+    model, data = convolutional(), [(X[:2], Y[:2]), (X[2:], Y[2:])]
+    found = {}
+    for name, operator, settings in (
+        ("mean", landscape.Hessian, {}),
+        ("sum", landscape.Hessian, {"loss": torch.nn.CrossEntropyLoss(reduction="sum")}),
+        ("some targets", landscape.Hessian, {"loss": torch.nn.CrossEntropyLoss(ignore_index=2)}),
+        ("of its own", landscape.Hessian, {"loss": lambda z, y: (z.softmax(1)[range(len(y)), y] - 1).square().mean()}),
+        ("differences", landscape.Hessian, {"products": "difference"}),
+        ("Gauss-Newton", landscape.GGN, {}),
+        ("a layer's input", landscape.Hessian, {"at": "6.input"}),
+    ):
+        shared = operator(model, data, **settings)
+        vector = torch.linspace(-1, 1, shared.shape[0], dtype=torch.float64)
+        found[name] = shared @ vector, shared.by_fold(vector), shared @ vector
+        rows = parallel.gather({index: list(rows) for index, rows in shared._mine.items()})
+    found["rows"] = shared.objective.share()
+    found["all rows"] = parallel.gather(found["rows"])
+    if parallel.rank() == 0:
+        torch.save(found | {"whole": rows}, out)
+
+
+def test_processes_share_rows_of_batches_and_give_the_numbers_of_one(tmp_path):
+    shared_products(tmp_path / "one")
+    launched(shared_products, tmp_path / "two", count=2)
+    one, two = (torch.load(tmp_path / name, weights_only=False) for name in ("one", "two"))
+    assert two["all rows"] == [{0: range(2), 1: range(1)}, {1: range(1, 5)}]
+    assert two["whole"] == [{0: [0, 1]}, {1: [0, 1, 2, 3, 4]}]  # what goes into a layer is laid out by batch
+    for name in one.keys() - {"rows", "all rows", "whole"}:
+        tolerance = {"rtol": 1e-6, "atol": 1e-6} if name == "differences" else {"rtol": 1e-9, "atol": 1e-12}
+        for ours, theirs in zip(one[name], two[name], strict=True):
+            torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+def as_process(monkeypatch, rank, size):
+    monkeypatch.setattr(parallel, "rank", lambda: rank)
+    monkeypatch.setattr(parallel, "size", lambda: size)
+
+
+@pytest.mark.parametrize("counts", [[52, 52, *[51] * 8], [512], [8], [1] * 8, [9] * 7, [100, 1, 1, 100]])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_each_row_is_shared_once_and_evenly(counts, size, monkeypatch):
+    shares = []
+    for rank in range(size):
+        as_process(monkeypatch, rank, size)
+        shares.append(parallel.share_rows(counts))
+    for index, count in enumerate(counts):
+        assert [row for share in shares for row in share.get(index, ())] == list(range(count))
+    assert all(shares)
+    even = sum(counts) / size
+    assert all(abs(sum(map(len, share.values())) - even) <= max(1, even / 4) for share in shares)
+
+
+def test_batches_are_cut_only_where_shares_would_be_uneven_and_too_few_rows_are_refused(monkeypatch):
+    as_process(monkeypatch, 0, 2)
+    assert parallel.share_rows([50, 53]) == {0: range(50)}
+    assert parallel.share_rows([10] * 5) == {0: range(10), 1: range(10)}  # 20 and 30: nearly even, and no batch is cut
+    assert parallel.share_rows([10] * 3) == {0: range(10), 1: range(5)}
+    as_process(monkeypatch, 0, 8)
+    with pytest.raises(ValueError, match="8 processes have only 7 rows to share: use fewer processes"):
+        parallel.share_rows([3, 4])
 
 
 def test_two_processes_share_a_folder_of_tiles(tmp_path):

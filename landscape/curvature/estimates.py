@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from typing import Any, Literal
@@ -97,10 +98,12 @@ def trace(
         known = _known(operator, eigenvalues)
     elif method == "lanczos":
         steps = min(_DEFLATED, _room(operator, 0))
-        krylov = linalg.lanczos(operator, steps, tol=linalg.LOOSE, max_products=steps, seed=seed)
+        with _held(operator):
+            krylov = linalg.lanczos(operator, steps, tol=linalg.LOOSE, max_products=steps, seed=seed)
         known = {"basis": krylov.basis, "basis_trace": krylov.basis_trace, "fold_traces": krylov.fold_traces}
         known["images"], products = krylov.images if per_layer else None, krylov.products
-    result = linalg.hutchinson(operator, **known, **settings)
+    with _held(operator):
+        result = linalg.hutchinson(operator, **known, **settings)
     products += len(result.samples)
     return replace(result, about=about | {"products": products, "seed": seed, "seconds": elapsed()})
 
@@ -168,8 +171,9 @@ def top_eigenvalues(
         return Eigenvalues(about, *fields)
     operator, about = operator_of(model, data, units, 4 * k, 4 * k, **arguments)
     room = _room(operator, k)
-    pairs = linalg.lanczos(operator, k, which=which, tol=tol, max_products=max_products, max_basis=room, seed=seed)
-    result = eigenvalues_of(operator, pairs, tol)
+    with _held(operator):
+        pairs = linalg.lanczos(operator, k, which=which, tol=tol, max_products=max_products, max_basis=room, seed=seed)
+        result = eigenvalues_of(operator, pairs, tol)
     return replace(result, about=about | result.about | {"seed": seed, "seconds": elapsed()})
 
 
@@ -224,8 +228,9 @@ def density(
     arguments: Any = {"space": space, "loss": loss, "objective": objective}
     operator, about = operator_of(model, data, units, products, kept, **arguments)
     k = min(k, operator.shape[0])
-    pairs = linalg.lanczos(operator, k, max_basis=_room(operator, k), seed=seed) if k else None
-    result = linalg.slq(operator, pairs=pairs, num_probes=num_probes, steps=steps, points=points, seed=seed)
+    with _held(operator):
+        pairs = linalg.lanczos(operator, k, max_basis=_room(operator, k), seed=seed) if k else None
+        result = linalg.slq(operator, pairs=pairs, num_probes=num_probes, steps=steps, points=points, seed=seed)
     products = result.about["products"] + (pairs.products if pairs else 0)
     return replace(result, about=about | result.about | {"products": products, "seed": seed, "seconds": elapsed()})
 
@@ -282,6 +287,11 @@ def operator_of(
         _check_symmetric(model)
         model = model if model.is_floating_point() else model.double()
     return model, {"units": units, "shape": list(model.shape)}
+
+
+def _held(operator: Any) -> contextlib.AbstractContextManager[Any]:
+    """Hold the network as it is measured for all products at once, where an operator has one."""
+    return getattr(operator, "held", contextlib.nullcontext)()  # type: ignore[no-any-return]
 
 
 def _known(operator: Operator, eigenvalues: Eigenvalues) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from .. import parallel
 from ..checking import checked, numbers, one_of
 from ..linalg import Operator, basis_dtype, local_size
 from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Point, Space, objective_of, translated
+from ..model.batches import taken
 from .gradient_differences import GradientDifferences, best_radius, measured_error
 from .layer_inputs import LayerInputs
 from .products import GaussNewtonGraph, Graph, HessianGraph, free_memory, probe
@@ -137,10 +139,7 @@ class Hessian(_Symmetric):
         self.shape, self.shards = (self.coordinates.numel, self.coordinates.numel), self.coordinates.shards
         self._kept: dict[int, Graph] = {}
         self._weights = self.objective.batch_weights
-        # of a sharded network the processes share the rows of every batch
-        self._mine = range(len(self._weights)) if self.shards else parallel.share(len(self._weights))
-        if parallel.size() > 1 and not self.objective.same_order:
-            raise ValueError("several processes need data in one order: pass (x, y) or a list of batches, not a loader")
+        self._mine = self.objective.share(self._inputs is None)
         explained = translated("a product with the Hessian", self.objective.model)
         with self.objective.measurement_mode(), explained, torch.enable_grad():
             first = next(self.objective.batches())
@@ -150,7 +149,7 @@ class Hessian(_Symmetric):
                 self.radius, is_verified = self._chosen_radius(first), True
             build = partial(self._build, 0)
             self.probe, graph = probe(build, first, self.objective, self.coordinates, is_verified)
-        if 0 in self._room() and self.objective.same_order:
+        if 0 in self._room() and self._is_whole(0) and self.objective.same_order:
             self._kept[0] = graph
 
     def __repr__(self) -> str:
@@ -180,6 +179,14 @@ class Hessian(_Symmetric):
                 images[fold] += image.to(self.device)
         means = self._summed(images).div_(weights[:, None, None])
         return means.transpose(1, 2).reshape(len(images), *vectors.shape)
+
+    def held(self) -> contextlib.AbstractContextManager[Any]:
+        """Hold the network in measurement mode over many products, where all graphs are kept.
+
+        Elsewhere each product holds it, so that what is read or built anew finds the same random numbers.
+        """
+        are_kept = min(parallel.gather(self._share_kept())) == 1
+        return self.objective.measurement_mode() if are_kept else contextlib.nullcontext()
 
     def start(self) -> Tensor | None:
         """Return the gradient where kept graphs hold it, None elsewhere: it leans towards the top eigenvectors."""
@@ -245,7 +252,7 @@ class Hessian(_Symmetric):
         also one of all weights, whose gradients each process has of its rows before they are added up.
         """
         numbers(whole=True, at_least=0, products=products, vectors=vectors)
-        samples, share = sum(self.objective.batch_rows[index] for index in self._mine), self._share_kept()
+        samples, share = sum(map(len, self._mine.values())), self._share_kept()
         built = 1 + (products - 1) * (1 - share)
         seconds = samples * (built * self.probe.build_seconds + products * self.probe.product_seconds)
         sums = 2 * torch.float64.itemsize + self.dtype.itemsize  # of all batches, of a fold; a batch's product
@@ -304,11 +311,17 @@ class Hessian(_Symmetric):
         for index, batch in enumerate(self.objective.batches()):
             if index not in self._mine:
                 continue
+            if index not in kept and not self._is_whole(index):
+                rows = self._mine[index]
+                batch = taken(batch, slice(rows.start, rows.stop), self.objective.batch_rows[index])
             graph = kept[index] if index in kept else self._build(index, batch)
             if index in room:
                 kept[index] = graph
             yield index, graph
         self._kept = kept  # only now: an interrupted product leaves nothing half done
+
+    def _is_whole(self, index: int) -> bool:
+        return len(self._mine[index]) == self.objective.batch_rows[index]
 
     def _build(self, index: int, batch: Any) -> Graph:
         if self._inputs:
@@ -334,14 +347,12 @@ class Hessian(_Symmetric):
 
     def _room(self) -> Sequence[int]:
         """Return the batches of this process whose graphs fit in memory; all or none where their order may change."""
-        rows = self.objective.batch_rows
-        used = itertools.accumulate(rows[index] * self.probe.graph_bytes for index in self._mine)
+        used = itertools.accumulate(len(rows) * self.probe.graph_bytes for rows in self._mine.values())
         room = sum(held <= self.memory for held in used)
-        return self._mine[:room] if room == len(self._mine) or self.objective.same_order else ()
+        return list(self._mine)[:room] if room == len(self._mine) or self.objective.same_order else ()
 
     def _share_kept(self) -> float:
-        rows = self.objective.batch_rows
-        return sum(rows[index] for index in self._room()) / sum(rows[index] for index in self._mine)
+        return sum(len(self._mine[index]) for index in self._room()) / sum(map(len, self._mine.values()))
 
     def _folds(self) -> list[int]:
         """Give each batch its fold."""
@@ -407,7 +418,7 @@ class Scaled(_Symmetric):
         self.operator, self.d, self.units = operator, d.to(operator.device), units
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
         self.coordinates, self.shards, self.estimate = operator.coordinates, operator.shards, operator.estimate
-        self.vector_memory, self.fold_weights = operator.vector_memory, operator.fold_weights
+        self.vector_memory, self.fold_weights, self.held = operator.vector_memory, operator.fold_weights, operator.held
 
     def __repr__(self) -> str:
         return f"{self.operator!r}".replace("raw units", f"{self.units} units")

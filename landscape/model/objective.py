@@ -30,6 +30,7 @@ from .batches import (
     samples_of,
     some_rows,
     source,
+    taken,
 )
 from .batchnorm import recomputed_statistics
 from .checks import CallOnCopies, Reduction, call_of, check_integers, check_objective, check_reached, reduction_seen
@@ -194,6 +195,24 @@ class Objective:
     def own_rows(self, batch: Any) -> tuple[Any, float]:
         """Return the rows of a batch that this process computes, and what their sum counts: all, unless sharded."""
         return rows_of_process(batch, self._shares_rows) if self.coordinates.layouts else (batch, 1.0)
+
+    def share(self, by_rows: bool = True) -> dict[int, range]:
+        """Return what this process computes of a sum over the data: batch → its rows. Everything if it is sharded.
+
+        Rows are shared evenly where the loss of a batch is that of its parts; elsewhere whole batches are.
+
+        Raises:
+            ValueError: too little data for so many processes, or a loader that shuffles.
+        """
+        counts, batches = self.batch_rows, self._batches
+        if parallel.size() > 1 and not self.same_order:
+            raise ValueError("several processes need data in one order: pass (x, y) or a list of batches, not a loader")
+        can_cut = by_rows and self._shares_rows and isinstance(batches, list | tuple)
+        if parallel.size() == 1 or self.coordinates.layouts:
+            return dict(enumerate(map(range, counts)))
+        if can_cut and all(taken(b, slice(1), n) is not None for b, n in zip(batches, counts, strict=True)):
+            return parallel.share_rows(counts)
+        return {index: range(counts[index]) for index in parallel.share(len(counts))}
 
     def loss_of(self, output: Any, batch: Any) -> BatchLoss:
         """Compute the loss of one batch from the network's output."""
