@@ -223,7 +223,7 @@ WORK = {  # what may wait no more often where there is more of it, but for so ma
     "batches of a gradient": (lambda batches: objective_of(batches).gradient, (2, 3), {}, 0),
     "batches of a point": (lambda batches: objective_of(batches).evaluate, (2, 3), {}, 0),
     "points": (line_of, (7, 11), {}, 0),
-    "Lanczos steps": (lanczos_on, (3, 4), {}, 2),  # its coefficients, and where much cancels a norm
+    "Lanczos steps": (lanczos_on, (3, 7), {}, 8),  # two in each: its coefficients, and where much cancels a norm
     "training steps, SAQ": (training_on, (1, 2), {"sam": SAQ(0.05)}, 0),
 }
 

@@ -15,16 +15,28 @@ from torch import Tensor, nn
 from .. import parallel
 from ..checking import checked, numbers, one_of
 from ..linalg import Operator, basis_dtype, local_size
-from ..model import FOLDS, BatchObjective, Coordinates, Loss, Objective, Point, Space, objective_of, translated
+from ..model import (
+    FOLDS,
+    BatchObjective,
+    Coordinates,
+    Loss,
+    Objective,
+    Point,
+    Space,
+    cuda_graphs,
+    objective_of,
+    translated,
+)
 from ..model.batches import taken
 from .gradient_differences import GradientDifferences, best_radius, measured_error
 from .layer_inputs import LayerInputs
-from .products import GaussNewtonGraph, Graph, HessianGraph, free_memory, probe
+from .products import CapturedProducts, GaussNewtonGraph, Graph, HessianGraph, free_memory, probe
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 Products = Literal["exact", "difference"]
+_CAPTURED_AFTER = 4  # products: to capture a CUDA graph and to compare it takes as long as four
 _FOLD_BYTES = 5e8  # what images of all folds may take: beyond, fewer folds
 
 
@@ -138,10 +150,13 @@ class Hessian(_Symmetric):
         self.coordinates: Coordinates = self._inputs.coordinates if self._inputs else self.objective.coordinates
         self.shape, self.shards = (self.coordinates.numel, self.coordinates.numel), self.coordinates.shards
         self._kept: dict[int, Graph] = {}
+        self._captured: CapturedProducts | None = None
+        one_place = self._inputs is None and products == "exact" and not self.shards
+        self._may_capture = one_place and cuda_graphs.should_capture(self.objective.device, self.shape[0])
         self._weights = self.objective.batch_weights
         self._mine = self.objective.share(self._inputs is None)
         explained = translated("a product with the Hessian", self.objective.model)
-        with self.objective.measurement_mode(), explained, torch.enable_grad():
+        with self._at_work(), explained:
             first = next(self.objective.batches())
             self.objective.check_derivatives(2 if products == "exact" else 1)
             is_verified = self._inputs is None and self.objective.derivatives == "exact"
@@ -159,8 +174,8 @@ class Hessian(_Symmetric):
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         columns = self._columns(vectors)
         total = torch.zeros(len(columns), local_size(self), dtype=torch.float64, device=self.device)
-        for _, image in self._images(columns):
-            total += image.to(self.device)
+        for _, rows, image in self._images(columns):
+            total[rows] += image.to(self.device)
         total = self._summed(total) / sum(self._weights)
         return total.to(self.dtype).T.reshape(vectors.shape)
 
@@ -174,9 +189,9 @@ class Hessian(_Symmetric):
         columns = self._columns(vectors)
         images = torch.zeros(len(weights), len(columns), local_size(self), dtype=weights.dtype, device=self.device)
         here = images if images.device == self.objective.device else None  # on the host, fold by fold
-        for fold, image in self._images(columns, here):
+        for fold, rows, image in self._images(columns, here):
             if here is None:
-                images[fold] += image.to(self.device)
+                images[fold, rows] += image.to(self.device)
         means = self._summed(images).div_(weights[:, None, None])
         return means.transpose(1, 2).reshape(len(images), *vectors.shape)
 
@@ -193,7 +208,7 @@ class Hessian(_Symmetric):
         if self._inputs or min(parallel.gather(self._share_kept())) < 1:
             return None
         total = torch.zeros(local_size(self), dtype=torch.float64, device=self.device)
-        with self.objective.measurement_mode(), torch.enable_grad():
+        with self._at_work():
             for _, graph in self._graphs():
                 if not isinstance(graph, HessianGraph):
                     return None
@@ -234,7 +249,7 @@ class Hessian(_Symmetric):
     def recentred(self, objective: Objective) -> Hessian:
         """Return the operator of the same function about other weights (see `landscape.model.recentred`); no graphs."""
         other = copy.copy(self)
-        other.objective, other.coordinates, other._kept = objective, objective.coordinates, {}
+        other.objective, other.coordinates, other._kept, other._captured = objective, objective.coordinates, {}, None
         vars(other).pop("_leaves", None)
         return other
 
@@ -281,22 +296,56 @@ class Hessian(_Symmetric):
         columns = vectors if vectors.ndim == 2 else vectors[:, None]
         return columns.to(self.objective.device, self.dtype).unbind(1)
 
-    def _images(self, columns: Sequence[Tensor], images: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Yield each fold with the sum over some of its batches of weight·A_batch·v, (k, n).
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self.objective.measurement_mode(), torch.enable_grad(), cuda_graphs.side_stream(self.objective.device):
+            yield
+
+    def _images(
+        self, columns: Sequence[Tensor], images: Tensor | None = None
+    ) -> Iterator[tuple[int, int | slice, Tensor]]:
+        """Yield a fold, columns, and the sum over some of its batches of weight·A_batch·v for these.
 
         They are added up in ``images``, zeros of shape (folds, k, n), where these are given.
         """
         self.products += len(columns)
         folds, shape = self._folds(), (len(columns), local_size(self))
         sums = torch.zeros(shape, dtype=self._sum_dtype, device=self.objective.device) if images is None else images[0]
-        with self.objective.measurement_mode(), torch.enable_grad():
+        with self._at_work():
+            if (captured := self._captured_products(columns[0])) is not None:
+                for row, column in enumerate(columns):
+                    found = captured(column)
+                    if images is not None:
+                        images[:, row] = found
+                    yield from ((fold, row, image) for fold, image in enumerate(found) if images is None)
+                return
             for fold, graphs in itertools.groupby(self._graphs(), lambda pair: folds[pair[0]]):
                 sums = sums.zero_() if images is None else images[fold]
                 for index, graph in graphs:
                     for column, row in zip(columns, sums, strict=True):
-                        # in place, part by part: laying all out as one vector first takes longer than adding
-                        torch._foreach_add_(self._parts(index, row), graph.product(self._parts(index, column)))
-                yield fold, sums
+                        self._add_product(row, index, graph, column)
+                yield fold, slice(None), sums
+
+    def _add_product(self, total: Tensor, index: int, graph: Graph, vector: Tensor) -> None:
+        # in place, part by part: laying all out as one vector first takes longer than adding
+        torch._foreach_add_(self._parts(index, total), graph.product(self._parts(index, vector)))
+
+    def _captured_products(self, vector: Tensor) -> CapturedProducts | None:
+        """Return the products of all graphs as one CUDA graph, where they are kept and it can be captured."""
+        are_kept = len(self._kept) == len(self._mine) and self.products > _CAPTURED_AFTER
+        if self._may_capture and self._captured is None and are_kept:
+            folds = self._folds()
+
+            def add_to(images: Tensor, column: Tensor) -> None:
+                for index, graph in self._kept.items():
+                    self._add_product(images[folds[index]], index, graph, column)
+
+            images = torch.zeros(max(folds) + 1, local_size(self), dtype=self._sum_dtype, device=vector.device)
+            try:
+                self._captured = CapturedProducts(add_to, images, vector)
+            except RuntimeError:  # each graph is asked, then
+                self._may_capture = False
+        return self._captured
 
     def _parts(self, index: int, vector: Tensor) -> list[Tensor]:
         """Cut a vector into views in the shapes of what a batch's graph differentiates by."""

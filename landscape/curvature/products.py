@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from .. import parallel
-from ..model import Coordinates, Objective, Point, samples_of
+from ..model import Coordinates, Objective, Point, cuda_graphs, samples_of
 from ..model.batches import bytes_of, target_of
 from ..model.derivatives import pulled_back
 from ..model.folding import linear_in_slopes
@@ -66,6 +66,40 @@ class GaussNewtonGraph:
         (pushed,) = pulled_back(self.pulled, [self.dual], vectors)
         (bent,) = pulled_back([self.slope], [self.point], [pushed])
         return torch.autograd.grad(self.output, self.leaves, bent, retain_graph=True, materialize_grads=True)
+
+
+class CapturedProducts:
+    """The products of graphs that are kept, as one CUDA graph.
+
+    Args:
+        add_to: ``add_to(images, vector)`` adds a product to zeros of shape (folds, n), by a graph at a time.
+        images: such zeros.
+        vector: one to begin with.
+
+    Raises:
+        RuntimeError: it cannot be captured, or does not give what ``add_to`` gives for two vectors.
+    """
+
+    def __init__(self, add_to: Callable[[Tensor, Tensor], None], images: Tensor, vector: Tensor) -> None:
+        self._vector = vector.clone()
+
+        def product() -> Tensor:
+            add_to(images.zero_(), self._vector)
+            return images
+
+        self._captured = cuda_graphs.Captured(product, vector.device)
+        for other in (vector, vector.flip(0)):
+            add_to(expected := torch.zeros_like(images), other)
+            if not bool((self(other) - expected).norm() <= _SAME[images.dtype] * expected.norm()):
+                raise RuntimeError("products of the CUDA graph are others")
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """Return the product of each fold, (folds, n), which the next call overwrites."""
+        self._vector.copy_(vector)
+        return self._captured()
+
+
+_SAME = {torch.float32: 1e-4, torch.float64: 1e-10}  # kernels that add by atomics do so in any order
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ used, and at the last one; a network that cannot be recorded is measured by the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import cuda_graphs
 from .batches import KEPT, bytes_of, mapped
 from .coordinates import Point
 from .evaluation import Evaluation, merged
@@ -95,7 +97,7 @@ class Replay:
 
 
 class _Recorded:
-    """The batches of an objective, each with the recording of its kind."""
+    """The batches of an objective, each with the recording of its kind; on a GPU a point is one CUDA graph."""
 
     def __init__(self, objective: Objective, steps: Sequence[Point]) -> None:
         network = objective.network
@@ -127,19 +129,35 @@ class _Recorded:
             if room < 0:
                 raise UnrecordableError
         self._recordings = {recording for recording, _, _ in self._batches}
+        self._captured: cuda_graphs.Captured | None = None
+        if cuda_graphs.should_capture(objective.device, objective.coordinates.numel) and objective.dtype.itemsize >= 4:
+            self._place = torch.zeros(len(steps), dtype=objective.dtype, device=objective.device)
+            with torch.no_grad(), cuda_graphs.side_stream(objective.device), contextlib.suppress(RuntimeError):
+                self._captured = cuda_graphs.Captured(lambda: self._merged(*self._point(self._place)), objective.device)
 
     @torch.no_grad()
     def __call__(self, coefficients: Sequence[Sequence[float]]) -> Tensor:
-        points = []
-        for row in coefficients:
-            self._weights.move(row)
-            shared = {each: each.by_weights(*each.constants) for each in self._recordings}
-            batches = (each.by_both(*shared[each], *fixed) for each, fixed, _ in self._batches)
-            points.append([value for batch in batches for value in batch])
+        if self._captured is not None:
+            return self._by_captured(self._captured, torch.tensor(coefficients, dtype=torch.float64).to(self._place))
+        points = [*map(self._point, coefficients)]
         moving = [torch.stack(values) for values in zip(*points, strict=True)]
         if len(points) not in self._columns:
             self._columns[len(points)] = Recording(lambda: torch.vmap(self._merged)(*moving), moving, ())
         return self._columns[len(points)].on(moving)[1][0]
+
+    def _by_captured(self, captured: cuda_graphs.Captured, coefficients: Tensor) -> Tensor:
+        rows = []
+        with cuda_graphs.side_stream(self._place.device):
+            for row in coefficients:
+                self._place.copy_(row)
+                rows.append(captured().clone())
+            return torch.stack(rows)
+
+    def _point(self, coefficients: Sequence[float] | Tensor) -> list[Tensor]:
+        self._weights.move(coefficients)
+        shared = {each: each.by_weights(*each.constants) for each in self._recordings}
+        batches = (each.by_both(*shared[each], *fixed) for each, fixed, _ in self._batches)
+        return [value for batch in batches for value in batch]
 
     def _merged(self, *moving: Tensor) -> Tensor:
         rest = iter(moving)
@@ -181,7 +199,7 @@ class _Weights:
         self.moving = list(views.values())
         self.tensors = {coordinates.tensors[name]: views.get(name, value) for name, value in base.items()}
 
-    def move(self, coefficients: Sequence[float]) -> None:
+    def move(self, coefficients: Sequence[float] | Tensor) -> None:
         """Move the weights, in the order of sums of `Along` and `Coordinates.displaced`."""
         torch.mul(self._steps[0], coefficients[0], out=self._here)
         for step, coefficient in zip(self._steps[1:], coefficients[1:], strict=True):

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import io
 import json
+import os
 import pathlib
 import statistics
 import time
@@ -99,6 +100,7 @@ def best(seconds, name):
     return {key: value for key, value in seconds.items() if key not in found or key == fastest}, fastest
 
 
+WITHOUT_CUDA_GRAPHS = unittest.mock.patch.dict(os.environ, LANDSCAPE_CUDA_GRAPHS="0")
 MOST = []  # images at most, in a dry run; a batch is 128
 
 
@@ -180,6 +182,10 @@ def product(given, device):
             "Hessian, rebuilt": lambda: rebuilt @ vector,  # noqa: B023
             "Hessian, rebuilt, each of a block of 8": lambda: rebuilt @ block,  # noqa: B023
         }
+        if device.type == "cuda":
+            with WITHOUT_CUDA_GRAPHS:
+                plain = landscape.Hessian(model, (x, y))
+            functions["Hessian, graphs kept, no CUDA graph"] = lambda: plain @ vector  # noqa: B023
         if not title:
             parameters = [p for p in model.parameters() if p.requires_grad]
             with silence():
@@ -196,7 +202,7 @@ def product(given, device):
         seconds["Hessian, rebuilt, each of a block of 8"] /= 8
         seconds, reference = best(seconds, "gradient")
         show(f"product, 512 images{title}; first product from nothing {cold:.1f} s", seconds, reference)
-        kept = rebuilt = g = None
+        kept = rebuilt = g = plain = None
 
 
 def eigenthings(model, x, y):
@@ -323,6 +329,11 @@ def pictures(given, device):
         rows[f"surface, 25×25, {precision}"] = timed(
             lambda p=precision: landscape.surface(model, (x, y), points=25, precision=p), device
         )[0]
+    if device.type == "cuda":
+        with WITHOUT_CUDA_GRAPHS:
+            rows["surface, 25×25, fp32, no CUDA graph"] = timed(
+                lambda: landscape.surface(model, (x, y), points=25), device
+            )[0]
     again = 625 * best(measured(forwards(model, x), given.repeats, device), "forward")[0][reference]
     rows[f"625 × {reference}, afterwards"] = again
     show("surface, 128 images", rows, f"625 × {reference}")
