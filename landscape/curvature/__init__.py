@@ -2,4 +2,5 @@
 
 from .estimates import density, eigenvalues_of, top_eigenvalues, trace
 from .finite_differences import ScaleCurvature, curvature_at_scale
-from .hessian import GGN, Hessian, Scaled
+from .hessian import GGN, Hessian
+from .scaled import Scaled

@@ -16,7 +16,8 @@ from ..checking import numbers, seed_of
 from ..linalg import Density, Eigenpairs, Eigenvalues, Operator, Trace, Which
 from ..model import BatchObjective, Loss, Objective, Space, objective_of
 from ..progress import announce, stopwatch
-from .hessian import Hessian, Scaled
+from .hessian import Hessian
+from .scaled import Scaled
 
 Units = Literal["raw", "filter"]
 Engine = Literal["landscape", "pyhessian"]

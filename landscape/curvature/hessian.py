@@ -7,14 +7,14 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .. import parallel
 from ..checking import checked, numbers, one_of
-from ..linalg import Operator, basis_dtype, local_size
+from ..linalg import basis_dtype, local_size
 from ..model import (
     FOLDS,
     BatchObjective,
@@ -31,30 +31,14 @@ from ..model.batches import taken
 from .gradient_differences import GradientDifferences, best_radius, measured_error
 from .layer_inputs import LayerInputs
 from .products import CapturedProducts, GaussNewtonGraph, Graph, HessianGraph, free_memory, probe
-
-if TYPE_CHECKING:
-    from scipy.sparse.linalg import LinearOperator
+from .scaled import Scaled, Symmetric
 
 Products = Literal["exact", "difference"]
 _CAPTURED_AFTER = 4  # products: to capture a CUDA graph and to compare it takes as long as four
 _FOLD_BYTES = 5e8  # what images of all folds may take: beyond, fewer folds
 
 
-class _Symmetric:
-    """What the operators here offer beside ``@``."""
-
-    def to_scipy(self: Operator) -> LinearOperator:
-        """Return the operator for SciPy's solvers, which work on the CPU in NumPy's float32 or float64."""
-        import scipy.sparse.linalg
-
-        def product(x: Any) -> Any:
-            return (self @ torch.as_tensor(x, dtype=self.dtype)).cpu().numpy()
-
-        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        return scipy.sparse.linalg.LinearOperator(self.shape, product, rmatvec=product, matmat=product, dtype=dtype)
-
-
-class Hessian(_Symmetric):
+class Hessian(Symmetric):
     """The Hessian of a network's mean loss, as an operator of shape (n, n).
 
     ``H @ v`` is exact (double backward), over all batches weighted by their size, for v of shape (n,) or (n, k).
@@ -92,7 +76,8 @@ class Hessian(_Symmetric):
         ValueError: bad data; a product that is not symmetric (a hand-written backward), with the reason.
 
     Cost: one gradient with its graph; each product 1.4–1.8 gradients where the graphs are kept, 2.5–2.8 where not
-    (ResNet-20 on two CPUs; a gradient of the plain network at its best batch size).
+    (ResNet-20 on two CPUs; a gradient of the plain network at its best batch size). On a GPU products of kept graphs
+    are one CUDA graph from the fifth on (``LANDSCAPE_CUDA_GRAPHS=0`` in the environment leaves it out).
 
     Source: Pearlmutter 1994, by automatic differentiation.
 
@@ -455,37 +440,3 @@ class GGN(Hessian):
         if isinstance(model, Objective) and not model.criterion.has_output:
             raise ValueError("GGN needs the network's output: make the objective with loss=loss(output, target)")
         super().__init__(model, data, space=space, layers=layers, at=at, loss=loss, memory=memory, offload=offload)
-
-
-class Scaled(_Symmetric):
-    """D·A·D for a diagonal D, itself an operator."""
-
-    def __init__(self, operator: Hessian, d: Tensor, units: str = "scaled") -> None:
-        if d.shape != (local_size(operator),) or not d.isfinite().all():
-            got = tuple(d.shape) if d.isfinite().all() else "NaN or infinity"
-            raise ValueError(f"d must have shape ({local_size(operator)},) and be finite, got {got}")
-        self.operator, self.d, self.units = operator, d.to(operator.device), units
-        self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
-        self.coordinates, self.shards, self.estimate = operator.coordinates, operator.shards, operator.estimate
-        self.vector_memory, self.fold_weights, self.held = operator.vector_memory, operator.fold_weights, operator.held
-
-    def __repr__(self) -> str:
-        return f"{self.operator!r}".replace("raw units", f"{self.units} units")
-
-    def __matmul__(self, vectors: Tensor, /) -> Tensor:
-        d = self.d if vectors.ndim == 1 else self.d[:, None]
-        return d * (self.operator @ (d * vectors.to(self.device, self.dtype)))
-
-    def by_fold(self, vectors: Tensor) -> Tensor:
-        """See `Hessian.by_fold`."""
-        d = self.d if vectors.ndim == 1 else self.d[:, None]
-        return d * self.operator.by_fold(d * vectors.to(self.device, self.dtype))
-
-    def start(self) -> Tensor | None:
-        """See `Hessian.start`: the gradient by the coordinates of these units."""
-        gradient = self.operator.start()
-        return None if gradient is None else self.d * gradient
-
-    def about(self, **more: Any) -> dict[str, Any]:
-        """See `Hessian.about`."""
-        return self.operator.about(units=self.units, **more)
