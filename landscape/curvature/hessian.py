@@ -304,16 +304,17 @@ class Hessian(Symmetric):
                         images[:, row] = found
                     yield from ((fold, row, image) for fold, image in enumerate(found) if images is None)
                 return
+            cut = list(map(self._parts, columns))
             for fold, graphs in itertools.groupby(self._graphs(), lambda pair: folds[pair[0]]):
                 sums = sums.zero_() if images is None else images[fold]
+                totals = list(map(self._parts, sums))
                 for index, graph in graphs:
-                    for column, row in zip(columns, sums, strict=True):
-                        self._add_product(row, index, graph, column)
+                    if self._inputs:
+                        cut, totals = ([self._inputs.cut(index, v) for v in vectors] for vectors in (columns, sums))
+                    for total, vector in zip(totals, cut, strict=True):
+                        # in place, part by part: laying all out as one vector first takes longer than adding
+                        torch._foreach_add_(total, graph.product(vector))
                 yield fold, slice(None), sums
-
-    def _add_product(self, total: Tensor, index: int, graph: Graph, vector: Tensor) -> None:
-        # in place, part by part: laying all out as one vector first takes longer than adding
-        torch._foreach_add_(self._parts(index, total), graph.product(self._parts(index, vector)))
 
     def _captured_products(self, vector: Tensor) -> CapturedProducts | None:
         """Return the products of all graphs as one CUDA graph, where they are kept and it can be captured."""
@@ -322,8 +323,9 @@ class Hessian(Symmetric):
             folds = self._folds()
 
             def add_to(images: Tensor, column: Tensor) -> None:
+                totals, cut = list(map(self._parts, images)), self._parts(column)
                 for index, graph in self._kept.items():
-                    self._add_product(images[folds[index]], index, graph, column)
+                    torch._foreach_add_(totals[folds[index]], graph.product(cut))
 
             images = torch.zeros(max(folds) + 1, local_size(self), dtype=self._sum_dtype, device=vector.device)
             try:
@@ -332,9 +334,9 @@ class Hessian(Symmetric):
                 self._may_capture = False
         return self._captured
 
-    def _parts(self, index: int, vector: Tensor) -> list[Tensor]:
-        """Cut a vector into views in the shapes of what a batch's graph differentiates by."""
-        return self._inputs.cut(index, vector) if self._inputs else list(self.coordinates.unflatten(vector).values())
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        """Cut a vector into views in the shapes of what varies."""
+        return list(self.coordinates.unflatten(vector).values())
 
     def _graphs(self) -> Iterator[tuple[int, Graph]]:
         """Yield index and graph of each batch of this process: graphs kept, and others built anew."""

@@ -189,14 +189,15 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple:
         to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
         x, weight = (tensor.detach() if _linear else tensor for tensor in ctx.saved_tensors)
-        gradients = _Slopes.apply(slope, x, weight, ctx.function, ctx.settings, [to_x, to_weight])
+        slopes = (slope, x, weight, ctx.settings, [to_x, to_weight])
+        gradients = _Slopes.apply(*slopes, ctx.function) if torch.is_grad_enabled() else _slopes(*slopes)
         return (*gradients, slope.sum((0, *range(2, slope.ndim))) if to_bias else None, None, None)
 
 
 class _Slopes(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, slope: Tensor, x: Tensor, weight: Tensor, function: Any, settings: tuple, wanted: list[bool]
+        ctx: Any, slope: Tensor, x: Tensor, weight: Tensor, settings: tuple, wanted: list[bool], function: Any
     ) -> tuple:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(slope, x, weight)
