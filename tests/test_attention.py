@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
 import landscape
+from landscape.model import recording, replay
 from saq_core import SAQ, build_model, calibrate, dequantize, load, load_data, quantize, save
 from saq_core.quantization.attention import AttentionProducts, QMultiheadAttention
 from saq_core.quantization.layers import QLinear
@@ -412,3 +413,89 @@ def test_checkpoints_bring_a_quantized_vision_transformer_back(tmp_path):
     again = load(tmp_path / "vit.pt")
     assert torch.equal(again(data.test[0][:5]), twin(data.test[0][:5]))
     assert again.state_dict().keys() == twin.state_dict().keys()
+
+
+class Watched(Block):
+    """Notes, at each pass, whether gradients are recorded and which fused kernels of attention are allowed."""
+
+    seen = ()
+
+    def forward(self, x):
+        backends = torch.backends.cuda
+        Watched.seen += ((torch.is_grad_enabled(), backends.flash_sdp_enabled(), backends.mem_efficient_sdp_enabled()),)
+        return super().forward(x)
+
+
+def test_passes_without_gradients_may_take_fused_kernels_and_only_those_that_the_process_allows():
+    data = draw(6, 5, WIDTH), torch.arange(6) % 3
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    try:
+        objective = landscape.Objective(Watched().double(), data)
+        Watched.seen = ()
+        objective.evaluate()
+        assert set(Watched.seen) == {(False, True, False)}
+        Watched.seen = ()
+        hessian = landscape.Hessian(objective)
+        hessian @ torch.ones(hessian.shape[0], dtype=torch.float64)
+        assert {flags for flags in Watched.seen if flags[0]} == {(True, False, False)}
+        flags = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert flags == (True, False)
+    finally:
+        torch.backends.cuda.enable_mem_efficient_sdp(True)
+
+
+def test_a_fused_kernel_that_gives_another_loss_is_not_taken(monkeypatch):
+    whole = F.scaled_dot_product_attention
+
+    def wrong(*args, **kwargs):
+        return whole(*args, **kwargs) * (1.1 if torch.backends.cuda.flash_sdp_enabled() else 1)
+
+    class Direct(Block):
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(F.scaled_dot_product_attention(x, x, x).mean(-2))
+
+    data = draw(6, 5, WIDTH), torch.arange(6) % 3
+    right = landscape.Objective(Direct().double(), data)
+    assert right.network.fuses_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", wrong)
+    objective = landscape.Objective(Direct().double(), data)
+    assert not objective.network.fuses_attention
+    torch.testing.assert_close(objective.evaluate().loss, right.centre.loss)
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.5])
+def test_attention_is_replayed_unless_it_drops_at_random(dropped):
+    class Direct(Block):
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(F.scaled_dot_product_attention(x, x, x, dropout_p=dropped).mean(-2))
+
+    objective = landscape.Objective(Direct().double(), (draw(6, 5, WIDTH), torch.arange(6) % 3), validate=False)
+    step = {name: torch.ones_like(value) for name, value in objective.coordinates.centre.items()}
+    with objective.measurement_mode():
+        if dropped:
+            with pytest.raises(recording.UnrecordableError):
+                replay._Recorded(objective, [step])
+        else:
+            replay._Recorded(objective, [step])
+
+
+def test_large_views_of_small_weights_take_no_memory_of_a_recording(monkeypatch):
+    """A bias, say, that attention lays out for every token of the batch."""
+    monkeypatch.setattr(replay, "KEPT", 20_000)
+    layers = nn.Linear(WIDTH, 1), nn.Unflatten(-1, (1, 1)), Spread(), nn.Flatten(), nn.Linear(4096, 3)
+    model, data = nn.Sequential(*layers).double(), (draw(6, WIDTH), torch.arange(6) % 3)
+    objective = landscape.Objective(model, data)
+    step = {name: torch.ones_like(value) for name, value in objective.coordinates.centre.items()}
+    with objective.measurement_mode():
+        replay._Recorded(objective, [step])
+
+
+class Spread(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(draw(1))
+
+    def forward(self, x):
+        return x + self.bias.expand(6, 1, 4096)

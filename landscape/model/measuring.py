@@ -7,6 +7,7 @@ while this file is at work, and finds the network whole.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -23,7 +24,7 @@ from torch.overrides import _len_torch_function_stack, _pop_mode
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .precision import switches_of
+from .precision import ATTENTION, switches_of
 from .sharding import reshard, without_hooks
 
 _HELD = ("SIGINT", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGTERM", "SIGUSR1")  # signals whose handlers may raise
@@ -122,6 +123,19 @@ class measurement_mode:  # noqa: N801 - a context, written as one
         assert self._record is not None
         self._record.put_back()
         self._settle()
+
+    @contextlib.contextmanager
+    def fused_attention(self) -> Iterator[None]:
+        """Let attention take the kernels that the process allows, also fused ones: they have no second derivative."""
+        own = [(put, value) for read, put, value in self._switches if read in ATTENTION]
+        measured = [(put, value) for read, put, value in self._all_switches() if read in ATTENTION]
+        try:
+            for put, value in own:
+                put(value)
+            yield
+        finally:
+            for put, value in measured:
+                put(value)
 
     def _settle(self) -> None:
         assert self._record is not None
@@ -273,15 +287,16 @@ def taken_back(left: Sequence[tuple[Any, Any, Any]]) -> None:
 
 def copy_of(model: nn.Module, tensor: Tensor) -> Tensor:
     """Return a copy of a model's tensor, not to be written to: the one that is kept while the model is measured."""
-    record = _active[id(model)]._record if is_measured(model) else None
+    mode = mode_of(model)
+    record = mode._record if mode else None
     copy = record.copies.get(id(tensor)) if record else None
     return tensor.detach().clone() if copy is None else copy
 
 
-def is_measured(model: nn.Module) -> bool:
-    """Return whether this thread holds a model in `measurement_mode`."""
+def mode_of(model: nn.Module) -> measurement_mode | None:
+    """Return the `measurement_mode` that this thread holds a model in, if any."""
     mode = _active.get(id(model))
-    return mode is not None and mode.thread == threading.get_ident()
+    return mode if mode is not None and mode.thread == threading.get_ident() else None
 
 
 def copied(model: nn.Module, shared: Sequence[Any] = ()) -> nn.Module:

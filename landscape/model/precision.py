@@ -9,23 +9,25 @@ from typing import Any
 import torch
 
 Switch = tuple[Callable[[], Any], Callable[[Any], Any], Any]
+_CUDA: Any = torch.backends.cuda
+ATTENTION = {getattr(_CUDA, f"{k}_sdp_enabled"): k for k in ("flash", "mem_efficient", "cudnn", "math")}
 
 
 def switches_of(device: torch.device) -> Iterator[Switch]:
     """Yield how to read and to write each switch, and its value for full precision and one function.
 
     TF32, and bfloat16 on a CPU, are off: curvature in ten bits of mantissa is noise. Attention takes its math kernel,
-    the only one with a second derivative, and transformer layers not the fused path, which torch takes without
-    gradients alone, and which computes padded positions otherwise.
+    the only one with a second derivative (others in passes without gradients: `measurement_mode.fused_attention`), and
+    transformer layers not the fused path, which torch takes without gradients alone, and which computes padded
+    positions otherwise.
     """
     backends: Any = torch.backends
     flags = [backends.cuda.matmul] + [getattr(backends.cudnn, part) for part in ("conv", "rnn")]
     flags += [getattr(backends.mkldnn, part) for part in ("matmul", "conv", "rnn")]
     for flag in flags:
         yield partial(getattr, flag, "fp32_precision"), partial(_set_precision, flag), "ieee"
-    for kernel in ("flash", "mem_efficient", "cudnn", "math"):
-        read, write = getattr(backends.cuda, f"{kernel}_sdp_enabled"), getattr(backends.cuda, f"enable_{kernel}_sdp")
-        yield read, write, kernel == "math"
+    for read, kernel in ATTENTION.items():
+        yield read, getattr(backends.cuda, f"enable_{kernel}_sdp"), kernel == "math"
     yield backends.mha.get_fastpath_enabled, backends.mha.set_fastpath_enabled, False
     for kind in sorted({"cpu", device.type}):
         if torch.amp.is_autocast_available(kind):

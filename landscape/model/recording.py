@@ -73,7 +73,7 @@ class Recording(TorchDispatchMode):
         output = func(*args, **kwargs)
         results = [leaf for leaf in tree_leaves(output) if leaf is not None]
         numbers = not all(isinstance(result, Tensor) for result in results)
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if _draws(func, args, kwargs):
             raise UnrecordableError(func)
         if numbers or _has_shape_of_values(func, args):
             self.read(depends)
@@ -204,6 +204,17 @@ def _has_shape_of_values(func: Any, args: Any) -> bool:
     if func is not torch.ops.aten.index.Tensor:
         return torch.Tag.dynamic_output_shape in func.tags
     return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+
+
+def _draws(func: Any, args: Any, kwargs: Any) -> bool:
+    """Return whether a function draws random numbers; attention does where it drops some."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    names = [argument.name for argument in func._schema.arguments]
+    if "dropout_p" not in names:
+        return True
+    place = names.index("dropout_p")
+    return bool(kwargs.get("dropout_p", args[place] if place < len(args) else 0))
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:

@@ -110,7 +110,7 @@ class _Recorded:
         kinds: dict[Any, Recording] = {}
         self._batches: list[tuple[Recording, list[Tensor], list[Any]]] = []
         self._columns: dict[int, Recording] = {}  # by the number of points
-        room = float(KEPT)
+        room, held = float(KEPT), {tensor.untyped_storage().data_ptr() for tensor in self._weights.moving}
         for batch in objective.value_batches():
             leaves: list[Tensor] = []
             mapped(batch, lambda leaf: leaves.append(leaf) or leaf)  # type: ignore[func-returns-value] # noqa: B023
@@ -125,7 +125,9 @@ class _Recorded:
                 kinds[kind] = recording
             fixed, result = recording.on(leaves)
             self._batches.append((recording, fixed, result))
-            room -= bytes_of(batch) + sum(tensor.nbytes for tensor in fixed)
+            storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in fixed)}
+            room -= bytes_of(batch) + sum(size for at, size in storages.items() if at not in held)  # but for views
+            held |= storages.keys()
             if room < 0:
                 raise UnrecordableError
         self._recordings = {recording for recording, _, _ in self._batches}

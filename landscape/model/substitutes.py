@@ -82,6 +82,9 @@ _TABLE: dict[Any, Any] = {
 }
 
 
+_ATTENTION = [F.scaled_dot_product_attention, F.multi_head_attention_forward]
+
+
 class Substitution(TorchFunctionMode):
     """Calls the functions written out in the place of PyTorch's own, or only notes whether a network calls these.
 
@@ -90,17 +93,19 @@ class Substitution(TorchFunctionMode):
 
     Attributes:
         seen: whether one was called.
+        attends: whether a kernel of attention was.
     """
 
     def __init__(self, is_on: bool) -> None:
         super().__init__()
-        self.is_on, self.seen = is_on, False
+        self.is_on, self.seen, self.attends = is_on, False, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Substitute, or pass on."""
         kwargs = kwargs or {}
         is_affected = _is_affected(func, args, kwargs)
         self.seen |= is_affected
+        self.attends |= func in _ATTENTION  # compared by identity first: some functions cannot be hashed
         return (_TABLE[func] if self.is_on and is_affected else func)(*args, **kwargs)
 
 
