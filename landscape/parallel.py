@@ -1,6 +1,6 @@
 """Work shared among the processes of ``torchrun``: the one place that knows of torch.distributed.
 
-Every process runs the same program on the same seeds; where work can be shared (batches of a product, points of a
+Every process runs the same program on the same seeds; where work can be shared (rows of a product, points of a
 surface), each takes its share and the sums of all go to all. Without torchrun everything here is the identity.
 A network in shards (FSDP2, DTensors) is measured by all processes together, each with its shards and its rows.
 """
@@ -81,8 +81,8 @@ def share(items: int, what: str = "batches") -> range:
 def share_rows(batches: Sequence[int]) -> dict[int, range]:
     """Return which rows of batches of so many are this process's own: batch → rows, a stretch of all.
 
-    Whole batches where no process then has over 1.25 times its share: sums are those of one process to the last digit.
-    Elsewhere rows are shared evenly, but for few before or after the end of a batch, which take as long as many.
+    Whole batches where no process then has over 1.25 times its share. Elsewhere rows are shared evenly, except that
+    less than an eighth of a share is not cut off a batch: few rows take as long as many.
 
     Raises:
         ValueError: fewer rows than processes.

@@ -48,8 +48,8 @@ class BasicBlock(nn.Module):
         """Return the block's output."""
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.grown:
-            every = F.avg_pool2d(x, 1, self.stride)  # x[:, :, ::stride, ::stride], and its gradient keeps the layout
-            x = F.pad(every, (0, 0, 0, 0, self.grown // 2, self.grown // 2))
+            x = F.avg_pool2d(x, 1, self.stride)  # x[:, :, ::stride, ::stride], but that its gradient keeps the layout
+            x = F.pad(x, (0, 0, 0, 0, self.grown // 2, self.grown // 2))
         return F.relu(out + x)
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.models import VisionTransformer
 
 import landscape
@@ -457,28 +458,68 @@ def test_a_fused_kernel_that_gives_another_loss_is_not_taken(monkeypatch):
 
     data = draw(6, 5, WIDTH), torch.arange(6) % 3
     right = landscape.Objective(Direct().double(), data)
-    assert right.network.fuses_attention
+    assert right.network.attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", wrong)
     objective = landscape.Objective(Direct().double(), data)
-    assert not objective.network.fuses_attention
+    assert not objective.network.attention
     torch.testing.assert_close(objective.evaluate().loss, right.centre.loss)
 
 
-@pytest.mark.parametrize("dropped", [0.0, 0.5])
-def test_attention_is_replayed_unless_it_drops_at_random(dropped):
+def test_kernels_are_not_fused_where_the_process_allows_none_or_has_none_that_fits():
+    data = draw(6, 5, WIDTH), torch.arange(6) % 3
+    for kernel in (SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION):  # of the latter a CPU has none
+        with sdpa_kernel(kernel):
+            objective = landscape.Objective(Block().double(), data)
+        assert not objective.network.attention
+        objective.evaluate()
+
+
+class Laplacian(Block):
+    """Differentiates twice inside, whatever the mode: no fused kernel does."""
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(super().forward(x).sum(), x, create_graph=True)
+            (bend,) = torch.autograd.grad(slope.square().sum(), x, create_graph=True)
+        return super().forward(x) + bend.mean((1, 2))[:, None]
+
+
+def test_a_network_that_differentiates_attention_twice_keeps_the_math_kernel():
+    data = draw(6, 5, WIDTH), torch.arange(6) % 3
+    assert not landscape.Objective(Laplacian().double(), data).network.attention
+
+
+def test_attention_is_replayed_unless_it_drops_at_random():
     class Direct(Block):
         def forward(self, x):
             x = self.first(x)
-            return self.last(F.scaled_dot_product_attention(x, x, x, dropout_p=dropped).mean(-2))
+            return self.last(F.scaled_dot_product_attention(x, x, x).mean(-2))
 
-    objective = landscape.Objective(Direct().double(), (draw(6, 5, WIDTH), torch.arange(6) % 3), validate=False)
+    objective = landscape.Objective(Direct().double(), (draw(6, 5, WIDTH), torch.arange(6) % 3))
     step = {name: torch.ones_like(value) for name, value in objective.coordinates.centre.items()}
     with objective.measurement_mode():
-        if dropped:
-            with pytest.raises(recording.UnrecordableError):
-                replay._Recorded(objective, [step])
-        else:
-            replay._Recorded(objective, [step])
+        replay._Recorded(objective, [step])
+    for name in ("flash_attention", "efficient_attention", "cudnn_attention"):
+        kernel = getattr(torch.ops.aten, f"_scaled_dot_product_{name}").default
+        given = [argument.name for argument in kernel._schema.arguments]
+        for dropped in (0.0, 0.5):
+            args = [dropped if argument == "dropout_p" else None for argument in given]
+            assert recording._draws(kernel, args, {}) == recording._draws(kernel, [], {"dropout_p": dropped})
+            assert recording._draws(kernel, args, {}) == bool(dropped)
+        assert not recording._draws(kernel, [], {})
+        assert recording._is_size(kernel, 7) and not recording._is_size(torch.ops.aten.item.default, 7)
+    assert recording._draws(torch.ops.aten.bernoulli.default, [], {})
+
+
+def test_a_slice_of_much_data_takes_no_more_memory_of_a_recording_than_it_is_long(monkeypatch):
+    monkeypatch.setattr(replay, "KEPT", 20_000)
+    images = draw(100, 5, WIDTH)
+    objective = landscape.Objective(Block().double(), (images[:6], torch.arange(6) % 3))
+    step = {name: torch.ones_like(value) for name, value in objective.coordinates.centre.items()}
+    assert images.nbytes > 20_000
+    with objective.measurement_mode():
+        replay._Recorded(objective, [step])
 
 
 def test_large_views_of_small_weights_take_no_memory_of_a_recording(monkeypatch):

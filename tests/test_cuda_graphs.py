@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 import landscape
 from landscape.curvature import products
 from landscape.model import cuda_graphs, replay
+from landscape.model.measuring import UNINTERRUPTIBLE
 
 
 class Kernels(TorchDispatchMode):
@@ -127,8 +128,14 @@ def test_what_another_centre_asks_is_not_answered_by_the_capture_of_the_first(wh
     model = convolutional().to(where)
     hessian, vector = landscape.Hessian(model, RAGGED), torch.ones(138, dtype=torch.float64, device=where)
     hessian @ vector, hessian @ vector[:, None].expand(-1, 4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
     moved = hessian.recentred(landscape.model.recentred(hessian.objective))
-    assert hessian._captured is not None and moved._captured is None
+    for _ in range(6):
+        found = moved @ vector
+    assert hessian._captured is not None and moved._captured not in (None, hessian._captured)
+    torch.testing.assert_close(found, landscape.Hessian(model, RAGGED, memory=0) @ vector)
 
 
 class Broken(Again):
@@ -170,6 +177,32 @@ def test_points_in_half_precision_are_not_captured(where):
     model = convolutional().bfloat16().to(where)
     objective = landscape.Objective(model, [(x.bfloat16(), y) for x, y in RAGGED])
     assert replay._Recorded(objective, [objective.coordinates.centre])._captured is None
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x * float(x.sum()),
+        lambda x: x[x > 0],
+        lambda x: x.clone().index_put_((x > 0,), x[:1].expand(int((x > 0).sum()))),
+        lambda x: x if (x > 0).any() else -x,
+        lambda x: x.nonzero(),
+        lambda x: torch.equal(x, x),
+    ],
+)
+def test_what_waits_for_the_device_is_found_before_a_capture(waits):
+    x = torch.tensor([1.0, -2.0, 3.0])
+    with pytest.raises(RuntimeError, match="waits for the device: it cannot be captured"), NO_WAITING:
+        waits(x)
+    with NO_WAITING:
+        x.clone().add_(1).relu().sum()
+
+
+NO_WAITING = cuda_graphs._NoWaiting(torch.device("cpu"))
+
+
+def test_an_interrupt_waits_until_a_capture_is_whole():
+    assert cuda_graphs.Captured.__init__.__code__ in UNINTERRUPTIBLE
 
 
 def test_it_can_be_switched_off(monkeypatch):

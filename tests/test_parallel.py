@@ -119,6 +119,30 @@ def test_processes_share_rows_of_batches_and_give_the_numbers_of_one(tmp_path):
             torch.testing.assert_close(ours, theirs, **tolerance)
 
 
+class InGroups(torch.nn.Module):
+    """Rows depend on three others; a batch whose length is no multiple of four does not fit."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3).double()
+
+    def forward(self, x):
+        h = self.linear(x).view(4, -1, 3)
+        return (h - h.mean(0)).reshape(-1, 3)
+
+
+def test_batches_that_the_network_cannot_take_apart_are_shared_whole(monkeypatch):
+    """A sum of squares is that of its parts; the network's outputs are not those of parts of a batch."""
+    x = torch.randn(24, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    batches = [(part, torch.ones(8, 3, dtype=torch.float64)) for part in x.split(8)]
+    objective = landscape.Objective(InGroups(), batches, loss=torch.nn.MSELoss(reduction="sum"))
+    assert objective.reduction == "sum"
+    as_process(monkeypatch, 0, 2)
+    assert objective.share() == {0: range(8), 2: range(8)}
+    whole = landscape.Objective(InGroups(), (x, torch.ones(24, 3).double()), loss=torch.nn.MSELoss(reduction="sum"))
+    assert whole.batch_rows == [24]
+
+
 def as_process(monkeypatch, rank, size):
     monkeypatch.setattr(parallel, "rank", lambda: rank)
     monkeypatch.setattr(parallel, "size", lambda: size)

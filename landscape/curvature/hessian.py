@@ -136,8 +136,9 @@ class Hessian(Symmetric):
         self.shape, self.shards = (self.coordinates.numel, self.coordinates.numel), self.coordinates.shards
         self._kept: dict[int, Graph] = {}
         self._captured: CapturedProducts | None = None
-        one_place = self._inputs is None and products == "exact" and not self.shards
-        self._may_capture = one_place and cuda_graphs.should_capture(self.objective.device, self.shape[0])
+        plain, device = self._inputs is None and products == "exact" and not self.shards, self.objective.device
+        self._may_capture = plain and cuda_graphs.should_capture(device, self.coordinates.total)
+        self._aside = device if self._may_capture else None  # where graphs are made, and asked
         self._weights = self.objective.batch_weights
         self._mine = self.objective.share(self._inputs is None)
         explained = translated("a product with the Hessian", self.objective.model)
@@ -181,7 +182,7 @@ class Hessian(Symmetric):
         return means.transpose(1, 2).reshape(len(images), *vectors.shape)
 
     def held(self) -> contextlib.AbstractContextManager[Any]:
-        """Hold the network in measurement mode over many products, where all graphs are kept.
+        """Hold the network in measurement mode over many products, where all graphs are kept; other threads wait.
 
         Elsewhere each product holds it, so that what is read or built anew finds the same random numbers.
         """
@@ -283,7 +284,7 @@ class Hessian(Symmetric):
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        with self.objective.measurement_mode(), torch.enable_grad(), cuda_graphs.side_stream(self.objective.device):
+        with self.objective.measurement_mode(), torch.enable_grad(), cuda_graphs.side_stream(self._aside):
             yield
 
     def _images(

@@ -236,7 +236,7 @@ def check_reached(network: Network, loss: Callable[[Any], Tensor]) -> None:
         )
 
 
-def reduction_seen(objective: Any, batch: Any) -> str | None:
+def reduction_seen(objective: Any, batch: Any) -> tuple[str | None, bool]:
     """Compare the loss of a batch with that of its parts; where the network cannot take parts, those of its output.
 
     Args:
@@ -244,17 +244,19 @@ def reduction_seen(objective: Any, batch: Any) -> str | None:
         batch: of two samples or more.
 
     Returns:
-        See `reduction_of`.
+        See `reduction_of`; and whether the network itself gives that for parts of a batch, not its loss alone.
     """
     criterion = objective.criterion
     with torch.set_grad_enabled(objective.needs_grad):
         kind = reduction_of(lambda part: objective.loss(objective.tensors(), part), batch, objective.dtype)
+        if kind:
+            return kind, True
         if kind is None and criterion.custom_loss is not None:
             output = objective.network.output(objective.tensors(), batch)
             pair = criterion.part_of(output, objective.dtype), target_of(batch)
             kind = reduction_of(lambda part: objective.scaled(criterion.of_part(*part)), pair, objective.dtype)
             kind = kind if kind == "sum" else None  # parts of outputs say nothing of the network
-    return "sum" if kind is None and getattr(criterion.custom_loss, "reduction", "") == "sum" else kind
+    return "sum" if kind is None and getattr(criterion.custom_loss, "reduction", "") == "sum" else kind, False
 
 
 def reduction_of(loss: Callable[[Any], BatchLoss], batch: Any, dtype: torch.dtype) -> str | None:

@@ -93,7 +93,8 @@ def merged(parts: list[BatchLoss], same_order: bool) -> Evaluation:
     if all(part.losses is not None for part in parts):
         losses = joined([part.losses for part in parts])
         equal = [1.0 if part.shares is None else part.shares for part in parts]
-        shares = joined([torch.as_tensor(s).expand(len(p.losses)) for s, p in zip(equal, parts, strict=True)])  # type: ignore[arg-type]
+        each = [s if isinstance(s, Tensor) else nan.new_ones(()) for s in equal]  # on the device
+        shares = joined([s.expand(len(p.losses)) for s, p in zip(each, parts, strict=True)])  # type: ignore[arg-type]
     hits, counted = nan.expand_as(losses), torch.ones_like(losses)
     if all(part.hits is not None for part in parts):
         hits, counted = joined([part.hits for part in parts]), joined([part.counted for part in parts])

@@ -7,7 +7,6 @@ while this file is at work, and finds the network whole.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -124,18 +123,10 @@ class measurement_mode:  # noqa: N801 - a context, written as one
         self._record.put_back()
         self._settle()
 
-    @contextlib.contextmanager
-    def fused_attention(self) -> Iterator[None]:
-        """Let attention take the kernels that the process allows, also fused ones: they have no second derivative."""
-        own = [(put, value) for read, put, value in self._switches if read in ATTENTION]
-        measured = [(put, value) for read, put, value in self._all_switches() if read in ATTENTION]
-        try:
-            for put, value in own:
-                put(value)
-            yield
-        finally:
-            for put, value in measured:
-                put(value)
+    @property
+    def attention(self) -> dict[str, bool]:
+        """Which kernels of attention the process allows outside of this, by their names in torch.backends.cuda."""
+        return {ATTENTION[read]: value for read, _, value in self._switches if read in ATTENTION}
 
     def _settle(self) -> None:
         assert self._record is not None

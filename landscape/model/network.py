@@ -23,6 +23,7 @@ from .adapters import RoundedWeight
 from .coordinates import Coordinates, Point, Space, coordinates
 from .folding import Folding
 from .measuring import copy_of, has_bits, left_behind, measurement_mode, mode_of, named_tensors, taken_back
+from .precision import attention_by
 from .substitutes import Substitution
 from .swapping import TensorSwap
 from .walking import LARGE, Along, Late
@@ -75,7 +76,7 @@ class Network:
         own = named_tensors(self.model)
         self.frozen: Point = {name: copy_of(self.model, parallel.local(tensor)) for name, tensor in own}
         self.substitutes = False  # whether functions are written out that have no second derivative
-        self.fuses_attention = False  # whether passes without gradients take fused kernels
+        self.attention: dict[str, bool] = {}  # the kernels of passes without gradients, where they may be fused
         self._changing = set(self.frozen)  # tensors that the network may write to while it runs
         self._folded_weights = WeakIdKeyDictionary()
         self._left: list[Any] = []  # what passes leave in attributes, made of other weights than the next one has
@@ -88,7 +89,7 @@ class Network:
         space: Any = None if self.coordinates.space == "float" else self.coordinates.space
         settings: dict[str, Any] = {"batchnorm": self.batchnorm, "precision": self.precision, "rounded": rounded}
         other = Network(self.model, self.call, space=space, layers=self.coordinates.names, frozen=True, **settings)
-        for found in ("folded", "substitutes", "fuses_attention", "_changing", "_left"):
+        for found in ("folded", "substitutes", "attention", "_changing", "_left"):
             setattr(other, found, getattr(self, found))
         return other
 
@@ -116,7 +117,7 @@ class Network:
 
     def output(self, tensors: Mapping[str, Tensor], batch: Any) -> Any:
         """Return the output for one batch with these tensors in place of the model's own, in measurement mode."""
-        if (mode := mode_of(self.model)) is None:
+        if mode_of(self.model) is None:
             with measurement_mode(self.model, copies=self.frozen):
                 return self.output(tensors, batch)
         if torch.is_grad_enabled():  # the network, or its loss, may differentiate by the weights itself
@@ -126,8 +127,8 @@ class Network:
         low = self.precision == "bf16"
         written_out = Substitution(True) if self.substitutes else contextlib.nullcontext()
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
-        fused = self.fuses_attention and not torch.is_grad_enabled()
-        attention = mode.fused_attention() if fused else contextlib.nullcontext()
+        fused = bool(self.attention) and not torch.is_grad_enabled()
+        attention = attention_by(self.attention) if fused else contextlib.nullcontext()
         with autocast, written_out, attention, self.noting():
             if not self.folded:
                 return self.call(self.model, batch)
@@ -180,23 +181,30 @@ class Network:
         for done in (tensors, after):  # what follows needs their room
             done.clear()
         self.folded = folded and self._folding_agrees(loss)
-        self.fuses_attention = substitution.attends and not needs_grad and self._fusing_agrees(loss)
+        mode = mode_of(self.model)
+        if substitution.attends and not needs_grad and mode is not None:
+            self.attention = self._attention_that_agrees(loss, mode.attention)
         return needs_grad
 
     def _beside_the_centre(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, 1.01 * value + 1e-3) for name, value in self.tensors().items())
 
-    def _fusing_agrees(self, loss: Callable[[Point], Tensor]) -> bool:
-        """Return whether the loss, a step from the centre, is the same where attention takes fused kernels."""
+    def _attention_that_agrees(self, loss: Callable[[Point], Tensor], kernels: dict[str, bool]) -> dict[str, bool]:
+        """Return kernels of attention if the loss, a step from the centre, is the same by them; else none."""
+        if not any(is_allowed for kernel, is_allowed in kernels.items() if kernel != "math"):
+            return {}
         there = dict(self._beside_the_centre())
-        try:
-            with torch.no_grad():
-                plain, self.fuses_attention = loss(there).double(), True
+        with torch.no_grad():
+            plain = loss(there).double()
+            try:
+                self.attention = kernels
                 fused = loss(there).double()
-        finally:
-            self.fuses_attention = False
-        slack = max(1e-4, 8 * torch.finfo(torch.bfloat16 if self.precision == "bf16" else self.dtype).eps)
-        return bool((fused - plain).abs() <= slack * plain.abs())
+            except Exception:  # no such kernel here, or the network differentiates twice inside
+                return {}
+            finally:
+                self.attention = {}
+        eps = torch.finfo(torch.bfloat16 if self.precision == "bf16" else self.dtype).eps
+        return kernels if bool((fused - plain).abs() <= min(1e3 * eps, 0.05) * plain.abs()) else {}
 
     def _folding_agrees(self, loss: Callable[[Point], Tensor]) -> bool:
         """Return whether loss and gradient, a step from the centre, are the same when BatchNorm is folded."""

@@ -90,7 +90,8 @@ class Objective:
         TypeError: data that can be read only once, batches that are no pairs where no objective is given.
 
     Cost: one forward pass over the data (two with recomputed statistics), eight of one batch, one gradient of it in
-    quantized space, and two where BatchNorm may be folded; two passes more where the data are not ``(x, y)``.
+    quantized space, and two where BatchNorm may be folded; two passes more of it where there is attention, and two where the data
+    are not ``(x, y)``.
 
     Example:
         >>> import torch, landscape
@@ -197,9 +198,10 @@ class Objective:
         return rows_of_process(batch, self._shares_rows) if self.coordinates.layouts else (batch, 1.0)
 
     def share(self, by_rows: bool = True) -> dict[int, range]:
-        """Return what this process computes of a sum over the data: batch → its rows. Everything if it is sharded.
+        """Return what this process computes of a sum over the data: batch → its rows.
 
-        Rows are shared evenly where the loss of a batch is that of its parts; elsewhere whole batches are.
+        Rows are shared evenly where the loss of a batch is that of its parts, elsewhere whole batches. Every process
+        takes part in all of them where the network is sharded.
 
         Raises:
             ValueError: too little data for so many processes, or a loader that shuffles.
@@ -395,14 +397,14 @@ class Objective:
             raise ValueError(f"{NEEDS_TARGETS}, got {len(first[0])} and {len(first[1])}") from error
         self._call.settle()
         check_reached(self.network, lambda tensors: self.loss(tensors, first).mean)
-        kind = None
+        kind, is_of_parts = None, False
         if self.criterion.has_output or self.is_pair:
             several = next((batch for batch in self.batches() if (samples_of(batch) or 0) > 1), first)
-            kind = reduction_seen(self, first if len(parts) > 1 else several)
+            kind, is_of_parts = reduction_seen(self, first if len(parts) > 1 else several)
         if kind == "sum":
             self.reduction = "sum"
-        self._shares_rows = bool(kind)
-        if kind and len(parts) > 1:
+        self._shares_rows = is_of_parts
+        if is_of_parts and len(parts) > 1:
             self._batches = parts
             if kind == "samples" and not (self.batch_size or self.criterion.metrics):
                 x, y = next(iter(self._uncut))

@@ -71,11 +71,11 @@ class Recording(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         depends = self.depends(given)
         output = func(*args, **kwargs)
-        results = [leaf for leaf in tree_leaves(output) if leaf is not None]
+        results = [leaf for leaf in tree_leaves(output) if leaf is not None and not _is_size(func, leaf)]
         numbers = not all(isinstance(result, Tensor) for result in results)
         if _draws(func, args, kwargs):
             raise UnrecordableError(func)
-        if numbers or _has_shape_of_values(func, args):
+        if numbers or has_shape_of_values(func, args):
             self.read(depends)
         if numbers:
             return output
@@ -85,7 +85,7 @@ class Recording(TorchDispatchMode):
             self._note(call, output, given, call)
         else:
             for place, result in enumerate(output or ()):
-                if result is not None:
+                if isinstance(result, Tensor):
                     part = self._graph.call_function(operator.getitem, (call, place))
                     self._note(part, result, given, call)
                     call.meta["base"] = part.meta["base"]
@@ -199,11 +199,16 @@ def _union(nodes: Iterable[Node]) -> int:
     return functools.reduce(operator.or_, (node.meta["depends"] for node in nodes), 0)
 
 
-def _has_shape_of_values(func: Any, args: Any) -> bool:
-    """Return whether how much a function returns depends on values: then Python reads these in its shape."""
-    if func is not torch.ops.aten.index.Tensor:
+def has_shape_of_values(func: Any, args: Any) -> bool:
+    """Return whether how much a function returns, or writes to, depends on values: then Python reads these."""
+    if not any(part.name == "indices" for part in func._schema.arguments):
         return torch.Tag.dynamic_output_shape in func.tags
     return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+
+
+def _is_size(func: Any, result: Any) -> bool:
+    """Return whether a result is a whole number that kernels of attention hand out: lengths of what they are given."""
+    return isinstance(result, int) and "scaled_dot_product" in func._schema.name
 
 
 def _draws(func: Any, args: Any, kwargs: Any) -> bool:

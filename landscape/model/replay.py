@@ -125,14 +125,15 @@ class _Recorded:
                 kinds[kind] = recording
             fixed, result = recording.on(leaves)
             self._batches.append((recording, fixed, result))
+            held |= {leaf.untyped_storage().data_ptr() for leaf in leaves}  # a slice of all data, say
             storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in fixed)}
-            room -= bytes_of(batch) + sum(size for at, size in storages.items() if at not in held)  # but for views
+            room -= bytes_of(batch) + sum(size for at, size in storages.items() if at not in held)  # views take none
             held |= storages.keys()
             if room < 0:
                 raise UnrecordableError
         self._recordings = {recording for recording, _, _ in self._batches}
         self._captured: cuda_graphs.Captured | None = None
-        if cuda_graphs.should_capture(objective.device, objective.coordinates.numel) and objective.dtype.itemsize >= 4:
+        if cuda_graphs.should_capture(objective.device, objective.coordinates.total) and objective.dtype.itemsize >= 4:
             self._place = torch.zeros(len(steps), dtype=objective.dtype, device=objective.device)
             with torch.no_grad(), cuda_graphs.side_stream(objective.device), contextlib.suppress(RuntimeError):
                 self._captured = cuda_graphs.Captured(lambda: self._merged(*self._point(self._place)), objective.device)
