@@ -161,7 +161,7 @@ class Hessian(Symmetric):
         columns = self._columns(vectors)
         total = torch.zeros(len(columns), local_size(self), dtype=torch.float64, device=self.device)
         for _, rows, image in self._images(columns):
-            total[rows] += image.to(self.device)
+            total[rows].add_(image.to(self.device))  # += would copy it once more
         total = self._summed(total) / sum(self._weights)
         return total.to(self.dtype).T.reshape(vectors.shape)
 
@@ -177,7 +177,7 @@ class Hessian(Symmetric):
         here = images if images.device == self.objective.device else None  # on the host, fold by fold
         for fold, rows, image in self._images(columns, here):
             if here is None:
-                images[fold, rows] += image.to(self.device)
+                images[fold, rows].add_(image.to(self.device))
         means = self._summed(images).div_(weights[:, None, None])
         return means.transpose(1, 2).reshape(len(images), *vectors.shape)
 
@@ -303,7 +303,9 @@ class Hessian(Symmetric):
                     found = captured(column)
                     if images is not None:
                         images[:, row] = found
-                    yield from ((fold, row, image) for fold, image in enumerate(found) if images is None)
+                        continue
+                    for fold, image in enumerate(found):
+                        yield fold, row, image
                 return
             cut = list(map(self._parts, columns))
             for fold, graphs in itertools.groupby(self._graphs(), lambda pair: folds[pair[0]]):
