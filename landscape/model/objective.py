@@ -90,8 +90,8 @@ class Objective:
         TypeError: data that can be read only once, batches that are no pairs where no objective is given.
 
     Cost: one forward pass over the data (two with recomputed statistics), eight of one batch, one gradient of it in
-    quantized space, and two where BatchNorm may be folded; two passes more of it where there is attention, and two where the data
-    are not ``(x, y)``.
+    quantized space, two where BatchNorm may be folded, and two more passes of it where there is attention; two passes
+    more where the data are not ``(x, y)``.
 
     Example:
         >>> import torch, landscape
