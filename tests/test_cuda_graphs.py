@@ -196,6 +196,7 @@ def test_what_waits_for_the_device_is_found_before_a_capture(waits):
         waits(x)
     with NO_WAITING:
         x.clone().add_(1).relu().sum()
+        torch.nn.functional.embedding(torch.tensor(1), x[:, None])  # one index, which is no list of them
 
 
 NO_WAITING = cuda_graphs._NoWaiting(torch.device("cpu"))

@@ -84,7 +84,7 @@ def test_a_network_is_sharded_on_request(tmp_path):
 
 
 def shared_products(out):
-    """Products of two batches that no two, three or nine processes can share whole; and what each of these reads."""
+    """Keep products of two batches that two processes cannot share evenly as they are, and the rows of each process."""
     parallel.start()
     model, data = convolutional(), [(X[:2], Y[:2]), (X[2:], Y[2:])]
     found = {}
@@ -139,8 +139,9 @@ def test_batches_that_the_network_cannot_take_apart_are_shared_whole(monkeypatch
     assert objective.reduction == "sum"
     as_process(monkeypatch, 0, 2)
     assert objective.share() == {0: range(8), 2: range(8)}
-    whole = landscape.Objective(InGroups(), (x, torch.ones(24, 3).double()), loss=torch.nn.MSELoss(reduction="sum"))
-    assert whole.batch_rows == [24]
+    many = x.repeat(20, 1), torch.ones(480, 3, dtype=torch.float64)  # another loss would be cut into ten
+    whole = landscape.Objective(InGroups(), many, loss=torch.nn.MSELoss(reduction="sum"))
+    assert whole.batch_rows == [480]
 
 
 def as_process(monkeypatch, rank, size):

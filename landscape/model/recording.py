@@ -201,9 +201,10 @@ def _union(nodes: Iterable[Node]) -> int:
 
 def has_shape_of_values(func: Any, args: Any) -> bool:
     """Return whether how much a function returns, or writes to, depends on values: then Python reads these."""
-    if not any(part.name == "indices" for part in func._schema.arguments):
+    indices = args[1] if len(args) > 1 else None
+    if not any(part.name == "indices" for part in func._schema.arguments) or not isinstance(indices, list | tuple):
         return torch.Tag.dynamic_output_shape in func.tags
-    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
 def _is_size(func: Any, result: Any) -> bool:
