@@ -139,9 +139,9 @@ def test_batches_that_the_network_cannot_take_apart_are_shared_whole(monkeypatch
     assert objective.reduction == "sum"
     as_process(monkeypatch, 0, 2)
     assert objective.share() == {0: range(8), 2: range(8)}
-    many = x.repeat(20, 1), torch.ones(480, 3, dtype=torch.float64)  # another loss would be cut into ten
+    many = x.repeat(14, 1)[:320], torch.ones(320, 3, dtype=torch.float64)  # a plain network's would be cut into five
     whole = landscape.Objective(InGroups(), many, loss=torch.nn.MSELoss(reduction="sum"))
-    assert whole.batch_rows == [480]
+    assert whole.batch_rows == [320]
 
 
 def as_process(monkeypatch, rank, size):
